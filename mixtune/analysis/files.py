@@ -1,0 +1,86 @@
+"""The files of a run directory that analysis reads and writes."""
+
+from __future__ import annotations
+
+import html
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+import yaml
+
+from mixtune.analysis.front import check_objectives
+from mixtune.errors import RequestError, suggest
+
+
+def read_space(directory: Path) -> dict[str, Any]:
+    """Return space.yaml of a run directory, with objectives checked and reference points as floats or None.
+
+    Raises RequestError where the directory or the file is missing, and where the file cannot be understood.
+    """
+    if not directory.is_dir():
+        raise RequestError(_no_directory(directory))
+    path = directory / "space.yaml"
+    try:
+        space = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RequestError(f"{directory} holds no run: space.yaml is missing") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path} is no readable YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(space, dict):
+        raise RequestError(f"{path} is no mapping of keys to values")
+    check_objectives(_mapping(path, space, "objectives"))
+    run = _mapping(path, space, "run")
+    given = _mapping(path, run, "reference_point")
+    reference = {name: _reference(path, name, value) for name, value in given.items()}
+    return {**space, "space": _mapping(path, space, "space"), "run": {**run, "reference_point": reference}}
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old one or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def html_page(figure: go.Figure, title: str) -> str:
+    """Return a page with the figure as high as the window; plotly.js is inside, so it needs no network."""
+    body = figure.to_html(
+        full_html=False, include_plotlyjs=True, default_height="100vh", config={"displaylogo": False}, div_id="figure"
+    )
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>body {{ margin: 0; overflow: hidden }}</style></head>\n<body>{body}</body></html>\n"
+    )
+
+
+def _mapping(path: Path, keys: dict[str, Any], name: str) -> dict[str, Any]:
+    given = keys.get(name) or {}
+    if not isinstance(given, dict):
+        raise RequestError(f"{path}: {name!r} is a mapping of keys to values, got {given!r}")
+    return given
+
+
+def _reference(path: Path, name: str, given: Any) -> float | None:
+    if given is None:
+        return None
+    try:
+        value = float(given)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise RequestError(f"{path}: run.reference_point.{name} is a finite number or null, got {given!r}")
+    return value
+
+
+def _no_directory(directory: Path) -> str:
+    if directory.exists():
+        return f"{directory} is a file, not a run directory"
+    parent = directory.parent
+    siblings = [item.name for item in parent.iterdir() if item.is_dir()] if parent.is_dir() else []
+    return f"there is no run directory {directory}{suggest(directory.name, siblings)}"

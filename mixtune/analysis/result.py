@@ -1,0 +1,202 @@
+"""A run directory as one object: trials, front, figures; of a finished search or of one that still runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import Counter
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mixtune import plugins
+from mixtune.analysis import front
+from mixtune.analysis.files import html_page, read_space, write_whole
+from mixtune.analysis.frames import csv_text, plain, trial_frame
+from mixtune.analysis.labels import quantity
+from mixtune.errors import RequestError, suggest
+from mixtune.ledger import TrialRecord, read_ledger, trial_states
+
+STATES = ("complete", "stopped", "failed", "rejected", "running")
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Result:
+    """What a search found. ``load`` makes one from a run directory; it does not follow a running search.
+
+    ``space`` is space.yaml as a dict, ``records`` the ledger's word on each trial and baseline by id, and
+    ``parameters`` the dotted recipe paths that the search varies. ``trials`` has a row a trial: trial, state,
+    reason, parameters, objectives, every other metric, latency_ssl_s, latency_mix_s, latency_sl_s, wall_s,
+    epochs_asked, epochs_trained, epochs_reused; ``baselines`` the same after a column ``method``. Names that
+    end in ``_s`` are seconds; accuracies are shares of 1.
+    """
+
+    directory: Path
+    objectives: dict[str, str]
+    space: dict[str, Any]
+    records: dict[str, TrialRecord]
+    parameters: tuple[str, ...]
+    trials: pd.DataFrame
+    baselines: pd.DataFrame
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{count} {state}" for state, count in self.counts().items() if count)
+        return f"Result({str(self.directory)!r}: {counts or 'no trial has started'})"
+
+    @property
+    def reference_point(self) -> dict[str, float | None]:
+        """The hypervolume's reference, fixed before the first trial; None for an objective without one."""
+        given = self.space["run"]["reference_point"]
+        return {name: given.get(name) for name in self.objectives}
+
+    def counts(self) -> dict[str, int]:
+        """Return how many trials are in each state; baselines and trials not yet started are not counted."""
+        found = Counter(self.trials["state"])
+        return {state: found[state] for state in STATES}
+
+    def with_objectives(self, objectives: Mapping[str, str]) -> Result:
+        """Return the same run judged by other metrics, ``{"val_accuracy": "max", "train_flops": "min"}``.
+
+        Raises RequestError for an unknown or non-numeric metric and for a mode that is not "max" or "min".
+        """
+        front.check_objectives(objectives)
+        for name in objectives:
+            front.numeric_column(self.trials, name)
+        return dataclasses.replace(self, objectives=dict(objectives))
+
+    def complete(self) -> pd.DataFrame:
+        """Return the rows of ``trials`` that are complete: the only ones that can be on the front."""
+        return self.trials[self.trials["state"] == "complete"]
+
+    def pareto_front(self, objectives: Mapping[str, str] | None = None) -> pd.DataFrame:
+        """Return the complete trials that no other dominates, sorted as ``front.pareto_front`` says."""
+        return front.pareto_front(self.complete(), objectives or self.objectives)
+
+    def hypervolume(self) -> float | None:
+        """Return the volume between complete trials and reference point, None where that is incomplete."""
+        reference = {name: bound for name, bound in self.reference_point.items() if bound is not None}
+        if len(reference) < len(self.objectives):
+            return None
+        return front.hypervolume(self.complete(), self.objectives, reference)
+
+    def knee(self) -> str | None:
+        """Return the id of the front's knee (``front.knee``), None while no trial is complete."""
+        members = self.pareto_front()
+        label = front.knee(members, self.objectives)
+        return None if label is None else str(members["trial"][members.index == label].iloc[0])
+
+    def best(self, metric: str, bounds: Mapping[str, float] | None = None) -> pd.Series[Any]:
+        """Return the row of the complete trial with the best ``metric`` among those within ``bounds``.
+
+        ``metric`` is an objective, which says what is better. A bound is inclusive: a least value for a "max"
+        objective, a largest value for a "min" objective and for any other metric. Equals are ordered by the
+        other objectives. Raises RequestError where ``metric`` is no objective, a bounded metric is unknown,
+        or no complete trial is left.
+        """
+        if metric not in self.objectives:
+            hint = suggest(metric, self.objectives)
+            known = ", ".join(self.objectives)
+            raise RequestError(f"best: {metric!r} is no objective of this run: they are {known}{hint}")
+        rows = self.complete()
+        rows = rows[np.isfinite(rows[metric])]
+        if rows.empty:
+            raise RequestError(f"best: no trial of {self.directory} is complete yet")
+        for name, bound in (bounds or {}).items():
+            values = front.numeric_column(rows, name)
+            is_floor = self.objectives.get(name) == "max"
+            within = rows[values >= bound] if is_floor else rows[values <= bound]
+            if within.empty:
+                reached = f"largest is {values.max()}" if is_floor else f"smallest is {values.min()}"
+                sign = ">=" if is_floor else "<="
+                raise RequestError(f"best: no complete trial left has {name} {sign} {bound}: the {reached}")
+            rows = within
+        order = [metric, *(name for name in self.objectives if name != metric)]
+        ascending = [self.objectives[name] == "min" for name in order]
+        winner: pd.Series[Any] = rows.sort_values(order, ascending=ascending, kind="stable").iloc[0]
+        return winner
+
+    def noise_warning(self) -> str | None:
+        """Return one line where neighbours on the front differ by less than their standard error, else None.
+
+        It looks at every objective with a column ``<objective>_se``; of two neighbours' the larger counts.
+        """
+        warnings = []
+        for name in self.objectives:
+            if f"{name}_se" not in self.trials:
+                continue
+            members = self.pareto_front().sort_values(name)
+            gaps = members[name].diff().iloc[1:]
+            errors = [max(pair) for pair in pairwise(front.numeric_column(members, f"{name}_se"))]
+            within = [error for gap, error in zip(gaps, errors, strict=True) if gap < error]
+            if within:
+                are = "is" if len(within) == 1 else "are"
+                warnings.append(
+                    f"{len(within)} of the {len(gaps)} gaps in {name} between neighbours on the front {are} "
+                    f"smaller than its standard error (up to {quantity(name).text(max(within))})"
+                )
+        return "; ".join(warnings) or None
+
+    def plot_pareto(self) -> Any:
+        """Return the front as a plotly Figure (``figures/pareto.py``)."""
+        figure = plugins.find("analysis.figures", "pareto", "figure")
+        return figure.draw(figure.front_data(self))
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """Return what ``mixtune pareto --format json`` prints: plain Python, None for what is missing."""
+        return {
+            "objectives": dict(self.objectives),
+            "reference_point": self.reference_point,
+            "hypervolume": self.hypervolume(),
+            "knee": self.knee(),
+            "front": [self._member(row) for _, row in self.pareto_front().iterrows()],
+            "baselines": [
+                {name: plain(row[name]) for name in ("method", *self.objectives)}
+                for _, row in self.baselines[self.baselines["state"] == "complete"].iterrows()
+            ],
+            "trials": self.counts(),
+        }
+
+    def write_tables(self) -> None:
+        """Write trials.csv, pareto.csv and pareto.html into the run directory, each whole or not at all."""
+        write_whole(self.directory / "trials.csv", csv_text(self.trials))
+        write_whole(self.directory / "pareto.csv", csv_text(self.pareto_front()))
+        page = html_page(self.plot_pareto(), f"Pareto front of {self.directory.resolve().name}")
+        write_whole(self.directory / "pareto.html", page)
+
+    def _member(self, row: pd.Series[Any]) -> dict[str, Any]:
+        values: dict[str, Any] = {"trial": row["trial"]}
+        for name in self.objectives:
+            values[name] = plain(row[name])
+            error = plain(row.get(f"{name}_se"))
+            if error is not None:
+                values[f"{name}_se"] = error
+        return {**values, "params": dict(self.records[row["trial"]].params)}
+
+
+def load(directory: str | os.PathLike[str]) -> Result:
+    """Return the result of the run in ``directory``, finished or not.
+
+    Raises RequestError where it is no run directory, its space.yaml cannot be read or its ledger is damaged.
+    """
+    directory = Path(directory)
+    space = read_space(directory)
+    records = trial_states(read_ledger(directory / "ledger.jsonl"))
+    objectives: dict[str, str] = space["objectives"]
+    trials = [record for record in records.values() if record.baseline is None]
+    asked = (name for record in trials for name in record.params)
+    parameters = tuple(dict.fromkeys([*space["space"], *asked]))
+    named = ["trial", "state", "reason"]
+    baselines = [record for record in records.values() if record.baseline is not None]
+    return Result(
+        directory=directory,
+        objectives=objectives,
+        space=space,
+        records=records,
+        parameters=parameters,
+        trials=trial_frame(trials, parameters, objectives, named),
+        baselines=trial_frame(baselines, parameters, objectives, ["method", *named]),
+    )

@@ -1,0 +1,144 @@
+"""The commands: each parses its words, calls one function and prints what comes back."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from mixtune.errors import DataError, RequestError, TrainingError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Find the MixTraining recipe that buys the most accuracy for the least training time.",
+)
+
+SpaceFile = Annotated[
+    Path, typer.Argument(metavar="SPACE.yaml", help="a search space, such as search_spaces/digits.yaml")
+]
+RunDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="the run directory of a search")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="PATH=VALUE", help="set a field of the base recipe, such as epochs.sl=20; repeatable"
+    ),
+]
+
+
+@app.command(epilog="Example: `mixtune search search_spaces/digits.yaml --gpus 1 --gpus-per-trial 0.25`")
+def search(
+    space: SpaceFile,
+    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs of this machine to use; all, if not given")] = None,
+    gpus_per_trial: Annotated[str | None, typer.Option(metavar="SHARE", help="such as 0.25, or auto")] = None,
+    cpus_per_trial: Annotated[float | None, typer.Option(help="CPU cores, and threads, of each trial")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="how many trials may end")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="run directory; a new one below runs/, if not given")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="seed of the suggestions")] = None,
+    set_: Overrides = None,
+    address: Annotated[str | None, typer.Option(help="a Ray cluster's address, or auto")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="check and print the resolved space; write nothing")
+    ] = False,
+) -> None:
+    """Search a space: baselines, trials, front, plot."""
+    from mixtune.analysis.tables import front_table
+    from mixtune.tuning import run
+
+    console = Console()
+    options: dict[str, Any] = {
+        "trials": trials,
+        "seed": seed,
+        "gpus_per_trial": _gpu_share(gpus_per_trial),
+        "cpus_per_trial": cpus_per_trial,
+    }
+    if dry_run:
+        console.print(
+            run.dry_run(space, gpus=gpus, overrides=_overrides(set_), **options), highlight=False, soft_wrap=True
+        )
+        return
+    result = run.search(
+        space, gpus=gpus, out=out, overrides=_overrides(set_), address=address, console=console, **options
+    )
+    console.print(front_table(result))
+    console.print(f"plot: {result.directory / 'pareto.html'}", highlight=False, soft_wrap=True)
+
+
+@app.command(epilog="Example: `mixtune train search_spaces/digits.yaml --set alpha=0.3 --set epochs.sl=20`")
+def train(space: SpaceFile, set_: Overrides = None) -> None:
+    """Train one recipe, the base recipe of a space, without Ray."""
+    from mixtune.training.report import epoch_line, final_line
+    from mixtune.training.single import train_recipe
+
+    trained = train_recipe(space, _overrides(set_), on_epoch=lambda metrics: print(epoch_line(metrics), flush=True))
+    print(final_line(trained.metrics))
+
+
+@app.command(epilog="Example: `mixtune pareto runs/digits --format json`")
+def pareto(
+    directory: RunDirectory,
+    format_: Annotated[str, typer.Option("--format", metavar="FORMAT", help="table, json or csv")] = "table",
+    objectives: Annotated[
+        str | None, typer.Option(help="others than the search's own, such as val_accuracy:max,train_flops:min")
+    ] = None,
+) -> None:
+    """Print the front of a run: the trials that no other trial beats in every objective."""
+    from mixtune.analysis.result import load
+    from mixtune.analysis.tables import front_csv, front_table
+
+    result = load(directory)
+    if objectives is not None:
+        result = result.with_objectives(_objectives(objectives))
+    if format_ == "json":
+        print(json.dumps(result.to_json_dict(), indent=2))
+    elif format_ == "csv":
+        print(front_csv(result), end="")
+    elif format_ == "table":
+        Console().print(front_table(result))
+    else:
+        raise RequestError(f"--format {format_}: should be table, json or csv")
+
+
+def main() -> None:
+    """Run a command; exit with 0 done, 1 failed, 2 the request was wrong, 130 interrupted."""
+    try:
+        app()
+    except RequestError as error:
+        _fail(str(error), 2)
+    except (DataError, TrainingError) as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+
+
+def _fail(message: str, status: int) -> None:
+    print(f"mixtune: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _overrides(given: list[str] | None) -> dict[str, Any]:
+    from mixtune.space import parse_override
+
+    return dict(parse_override(text) for text in given or [])
+
+
+def _gpu_share(given: str | None) -> float | str | None:
+    if given is None or given == "auto":
+        return given
+    try:
+        return float(given)
+    except ValueError:
+        raise RequestError(f"--gpus-per-trial {given}: should be a number, such as 0.25, or auto") from None
+
+
+def _objectives(given: str) -> dict[str, str]:
+    pairs = (part.partition(":") for part in given.split(","))
+    return {name.strip(): direction.strip() or "min" for name, _, direction in pairs}

@@ -1,0 +1,48 @@
+"""Datasets: from a name to uint8 arrays, decoded once, cached beside the data, shared between trials.
+
+`load_dataset` is the way in. A file in this folder without a leading underscore is a plug-in; its name is
+the dataset's name, unless it lists names of its own with ``dataset_names() -> list[str]`` (as
+torchvision_sets does). A plug-in says where the undecoded images are (`Parts`) and how to tell that they
+changed (a fingerprint); sizes, channels, the held-out test part, errors about single images and the cache
+are common code. Someone else's plug-in is an object in any module, used as ``dataset: my_scans:Scans``::
+
+    import numpy as np
+    from mixtune.datasets import Part, Parts, Source, digest_files
+
+    class Scans:
+        @staticmethod
+        def fingerprint(source: Source) -> str:
+            return digest_files([source.root / "scans.npz"], source.root)
+
+        @staticmethod
+        def read(source: Source) -> Parts:
+            held = np.load(source.root / "scans.npz")
+            train = Part(held["x"], held["y"])  # uint8 (N, H, W) or (N, H, W, C); integers (N,)
+            return Parts(train, test=None, classes=("benign", "malignant"), mirror=True)
+
+`Part.images` may as well be a list of paths, or anything with a length that gives item i: a path, a PIL image
+or an array, decoded when its turn comes. ``test=None`` with labels holds out a stratified fifth;
+``labels=None`` makes a set for self-supervised learning only.
+"""
+
+from mixtune.datasets._files import digest_files, image_files
+from mixtune.datasets._load import default_root, load_dataset
+from mixtune.datasets._mix import mix_images
+from mixtune.datasets._split import split_indices
+from mixtune.datasets._types import Dataset, Images, ImageSet, Part, Parts, Plugin, Source
+
+__all__ = [
+    "Dataset",
+    "ImageSet",
+    "Images",
+    "Part",
+    "Parts",
+    "Plugin",
+    "Source",
+    "default_root",
+    "digest_files",
+    "image_files",
+    "load_dataset",
+    "mix_images",
+    "split_indices",
+]

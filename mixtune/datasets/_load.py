@@ -1,0 +1,162 @@
+"""From a dataset's name to its decoded images: find the plug-in, look into the cache, decode if need be."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mixtune import plugins
+from mixtune.datasets._cache import FOLDER, build_cache, open_cache
+from mixtune.datasets._decode import choose_layout
+from mixtune.datasets._split import with_test_part
+from mixtune.datasets._types import Dataset, Part, Parts, Plugin, Source
+from mixtune.errors import DataError, RequestError, suggest
+
+_OPEN_DATASETS = 32
+
+
+def load_dataset(
+    name: str,
+    root: str | None = None,
+    *,
+    download: bool = True,
+    image_size: int | None = None,
+    channels: int | None = None,
+) -> Dataset:
+    """Return dataset ``name``, decoded once and mapped from the cache ever after.
+
+    name: a plug-in's name, a name that a plug-in lists (torchvision's own, as in CIFAR10), or
+        ``package.module:name``.
+    root: where the files are, relative to the current folder; None = $MIXTUNE_DATA or ``~/.cache/mixtune``.
+    download: whether missing files may be downloaded, where the plug-in knows how.
+    image_size: pixels a side; None = the images' own size where all are square, equal and at most 96 pixels,
+        otherwise 64. Images are resized on the shorter side, then cropped at the centre.
+    channels: 1 or 3; None = 1 where every image is stored in grayscale, otherwise 3.
+
+    The result is kept for the life of the process, as long as the files do not change.
+    Raises RequestError where the request is wrong (unknown name, missing folder, one class only) and
+    DataError where its data cannot be had (no network, unreadable image, full disk).
+    """
+    if image_size is not None and image_size < 1:
+        raise RequestError(f"data.image_size must be at least 1 pixel, not {image_size}")
+    if channels not in (None, 1, 3):
+        raise RequestError(f"data.channels must be 1 (grayscale) or 3 (RGB), not {channels}")
+    plugin = find_plugin(name)
+    folder = Path(os.path.abspath(Path(root).expanduser())) if root is not None else default_root()
+    source = Source(name=name, root=folder, root_given=root is not None, download=download)
+    with _file_errors_named(name):
+        fingerprint = plugin.fingerprint(source)
+    return _load(source, fingerprint, image_size, channels)
+
+
+def default_root() -> Path:
+    """Return the folder for data whose place the user did not name: $MIXTUNE_DATA or ``~/.cache/mixtune``."""
+    return Path(os.path.abspath(Path(os.environ.get("MIXTUNE_DATA") or "~/.cache/mixtune").expanduser()))
+
+
+def find_plugin(name: str) -> Plugin:
+    """Return the plug-in that provides dataset ``name``. Raises RequestError for an unknown one."""
+    plugin: Any
+    if ":" in name:
+        plugin = plugins.find("datasets", name, "dataset")
+    else:
+        known = _plugins_by_dataset()
+        if name not in known:
+            files = [key for key, module in known.items() if not hasattr(module, "dataset_names")]
+            raise RequestError(
+                f"unknown dataset {name!r}: known are {', '.join(files)}, any torchvision classification "
+                f"set, such as CIFAR10, and package.module:name for your own{suggest(name, known)}"
+            )
+        plugin = known[name]
+    for function in ("read", "fingerprint"):
+        if not callable(getattr(plugin, function, None)):
+            raise RequestError(f"dataset {name!r} has no function {function}(source): see mixtune.datasets")
+    return plugin  # type: ignore[no-any-return]
+
+
+def _plugins_by_dataset() -> dict[str, Any]:
+    """Return each dataset name's plug-in: the names that a module lists, or else its file's name."""
+    known: dict[str, Any] = {}
+    for file_name, module in zip(plugins.names("datasets"), plugins.modules("datasets"), strict=True):
+        listed = module.dataset_names() if hasattr(module, "dataset_names") else [file_name]
+        known |= dict.fromkeys(listed, module)
+    return known
+
+
+@functools.lru_cache(maxsize=_OPEN_DATASETS)
+def _load(source: Source, fingerprint: str, image_size: int | None, channels: int | None) -> Dataset:
+    places = _places(source, fingerprint, image_size, channels)
+    for place in places:
+        cached = open_cache(place)
+        if cached is not None:
+            return cached
+    # Decoders warn about oddities that do not keep an image from being read; the errors are ours to raise.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with _file_errors_named(source.name):
+            parts = find_plugin(source.name).read(source)
+        _check(parts, source.name)
+        parts = with_test_part(parts)
+        size, depth = choose_layout(parts, image_size, channels)
+        return build_cache(parts, size, depth, places)
+
+
+def _places(source: Source, fingerprint: str, image_size: int | None, channels: int | None) -> list[Path]:
+    """Return where the cache may be: beside the data, or in the default folder where that is read-only."""
+    wanted = f"{source.name}\n{fingerprint}\n{image_size}\n{channels}"
+    label = re.sub(r"\W", "_", source.name)
+
+    def folder(root: Path, text: str) -> Path:
+        return root / FOLDER / f"{label}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+    return [folder(source.root, wanted), folder(default_root(), f"{source.root}\n{wanted}")]
+
+
+def _check(parts: Parts, name: str) -> None:
+    """Raise RequestError for parts that cannot be trained on, ValueError for a plug-in's broken contract."""
+    _check_part(parts.train, parts.classes, name, "training")
+    if parts.test is not None:
+        _check_part(parts.test, parts.classes, name, "test")
+        if (parts.test.labels is None) != (parts.train.labels is None):
+            raise ValueError(f"dataset {name!r}: training and test part must both have labels, or neither")
+    if parts.train.labels is None:
+        return
+    present = np.unique(np.asarray(parts.train.labels))
+    if len(present) < 2:
+        raise RequestError(
+            f"dataset {name!r} has one class only, {parts.classes[int(present[0])]!r}: a classifier needs at "
+            "least two (for a self-supervised set, point data.root at the folder of images itself)"
+        )
+
+
+def _check_part(part: Part, classes: tuple[str, ...], name: str, kind: str) -> None:
+    count = len(part.images)
+    if not count:
+        raise RequestError(f"dataset {name!r} has no images in its {kind} part: add some, or change data.root")
+    if part.labels is None:
+        return
+    labels = np.asarray(part.labels)
+    if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"dataset {name!r}: {kind} labels must be {count} integers, not {labels.dtype} {labels.shape}")
+    if labels.min() < 0 or labels.max() >= len(classes):
+        raise ValueError(
+            f"dataset {name!r}: {kind} labels run from {labels.min()} to {labels.max()}, "
+            f"but {len(classes)} classes are named"
+        )
+
+
+@contextmanager
+def _file_errors_named(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"dataset {name!r} cannot be read: {error}") from error

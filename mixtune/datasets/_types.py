@@ -1,0 +1,117 @@
+"""What the room hands out (`Dataset`), and what a plug-in gets (`Source`) and returns (`Parts`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Decoded images of one part of a dataset, shared between processes by the page cache.
+
+    images: uint8 (N, C, H, W), C in {1, 3}, H = W; a read-only memory map.
+    labels: int64 (N,) with values in [0, len(classes)), or None where the images have no labels.
+    classes: class names, by label; empty where the images have no labels.
+    mirror: whether an image keeps its meaning when mirrored left to right. False for digits and letters;
+        True for SVHN all the same, because the MixTraining paper flips it.
+    mean, std: per channel, in units of 0..1, of the training part (the test part carries the same values, for
+        it is normalised by them); over at most 10,000 evenly spaced images; std is at least 1/255.
+    """
+
+    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64] | None
+    classes: tuple[str, ...]
+    mirror: bool
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return images (N, C, H, W) uint8 and labels (N,) int64 or None, without copying.
+
+        The memory is mapped copy-on-write: writing to a tensor changes this process's pages, never the cache.
+        """
+        return _share(self.images), None if self.labels is None else _share(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """The parts of a dataset; ``test`` is None where the source has no labels and so no test part."""
+
+    train: ImageSet
+    test: ImageSet | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a plug-in is to look.
+
+    name: the dataset's name as the user wrote it.
+    root: absolute path; the default data folder where the user named none (``root_given`` is False).
+    download: whether a plug-in that can download may do so.
+    """
+
+    name: str
+    root: Path
+    root_given: bool
+    download: bool
+
+
+class Images(Protocol):
+    """Undecoded images: whatever has a length and gives item i on request, from any thread.
+
+    An item is the path of an image file, a PIL image (opened is enough, pixels are read later), or a uint8
+    array (H, W) or (H, W, C) with C in {1, 3, 4}. A list of paths and an array (N, H, W) are such sequences.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any, /) -> Any: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One part of a dataset before decoding; labels are integers (N,), or None where there are none."""
+
+    images: Images
+    labels: npt.ArrayLike | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """What a plug-in returns.
+
+    test None with labelled training images: the common code holds out a stratified fifth as the test part,
+    the same for every seed. classes: names by label, empty where there are no labels. mirror: see `ImageSet`.
+    """
+
+    train: Part
+    test: Part | None
+    classes: tuple[str, ...]
+    mirror: bool
+
+
+class Plugin(Protocol):
+    """The contract of a dataset plug-in; a module or any other object that has these two functions."""
+
+    def read(self, source: Source) -> Parts:
+        """Describe the dataset's parts without decoding them. Raises RequestError and DataError."""
+
+    def fingerprint(self, source: Source) -> str:
+        """Return, cheaply, a text that changes when the files do. Raises RequestError for missing files."""
+
+
+def _share(array: npt.NDArray[Any]) -> torch.Tensor:
+    import torch
+
+    # PyTorch has no read-only tensors and warns about read-only arrays. The map is copy-on-write underneath.
+    writable = array.view(np.ndarray)
+    writable.flags.writeable = True
+    return torch.from_numpy(writable)

@@ -1,0 +1,169 @@
+"""The distributions of a search space, with the names and bounds of Ray Tune's.
+
+As in Ray Tune the upper bound is exclusive for ``randint`` and ``lograndint`` and inclusive elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mixtune.errors import RequestError, suggest
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """A named distribution: ``low`` and ``high`` (inclusive here), ``step``, or a tuple of ``values``.
+
+    ``step`` is None for continuous ones, 1 or q for integers, q for quantised floats.
+    """
+
+    kind: str
+    low: float | int = 0
+    high: float | int = 0
+    step: float | int | None = None
+    log: bool = False
+    values: tuple[Any, ...] = ()
+
+    @property
+    def is_integer(self) -> bool:
+        return isinstance(self.low, int) and isinstance(self.high, int) and self.step is not None
+
+    def extremes(self) -> tuple[Any, ...]:
+        """Return the values at which a recipe can first go wrong: both ends, or every choice."""
+        return self.values or (self.low, self.high)
+
+    def contains(self, value: Any) -> bool:
+        """Return whether a draw can give ``value``."""
+        if self.values:
+            return value in self.values
+        if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
+            return False
+        return self.step is None or math.isclose((value - self.low) % self.step % self.step, 0, abs_tol=1e-9)
+
+    def grid(self) -> tuple[Any, ...] | None:
+        """Return every value in order, or None where there is no end of them."""
+        if self.values:
+            return self.values
+        if self.step is None:
+            return None
+        count = round((self.high - self.low) / self.step) + 1
+        points = (self.low + i * self.step for i in range(count))
+        return tuple(points if self.is_integer else (round(p, 10) for p in points))
+
+    def to_yaml(self) -> dict[str, Any]:
+        """Return the form that a search space's file has, which parse_distribution() reads back."""
+        if self.values:
+            return {self.kind: list(self.values)}
+        exclusive = self.kind in ("randint", "lograndint")
+        arguments = [self.low, self.high + 1 if exclusive else self.high]
+        return {self.kind: [*arguments, self.step] if self.kind.startswith("q") else arguments}
+
+
+def parse_distribution(given: Any) -> Distribution:
+    """Read ``{"uniform": [0, 1]}``; raises RequestError that says what is allowed."""
+    if not isinstance(given, Mapping) or len(given) != 1:
+        raise RequestError(f"should be one distribution, such as {{uniform: [0, 1]}}, got {_show(given)}")
+    ((kind, arguments),) = given.items()
+    if kind not in _KINDS:
+        known = ", ".join(_KINDS)
+        raise RequestError(f"unknown distribution {kind!r}; known are {known}{suggest(str(kind), _KINDS)}")
+    if not isinstance(arguments, list) or not arguments:
+        raise RequestError(f"{kind} should have a list, such as {_EXAMPLES[kind]}, got {_show(arguments)}")
+    return _KINDS[kind](kind, arguments)
+
+
+def _floats(kind: str, arguments: list[Any]) -> Distribution:
+    low, high = _bounds(kind, arguments, 2)
+    log = kind == "loguniform"
+    _check_order(kind, low, high, positive=log)
+    return Distribution(kind, float(low), float(high), log=log)
+
+
+def _quantised_floats(kind: str, arguments: list[Any]) -> Distribution:
+    low, high, q = _bounds(kind, arguments, 3)
+    _check_order(kind, low, high)
+    _check_step(kind, low, high, q)
+    return Distribution(kind, float(low), float(high), step=float(q))
+
+
+def _integers(kind: str, arguments: list[Any]) -> Distribution:
+    low, high = _bounds(kind, arguments, 2, whole=True)
+    log = kind == "lograndint"
+    _check_order(kind, low, high - 1, note=" (the upper bound is exclusive)", positive=log)
+    return Distribution(kind, low, high - 1, step=1, log=log)
+
+
+def _quantised_integers(kind: str, arguments: list[Any]) -> Distribution:
+    low, high, q = _bounds(kind, arguments, 3, whole=True)
+    _check_order(kind, low, high)
+    _check_step(kind, low, high, q)
+    return Distribution(kind, low, high, step=q)
+
+
+def _choices(kind: str, arguments: list[Any]) -> Distribution:
+    values = tuple(tuple(v) if isinstance(v, list) else v for v in arguments)
+    repeated = [v for i, v in enumerate(values) if v in values[:i]]
+    if repeated:
+        raise RequestError(f"{kind} names {_show(repeated[0])} twice")
+    return Distribution(kind, values=values)
+
+
+_KINDS: dict[str, Callable[[str, list[Any]], Distribution]] = {
+    "uniform": _floats,
+    "quniform": _quantised_floats,
+    "loguniform": _floats,
+    "randint": _integers,
+    "qrandint": _quantised_integers,
+    "lograndint": _integers,
+    "choice": _choices,
+    "grid_search": _choices,
+}
+_EXAMPLES = {
+    "uniform": "[0, 1]",
+    "quniform": "[0, 1, 0.25]",
+    "loguniform": "[1e-4, 1e-2]",
+    "randint": "[2, 13]",
+    "qrandint": "[10, 50, 10]",
+    "lograndint": "[16, 257]",
+    "choice": "[2, 4, 8]",
+    "grid_search": "[2, 4, 8]",
+}
+
+
+def _bounds(kind: str, arguments: list[Any], count: int, whole: bool = False) -> list[Any]:
+    wanted = int if whole else (int, float)
+    sound = len(arguments) == count and all(
+        isinstance(a, wanted) and not isinstance(a, bool) and math.isfinite(a) for a in arguments
+    )
+    if not sound:
+        form = "[low, high, q]" if count == 3 else "[low, high]"
+        numbers = "whole numbers" if whole else "numbers"
+        example = _EXAMPLES[kind]
+        raise RequestError(f"{kind} should have {form} in {numbers}, such as {example}, got {_show(arguments)}")
+    return arguments
+
+
+def _check_order(kind: str, low: float, high: float, note: str = "", positive: bool = False) -> None:
+    if low > high:
+        raise RequestError(f"{kind} has low {low} above high {high}{note}")
+    if positive and low <= 0:
+        raise RequestError(f"{kind} is logarithmic, so low should be above 0, got {low}")
+
+
+def _check_step(kind: str, low: float, high: float, q: float) -> None:
+    if q <= 0:
+        raise RequestError(f"{kind} should have a q above 0, got {q}")
+    for name, bound in (("low", low), ("high", high)):
+        if not math.isclose(bound / q, round(bound / q), abs_tol=1e-9):
+            raise RequestError(f"{kind} has {name} {bound}, which is no multiple of its q {q}")
+
+
+def _show(value: Any) -> str:
+    try:
+        return json.dumps(value)
+    except TypeError:
+        return repr(value)

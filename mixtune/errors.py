@@ -1,0 +1,31 @@
+"""What goes wrong outside our own code, in words for the person who can mend it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RequestError(ValueError):
+    """What was asked for is wrong: one line that says what, where and what is allowed (exit status 2)."""
+
+
+class DataError(RuntimeError):
+    """The request is fine, but its data cannot be had: no network, an unreadable image (exit status 1)."""
+
+
+class TrainingError(RuntimeError):
+    """Training began and gave no result: a loss diverged, no trial completed (exit status 1)."""
+
+
+def closest(given: str, allowed: Iterable[str]) -> str | None:
+    """Return the name of ``allowed`` that ``given`` was probably meant to be, or None; case is ignored."""
+    by_lower = {name.lower(): name for name in allowed}
+    match = difflib.get_close_matches(given.lower(), by_lower, n=1, cutoff=0.5)
+    return by_lower[match[0]] if match else None
+
+
+def suggest(given: str, allowed: Iterable[str]) -> str:
+    """Return the tail of an error line: ``"; did you mean 'rho'?"``, or nothing where no name is close."""
+    name = closest(given, list(allowed))
+    return f"; did you mean {name!r}?" if name else ""

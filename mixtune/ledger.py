@@ -1,0 +1,197 @@
+"""The ledger: what a search asked and what came back, one JSON object a line, append-only.
+
+Everything else in a run directory is derived from it. A line counts once its newline is on the disk; what a
+crash leaves after the last newline, or as an unreadable last line, was never acknowledged to anyone: readers
+skip it and the next writer cuts it off.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mixtune.errors import RequestError
+
+_STATE_AFTER = {
+    "complete": "complete",
+    "baseline": "complete",
+    "stopped": "stopped",
+    "rejected": "rejected",
+    "failed": "failed",
+}
+_KNOWN = {"asked", "started", "epoch", "retried", *_STATE_AFTER}
+ENDED = frozenset(_STATE_AFTER.values())
+
+
+class Ledger:
+    """The one writer of a ledger file. The folder must exist; the file appears with the first line."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._sound = False
+
+    def append(self, event: str, **fields: Any) -> dict[str, Any]:
+        """Write one line and return it, as a reader will see it, once it is on the disk.
+
+        ``time`` (unix seconds) is added if not given.
+        Raises ValueError for a NaN or an infinity (see ``finite_or_none``) and TypeError for what is no JSON;
+        neither writes anything. After an OSError (a full disk) the next call first cuts off what was left.
+        """
+        line = json.dumps({"event": event, "time": time.time(), **fields}, allow_nan=False)
+        if not self._sound:
+            _cut_torn_line(self.path)
+        self._sound = False
+        is_new = not self.path.exists()
+        with self.path.open("ab") as file:
+            file.write(line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if is_new:
+            _sync_folder(self.path.parent)
+        self._sound = True
+        written: dict[str, Any] = json.loads(line)
+        return written
+
+
+@dataclass
+class TrialRecord:
+    """What the ledger says of one trial or baseline; times are unix seconds, None where not reached.
+
+    ``state`` is asked, running, complete, stopped, rejected or failed. ``metrics`` are those of the ending
+    event, before that of the latest epoch. ``epochs`` holds each epoch's metrics once, the latest report of
+    it. ``started_time`` is the latest start, so that ended - started is the wall time of the last attempt.
+    """
+
+    trial: str
+    state: str = "asked"
+    reason: str | None = None
+    params: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    baseline: str | None = None
+    asked_time: float | None = None
+    started_time: float | None = None
+    ended_time: float | None = None
+
+
+def read_ledger(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Return every event of the file in order, without a torn last line; safe while a search writes.
+
+    Raises RequestError where the file is missing or a line before the last is damaged.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        raise RequestError(f"{path.parent} holds no run: {path.name} is missing") from None
+    whole = lines[:-1]
+    nothing_torn_after = lines[-1] == b""
+    events = []
+    for number, line in enumerate(whole, start=1):
+        event = _parse(line)
+        if event is not None:
+            events.append(event)
+        elif number < len(whole) or not nothing_torn_after:
+            raise RequestError(f"{path}, line {number} is damaged: expected a JSON object with an 'event'")
+    return events
+
+
+def trial_states(events: Iterable[Mapping[str, Any]]) -> dict[str, TrialRecord]:
+    """Fold events into one record a trial, in the order in which trials first appear.
+
+    The first ending counts; a later one counts only after ``retried``. Unknown events are skipped.
+    """
+    records: dict[str, TrialRecord] = {}
+    for event in events:
+        apply_event(records, event)
+    return records
+
+
+def apply_event(records: dict[str, TrialRecord], event: Mapping[str, Any]) -> None:
+    """Fold one more event into ``records``, as ``trial_states`` does."""
+    if event.get("trial") is None or event["event"] not in _KNOWN:
+        return
+    trial = str(event["trial"])
+    _apply(records.setdefault(trial, TrialRecord(trial)), event)
+
+
+def finite_or_none(value: Any) -> Any:
+    """Return ``value`` fit for a ledger line: NaN and infinities are None, numpy's types plain Python's."""
+    if isinstance(value, Mapping):
+        return {key: finite_or_none(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_or_none(item) for item in value]
+    if hasattr(value, "tolist"):
+        return finite_or_none(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _apply(record: TrialRecord, event: Mapping[str, Any]) -> None:
+    kind, moment = event["event"], event.get("time")
+    if kind == "retried":
+        record.state, record.reason, record.ended_time = "asked", event.get("reason"), None
+        record.metrics = record.epochs[-1] if record.epochs else {}
+    elif record.state in ENDED:
+        return
+    elif kind == "asked":
+        record.params = dict(event.get("params") or {})
+        record.baseline = event.get("baseline")
+        record.asked_time = moment
+    elif kind == "started":
+        record.state, record.started_time = "running", moment
+    elif kind == "epoch":
+        record.state, record.metrics = "running", dict(event.get("metrics") or {})
+        _keep_epoch(record.epochs, record.metrics)
+    else:
+        record.state, record.reason, record.ended_time = _STATE_AFTER[kind], event.get("reason"), moment
+        record.metrics = dict(event.get("metrics") or {})
+        if kind == "baseline":
+            record.baseline = event.get("method", record.trial)
+
+
+def _keep_epoch(epochs: list[dict[str, Any]], metrics: dict[str, Any]) -> None:
+    key = (metrics.get("phase"), metrics.get("epoch"))
+    for i, earlier in enumerate(epochs):
+        if key[1] is not None and (earlier.get("phase"), earlier.get("epoch")) == key:
+            epochs[i] = metrics
+            return
+    epochs.append(metrics)
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line.decode())
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
+
+
+def _cut_torn_line(path: Path) -> None:
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    end = data.rfind(b"\n") + 1
+    if end == len(data) and end > 0:
+        start = data.rfind(b"\n", 0, end - 1) + 1
+        end = end if _parse(data[start:end]) is not None else start
+    if end < len(data):
+        with path.open("r+b") as file:
+            file.truncate(end)
+            os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new file's name survive a power cut: on POSIX it belongs to the folder, not to the file."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

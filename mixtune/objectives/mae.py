@@ -1,0 +1,141 @@
+"""Masked autoencoding (He et al. 2022), the objective of the MixTraining paper (A.2)."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from timm.layers import build_sincos2d_pos_embed
+from timm.models.vision_transformer import Block
+from torch import Generator, Tensor, nn
+
+from mixtune.backbone import Backbone, block_flops, gather_tokens, linear_flops
+from mixtune.objectives import Objective
+from mixtune.recipe import PositiveCount, SslSettings
+
+
+class Settings(SslSettings):
+    """``encode``: in the SSL phase encode the kept tokens only (He et al.), or all, then drop features (paper A.2).
+
+    ``loss_on``: the patches in the mean squared error: He et al. use masked, the paper's A.2 says unmasked.
+    """
+
+    encode: Literal["visible", "full"] = "visible"
+    loss_on: Literal["masked", "unmasked", "all"] = "masked"
+    mask_ratio: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.75
+    norm_pix: bool = False
+    decoder_depth: PositiveCount = 2
+
+
+class MaskedAutoencoder(Objective):
+    """A decoder of the backbone's own width and heads over all patch positions."""
+
+    def __init__(self, settings: Settings, backbone: Backbone) -> None:
+        super().__init__()
+        self.settings = settings
+        self.patch_size = backbone.patch_size
+        self.kept = kept_tokens(backbone.tokens, settings.mask_ratio)
+        width = backbone.embed_dim
+        self.embed = nn.Linear(width, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.positions: Tensor
+        self.register_buffer("positions", _positions(backbone), persistent=False)
+        self.blocks = nn.Sequential(
+            *(Block(width, backbone.num_heads, qkv_bias=True) for _ in range(settings.decoder_depth))
+        )
+        self.norm = nn.LayerNorm(width)
+        self.predict = nn.Linear(width, self.patch_size**2 * backbone.channels)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        nn.init.normal_(self.mask_token, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def forward(
+        self, backbone: Backbone, images: Tensor, generator: Generator, joint: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Mask, encode, decode and compare; see :class:`Objective`."""
+        keep = self.draw_kept(len(images), backbone.tokens, generator)
+        if joint or self.settings.encode == "full":
+            tokens = backbone(images)
+            features = torch.cat(
+                [tokens[:, : backbone.prefix], gather_tokens(tokens[:, backbone.prefix :], keep)], dim=1
+            )
+        else:
+            tokens = features = backbone(images, keep)
+        loss = self.loss(self.decode(features, keep, backbone), images, keep)
+        return loss, tokens if joint else None
+
+    def draw_kept(self, batch: int, tokens: int, generator: Generator) -> Tensor:
+        """Return the positions of the kept patches, int64 (B, K), drawn without replacement."""
+        noise = torch.rand(batch, tokens, generator=generator, device=generator.device)
+        return noise.argsort(dim=1)[:, : self.kept]
+
+    def decode(self, features: Tensor, keep: Tensor, backbone: Backbone) -> Tensor:
+        """Predict all patches (B, L, p * p * C) from features (B, prefix + K, D) of the kept ones."""
+        embedded = self.embed(features)
+        batch, _, width = embedded.shape
+        patches = self.mask_token.to(embedded.dtype).expand(batch, backbone.tokens, width)
+        index = keep[:, :, None].expand(-1, -1, width)
+        patches = patches.scatter(1, index, embedded[:, backbone.prefix :]) + self.positions
+        decoded = self.blocks(torch.cat([embedded[:, : backbone.prefix], patches], dim=1))
+        return self.predict(self.norm(decoded[:, backbone.prefix :]))  # type: ignore[no-any-return]
+
+    def loss(self, predicted: Tensor, images: Tensor, keep: Tensor) -> Tensor:
+        """Return the mean squared error over the patches that ``loss_on`` names.
+
+        predicted: (B, L, p * p * C); images: (B, C, H, W); keep: (B, K).
+        """
+        target = patchify(images, self.patch_size)
+        if self.settings.norm_pix:
+            variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
+            target = (target - mean) / (variance + 1e-6).sqrt()
+        error = (predicted.float() - target).square().mean(dim=-1)  # (B, L)
+        if self.settings.loss_on == "all":
+            return error.mean()
+        kept_error = error.gather(1, keep).sum()
+        if self.settings.loss_on == "unmasked":
+            return kept_error / keep.numel()
+        return (error.sum() - kept_error) / (error.numel() - keep.numel())
+
+    def forward_flops(self, backbone: Backbone, joint: bool) -> float:
+        """See :class:`Objective`; the encoder counts the kept tokens only where ``encode`` is visible."""
+        whole = joint or self.settings.encode == "full"
+        width, length = backbone.embed_dim, backbone.tokens + backbone.prefix
+        encoder = backbone.forward_flops(backbone.tokens if whole else self.kept)
+        decoder = (
+            linear_flops(self.kept + backbone.prefix, width, width)
+            + self.settings.decoder_depth * block_flops(length, width)
+            + linear_flops(backbone.tokens, width, self.predict.out_features)
+        )
+        return encoder + decoder
+
+
+def build(settings: Settings, backbone: Backbone) -> MaskedAutoencoder:
+    """Return the objective with fresh weights from torch's global generator."""
+    return MaskedAutoencoder(settings, backbone)
+
+
+def kept_tokens(tokens: int, mask_ratio: float) -> int:
+    """Return how many of the patch tokens are kept: floor(L * (1 - mask_ratio)), exactly, but 1 to L - 1."""
+    kept = math.floor(tokens * (1 - Fraction(mask_ratio).limit_denominator(10**6)))
+    return min(max(kept, 1), tokens - 1)
+
+
+def patchify(images: Tensor, patch_size: int) -> Tensor:
+    """Cut images (B, C, H, W) to patches (B, L, p * p * C) in row-major order."""
+    batch, channels, height, width = images.shape
+    rows, columns = height // patch_size, width // patch_size
+    cut = images.reshape(batch, channels, rows, patch_size, columns, patch_size)
+    return cut.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, -1)
+
+
+def _positions(backbone: Backbone) -> Tensor:
+    side = math.isqrt(backbone.tokens)
+    return build_sincos2d_pos_embed([side, side], backbone.embed_dim)[None]  # type: ignore[no-any-return]

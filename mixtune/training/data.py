@@ -1,0 +1,163 @@
+"""The images of one trial on its device: split by seed, drawn batch by batch by named streams."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mixtune.datasets import ImageSet, load_dataset, mix_images, split_indices
+from mixtune.errors import RequestError
+from mixtune.recipe import Recipe
+from mixtune.training.augmentation import crop_and_flip, normalise
+from mixtune.training.plan import Epoch
+from mixtune.training.streams import numpy_generator, torch_generator
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images that batches are drawn from.
+
+    images: uint8 (N, C, H, W); labels: int64 (N,) or None; indices: int64, the images that may be drawn;
+    mean, std: float32 (C, 1, 1); flip: probability.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    indices: Tensor
+    mean: Tensor
+    std: Tensor
+    pad: int
+    flip: float
+
+    def batch(self, chosen: Tensor, generator: torch.Generator) -> Tensor:
+        """Return augmented, normalised images, float32 (B, C, H, W)."""
+        return normalise(crop_and_flip(self.images[chosen], self.pad, self.flip, generator), self.mean, self.std)
+
+    def plain(self, chosen: Tensor) -> Tensor:
+        """Return normalised images without augmentation."""
+        return normalise(self.images[chosen], self.mean, self.std)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a recipe trains and validates on. ``ssl`` is ``supervised`` itself where both see one dataset."""
+
+    supervised: Source
+    ssl: Source
+    val_indices: Tensor
+    classes: tuple[str, ...]
+    batch_size: int
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch: one pass over the supervised set, the incomplete last batch dropped."""
+        return len(self.supervised.indices) // self.batch_size
+
+    @property
+    def channels(self) -> int:
+        return self.supervised.images.shape[1]
+
+    @property
+    def image_size(self) -> int:
+        return self.supervised.images.shape[2]
+
+    def batches(self, recipe: Recipe, epoch: Epoch) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yield an epoch's (images, labels): x_ssl and None, x_mix and y (Eq. 2), or x_sl and y, by its phase."""
+
+        def stream(name: str) -> torch.Generator:
+            return torch_generator(recipe.seed, name, epoch.index, self.val_indices.device)  # type: ignore[arg-type]
+
+        if epoch.phase == "ssl":
+            augmentation = stream("ssl_augmentation")
+            for chosen in self._pass(self.ssl, stream("ssl_order")):
+                yield self.ssl.batch(chosen, augmentation), None
+            return
+        labels = self.supervised.labels
+        assert labels is not None
+        mixed = epoch.phase == "mix" and self.ssl is not self.supervised
+        augmentation, ssl_augmentation, partners = (
+            stream(name) for name in ("augmentation", "ssl_augmentation", "partners")
+        )
+        for chosen in self._pass(self.supervised, stream("order")):
+            images = self.supervised.batch(chosen, augmentation)
+            if mixed:
+                drawn = torch.randint(len(self.ssl.indices), chosen.shape, generator=partners, device=chosen.device)
+                partner = self.ssl.batch(self.ssl.indices[drawn], ssl_augmentation)
+                images = mix_images(images, partner, recipe.lambda_)
+            yield images, labels[chosen]
+
+    def _pass(self, source: Source, order: torch.Generator) -> Iterator[Tensor]:
+        """Yield an epoch's batches of image indices in random order; a small set is passed over again."""
+        wanted, count = self.steps * self.batch_size, len(source.indices)
+        device = source.indices.device
+        rounds = [
+            source.indices[torch.randperm(count, generator=order, device=device)] for _ in range(-(-wanted // count))
+        ]
+        yield from torch.cat(rounds)[:wanted].view(self.steps, self.batch_size)
+
+
+def load_training_data(recipe: Recipe, device: torch.device | str = "cpu") -> TrainingData:
+    """Load, split and place a recipe's images.
+
+    Raises RequestError or DataError, one line that says what to do, for data that cannot serve.
+    """
+    section = recipe.data
+    images = load_dataset(section.dataset, section.root, download=section.download, image_size=section.image_size).train
+    if images.labels is None:
+        raise RequestError(
+            f"data.dataset {section.dataset} at {section.root} has no classes: supervised training needs a folder "
+            "for each class; images without classes can serve as data.ssl_dataset"
+        )
+    train, val = split_indices(
+        images.labels,
+        images.classes,
+        val_fraction=section.val_fraction,
+        fraction=section.fraction,
+        rng=numpy_generator(recipe.seed, "split"),
+    )
+    if len(train) < recipe.optim.batch_size:
+        raise RequestError(
+            f"optim.batch_size {recipe.optim.batch_size} is more than the {len(train)} training images (of "
+            f"{len(images.images)}, after data.val_fraction {section.val_fraction} and data.fraction "
+            f"{section.fraction}): lower it to at most {len(train)}"
+        )
+    supervised = _source(images, train, recipe, device)
+    return TrainingData(
+        supervised=supervised,
+        ssl=_ssl_source(recipe, images, device) or supervised,
+        val_indices=torch.from_numpy(val).to(device),
+        classes=images.classes,
+        batch_size=recipe.optim.batch_size,
+    )
+
+
+def _ssl_source(recipe: Recipe, supervised: ImageSet, device: torch.device | str) -> Source | None:
+    """Return the SSL set, brought to the supervised image size and channels, or None where there is no own one."""
+    section = recipe.data
+    if section.ssl_dataset is None:
+        return None
+    _, channels, size, _ = supervised.images.shape
+    images = load_dataset(
+        section.ssl_dataset, section.ssl_root, download=section.download, image_size=size, channels=channels
+    ).train
+    return _source(images, np.arange(len(images.images)), recipe, device)
+
+
+def _source(
+    images: ImageSet, indices: np.ndarray[tuple[int], np.dtype[np.int64]], recipe: Recipe, device: torch.device | str
+) -> Source:
+    pixels, labels = images.tensors()
+    pad, flip = recipe.augment.pad, recipe.augment.flip
+    return Source(
+        images=pixels.to(device),
+        labels=None if labels is None else labels.to(device),
+        indices=torch.from_numpy(indices).to(device),
+        mean=torch.tensor(images.mean, device=device).view(-1, 1, 1),
+        std=torch.tensor(images.std, device=device).view(-1, 1, 1),
+        pad=pixels.shape[-1] // 8 if pad is None else pad,
+        flip=(0.5 if images.mirror else 0.0) if flip is None else flip,
+    )

@@ -1,0 +1,98 @@
+"""What a recipe will cost, before it trains: its operations, and a few timed steps."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import torch
+
+from mixtune import plugins
+from mixtune.backbone import build_backbone
+from mixtune.recipe import Recipe
+from mixtune.space import SearchSpace
+from mixtune.training.data import TrainingData
+from mixtune.training.flops import phase_flops
+from mixtune.training.loop import train_step
+from mixtune.training.plan import PHASES, Epoch, Phase, make_plan
+from mixtune.training.state import TrainState, start_state
+from mixtune.training.streams import torch_generator
+
+TIMED_BATCH = 64
+TIMED_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a recipe's cost depends on beside the recipe: the data's shape. ``images`` counts all before the split."""
+
+    image_size: int
+    channels: int
+    classes: int
+    images: int
+
+    @classmethod
+    def of(cls, data: TrainingData) -> Size:
+        return cls(data.image_size, data.channels, len(data.classes), len(data.supervised.images))
+
+    def epoch_images(self, recipe: Recipe) -> int:
+        """Return how many images an epoch of the recipe trains on."""
+        kept = (self.images - round(recipe.data.val_fraction * self.images)) * recipe.data.fraction
+        return round(kept) // recipe.optim.batch_size * recipe.optim.batch_size
+
+
+def recipe_flops(recipe: Recipe, size: Size) -> dict[Phase, float]:
+    """Return the training operations of a whole recipe by phase, without allocating its weights."""
+    with torch.device("meta"):
+        backbone = build_backbone(recipe.model, recipe.data.image_size or size.image_size, size.channels)
+        objective = plugins.find("objectives", recipe.ssl.objective, "ssl.objective").build(recipe.ssl, backbone)
+    per_image = phase_flops(backbone, objective, size.classes)
+    plan, images = make_plan(recipe), size.epoch_images(recipe)
+    return {phase: per_image[phase] * images * sum(e.phase == phase for e in plan) for phase in PHASES}
+
+
+def dearest_recipe(space: SearchSpace, size: Size) -> Recipe:
+    """Return the recipe of the space that needs the most operations.
+
+    Found coordinate by coordinate over every distribution's ends and choices, twice around, which is exact where
+    no two parameters pull each other's cost in opposite directions.
+    """
+
+    def cost(params: dict[str, Any]) -> float:
+        return sum(recipe_flops(space.recipe_at(params), size).values())
+
+    params = {path: distribution.extremes()[-1] for path, distribution in space.space.items()}
+    for _ in range(2):
+        for path, value in space.extremes():
+            params = max(params, {**params, path: value}, key=cost)
+    return space.recipe_at(params)
+
+
+def forecast_latency(flops: dict[Phase, float], speeds: dict[Phase, float]) -> float:
+    """Return seconds of training from operations and operations per second, both by phase."""
+    return sum(flops[phase] / speeds[phase] for phase in PHASES)
+
+
+def measure_speeds(recipe: Recipe, data: TrainingData, device: torch.device) -> dict[Phase, float]:
+    """Return the operations per second of each phase's training steps, measured here and now over a few of them."""
+    batch = min(recipe.optim.batch_size, TIMED_BATCH)
+    small = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"batch_size": batch})})
+    state = start_state(small, replace(data, batch_size=batch), device)
+    per_image = phase_flops(state.backbone, state.objective, len(data.classes))
+    return {phase: per_image[phase] * batch / _step_seconds(state, phase) for phase in PHASES}
+
+
+def _step_seconds(state: TrainState, phase: Phase) -> float:
+    """Return the least of a few timed training steps; the first, which allocates, is left out."""
+    epoch = Epoch(index=0, phase=phase, ssl_epoch=None, sl_epoch=None)
+    masks = torch_generator(state.recipe.seed, "masks", 0, state.device)
+    times = []
+    for images, labels in islice(state.data.batches(state.recipe, epoch), TIMED_STEPS + 1):
+        started = time.perf_counter()
+        train_step(state, epoch, images, labels, masks)
+        if state.device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return min(times[1:] or times)

@@ -1,0 +1,97 @@
+"""Algorithm 1: a generator that trains an epoch and yields what it measured; it knows nothing of Ray."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mixtune.errors import TrainingError
+from mixtune.training.evaluation import measure_accuracy
+from mixtune.training.optimizer import set_rates
+from mixtune.training.plan import Epoch, make_plan
+from mixtune.training.state import EpochResult, TrainState
+from mixtune.training.streams import torch_generator
+
+
+class DivergedError(TrainingError):
+    """A loss became NaN or infinite."""
+
+
+def train(state: TrainState) -> Iterator[EpochResult]:
+    """Train the epochs that the state has not seen yet, yielding after each; the state is whole at every yield.
+
+    Raises DivergedError, naming epoch, step and phase, at the end of an epoch with a NaN or infinite loss.
+    """
+    for epoch in make_plan(state.recipe)[len(state.history) :]:
+        result = _train_epoch(state, epoch)
+        state.history.append(result)
+        yield result
+
+
+def phase_losses(
+    state: TrainState, epoch: Epoch, images: Tensor, labels: Tensor | None, masks: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (loss, SSL loss, SL loss) of one step; the loss that a phase does not have is 0.
+
+    In the mix phase one backbone pass serves both losses: alpha * SSL + (1 - alpha) * SL (Eq. 3).
+    """
+    none = images.new_zeros(())
+    assert (labels is None) == (epoch.phase == "ssl")
+    with torch.autocast(state.device.type, state.autocast_dtype, enabled=state.autocast_dtype != torch.float32):
+        if labels is None:
+            ssl_loss, _ = state.objective(state.backbone, images, masks, joint=False)
+            return ssl_loss, ssl_loss, none
+        if epoch.phase == "sl":
+            sl_loss = F.cross_entropy(state.classifier(state.backbone(images)), labels)
+            return sl_loss, none, sl_loss
+        ssl_loss, tokens = state.objective(state.backbone, images, masks, joint=True)
+        sl_loss = F.cross_entropy(state.classifier(tokens), labels)
+        alpha = state.recipe.alpha
+        return alpha * ssl_loss + (1.0 - alpha) * sl_loss, ssl_loss, sl_loss
+
+
+def train_step(
+    state: TrainState, epoch: Epoch, images: Tensor, labels: Tensor | None, masks: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Take one optimizer step at the rates that are set; return (SSL loss, SL loss), still on the device."""
+    loss, ssl_loss, sl_loss = phase_losses(state, epoch, images, labels, masks)
+    loss.backward()  # type: ignore[no-untyped-call]
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    return ssl_loss.detach(), sl_loss.detach()
+
+
+def _train_epoch(state: TrainState, epoch: Epoch) -> EpochResult:
+    steps = state.data.steps
+    masks = torch_generator(state.recipe.seed, "masks", epoch.index, state.device)
+    losses = torch.zeros(steps, 2, device=state.device)  # SSL, SL; read once, after the epoch
+    state.backbone.train()
+    started = time.perf_counter()
+    for step, (images, labels) in enumerate(state.data.batches(state.recipe, epoch)):
+        set_rates(state.optimizer, state.recipe, epoch, step, steps)
+        losses[step, 0], losses[step, 1] = train_step(state, epoch, images, labels, masks)
+    measured = losses.cpu()  # waits for the device
+    seconds = time.perf_counter() - started
+    _refuse_divergence(measured, epoch)
+    ssl_mean, sl_mean = measured.mean(dim=0).tolist()
+    return EpochResult(
+        epoch=epoch.index + 1,
+        phase=epoch.phase,
+        ssl_loss=None if epoch.phase == "sl" else ssl_mean,
+        sl_loss=None if epoch.phase == "ssl" else sl_mean,
+        val_accuracy=None if epoch.phase == "ssl" else measure_accuracy(state, state.data.val_indices),
+        seconds=seconds,
+    )
+
+
+def _refuse_divergence(losses: Tensor, epoch: Epoch) -> None:
+    """Raise DivergedError at the first step whose losses (steps, 2) are not all finite."""
+    bad = (~losses.isfinite().all(dim=1)).nonzero()
+    if len(bad):
+        step = int(bad[0])
+        value = losses[step][~losses[step].isfinite()][0].item()
+        raise DivergedError(f"the loss is {value} in epoch {epoch.index + 1} ({epoch.phase} phase), step {step + 1}")

@@ -1,0 +1,48 @@
+"""Train one recipe in this process, without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+from mixtune.recipe import Recipe, parse_recipe
+from mixtune.space import load_space, override
+from mixtune.training.data import load_training_data
+from mixtune.training.device import choose_device
+from mixtune.training.loop import train
+from mixtune.training.metrics import Metrics, measure
+from mixtune.training.state import EpochResult, TrainState, start_state
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained recipe: its final metrics, an entry for each epoch, and the models."""
+
+    recipe: Recipe
+    metrics: Metrics
+    history: list[EpochResult]
+    state: TrainState
+
+
+def train_recipe(
+    recipe: Recipe | Mapping[str, Any] | str | PathLike[str],
+    overrides: Mapping[str, Any] | None = None,
+    on_epoch: Callable[[Metrics], None] = lambda _: None,
+) -> Trained:
+    """Train one recipe on this machine's GPU, or else on its CPU; ``on_epoch`` sees the metrics of each epoch.
+
+    recipe: a Recipe, nested values, or a search space's file, whose base recipe is trained; overrides: dotted
+    values put over it. Raises RequestError, DataError, or DivergedError.
+    """
+    if isinstance(recipe, str | PathLike):
+        recipe = load_space(recipe).recipe
+    elif not isinstance(recipe, Recipe):
+        recipe = parse_recipe(recipe)
+    recipe = override(recipe, overrides or {})
+    device = choose_device()
+    state = start_state(recipe, load_training_data(recipe, device), device)
+    for _ in train(state):
+        on_epoch(measure(state))
+    return Trained(recipe, measure(state), state.history, state)

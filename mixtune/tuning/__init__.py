@@ -1,0 +1,1 @@
+"""The search: Ray Tune and Optuna live here and nowhere else."""

@@ -1,0 +1,82 @@
+"""Ray Tune's side of a search: a Searcher and a Callback that both speak to one Search."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+from ray.tune.search import Searcher
+
+from mixtune.training.metrics import Metrics
+from mixtune.tuning.state import Search
+
+
+class _DrivenBySearch:
+    """Ray pickles searchers and callbacks for a restore of its own, which a search never uses."""
+
+    _search: Search
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class SearchSearcher(_DrivenBySearch, Searcher):  # type: ignore[misc]
+    """Hands the search's trials to Ray Tune; their ends are told by SearchCallback, which sees why."""
+
+    def __init__(self, search: Search, base_recipe: dict[str, Any]) -> None:
+        super().__init__()
+        self._search = search
+        self._base_recipe = base_recipe
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """Return the config of the next trial; ``trial`` in it is our own id, which outlives Ray's."""
+        asked = self._search.ask()
+        if asked is None:
+            return Searcher.FINISHED  # type: ignore[no-any-return]
+        trial, params = asked
+        return {"recipe": self._base_recipe, "trial": trial, **params}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Nothing: a result alone does not say whether a trial completed or was stopped."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the ledger is the one truth."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: see save()."""
+
+
+class SearchCallback(_DrivenBySearch, Callback):  # type: ignore[misc]
+    """Tells the search what happened to its trials."""
+
+    def __init__(self, search: Search) -> None:
+        self._search = search
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._search.start(trial.config["trial"])
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        self._search.report(trial.config["trial"], own_metrics(result))
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._search.end(trial.config["trial"], own_metrics(trial.last_result))
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._search.fail(trial.config["trial"], failure_reason(trial), own_metrics(trial.last_result or {}))
+
+
+def own_metrics(result: dict[str, Any]) -> dict[str, Any]:
+    """Return what the trainable measured, without what Ray adds to each result."""
+    return {field.name: result[field.name] for field in fields(Metrics) if field.name in result}
+
+
+def failure_reason(trial: Trial) -> str:
+    """Return one line that says why Ray gave a trial up: the innermost error's type and message."""
+    error = trial.get_pickled_error() or trial.get_error()
+    cause = getattr(error, "cause", None) or error
+    lines = str(cause).strip().splitlines() or [""]
+    return f"{type(cause).__name__}: {lines[0]}" if error is not None else "unknown"

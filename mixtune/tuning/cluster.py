@@ -1,0 +1,94 @@
+"""The Ray session of a search: what the machine has, how many trials fit, and quiet logs."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+import torch
+
+from mixtune.errors import RequestError
+from mixtune.space import Resources
+
+_QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0 the old one is silent, the new one prints a table
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: it ends the search and keeps what is done
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # the ledger is the one truth; Ray's own state is never read
+    "TUNE_WARN_THRESHOLD_S": "10",
+}
+
+
+@dataclass(frozen=True)
+class Slots:
+    """How trials are packed: each gets ``cpus`` and ``gpus``, and ``count`` of them run at once."""
+
+    cpus: float
+    gpus: float
+    count: int
+
+
+def plan_slots(resources: Resources, cpus: int, gpus: int) -> Slots:
+    """Return the packing of trials on a machine. GPU fractions are per device: 0.15 of 8 GPUs is 48 slots, not 53.
+
+    Raises RequestError where not one trial fits.
+    """
+    if resources.cpus_per_trial > cpus:
+        raise RequestError(f"{resources.cpus_per_trial:g} CPUs a trial: there are {cpus}; lower --cpus-per-trial")
+    count = math.floor(cpus / resources.cpus_per_trial)
+    share = 1.0 if resources.gpus_per_trial == "auto" else resources.gpus_per_trial
+    if gpus == 0 or share == 0:
+        return Slots(resources.cpus_per_trial, 0.0, count)
+    if share > gpus:
+        raise RequestError(f"{share:g} GPUs a trial: there are {gpus}; lower --gpus-per-trial")
+    if share > 1 and not float(share).is_integer():
+        raise RequestError(f"{share:g} GPUs a trial: above 1 it should be a whole number")
+    on_gpus = math.floor(1 / share) * gpus if share <= 1 else math.floor(gpus / share)
+    return Slots(resources.cpus_per_trial, share, min(count, on_gpus))
+
+
+def usable_gpus(wanted: int | None) -> int:
+    """Return how many GPUs of this machine a search uses: all, or ``wanted``; 0 where there is none at all.
+
+    Raises RequestError for more than there are, unless there is none.
+    """
+    present = torch.cuda.device_count()
+    if wanted is not None and present and wanted > present:
+        raise RequestError(f"--gpus {wanted}: this machine has {present}")
+    return present if wanted is None else min(wanted, present)
+
+
+def usable_cpus() -> int:
+    """Return how many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def ray_session(address: str | None, cpus: int, gpus: int) -> Iterator[None]:
+    """Run with Ray: the cluster at ``address``, the session that is there already, or one of our own.
+
+    Only a session of our own is shut down. Raises RequestError for an address that does not answer.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    for name in ("ray", "ray.tune", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if ray.is_initialized():
+        yield
+        return
+    own = {} if address else {"num_cpus": cpus, "num_gpus": gpus, "include_dashboard": False}
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
+    except (ConnectionError, ValueError) as error:
+        raise RequestError(f"--address {address}: no Ray cluster there: {str(error).splitlines()[0]}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()

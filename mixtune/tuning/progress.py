@@ -1,0 +1,98 @@
+"""Progress of a search: one live line on a terminal, a plain line for each ended trial in a log."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from mixtune.ledger import ENDED, TrialRecord
+from mixtune.tuning.state import Search
+
+
+class Progress:
+    """A context manager whose ``update`` is a search's ``on_change``."""
+
+    def __init__(self, slots: int, console: Console | None = None) -> None:
+        self._slots = slots
+        self._console = console or Console()
+        self._live = Live(console=self._console, refresh_per_second=4, transient=True)
+        self._reported: set[str] = set()
+
+    def __enter__(self) -> Progress:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def update(self, search: Search) -> None:
+        """Show what changed."""
+        for trial, record in search.records.items():
+            if record.state in ENDED and trial not in self._reported:
+                self._reported.add(trial)
+                self._console.print(_ended_line(search, record), highlight=False, soft_wrap=True)
+        if self._console.is_terminal:
+            self._live.update(Text(status_line(search, self._slots, time.time())))
+
+
+def status_line(search: Search, slots: int, now: float) -> str:
+    """Return counts, the best of the first objective so far, and the time left."""
+    trials = [r for name, r in search.records.items() if name not in search.baselines]
+    counts = {state: sum(r.state == state for r in trials) for state in ("running", "failed")}
+    ended = sum(r.state in ENDED for r in trials)
+    parts = [f"{ended}/{search.budget} trials", f"{counts['running']} running", f"{counts['failed']} failed"]
+    if best := best_so_far(search):
+        parts.append(best)
+    left = seconds_left(search, slots, now)
+    parts.append("time left: not known yet" if left is None else f"about {_duration(left)} left")
+    return " · ".join(parts)
+
+
+def best_so_far(search: Search) -> str | None:
+    """Return the best complete value of the first objective, as text; baselines are left out."""
+    name, direction = next(iter(search.space.objectives.items()))
+    values = [
+        r.metrics[name] for key, r in search.records.items() if key not in search.baselines and r.state == "complete"
+    ]
+    if not values:
+        return None
+    return f"best {name} {max(values) if direction == 'max' else min(values):.4g}"
+
+
+def seconds_left(search: Search, slots: int, now: float) -> float | None:
+    """Return a forecast from the mean wall time of the trials that ended, or None before the first."""
+    records = search.records.values()
+    took = [r.ended_time - r.started_time for r in records if r.ended_time and r.started_time]
+    if not took:
+        return None
+    mean = sum(took) / len(took)
+    spent = sum(min(now - r.started_time, mean) for r in records if r.state == "running" and r.started_time)
+    waiting = search.budget + len(search.baselines) - sum(r.state in ENDED for r in records)
+    return max(mean * waiting - spent, 0.0) / slots
+
+
+def _ended_line(search: Search, record: TrialRecord) -> str:
+    if record.state == "complete":
+        said = "  ".join(f"{name} {record.metrics[name]:.4g}" for name in search.space.objectives)
+    else:
+        said = f"{record.state}: {record.reason}"
+    params = " ".join(f"{path}={_short(value)}" for path, value in record.params.items())
+    kind = "baseline" if record.baseline else "trial"
+    return f"{kind} {record.trial}  {said}  ({params})"
+
+
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

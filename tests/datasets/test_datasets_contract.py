@@ -1,0 +1,97 @@
+"""The contract of dataset plug-ins: names, suggestions, and someone else's plug-in."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+import mixtune.datasets
+from mixtune import plugins
+from mixtune.datasets import load_dataset
+from mixtune.errors import DataError, RequestError
+
+
+@pytest.mark.parametrize("module", plugins.modules("datasets"), ids=lambda module: module.__name__)
+def test_every_plugin_describes_itself_and_has_both_functions(module):
+    assert module.__doc__
+    assert callable(module.read)
+    assert callable(module.fingerprint)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("digit", "digits"),
+        ("cifar10", "CIFAR10"),
+        ("CIFAR-100", "CIFAR100"),
+        ("fashion_mnist", "FashionMNIST"),
+        ("imagefolder", "image_folder"),
+        ("TinyImageNet", "tiny_imagenet"),
+        ("svnh", "SVHN"),
+    ],
+)
+def test_an_unknown_name_gets_the_closest_and_the_known_ones(given, meant):
+    with pytest.raises(RequestError) as caught:
+        load_dataset(given)
+    message = str(caught.value)
+    assert message.endswith(f"did you mean {meant!r}?")
+    assert "digits, image_folder, tiny_imagenet, any torchvision classification set, such as CIFAR10" in message
+
+
+@pytest.mark.parametrize(("options", "key"), [({"image_size": 0}, "image_size"), ({"channels": 2}, "channels")])
+def test_impossible_sizes_and_channels_are_refused(options, key):
+    with pytest.raises(RequestError, match=rf"data\.{key} must be"):
+        load_dataset("digits", **options)
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """Make the example of the package's docstring importable as my_scans, beside a file it reads."""
+    _, _, indented = mixtune.datasets.__doc__.partition("::\n")
+    example = indented.partition("\n`Part.images`")[0]
+    (tmp_path / "my_scans.py").write_text(textwrap.dedent(example))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_scans", raising=False)
+    return tmp_path
+
+
+def test_the_plugin_of_the_docstring_works_as_it_stands(elsewhere, digits):
+    images, labels = digits
+    chosen = labels < 2
+    np.savez(elsewhere / "scans.npz", x=images[chosen], y=labels[chosen])
+    dataset = load_dataset("my_scans:Scans", str(elsewhere))
+    assert dataset.train.classes == ("benign", "malignant")
+    assert len(dataset.train.images) + len(dataset.test.images) == chosen.sum()
+    assert dataset.train.images.shape[1:] == (1, 8, 8)
+    np.savez(elsewhere / "scans.npz", x=images[chosen][:50], y=labels[chosen][:50])
+    assert len(load_dataset("my_scans:Scans", str(elsewhere)).train.images) == 40
+
+
+def test_a_plugin_with_labels_beyond_its_classes_is_told(elsewhere, digits):
+    np.savez(elsewhere / "scans.npz", x=digits[0], y=digits[1])
+    with pytest.raises(ValueError, match="training labels run from 0 to 9, but 2 classes are named"):
+        load_dataset("my_scans:Scans", str(elsewhere))
+
+
+def test_a_plugin_whose_file_is_missing_is_a_data_error(elsewhere):
+    with pytest.raises(DataError, match=r"dataset 'my_scans:Scans' cannot be read: .*scans\.npz"):
+        load_dataset("my_scans:Scans", str(elsewhere))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("my_scans:Nothing", "cannot be loaded"), ("no_such:Scans", "cannot be loaded"), ("my_scans:np", "no function")],
+)
+def test_an_object_that_is_no_plugin_is_refused(elsewhere, name, message):
+    with pytest.raises(RequestError, match=message):
+        load_dataset(name, str(elsewhere))
+
+
+def test_importing_the_package_loads_neither_torch_nor_torchvision_nor_sklearn():
+    code = "import sys, mixtune.datasets; print(sorted({'torch', 'torchvision', 'sklearn'} & set(sys.modules)))"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"

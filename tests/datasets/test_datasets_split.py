@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from mixtune.datasets import split_indices
+from mixtune.errors import RequestError
+
+CLASSES = tuple("0123456789")
+
+
+def split(labels, val_fraction=0.1, fraction=1.0, seed=0, classes=CLASSES):
+    rng = np.random.default_rng(seed)
+    return split_indices(labels, classes, val_fraction=val_fraction, fraction=fraction, rng=rng)
+
+
+@pytest.fixture
+def labels(digits):
+    return digits[1].astype(np.int64)
+
+
+def test_parts_are_disjoint_and_cover_everything(labels):
+    train_idx, val_idx = split(labels)
+    assert train_idx.dtype == val_idx.dtype == np.int64
+    assert sorted([*train_idx, *val_idx]) == list(range(len(labels)))
+    assert len(val_idx) == round(0.1 * len(labels))
+
+
+@pytest.mark.parametrize("fraction", [0.05, 0.1, 0.25, 0.5, 1.0])
+def test_both_parts_are_stratified_to_one_image(labels, fraction):
+    train_idx, val_idx = split(labels, fraction=fraction)
+    share = np.bincount(labels) / len(labels)
+    for idx in (train_idx, val_idx):
+        # a window of the stratified order misses the exact share by less than one image at either end
+        assert np.abs(np.bincount(labels[idx]) - share * len(idx)).max() < 2
+
+
+def test_rare_classes_keep_their_share():
+    labels = np.repeat([0, 1, 2], [10_000, 100, 30])
+    train_idx, val_idx = split(labels, classes=CLASSES[:3])
+    assert np.bincount(labels[val_idx]).tolist() == [1000, 10, 3]
+    assert np.bincount(labels[train_idx]).tolist() == [9000, 90, 27]
+
+
+def test_smaller_fractions_lie_inside_larger_ones_and_leave_validation_alone(labels):
+    parts = [split(labels, fraction=fraction) for fraction in (0.1, 0.25, 0.5, 1.0)]
+    for (small, val_small), (large, val_large) in itertools.pairwise(parts):
+        assert set(small) < set(large)
+        np.testing.assert_array_equal(val_small, val_large)
+
+
+def test_the_seed_decides_the_split(labels):
+    np.testing.assert_array_equal(split(labels, seed=3)[1], split(labels, seed=3)[1])
+    assert set(split(labels, seed=3)[1]) != set(split(labels, seed=4)[1])
+
+
+def test_within_a_class_each_image_is_as_likely_to_be_validated():
+    labels = np.repeat([0, 1], [20, 80])
+    times = np.zeros(100)
+    for seed in range(2000):
+        times[split(labels, 0.2, seed=seed, classes=CLASSES[:2])[1]] += 1
+    # binomial(2000, 0.2): standard deviation 17.9
+    assert np.abs(times - 400).max() < 5 * 17.9
+
+
+def test_no_validation_fraction_gives_an_empty_validation_part(labels):
+    train_idx, val_idx = split(labels, val_fraction=0)
+    assert val_idx.shape == (0,)
+    assert val_idx.dtype == np.int64
+    assert len(train_idx) == len(labels)
+
+
+def test_a_class_absent_from_validation_is_named_with_its_count_and_a_remedy():
+    labels = np.repeat([0, 1], [97, 3])
+    with pytest.raises(RequestError, match=r"class 'rare' has 3 of 100 images.*validation.*raise data\.val_frac"):
+        split(labels, classes=("common", "rare"))
+
+
+def test_a_class_absent_from_training_is_named_with_its_count_and_a_remedy():
+    labels = np.repeat([0, 1], [97, 3])
+    with pytest.raises(RequestError, match=r"class 'rare' has 3 of 100 images.*training.*raise data\.fraction"):
+        split(labels, val_fraction=0.2, fraction=0.05, classes=("common", "rare"))
+
+
+def test_a_class_without_images_is_named():
+    with pytest.raises(RequestError, match="class 'nowhere' has 0 of 10 images"):
+        split(np.repeat([0, 1], 5), classes=("a", "b", "nowhere"), val_fraction=0)
+
+
+@pytest.mark.parametrize(("val_fraction", "fraction"), [(1.0, 1.0), (-0.1, 1.0), (0.1, 0.0), (0.1, 1.5)])
+def test_shares_out_of_range_are_refused(labels, val_fraction, fraction):
+    with pytest.raises(RequestError, match=r"data\.(val_)?fraction must be"):
+        split(labels, val_fraction, fraction)
