@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from mixtune.errors import DataError, RequestError, TrainingError
+
+if TYPE_CHECKING:
+    from mixtune.analysis.result import Result
+
+LOG_WIDTH = 100  # columns, where the output is no terminal
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,55 +26,46 @@ app = typer.Typer(
     help="Find the MixTraining recipe that buys the most accuracy for the least training time.",
 )
 
-SpaceFile = Annotated[
-    Path, typer.Argument(metavar="SPACE.yaml", help="a search space, such as search_spaces/digits.yaml")
-]
+SpaceFile = Annotated[Path, typer.Argument(metavar="SPACE.yaml", help="such as search_spaces/digits.yaml")]
 RunDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="the run directory of a search")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", metavar="PATH=VALUE", help="set a field of the base recipe, such as epochs.sl=20; repeatable"
-    ),
+    typer.Option("--set", metavar="PATH=VALUE", help="set a recipe field, such as epochs.sl=20; repeatable"),
 ]
 
 
 @app.command(epilog="Example: `mixtune search search_spaces/digits.yaml --gpus 1 --gpus-per-trial 0.25`")
 def search(
     space: SpaceFile,
-    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs of this machine to use; all, if not given")] = None,
+    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs of this machine to use (default: all)")] = None,
     gpus_per_trial: Annotated[str | None, typer.Option(metavar="SHARE", help="such as 0.25, or auto")] = None,
     cpus_per_trial: Annotated[float | None, typer.Option(help="CPU cores, and threads, of each trial")] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="how many trials may end")] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="run directory; a new one below runs/, if not given")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="run directory (default: below runs/)")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="seed of the suggestions")] = None,
     set_: Overrides = None,
     address: Annotated[str | None, typer.Option(help="a Ray cluster's address, or auto")] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="check and print the resolved space; write nothing")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything, print the resolved space")] = False,
 ) -> None:
     """Search a space: baselines, trials, front, plot."""
-    from mixtune.analysis.tables import front_table
-    from mixtune.tuning import run
+    from mixtune.tuning import prepare, run
 
-    console = Console()
     options: dict[str, Any] = {
-        "trials": trials,
-        "seed": seed,
+        "gpus": gpus,
         "gpus_per_trial": _gpu_share(gpus_per_trial),
         "cpus_per_trial": cpus_per_trial,
+        "trials": trials,
+        "seed": seed,
+        "overrides": _overrides(set_),
+        "address": address,
     }
+    console = _console()
     if dry_run:
-        console.print(
-            run.dry_run(space, gpus=gpus, overrides=_overrides(set_), **options), highlight=False, soft_wrap=True
-        )
+        prepared = prepare.prepare(space, **options)
+        print(f"{prepared.to_yaml()}\n{prepared.describe()}\nnothing was trained, no run directory written")
         return
-    result = run.search(
-        space, gpus=gpus, out=out, overrides=_overrides(set_), address=address, console=console, **options
-    )
-    console.print(front_table(result))
+    result = run.search(space, out=out, console=console, **options)
+    _print_front(result, console)
     console.print(f"plot: {result.directory / 'pareto.html'}", highlight=False, soft_wrap=True)
 
 
@@ -87,13 +84,15 @@ def pareto(
     directory: RunDirectory,
     format_: Annotated[str, typer.Option("--format", metavar="FORMAT", help="table, json or csv")] = "table",
     objectives: Annotated[
-        str | None, typer.Option(help="others than the search's own, such as val_accuracy:max,train_flops:min")
+        str | None, typer.Option(help="other ones, such as val_accuracy:max,train_flops:min")
     ] = None,
 ) -> None:
     """Print the front of a run: the trials that no other trial beats in every objective."""
     from mixtune.analysis.result import load
-    from mixtune.analysis.tables import front_csv, front_table
+    from mixtune.analysis.tables import front_csv
 
+    if format_ not in ("table", "json", "csv"):
+        raise RequestError(f"--format {format_}: should be table, json or csv")
     result = load(directory)
     if objectives is not None:
         result = result.with_objectives(_objectives(objectives))
@@ -101,14 +100,14 @@ def pareto(
         print(json.dumps(result.to_json_dict(), indent=2))
     elif format_ == "csv":
         print(front_csv(result), end="")
-    elif format_ == "table":
-        Console().print(front_table(result))
     else:
-        raise RequestError(f"--format {format_}: should be table, json or csv")
+        _print_front(result, _console())
 
 
 def main() -> None:
     """Run a command; exit with 0 done, 1 failed, 2 the request was wrong, 130 interrupted."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("mixtune").setLevel(logging.INFO)
     try:
         app()
     except RequestError as error:
@@ -122,6 +121,19 @@ def main() -> None:
 def _fail(message: str, status: int) -> None:
     print(f"mixtune: {message}", file=sys.stderr)
     sys.exit(status)
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=LOG_WIDTH)
+
+
+def _print_front(result: Result, console: Console) -> None:
+    from mixtune.analysis.tables import front_notes, front_table
+
+    console.print(front_table(result, console.width))
+    for note in front_notes(result):
+        console.print(note, highlight=False, soft_wrap=True)
 
 
 def _overrides(given: list[str] | None) -> dict[str, Any]:
@@ -141,4 +153,4 @@ def _gpu_share(given: str | None) -> float | str | None:
 
 def _objectives(given: str) -> dict[str, str]:
     pairs = (part.partition(":") for part in given.split(","))
-    return {name.strip(): direction.strip() or "min" for name, _, direction in pairs}
+    return {name.strip(): direction.strip() for name, _, direction in pairs}

@@ -34,12 +34,15 @@ OBJECTIVES: dict[str, Direction] = {"val_accuracy": "max", "train_latency_s": "m
 DEFAULT_OBJECTIVES: dict[str, Direction] = {"val_accuracy": "max", "train_latency_s": "min"}
 
 
+DEFAULT_TRIALS = 20
+
+
 class Search(Section):
     """How the search goes: the ``search`` section."""
 
     sampler: str = "tpe"
     scheduler: str = "fifo"
-    trials: PositiveCount | None = None  # default: 20, or the whole grid with `sampler: grid`
+    trials: PositiveCount | None = None  # default: DEFAULT_TRIALS, or the whole grid with `sampler: grid`
     seed: Annotated[int, Field(ge=0)] = 0
 
 
@@ -88,11 +91,12 @@ class SearchSpace:
         return None if any(g is None for g in grids) else math.prod(len(g or ()) for g in grids)
 
     @property
-    def trials(self) -> int:
-        """The budget: how many trials may end (complete, stopped or failed)."""
-        if self.search.trials is not None:
-            return self.search.trials
-        return self.grid_size() or 20 if self.search.sampler == "grid" else 20
+    def budget(self) -> int:
+        """How many trials may end (complete, stopped or failed): a grid's are never more than it holds."""
+        size = self.grid_size() if self.search.sampler == "grid" else None
+        if size is None:
+            return self.search.trials or DEFAULT_TRIALS
+        return min(self.search.trials or size, size)
 
     def with_search(self, **changes: Any) -> SearchSpace:
         """Return this space with other search settings (trials, seed, ...)."""
@@ -109,7 +113,7 @@ class SearchSpace:
             "space": {path: distribution.to_yaml() for path, distribution in self.space.items()},
             "objectives": dict(self.objectives),
             "baselines": list(self.baselines),
-            "search": {**self.search.model_dump(), "trials": self.trials},
+            "search": {**self.search.model_dump(), "trials": self.budget},
             "resources": self.resources.model_dump(),
         }
 

@@ -119,6 +119,20 @@ class Result:
         winner: pd.Series[Any] = rows.sort_values(order, ascending=ascending, kind="stable").iloc[0]
         return winner
 
+    def beaten_by_baselines(self) -> dict[str, int]:
+        """Return how many front members each complete baseline dominates; baselines that beat none are left out."""
+        names = list(self.objectives)
+        beaten = {}
+        for _, baseline in self.baselines[self.baselines["state"] == "complete"].iterrows():
+            pairs = (
+                pd.DataFrame([baseline[names], member[names]], index=["baseline", "member"], dtype=float)
+                for _, member in self.pareto_front().iterrows()
+            )
+            count = sum("member" not in front.pareto_front(pair, self.objectives).index for pair in pairs)
+            if count:
+                beaten[str(baseline["method"])] = count
+        return beaten
+
     def noise_warning(self) -> str | None:
         """Return one line where neighbours on the front differ by less than their standard error, else None.
 

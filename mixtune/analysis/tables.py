@@ -1,33 +1,48 @@
-"""The front for a terminal and as CSV."""
+"""The front for a terminal and as CSV, and what should be said beside it."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pandas as pd
+from rich import box
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from mixtune.analysis.frames import csv_text
-from mixtune.analysis.labels import quantity, setting
+from mixtune.analysis.labels import quantity, setting, significant
 from mixtune.analysis.result import Result
 
 WIDTH = 100
 
 
-def front_table(result: Result) -> Table:
+def front_table(result: Result, width: int = WIDTH) -> Table:
     """Return the front, a row a member, the knee marked; under a line the baselines beside it.
 
     Columns: trial, the objectives with their standard errors, the parameters that vary among the trials.
-    Where that is wider than 100 characters the parameters share one column that wraps.
+    Where that is wider than ``width`` characters the parameters share one column that wraps.
     """
     table = _table(result, share_column=False)
     unbounded = Console(width=10_000)
-    if Measurement.get(unbounded, unbounded.options, table).maximum > WIDTH:
+    if Measurement.get(unbounded, unbounded.options, table).maximum > width:
         table = _table(result, share_column=True)
     return table
+
+
+def front_notes(result: Result) -> list[str]:
+    """Return a line each: knee and hypervolume with its reference point, noise, and baselines that beat the front."""
+    notes = []
+    if (volume := result.hypervolume()) is not None and not result.complete().empty:
+        point = ", ".join(f"{name} {setting(value)}" for name, value in result.reference_point.items())
+        notes.append(f"knee {result.knee()}; hypervolume {significant(volume)} against the reference point {point}")
+    if warning := result.noise_warning():
+        notes.append(warning)
+    members = len(result.pareto_front())
+    for method, beaten in result.beaten_by_baselines().items():
+        notes.append(f"the baseline {method} beats {beaten} of the {members} front members in every objective")
+    return notes
 
 
 def front_csv(result: Result) -> str:
@@ -39,7 +54,8 @@ def _table(result: Result, share_column: bool) -> Table:
     members = result.pareto_front()
     counts = result.counts()
     varying = _varying(result)
-    table = Table(title=f"the front: {len(members)} of {counts['complete']} complete trials")
+    title = f"the front: {len(members)} of {counts['complete']} complete trials"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("trial", no_wrap=True)
     for name in result.objectives:
         table.add_column(name, justify="right", no_wrap=True)

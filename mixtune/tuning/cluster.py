@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 
 import ray
 import torch
@@ -42,7 +43,7 @@ def plan_slots(resources: Resources, cpus: int, gpus: int) -> Slots:
     """
     if resources.cpus_per_trial > cpus:
         raise RequestError(f"{resources.cpus_per_trial:g} CPUs a trial: there are {cpus}; lower --cpus-per-trial")
-    count = math.floor(cpus / resources.cpus_per_trial)
+    count = _fitting(resources.cpus_per_trial, cpus)
     share = 1.0 if resources.gpus_per_trial == "auto" else resources.gpus_per_trial
     if gpus == 0 or share == 0:
         return Slots(resources.cpus_per_trial, 0.0, count)
@@ -50,8 +51,13 @@ def plan_slots(resources: Resources, cpus: int, gpus: int) -> Slots:
         raise RequestError(f"{share:g} GPUs a trial: there are {gpus}; lower --gpus-per-trial")
     if share > 1 and not float(share).is_integer():
         raise RequestError(f"{share:g} GPUs a trial: above 1 it should be a whole number")
-    on_gpus = math.floor(1 / share) * gpus if share <= 1 else math.floor(gpus / share)
+    on_gpus = _fitting(share, 1) * gpus if share <= 1 else _fitting(share, gpus)
     return Slots(resources.cpus_per_trial, share, min(count, on_gpus))
+
+
+def _fitting(share: float, whole: int) -> int:
+    """Return how often a share goes into a whole, in decimals: 0.1 into 1 ten times, whatever floats say."""
+    return math.floor(whole / Fraction(str(share)))
 
 
 def usable_gpus(wanted: int | None) -> int:

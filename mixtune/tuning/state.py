@@ -21,10 +21,9 @@ class Search:
     def __init__(self, space: SearchSpace, ledger: Path, on_change: Callable[[Search], None]) -> None:
         self.space = space
         self.baselines = space.baseline_params()
-        size = space.grid_size() if space.search.sampler == "grid" else None
-        self.budget = space.trials if size is None else min(space.trials, size)
+        self.budget = space.budget
         self._ledger = Ledger(ledger)
-        self._suggester = Suggester(space)
+        self.suggester = Suggester(space)
         self._on_change = on_change
         self._waiting_baselines = list(self.baselines)
         self._asked = 0
@@ -41,7 +40,7 @@ class Search:
             return None
         self._asked += 1
         trial = f"t{self._asked:04d}"
-        params = self._suggester.ask(trial, self._asked)
+        params = self.suggester.ask(trial, self._asked)
         self._write("asked", trial, params=params)
         return trial, params
 
@@ -58,22 +57,22 @@ class Search:
         kept = finite_or_none(metrics)
         bad = [name for name in self.space.objectives if not math.isfinite(metrics.get(name, math.nan))]
         if metrics["epochs_trained"] < metrics["epochs_asked"]:
-            if trial not in self.baselines:
-                self._suggester.tell_stopped(trial)
             self._write("stopped", trial, reason="ended early by the scheduler", metrics=kept)
+            if trial not in self.baselines:
+                self.suggester.tell_stopped(trial)
         elif bad:
-            self.fail(trial, f"{bad[0]} is {metrics.get(bad[0])}", metrics)
+            self.fail(trial, f"{bad[0]} is {metrics.get(bad[0], 'missing')}", metrics)
         elif trial in self.baselines:
             self._write("baseline", trial, method=trial, metrics=kept)
         else:
             self._write("complete", trial, metrics=kept)
-            self._suggester.tell_complete(trial, metrics)
+            self.suggester.tell_complete(trial, metrics)
 
     def fail(self, trial: str, reason: str, metrics: Mapping[str, Any] | None = None) -> None:
         """Note that a trial has no result, and why."""
         self._write("failed", trial, reason=reason, metrics=finite_or_none(metrics or {}))
         if trial not in self.baselines:
-            self._suggester.tell_failed(trial)
+            self.suggester.tell_failed(trial)
 
     def _write(self, event: str, trial: str, **fields: Any) -> None:
         apply_event(self.records, self._ledger.append(event, trial=trial, **fields))

@@ -27,7 +27,7 @@ class Suggester:
     """An Optuna study in memory, asked and told one trial at a time.
 
     Only a trial that completed with every objective finite is told COMPLETE: anything else that Optuna takes for
-    a result (a stopped trial's cheap one, an infinity) would land on its front.
+    a result (a stopped trial's cheap one, an infinity) would land on its front. ``study`` is the Optuna study.
     """
 
     def __init__(self, space: SearchSpace) -> None:
@@ -37,15 +37,15 @@ class Suggester:
         self._distributions = {path: to_optuna(d) for path, d in space.space.items()}
         better = {"max": optuna.study.StudyDirection.MAXIMIZE, "min": optuna.study.StudyDirection.MINIMIZE}
         directions = [better[direction] for direction in space.objectives.values()]
-        self._study = optuna.create_study(directions=directions, sampler=optuna.samplers.RandomSampler(seed=0))
+        self.study = optuna.create_study(directions=directions, sampler=optuna.samplers.RandomSampler(seed=0))
         self._asked: dict[str, optuna.Trial] = {}
         if space.search.sampler != "grid" and (first := first_point(space)):
-            self._study.enqueue_trial({path: encode(value) for path, value in first.items()})
+            self.study.enqueue_trial({path: encode(value) for path, value in first.items()})
 
     def ask(self, trial: str, number: int) -> dict[str, Any]:
         """Return the dotted parameters of a new trial; ``number`` counts the search's trials from 1."""
-        self._study.sampler = self._sampler.build(self._space, _trial_seed(self._space.search.seed, number))
-        asked = self._study.ask(fixed_distributions=self._distributions)
+        self.study.sampler = self._sampler.build(self._space, _trial_seed(self._space.search.seed, number))
+        asked = self.study.ask(fixed_distributions=self._distributions)
         self._asked[trial] = asked
         return {path: decode(self._space.space[path], value) for path, value in asked.params.items()}
 
@@ -53,15 +53,15 @@ class Suggester:
         """Take a trial that ran its own whole recipe; its objectives must be finite."""
         values = [float(metrics[name]) for name in self._space.objectives]
         assert all(math.isfinite(v) for v in values), values
-        self._study.tell(self._asked.pop(trial), values)
+        self.study.tell(self._asked.pop(trial), values)
 
     def tell_stopped(self, trial: str) -> None:
         """Take a trial that a scheduler ended early."""
-        self._study.tell(self._asked.pop(trial), state=optuna.trial.TrialState.PRUNED)
+        self.study.tell(self._asked.pop(trial), state=optuna.trial.TrialState.PRUNED)
 
     def tell_failed(self, trial: str) -> None:
         """Take a trial that has no result."""
-        self._study.tell(self._asked.pop(trial), state=optuna.trial.TrialState.FAIL)
+        self.study.tell(self._asked.pop(trial), state=optuna.trial.TrialState.FAIL)
 
 
 def first_point(space: SearchSpace) -> dict[str, Any]:

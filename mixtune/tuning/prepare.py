@@ -1,0 +1,135 @@
+"""Before a search: put options over the space, and look at everything that would otherwise fail in a trial."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+
+from mixtune.errors import RequestError
+from mixtune.recipe import parse_recipe, with_values
+from mixtune.space import SearchSpace, load_space, space_from_dict
+from mixtune.training.data import TrainingData, load_training_data
+from mixtune.training.device import choose_device
+from mixtune.training.forecast import Size, dearest_recipe, forecast_latency, measure_speeds, recipe_flops
+from mixtune.tuning.cluster import Slots, plan_slots, usable_cpus, usable_gpus
+
+AnySpace = SearchSpace | Mapping[str, Any] | str | PathLike[str]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A space that can be searched here: its data are decoded, and every recipe at its ends was looked at."""
+
+    space: SearchSpace
+    data: TrainingData
+    slots: Slots
+    cpus: int
+    gpus: int
+    address: str | None
+    no_gpu_here: bool  # GPUs were asked for, and the machine has none
+
+    def describe(self) -> str:
+        """Return the lines that open a search: its data, its size and what it runs on."""
+        space, data, slots = self.space, self.data, self.slots
+        counted = f"{len(data.supervised.indices):,} training and {len(data.val_indices):,} validation images"
+        shape = f"{data.image_size}x{data.image_size} {'RGB' if data.channels == 3 else 'grayscale'}"
+        share = [f"{slots.cpus:g} CPU{'' if slots.cpus == 1 else 's'}"]
+        if slots.gpus:
+            share.insert(0, f"{slots.gpus:g} GPU{'' if slots.gpus <= 1 else 's'}")
+        budget = f"{space.budget} trials and {len(space.baselines)} baselines, sampler {space.search.sampler}"
+        return "\n".join(
+            [
+                *(["no GPU on this machine: training on its CPU"] if self.no_gpu_here else []),
+                f"{space.recipe.data.dataset}: {counted}, {shape}, {len(data.classes)} classes",
+                f"{budget}; {slots.count} at once with {' and '.join(share)} each",
+            ]
+        )
+
+    def to_yaml(self) -> str:
+        """Return the resolved space in the form of its file, every default spelled out."""
+        return yaml.safe_dump(self.space.to_dict(), sort_keys=False)
+
+
+def prepare(
+    space: AnySpace,
+    *,
+    gpus: int | None = None,
+    gpus_per_trial: float | Literal["auto"] | None = None,
+    cpus_per_trial: float | None = None,
+    trials: int | None = None,
+    seed: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    address: str | None = None,
+) -> Prepared:
+    """Resolve a space and check it against its data and this machine; writes nothing but the dataset's cache.
+
+    The options are those of :func:`mixtune.tuning.run.search`. Raises RequestError or DataError, one line.
+    """
+    resolved = _resolve(space, overrides or {})
+    resolved = resolved.with_search(**_given(trials=trials, seed=seed))
+    resolved = resolved.with_resources(**_given(gpus_per_trial=gpus_per_trial, cpus_per_trial=cpus_per_trial))
+    resolved = _with_absolute_roots(resolved)
+    data = load_training_data(resolved.recipe)
+    _check_recipes(resolved, data)
+    cpu_count, gpu_count = usable_cpus(), usable_gpus(gpus)
+    slots = plan_slots(resolved.resources, cpu_count, gpu_count)
+    wanted = bool(gpus) or resolved.resources.gpus_per_trial not in ("auto", 0)
+    return Prepared(resolved, data, slots, cpu_count, gpu_count, address, no_gpu_here=wanted and gpu_count == 0)
+
+
+def reference_point(prepared: Prepared) -> dict[str, float]:
+    """Return the worst that counts, for the hypervolume: chance accuracy, and the space's dearest recipe forecast."""
+    space, size = prepared.space, Size.of(prepared.data)
+    baselines = [space.recipe_at(params) for params in space.baseline_params().values()]
+    costs = [recipe_flops(recipe, size) for recipe in (dearest_recipe(space, size), *baselines)]
+    worst = {"val_accuracy": 1.0 / size.classes, "train_flops": max(sum(flops.values()) for flops in costs)}
+    if "train_latency_s" in space.objectives:
+        torch.set_num_threads(max(1, int(prepared.slots.cpus)))
+        speeds = measure_speeds(space.recipe, prepared.data, choose_device())
+        worst["train_latency_s"] = max(forecast_latency(flops, speeds) for flops in costs)
+    return {name: worst[name] for name in space.objectives}
+
+
+def _resolve(space: AnySpace, overrides: Mapping[str, Any]) -> SearchSpace:
+    if isinstance(space, SearchSpace):
+        return space_from_dict(space.to_dict(), overrides)
+    return space_from_dict(space, overrides) if isinstance(space, Mapping) else load_space(space, overrides)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _check_recipes(space: SearchSpace, data: TrainingData) -> None:
+    """Build, without memory, the models of the base recipe and of every end of the space; load other data."""
+    if space.recipe.data.val_fraction == 0:
+        raise RequestError(
+            "data.val_fraction is 0: a search needs validation images, or it would search on the test set"
+        )
+    size = Size.of(data)
+    recipe_flops(space.recipe, size)
+    for path, value in space.extremes():
+        recipe = space.recipe_at({path: value})
+        try:
+            recipe_flops(recipe, size)
+            if path.startswith("data.") or path == "optim.batch_size":
+                load_training_data(recipe)
+        except RequestError as error:
+            raise RequestError(f"space.{path} at {value!r}: {error}") from error
+
+
+def _with_absolute_roots(space: SearchSpace) -> SearchSpace:
+    """Return the space with data roots that mean the same in every worker's folder."""
+    data = space.recipe.data
+    roots: Mapping[str, Any] = {
+        f"data.{name}": str(Path(root).expanduser().absolute())
+        for name, root in (("root", data.root), ("ssl_root", data.ssl_root))
+        if root is not None
+    }
+    return replace(space, recipe=parse_recipe(with_values(space.recipe.to_dict(), roots)))

@@ -1,0 +1,123 @@
+"""What Optuna is asked and told."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import optuna
+import pytest
+
+from mixtune import plugins
+from mixtune.space import space_from_dict
+from mixtune.tuning.suggestions import Suggester, first_point
+
+SAMPLERS = plugins.names("tuning.samplers")
+
+
+def finite_space(small_space: Any, sampler: str, **sections: Any) -> Any:
+    space = {
+        "alpha": {"choice": [0.25, 0.5, 0.75]},
+        "rho": {"quniform": [0.0, 1.0, 0.5]},
+        "epochs.sl": {"randint": [1, 3]},
+    }
+    return space_from_dict(small_space(space=space, search={"sampler": sampler}, **sections))
+
+
+def cost(params: dict[str, Any]) -> dict[str, float]:
+    return {"val_accuracy": 1 - abs(params["alpha"] - 0.5), "train_latency_s": params["epochs.sl"] - params["rho"] / 2}
+
+
+def run(suggester: Suggester, count: int) -> list[dict[str, Any]]:
+    asked = []
+    for number in range(1, count + 1):
+        trial = f"t{number:04d}"
+        asked.append(suggester.ask(trial, number))
+        suggester.tell_complete(trial, cost(asked[-1]))
+    return asked
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_stays_inside_the_space(small_space: Any, sampler: str) -> None:
+    space = finite_space(small_space, sampler)
+    for params in run(Suggester(space), 14):
+        assert set(params) == set(space.space)
+        assert all(space.space[path].contains(value) for path, value in params.items())
+        space.recipe_at(params)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_suggestion_depends_only_on_the_seed_and_the_trials_before_it(small_space: Any, sampler: str) -> None:
+    space = finite_space(small_space, sampler)
+    assert run(Suggester(space), 14) == run(Suggester(space), 14)
+
+
+@pytest.mark.parametrize("sampler", [s for s in SAMPLERS if s != "grid"])
+def test_another_search_seed_gives_other_suggestions(small_space: Any, sampler: str) -> None:
+    first = space_from_dict(small_space(search={"sampler": sampler, "seed": 0}))
+    second = first.with_search(seed=1)
+    assert run(Suggester(first), 4)[1:] != run(Suggester(second), 4)[1:]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_trials_that_run_at_once_and_end_in_any_way_are_all_told(small_space: Any, sampler: str) -> None:
+    suggester = Suggester(finite_space(small_space, sampler))
+    asked = {f"t{i:04d}": suggester.ask(f"t{i:04d}", i) for i in range(1, 13)}
+    for number, (trial, params) in enumerate(asked.items()):
+        if number % 3 == 0:
+            suggester.tell_complete(trial, cost(params))
+        elif number % 3 == 1:
+            suggester.tell_stopped(trial)
+        else:
+            suggester.tell_failed(trial)
+    states = [trial.state for trial in suggester.study.trials]
+    assert (
+        states == [optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED, optuna.trial.TrialState.FAIL] * 4
+    )
+    assert {t.number % 3 for t in suggester.study.best_trials} == {0}
+    suggester.ask("t0013", 13)
+
+
+def test_the_grid_visits_every_recipe_once(small_space: Any) -> None:
+    space = finite_space(small_space, "grid")
+    assert space.grid_size() == space.budget == 3 * 3 * 2
+    one_by_one = [tuple(params.items()) for params in run(Suggester(space), space.budget)]
+    assert len(set(one_by_one)) == space.budget
+    at_once = Suggester(space)
+    assert {tuple(at_once.ask(f"t{i:04d}", i).items()) for i in range(1, space.budget + 1)} == set(one_by_one)
+
+
+def test_the_papers_point_is_asked_first_with_the_base_recipes_other_values(small_space: Any) -> None:
+    space = space_from_dict(small_space())
+    assert Suggester(space).ask("t0001", 1) == {"alpha": 0.5, "rho": 0.5, "epochs.sl": 3}
+
+
+def test_values_that_the_space_does_not_hold_are_left_to_the_sampler(small_space: Any) -> None:
+    space = space_from_dict(small_space(space={"alpha": {"uniform": [0.6, 0.9]}, "rho": {"choice": [0.5, 1.0]}}))
+    assert first_point(space) == {"rho": 0.5}
+    params = Suggester(space).ask("t0001", 1)
+    assert params["rho"] == 0.5
+    assert 0.6 <= params["alpha"] <= 0.9
+
+
+def test_quantised_draws_are_the_decimals_that_were_meant(small_space: Any) -> None:
+    space = space_from_dict(small_space(space={"rho": {"quniform": [0.0, 1.0, 0.05]}}, search={"sampler": "random"}))
+    suggester = Suggester(space)
+    drawn = {suggester.ask(f"t{i:04d}", i)["rho"] for i in range(1, 200)}
+    assert drawn <= {round(0.05 * k, 2) for k in range(21)}
+    assert 0.15 in drawn
+
+
+def test_lists_can_be_choices(small_space: Any) -> None:
+    betas = [[0.9, 0.95], [0.9, 0.999]]
+    space = space_from_dict(small_space(space={"optim.sl.betas": {"choice": betas}}))
+    suggester = Suggester(space)
+    drawn = [suggester.ask(f"t{i:04d}", i) for i in range(1, 12)]
+    assert {space.recipe_at(params).optim.sl.betas for params in drawn} == {(0.9, 0.95), (0.9, 0.999)}
+
+
+def test_an_infinite_objective_is_never_told_as_a_result(small_space: Any) -> None:
+    suggester = Suggester(space_from_dict(small_space()))
+    suggester.ask("t0001", 1)
+    with pytest.raises(AssertionError):
+        suggester.tell_complete("t0001", {"val_accuracy": math.inf, "train_latency_s": 1.0})
