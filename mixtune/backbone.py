@@ -6,7 +6,8 @@ from typing import Any
 
 import timm
 import torch
-from timm.models.vision_transformer import VisionTransformer
+from timm.layers import PatchEmbed
+from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor, nn
 
 from mixtune.errors import RequestError, suggest
@@ -18,11 +19,15 @@ MOST_TOKENS = 256  # the paper's count at patch 2 of 32 pixels and patch 4 of 64
 class Backbone(nn.Module):
     """A timm ViT without its classifier.
 
-    ``tokens`` patch tokens of width ``embed_dim`` stand behind ``prefix`` class and register tokens.
+    ``tokens`` patch tokens of width ``embed_dim`` stand behind ``prefix`` class and register tokens. The norm of a
+    ViT that norms what it has pooled (``fc_norm``) is moved before the pooling, as by timm's ``fc_norm=False``: a
+    decoder reads the tokens too.
     """
 
     def __init__(self, vit: VisionTransformer) -> None:
         super().__init__()
+        if isinstance(vit.norm, nn.Identity):
+            vit.norm, vit.fc_norm = vit.fc_norm, vit.norm
         self.vit = vit
         self.embed_dim: int = vit.embed_dim
         self.num_heads: int = vit.blocks[0].attn.num_heads
@@ -47,7 +52,8 @@ class Backbone(nn.Module):
     def forward_flops(self, patches: int) -> float:
         """Return the operations of embedding one image's patches and encoding ``patches`` of them."""
         embedding = linear_flops(self.tokens, self.patch_size**2 * self.channels, self.embed_dim)
-        hidden: int = self.vit.blocks[0].mlp.fc1.out_features
+        mlp = self.vit.blocks[0].mlp
+        hidden = (mlp.fc1.out_features + mlp.fc2.in_features) / 2  # they differ in a gated MLP
         return embedding + self.depth * block_flops(patches + self.prefix, self.embed_dim, hidden)
 
 
@@ -75,9 +81,9 @@ def choose_patch_size(image_size: int, given: int | None) -> int:
 def build_backbone(settings: Model, image_size: int, channels: int) -> Backbone:
     """Build the ViT for square images. Raises RequestError, naming the field, for settings it cannot have."""
     patch_size = choose_patch_size(image_size, settings.patch_size)
-    known = timm.list_models("*vit*")
-    if settings.name not in known:
-        raise RequestError(f"model.name: timm has no ViT {settings.name!r}{suggest(settings.name, known)}")
+    if settings.name not in timm.list_models("*vit*"):
+        plain = timm.list_models("*vit*", module="vision_transformer")
+        raise RequestError(f"model.name: timm has no ViT {settings.name!r}{suggest(settings.name, plain)}")
     overrides: dict[str, Any] = {
         name: value
         for name, value in settings.model_dump(include={"embed_dim", "depth", "num_heads"}).items()
@@ -97,15 +103,35 @@ def build_backbone(settings: Model, image_size: int, channels: int) -> Backbone:
             **overrides,
         )
     except (TypeError, ValueError, AssertionError) as error:
-        raise RequestError(f"model: timm cannot build {settings.name} with {overrides}: {error}") from error
-    if not isinstance(vit, VisionTransformer) or vit.attn_pool is not None:
-        raise RequestError(f"model.name {settings.name} is a {type(vit).__name__}, not a plain ViT with patch tokens")
+        reason = str(error) or type(error).__name__
+        raise RequestError(f"model: timm cannot build {settings.name} with {overrides}: {reason}") from error
+    oddity = _find_oddity(vit)
+    if oddity:
+        raise RequestError(f"model.name {settings.name} is no plain ViT: {oddity}")
     if settings.pool == "token" and vit.cls_token is None:
         raise RequestError(f"model.name {settings.name} has no class token: set model.pool: avg")
     return Backbone(vit)
 
 
-def linear_flops(tokens: int, inputs: int, outputs: int) -> float:
+def _find_oddity(vit: nn.Module) -> str | None:
+    """Return what keeps a timm model from being a Backbone, or None."""
+    if not isinstance(vit, VisionTransformer):
+        return f"it is a {type(vit).__name__}"
+    if not isinstance(vit.patch_embed, PatchEmbed):
+        return f"its patches come from a {type(vit.patch_embed).__name__}"
+    block = vit.blocks[0]
+    if not hasattr(block, "attn"):
+        return f"its blocks are of kind {type(block).__name__}"
+    if type(block.attn) is not Attention:
+        return f"its attention is a {type(block.attn).__name__}"
+    if vit.attn_pool is not None:
+        return "it pools by attention"
+    if isinstance(vit.norm, nn.Identity) and isinstance(vit.fc_norm, nn.Identity):
+        return "it has no norm after its last block"
+    return None
+
+
+def linear_flops(tokens: int, inputs: int, outputs: float) -> float:
     """Return the floating-point operations of a linear layer over ``tokens`` tokens: 2 a multiply-accumulate.
 
     Here and below norms, activations, softmax and biases are left out, as by PyTorch's own counter.
@@ -113,7 +139,7 @@ def linear_flops(tokens: int, inputs: int, outputs: int) -> float:
     return 2.0 * tokens * inputs * outputs
 
 
-def block_flops(tokens: int, width: int, hidden: int | None = None) -> float:
+def block_flops(tokens: int, width: int, hidden: float | None = None) -> float:
     """Return the operations of one transformer block: attention's four matrices, its two products, the MLP."""
     attention = 4 * linear_flops(tokens, width, width) + 2 * linear_flops(tokens, width, tokens)
     return attention + 2 * linear_flops(tokens, width, 4 * width if hidden is None else hidden)

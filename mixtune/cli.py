@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -64,7 +64,10 @@ def search(
         prepared = prepare.prepare(space, **options)
         print(f"{prepared.to_yaml()}\n{prepared.describe()}\nnothing was trained, no run directory written")
         return
-    result = run.search(space, out=out, console=console, **options)
+    try:
+        result = run.search(space, out=out, console=console, **options)
+    except KeyboardInterrupt as error:
+        _fail(str(error), 130)
     _print_front(result, console)
     console.print(f"plot: {result.directory / 'pareto.html'}", highlight=False, soft_wrap=True)
 
@@ -114,11 +117,9 @@ def main() -> None:
         _fail(str(error), 2)
     except (DataError, TrainingError) as error:
         _fail(str(error), 1)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
 
 
-def _fail(message: str, status: int) -> None:
+def _fail(message: str, status: int) -> NoReturn:
     print(f"mixtune: {message}", file=sys.stderr)
     sys.exit(status)
 

@@ -5,13 +5,12 @@ As in Ray Tune the upper bound is exclusive for ``randint`` and ``lograndint`` a
 
 from __future__ import annotations
 
-import json
-import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mixtune.errors import RequestError, suggest
+from mixtune.errors import RequestError, show, suggest
 
 
 @dataclass(frozen=True)
@@ -39,10 +38,10 @@ class Distribution:
     def contains(self, value: Any) -> bool:
         """Return whether a draw can give ``value``."""
         if self.values:
-            return value in self.values
+            return _frozen(value) in self.values
         if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
             return False
-        return self.step is None or math.isclose((value - self.low) % self.step % self.step, 0, abs_tol=1e-9)
+        return self.step is None or _is_multiple(value - self.low, self.step)
 
     def grid(self) -> tuple[Any, ...] | None:
         """Return every value in order, or None where there is no end of them."""
@@ -57,7 +56,7 @@ class Distribution:
     def to_yaml(self) -> dict[str, Any]:
         """Return the form that a search space's file has, which parse_distribution() reads back."""
         if self.values:
-            return {self.kind: list(self.values)}
+            return {self.kind: [list(v) if isinstance(v, tuple) else v for v in self.values]}
         exclusive = self.kind in ("randint", "lograndint")
         arguments = [self.low, self.high + 1 if exclusive else self.high]
         return {self.kind: [*arguments, self.step] if self.kind.startswith("q") else arguments}
@@ -66,21 +65,20 @@ class Distribution:
 def parse_distribution(given: Any) -> Distribution:
     """Read ``{"uniform": [0, 1]}``; raises RequestError that says what is allowed."""
     if not isinstance(given, Mapping) or len(given) != 1:
-        raise RequestError(f"should be one distribution, such as {{uniform: [0, 1]}}, got {_show(given)}")
+        raise RequestError(f"should be one distribution, such as {{uniform: [0, 1]}}, got {show(given)}")
     ((kind, arguments),) = given.items()
     if kind not in _KINDS:
         known = ", ".join(_KINDS)
         raise RequestError(f"unknown distribution {kind!r}; known are {known}{suggest(str(kind), _KINDS)}")
     if not isinstance(arguments, list) or not arguments:
-        raise RequestError(f"{kind} should have a list, such as {_EXAMPLES[kind]}, got {_show(arguments)}")
+        raise RequestError(f"{kind} should have a list, such as {_EXAMPLES[kind]}, got {show(arguments)}")
     return _KINDS[kind](kind, arguments)
 
 
 def _floats(kind: str, arguments: list[Any]) -> Distribution:
     low, high = _bounds(kind, arguments, 2)
-    log = kind == "loguniform"
-    _check_order(kind, low, high, positive=log)
-    return Distribution(kind, float(low), float(high), log=log)
+    _check_order(kind, low, high)
+    return Distribution(kind, float(low), float(high), log=kind == "loguniform")
 
 
 def _quantised_floats(kind: str, arguments: list[Any]) -> Distribution:
@@ -92,9 +90,10 @@ def _quantised_floats(kind: str, arguments: list[Any]) -> Distribution:
 
 def _integers(kind: str, arguments: list[Any]) -> Distribution:
     low, high = _bounds(kind, arguments, 2, whole=True)
-    log = kind == "lograndint"
-    _check_order(kind, low, high - 1, note=" (the upper bound is exclusive)", positive=log)
-    return Distribution(kind, low, high - 1, step=1, log=log)
+    _check_order(kind, low, high)
+    if low == high:
+        raise RequestError(f"{kind} {show(arguments)} is empty: as in Ray Tune its upper bound is exclusive")
+    return Distribution(kind, low, high - 1, step=1, log=kind == "lograndint")
 
 
 def _quantised_integers(kind: str, arguments: list[Any]) -> Distribution:
@@ -105,10 +104,10 @@ def _quantised_integers(kind: str, arguments: list[Any]) -> Distribution:
 
 
 def _choices(kind: str, arguments: list[Any]) -> Distribution:
-    values = tuple(tuple(v) if isinstance(v, list) else v for v in arguments)
+    values = tuple(_frozen(v) for v in arguments)
     repeated = [v for i, v in enumerate(values) if v in values[:i]]
     if repeated:
-        raise RequestError(f"{kind} names {_show(repeated[0])} twice")
+        raise RequestError(f"{kind} names {show(repeated[0])} twice")
     return Distribution(kind, values=values)
 
 
@@ -137,20 +136,20 @@ _EXAMPLES = {
 def _bounds(kind: str, arguments: list[Any], count: int, whole: bool = False) -> list[Any]:
     wanted = int if whole else (int, float)
     sound = len(arguments) == count and all(
-        isinstance(a, wanted) and not isinstance(a, bool) and math.isfinite(a) for a in arguments
+        isinstance(a, wanted) and not isinstance(a, bool) and abs(a) <= sys.float_info.max for a in arguments
     )
     if not sound:
         form = "[low, high, q]" if count == 3 else "[low, high]"
         numbers = "whole numbers" if whole else "numbers"
         example = _EXAMPLES[kind]
-        raise RequestError(f"{kind} should have {form} in {numbers}, such as {example}, got {_show(arguments)}")
+        raise RequestError(f"{kind} should have {form} in {numbers}, such as {example}, got {show(arguments)}")
     return arguments
 
 
-def _check_order(kind: str, low: float, high: float, note: str = "", positive: bool = False) -> None:
+def _check_order(kind: str, low: float, high: float) -> None:
     if low > high:
-        raise RequestError(f"{kind} has low {low} above high {high}{note}")
-    if positive and low <= 0:
+        raise RequestError(f"{kind} has low {low} above high {high}")
+    if kind.startswith("log") and low <= 0:
         raise RequestError(f"{kind} is logarithmic, so low should be above 0, got {low}")
 
 
@@ -158,12 +157,13 @@ def _check_step(kind: str, low: float, high: float, q: float) -> None:
     if q <= 0:
         raise RequestError(f"{kind} should have a q above 0, got {q}")
     for name, bound in (("low", low), ("high", high)):
-        if not math.isclose(bound / q, round(bound / q), abs_tol=1e-9):
+        if not _is_multiple(bound, q):
             raise RequestError(f"{kind} has {name} {bound}, which is no multiple of its q {q}")
 
 
-def _show(value: Any) -> str:
-    try:
-        return json.dumps(value)
-    except TypeError:
-        return repr(value)
+def _is_multiple(value: float, step: float) -> bool:
+    return abs(value / step - round(value / step)) < 1e-6  # 0.3 / 0.1 is 2.9999999999999996
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

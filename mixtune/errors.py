@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable
+from typing import Any
+
+_SHOWN = 80  # characters
 
 
 class RequestError(ValueError):
     """What was asked for is wrong: one line that says what, where and what is allowed (exit status 2)."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))  # a name that holds a line break keeps its message in one
 
 
 class DataError(RuntimeError):
@@ -29,3 +36,9 @@ def suggest(given: str, allowed: Iterable[str]) -> str:
     """Return the tail of an error line: ``"; did you mean 'rho'?"``, or nothing where no name is close."""
     name = closest(given, list(allowed))
     return f"; did you mean {name!r}?" if name else ""
+
+
+def show(value: Any) -> str:
+    """Return a value as its file spells it (``true``, ``null``, ``"5"``), short and on one line."""
+    text = json.dumps(value, ensure_ascii=False, default=repr)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."

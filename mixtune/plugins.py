@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from types import ModuleType
 from typing import Any
 
 from mixtune.errors import RequestError, suggest
+
+_ELSEWHERE = re.compile(r"(\w+(?:\.\w+)*):(\w+)", re.ASCII)
 
 
 def names(folder: str) -> list[str]:
@@ -24,7 +27,7 @@ def find(folder: str, name: str, kind: str) -> Any:
     """Return the module of plug-in ``name``, or the object that ``package.module:name`` names.
 
     ``kind`` is the word for such a plug-in in messages ("sampler"). Raises RequestError for an unknown name,
-    listing the known ones and the closest.
+    listing the known ones and the closest, and for code elsewhere that cannot be imported.
     """
     if ":" in name:
         return _find_elsewhere(name, kind)
@@ -33,9 +36,12 @@ def find(folder: str, name: str, kind: str) -> Any:
 
 
 def check_name(folder: str, name: str, kind: str) -> None:
-    """Raise RequestError, as :func:`find` does, unless ``name`` can be a plug-in; imports none of them."""
+    """Raise RequestError as :func:`find` does, without importing any plug-in of our own."""
+    if ":" in name:
+        _find_elsewhere(name, kind)
+        return
     known = names(folder)
-    if ":" not in name and name not in known:
+    if name not in known:
         raise RequestError(f"unknown {kind} {name!r}: known are {', '.join(known)}{suggest(name, known)}")
 
 
@@ -45,8 +51,14 @@ def modules(folder: str) -> list[ModuleType]:
 
 
 def _find_elsewhere(name: str, kind: str) -> Any:
-    module_name, _, attribute = name.partition(":")
+    form = _ELSEWHERE.fullmatch(name)
+    if form is None:
+        raise RequestError(f"{kind} {name!r} should be a name, or package.module:name for code of your own")
+    module, attribute = form.groups()
     try:
-        return getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise RequestError(f"{kind} {name!r} cannot be loaded: {error}") from error
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        hint = "install it, or put its folder into PYTHONPATH"
+        raise RequestError(f"{kind} {name!r} cannot be imported: {error}: {hint}") from error
+    except (ImportError, AttributeError, SyntaxError) as error:
+        raise RequestError(f"{kind} {name!r} cannot be imported: {error}") from error

@@ -1,30 +1,33 @@
-"""A Recipe is everything that one trial needs: validated, immutable, unknown keys refused.
+"""A Recipe is everything that one trial needs: validated, immutable, hashable, unknown keys refused.
 
 Where the paper (MixTraining, arXiv 2502.19513) is silent, a field's comment says that the choice is ours.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, Strict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, Strict, ValidationError
 
 from mixtune import plugins
-from mixtune.errors import RequestError, suggest
+from mixtune.errors import RequestError, show, suggest
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveShare = Annotated[float, Field(gt=0.0, le=1.0)]
-Count = Annotated[int, Field(ge=0)]
-PositiveCount = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+ShareBelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
+Count = Annotated[int, Field(ge=0, le=1_000_000)]
+PositiveCount = Annotated[int, Field(ge=1, le=1_000_000)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
 
 
 class Section(BaseModel):
-    """A part of a recipe: strict types, no unknown keys, no change after validation."""
+    """A part of a recipe: strict types, finite numbers, no unknown keys, no change after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True)
 
 
 class Data(Section):
@@ -35,15 +38,9 @@ class Data(Section):
     download: bool = True
     image_size: PositiveCount | None = None  # pixels; default: the images' own
     fraction: PositiveShare = 1.0  # the paper's p: share of the training set that is kept, stratified
-    val_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1  # of the training data, taken before `fraction`
+    val_fraction: ShareBelowOne = 0.1  # of the training data, taken before `fraction`
     ssl_dataset: str | None = None  # default: the supervised training images
-    ssl_root: str | None = None
-
-    @model_validator(mode="after")
-    def _ssl_root_needs_its_dataset(self) -> Data:
-        if self.ssl_root is not None and self.ssl_dataset is None:
-            raise ValueError("ssl_root is given without ssl_dataset: add ssl_dataset (image_folder, say)")
-        return self
+    ssl_root: str | None = None  # of `ssl_dataset`
 
 
 class Model(Section):
@@ -75,7 +72,7 @@ class Schedule(Section):
 
     base_lr: Positive
     weight_decay: NonNegative = 0.05
-    betas: Annotated[tuple[Share, Share], Strict(False)] = (0.9, 0.95)
+    betas: Annotated[tuple[ShareBelowOne, ShareBelowOne], Strict(False)] = (0.9, 0.95)
     warmup_epochs: Count  # at most; never more than a fifth of the epoch budget (ours)
     schedule: Literal["cosine"] = "cosine"
 
@@ -122,7 +119,7 @@ class Recipe(Section):
     optim: Optim = Optim()
     augment: Augment = Augment()
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on a GPU that has it
-    seed: Count = 0
+    seed: Seed = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain nested values under the names that YAML uses; parse_recipe() reads them back."""
@@ -134,18 +131,25 @@ def parse_recipe(values: Mapping[str, Any]) -> Recipe:
 
     Raises RecipeError, one line that names the dotted key, what was given and what is allowed.
     """
-    values = dict(values)
-    ssl_values = values.get("ssl", {})
-    if not isinstance(ssl_values, SslSettings):
-        if not isinstance(ssl_values, Mapping):
-            raise RecipeError(("ssl",), f"should be a mapping, got {ssl_values!r}")
-        try:
-            module = plugins.find("objectives", str(ssl_values.get("objective", "mae")), "ssl.objective")
-        except RequestError as error:
-            raise RecipeError(("ssl", "objective"), str(error)) from error
-        values["ssl"] = _validate(module.Settings, ssl_values, ("ssl",))
-    recipe: Recipe = _validate(Recipe, values, ())
+    given = values.get("ssl", {})
+    if not isinstance(given, Mapping):
+        raise RecipeError(("ssl",), f"should be a mapping of keys to values, got {show(given)}")
+    settings = _validate(_settings_model(given.get("objective", SslSettings().objective)), given, ("ssl",))
+    recipe: Recipe = _validate(Recipe, {**values, "ssl": settings}, ())
+    if recipe.data.ssl_root is not None and recipe.data.ssl_dataset is None:
+        raise RecipeError(("data", "ssl_root"), "is given without data.ssl_dataset: add it (image_folder, say)")
     return recipe
+
+
+def change_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """Return a recipe with dotted values put over its own; another objective starts from its own defaults.
+
+    Raises RecipeError.
+    """
+    values = recipe.to_dict()
+    if changes.get("ssl.objective", recipe.ssl.objective) != recipe.ssl.objective:
+        values["ssl"] = {}
+    return parse_recipe(with_values(values, changes))
 
 
 class RecipeError(RequestError):
@@ -156,6 +160,9 @@ class RecipeError(RequestError):
         self.message = message
         super().__init__(f"{'.'.join(path)}: {message}" if path else message)
 
+    def __reduce__(self) -> tuple[Any, ...]:  # errors travel from Ray's workers
+        return type(self), (self.path, self.message)
+
 
 def with_values(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return nested ``values`` with dotted paths set: ``with_values({}, {"epochs.sl": 5})``."""
@@ -163,7 +170,7 @@ def with_values(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[s
     for path, value in changes.items():
         head, _, rest = path.partition(".")
         if rest:
-            below = changed.get(head) or {}
+            below = changed.get(head, {})
             if not isinstance(below, Mapping):
                 raise RecipeError((head,), f"is a single value, so {path!r} cannot be set")
             changed[head] = with_values(below, {rest: value})
@@ -173,7 +180,7 @@ def with_values(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[s
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested values by dotted path; the inverse of :func:`with_values`."""
+    """Return nested values by dotted path; ``with_values({}, flat)`` nests them again."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -200,6 +207,17 @@ def baseline_values(method: str) -> dict[str, Any]:
     return corners[method]
 
 
+def _settings_model(objective: Any) -> type[SslSettings]:
+    try:
+        found = plugins.find("objectives", str(objective), "objective")
+    except RequestError as error:
+        raise RecipeError(("ssl", "objective"), str(error)) from error
+    settings = getattr(found, "Settings", None)
+    if not (isinstance(settings, type) and issubclass(settings, SslSettings)):
+        raise RecipeError(("ssl", "objective"), f"{objective} has no Settings, a subclass of SslSettings")
+    return settings
+
+
 def _validate(model: type[Any], values: Mapping[str, Any], prefix: tuple[str, ...]) -> Any:
     try:
         return model.model_validate(values)
@@ -211,21 +229,59 @@ def _validate(model: type[Any], values: Mapping[str, Any], prefix: tuple[str, ..
 def describe_mistake(model: type[BaseModel], error: ValidationError) -> tuple[tuple[str, ...], str]:
     """Return the key path and a one-line message for the most telling mistake that pydantic found."""
     # an unknown key explains a missing one, so it comes first
-    mistake = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-    path = tuple(str(part) for part in mistake["loc"])
+    mistake: Any = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    path, owner = _locate(model, mistake["loc"])
     if mistake["type"] == "extra_forbidden":
-        allowed = _field_names(model, path[:-1])
+        allowed = field_names(owner)
         return path, f"unknown key; allowed are {', '.join(allowed)}{suggest(path[-1], allowed)}"
-    if mistake["type"] == "missing":
-        return path, "missing: it has no default"
-    wanted = mistake["msg"].removeprefix("Value error, ").replace("Input should", "should")
-    return path, wanted if mistake["type"] == "value_error" else f"{wanted}, got {mistake['input']!r}"
+    if mistake["type"] == "missing" and len(path) == len(mistake["loc"]):
+        return path, "missing, and it has no default"
+    if mistake["type"] == "value_error":
+        return path, mistake["msg"].removeprefix("Value error, ")
+    # the members of a union each say what they want; of a list's items only the first is told
+    listed = isinstance(mistake["loc"][-1], int)
+    wanted = [_wanted(e) for e in error.errors() if not listed and _locate(model, e["loc"])[0] == path]
+    hint = suggest(str(mistake["input"]), re.findall(r"'([^']*)'", mistake["msg"]))
+    either = " or ".join(dict.fromkeys(wanted or [_wanted(mistake)]))
+    return path, f"should be {either}, got {show(mistake['input'])}{hint}"
 
 
-def _field_names(model: type[BaseModel], path: tuple[str, ...]) -> list[str]:
-    for part in path:
-        below = next((f.annotation for n, f in model.model_fields.items() if part in (n, f.alias)), None)
-        if not (isinstance(below, type) and issubclass(below, BaseModel)):
-            return []
-        model = below
+def field_names(model: type[BaseModel]) -> list[str]:
+    """Return the names of a section's fields as YAML has them."""
     return [f.alias or name for name, f in model.model_fields.items()]
+
+
+_WANTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "a mapping of keys to values",
+    "model_type": "a mapping of keys to values",
+    "invalid_key": "text",
+    "missing": "longer",  # of a list's items
+    "too_long": "shorter",
+}
+_LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+
+
+def _wanted(mistake: Any) -> str:
+    for limit, words in _LIMITS.items():
+        if limit in mistake.get("ctx", {}):
+            return f"{words} {show(mistake['ctx'][limit])}"
+    return _WANTED.get(mistake["type"]) or str(mistake["msg"]).removeprefix("Input should be ")
+
+
+def _locate(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[tuple[str, ...], type[BaseModel]]:
+    """Return the key path of pydantic's location, without what it adds for unions and items, and the section there."""
+    path: list[str] = []
+    for part in location:
+        path.append(str(part))
+        field = next((f for n, f in model.model_fields.items() if part in (n, f.alias)), None)
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            break
+        model = field.annotation
+    return tuple(path), model

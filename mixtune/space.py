@@ -6,25 +6,29 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from os import PathLike
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import yaml
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from mixtune import plugins
 from mixtune.distributions import Distribution, parse_distribution
-from mixtune.document import Document, KeyPath, parse_document, read_document
-from mixtune.errors import RequestError, suggest
+from mixtune.document import Document, KeyPath, parse_value, read_document
+from mixtune.errors import RequestError, show, suggest
 from mixtune.recipe import (
+    NonNegative,
+    Positive,
     PositiveCount,
     Recipe,
     RecipeError,
     Section,
+    Seed,
     baseline_values,
+    change_recipe,
     check_path,
     describe_mistake,
+    field_names,
+    flatten,
     parse_recipe,
-    with_values,
 )
 
 Direction = Literal["max", "min"]
@@ -32,8 +36,6 @@ Direction = Literal["max", "min"]
 # what a trial reports that a search can aim at, and which way is better
 OBJECTIVES: dict[str, Direction] = {"val_accuracy": "max", "train_latency_s": "min", "train_flops": "min"}
 DEFAULT_OBJECTIVES: dict[str, Direction] = {"val_accuracy": "max", "train_latency_s": "min"}
-
-
 DEFAULT_TRIALS = 20
 
 
@@ -43,14 +45,14 @@ class Search(Section):
     sampler: str = "tpe"
     scheduler: str = "fifo"
     trials: PositiveCount | None = None  # default: DEFAULT_TRIALS, or the whole grid with `sampler: grid`
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
 
 
 class Resources(Section):
     """What one trial gets: the ``resources`` section. ``auto`` is a whole GPU where the machine has one."""
 
-    cpus_per_trial: Annotated[float, Field(gt=0)] = 1.0
-    gpus_per_trial: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    cpus_per_trial: Positive = 1.0
+    gpus_per_trial: NonNegative | Literal["auto"] = "auto"
 
 
 _SECTIONS = ("recipe", "space", "objectives", "baselines", "search", "resources", "run")
@@ -73,7 +75,7 @@ class SearchSpace:
 
     def recipe_at(self, params: Mapping[str, Any]) -> Recipe:
         """Return the base recipe with dotted values set. Raises RecipeError."""
-        return parse_recipe(with_values(self.recipe.to_dict(), params))
+        return change_recipe(self.recipe, params)
 
     def extremes(self) -> Iterator[tuple[str, Any]]:
         """Yield (path, value): one parameter at a time at each of its ends or choices."""
@@ -99,12 +101,14 @@ class SearchSpace:
         return min(self.search.trials or size, size)
 
     def with_search(self, **changes: Any) -> SearchSpace:
-        """Return this space with other search settings (trials, seed, ...)."""
-        return replace(self, search=Search(**{**self.search.model_dump(), **changes}))
+        """Return this space with other search settings (trials, seed, ...). Raises RequestError."""
+        given = Document("the search space", {"search": {**self.search.model_dump(), **changes}})
+        return replace(self, search=_section(given, "search", Search))
 
     def with_resources(self, **changes: Any) -> SearchSpace:
-        """Return this space with other resources."""
-        return replace(self, resources=Resources(**{**self.resources.model_dump(), **changes}))
+        """Return this space with other resources. Raises RequestError."""
+        given = Document("the search space", {"resources": {**self.resources.model_dump(), **changes}})
+        return replace(self, resources=_section(given, "resources", Resources))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the resolved space in the form of its file; every default is spelled out."""
@@ -133,10 +137,9 @@ def space_from_dict(values: Mapping[str, Any], overrides: Mapping[str, Any] | No
 
 def build_space(document: Document, overrides: Mapping[str, Any]) -> SearchSpace:
     """Validate a document, section by section, and then every recipe at the ends of its distributions."""
-    values = document.values
-    for key in values:
+    for key in document.values:
         if key not in _SECTIONS:
-            raise _mistake(document, (key,), f"unknown key; allowed are {_listed(_SECTIONS[:-1])}", key, _SECTIONS)
+            raise _mistake(document, (str(key),), f"unknown key; {_where_it_belongs(str(key))}")
     recipe = _base_recipe(document, overrides)
     search = _section(document, "search", Search)
     space = SearchSpace(
@@ -149,37 +152,42 @@ def build_space(document: Document, overrides: Mapping[str, Any]) -> SearchSpace
     )
     _check_plugins(document, space)
     _check_extremes(document, space)
-    return space
+    _refuse_idle(document, space)
+    return space.with_search(trials=space.budget)
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """Read ``path=value`` of ``--set``; the value is YAML (``alpha=0.5``, ``optim.sl.betas=[0.9, 0.999]``)."""
+    """Read ``path=value`` of ``--set``; the value is YAML (``optim.sl.betas=[0.9, 0.999]``), or plain text.
+
+    ``data.root=`` is null, which is the default of the fields that have none; ``data.root=/a=b #1`` means that folder.
+    """
     path, equals, value = text.partition("=")
     if not equals or not path.strip():
         raise RequestError(f"--set {text}: should be path=value, such as --set alpha=0.5")
     try:
-        return path.strip(), parse_document(f"value: {value}", f"--set {text}").values["value"]
-    except yaml.YAMLError as error:
-        raise RequestError(f"--set {text}: the value is no YAML") from error
+        return path.strip(), parse_value(value.strip())
+    except RequestError as error:
+        raise RequestError(f"--set {text}: {error}") from error
 
 
 def override(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
     """Return a recipe with dotted values put over its own (``--set``). Raises RequestError."""
-    for path, value in overrides.items():
-        try:
-            check_path(recipe, path)
-            recipe = parse_recipe(with_values(recipe.to_dict(), {path: value}))
-        except RecipeError as error:
-            raise RequestError(f"--set {path}={value}: {error}") from error
-    return recipe
+    try:
+        named = change_recipe(recipe, {p: v for p, v in overrides.items() if p == "ssl.objective"})
+        for path in overrides:
+            check_path(named, path)
+        return change_recipe(recipe, overrides)
+    except RecipeError as error:
+        path = ".".join(error.path)
+        given = f"{path}={show(overrides[path])}: {error.message}" if path in overrides else str(error)
+        raise RequestError(f"--set {given}") from error
 
 
 def _base_recipe(document: Document, overrides: Mapping[str, Any]) -> Recipe:
     given = document.values.get("recipe")
     if not isinstance(given, Mapping):
-        shown = "is missing" if given is None else f"should be a mapping, got {given!r}"
-        example = "it names at least the data, as in recipe: {data: {dataset: digits}}"
-        raise _mistake(document, ("recipe",), f"{shown}: {example}")
+        wrong = "missing" if given is None else f"should be a mapping of keys to values, got {show(given)}"
+        raise _mistake(document, ("recipe",), f"{wrong}; it names at least the data: {{data: {{dataset: digits}}}}")
     try:
         recipe = parse_recipe(given)
     except RecipeError as error:
@@ -192,42 +200,43 @@ def _distributions(
 ) -> dict[str, Distribution]:
     distributions: dict[str, Distribution] = {}
     for path, given in _mapping(document, "space").items():
-        key = ("space", path)
+        key = ("space", str(path))
         try:
-            check_path(recipe, path)
+            check_path(recipe, str(path))
             distributions[path] = parse_distribution(given)
         except RecipeError as error:
             raise _mistake(document, key, error.message) from error
         except RequestError as error:
             raise _mistake(document, key, str(error)) from error
         if path in overrides:
-            raise _mistake(document, key, f"--set {path}={overrides[path]} overrides this distribution: drop one")
+            raise _mistake(document, key, f"--set {path}={show(overrides[path])} overrides this distribution: drop one")
         kind = distributions[path].kind
         if search.sampler == "grid" and distributions[path].grid() is None:
             raise _mistake(document, key, f"{kind} has no end of values, so sampler: grid cannot list them")
         if kind == "grid_search" and search.sampler != "grid":
             raise _mistake(document, key, f"grid_search needs search.sampler: grid, not {search.sampler}")
-    _refuse_idle(document, recipe, distributions)
     return distributions
 
 
-def _refuse_idle(document: Document, recipe: Recipe, distributions: Mapping[str, Distribution]) -> None:
+def _refuse_idle(document: Document, space: SearchSpace) -> None:
     """Refuse distributions whose draws something else overrides: they would search over nothing."""
-    idle = {}
-    if "seed" in distributions:
-        idle["seed"] = "the seed is the same for all trials of a search; `mixtune confirm` uses fresh ones"
-    if recipe.data.ssl_dataset is None and "data.ssl_dataset" not in distributions:
-        idle["lambda"] = "has no effect while both losses see the same dataset: set data.ssl_dataset"
-    never_mixes = recipe.rho == 0 and "rho" not in distributions
-    if never_mixes:
-        idle["alpha"] = "has no effect while rho is 0: no epoch mixes the losses"
-    if recipe.epochs.ssl == 0 and "epochs.ssl" not in distributions:
-        because = "has no effect while epochs.ssl is 0: nothing is self-supervised"
-        idle |= {path: because for path in ("alpha", "rho") if path in distributions}
-        idle |= {path: because for path in distributions if path.startswith(("ssl.", "optim.ssl."))}
-    for path in distributions:
-        if path in idle:
-            raise _mistake(document, ("space", path), idle[path])
+    base = flatten(space.recipe.to_dict())
+    values = {path: (value,) for path, value in base.items()} | {p: d.extremes() for p, d in space.space.items()}
+    one_dataset = all(values[f"data.ssl_{name}"] in ((None,), values[f"data.{name}"]) for name in ("dataset", "root"))
+    most_ssl = max(values["epochs.ssl"])
+    mixes = max(values["rho"]) * min(most_ssl, max(values["epochs.sl"])) > 1 - 1e-6  # Eq. 1, up to rounding
+    for path in space.space:
+        if path in ("seed", "data.val_fraction", "data.download"):
+            raise _mistake(document, ("space", path), "is the same for all trials of a search: drop this distribution")
+        because = None
+        if path == "lambda" and one_dataset:
+            because = "both losses see the same dataset: set data.ssl_dataset"
+        elif most_ssl == 0 and path.startswith(("ssl.", "optim.ssl.", "data.ssl_", "alpha", "rho", "lambda")):
+            because = "epochs.ssl is 0: nothing is self-supervised"
+        elif not mixes and path in ("alpha", "rho", "lambda"):
+            because = "rho times the fewer of epochs.ssl and epochs.sl is below 1: no epoch is mixed"
+        if because is not None:
+            raise _mistake(document, ("space", path), f"has no effect while {because}")
 
 
 def _objectives(document: Document) -> dict[str, Direction]:
@@ -235,23 +244,24 @@ def _objectives(document: Document) -> dict[str, Direction]:
     for name, direction in given.items():
         key = ("objectives", str(name))
         if name not in OBJECTIVES:
-            raise _mistake(document, key, f"unknown objective; known are {_listed(OBJECTIVES)}", name, OBJECTIVES)
+            known = f"known are {', '.join(OBJECTIVES)}{suggest(str(name), OBJECTIVES)}"
+            raise _mistake(document, key, f"unknown objective; {known}")
         if direction != OBJECTIVES[name]:
-            raise _mistake(document, key, f"should be {OBJECTIVES[name]}, got {direction!r}")
+            raise _mistake(document, key, f"should be {OBJECTIVES[name]}, got {show(direction)}")
     return dict(given) or DEFAULT_OBJECTIVES.copy()
 
 
 def _baselines(document: Document) -> tuple[str, ...]:
     given = document.values.get("baselines", ["sl", "ssl_sl"])
     if not isinstance(given, list):
-        raise _mistake(document, ("baselines",), f"should be a list, such as [sl, ssl_sl], got {given!r}")
+        raise _mistake(document, ("baselines",), f"should be a list, such as [sl, ssl_sl], got {show(given)}")
     for method in given:
         try:
             baseline_values(str(method))
         except RequestError as error:
             raise _mistake(document, ("baselines",), str(error)) from error
     if len(set(given)) < len(given):
-        raise _mistake(document, ("baselines",), f"names one twice: {given}")
+        raise _mistake(document, ("baselines",), f"names one twice: {show(given)}")
     return tuple(given)
 
 
@@ -268,8 +278,9 @@ def _check_extremes(document: Document, space: SearchSpace) -> None:
         try:
             space.recipe_at({path: value})
         except RecipeError as error:
-            message = error.message if error.path == tuple(path.split(".")) else str(error)
-            raise _mistake(document, ("space", path), f"at {value!r}: {message}") from error
+            message = error.message if ".".join(error.path) == path else str(error)
+            wrong = f"{space.space[path].kind} can give {show(value)}: {message}"
+            raise _mistake(document, ("space", path), wrong) from error
 
 
 def _section(document: Document, name: str, model: type[Any]) -> Any:
@@ -285,14 +296,16 @@ def _mapping(document: Document, name: str) -> Mapping[str, Any]:
     if given is None:
         return {}
     if not isinstance(given, Mapping):
-        raise _mistake(document, (name,), f"should be a mapping of keys to values, got {given!r}")
+        raise _mistake(document, (name,), f"should be a mapping of keys to values, got {show(given)}")
     return given
 
 
-def _mistake(document: Document, path: KeyPath, message: str, given: Any = None, known: Any = ()) -> RequestError:
-    hint = suggest(str(given), known) if given is not None else ""
-    return RequestError(f"{document.where(path)}{'.'.join(path)}: {message}{hint}")
+def _where_it_belongs(key: str) -> str:
+    homes: dict[str, type[Section]] = {"recipe": Recipe, "search": Search, "resources": Resources}
+    home = next((section for section, model in homes.items() if key in field_names(model)), None)
+    allowed = f"allowed are {', '.join(_SECTIONS[:-1])}"
+    return f"{allowed}; {key} belongs below {home}" if home else f"{allowed}{suggest(key, _SECTIONS)}"
 
 
-def _listed(names: Any) -> str:
-    return ", ".join(names)
+def _mistake(document: Document, path: KeyPath, message: str) -> RequestError:
+    return RequestError(f"{document.where(path)}{'.'.join(path)}: {message}")

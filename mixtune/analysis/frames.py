@@ -35,7 +35,7 @@ def trial_frame(
     rows = [_row(record) for record in records]
     asked = dict.fromkeys([*parameters, *(name for record in records for name in record.params)])
     fixed = dict.fromkeys([*named, *asked, *objectives])
-    others = [name for row in rows for name in row if name not in _FIELDS]
+    others = [name for row in rows for name in row]
     columns = [name for name in dict.fromkeys([*fixed, *others]) if name not in COSTS] + COSTS
     frame = pd.DataFrame([{**{name: None for name in columns}, **row} for row in rows], columns=columns)
     for name in (*objectives, *COSTS):
@@ -54,12 +54,11 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and value != value else value
 
 
-_FIELDS = ("trial", "method", "state", "reason")
-
-
 def _row(record: TrialRecord) -> Mapping[str, Any]:
-    fields = (record.trial, record.baseline, record.state, record.reason)
+    fields = {"trial": record.trial, "state": record.state, "reason": record.reason}
+    if record.baseline is not None:
+        fields["method"] = record.baseline
     wall = None
     if record.started_time is not None and record.ended_time is not None:
         wall = record.ended_time - record.started_time
-    return {**record.metrics, "wall_s": wall, **record.params, **dict(zip(_FIELDS, fields, strict=True))}
+    return {**record.metrics, "wall_s": wall, **record.params, **fields}

@@ -149,7 +149,7 @@ class Result:
             if within:
                 are = "is" if len(within) == 1 else "are"
                 warnings.append(
-                    f"{len(within)} of the {len(gaps)} gaps in {name} between neighbours on the front {are} "
+                    f"{len(within)} of {len(gaps)} gaps in {name} between neighbours on the front {are} "
                     f"smaller than its standard error (up to {quantity(name).text(max(within))})"
                 )
         return "; ".join(warnings) or None

@@ -13,6 +13,7 @@ from timm.models.vision_transformer import Block
 from torch import Generator, Tensor, nn
 
 from mixtune.backbone import Backbone, block_flops, gather_tokens, linear_flops
+from mixtune.errors import RequestError
 from mixtune.objectives import Objective
 from mixtune.recipe import PositiveCount, SslSettings
 
@@ -118,7 +119,18 @@ class MaskedAutoencoder(Objective):
 
 
 def build(settings: Settings, backbone: Backbone) -> MaskedAutoencoder:
-    """Return the objective with fresh weights from torch's global generator."""
+    """Return the objective with fresh weights from torch's global generator.
+
+    Raises RequestError for a backbone with a single patch, and for a width that 2-D positions cannot have.
+    """
+    if backbone.tokens < 2:
+        raise RequestError(
+            f"ssl.objective mae masks some of an image's patches, but model.patch_size {backbone.patch_size} leaves "
+            "a single one: set a smaller model.patch_size, or a data.image_size with more divisors"
+        )
+    if backbone.embed_dim % 4:
+        width = backbone.embed_dim
+        raise RequestError(f"ssl.objective mae needs a model.embed_dim that is a multiple of 4, not {width}")
     return MaskedAutoencoder(settings, backbone)
 
 

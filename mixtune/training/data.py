@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from mixtune.datasets import ImageSet, load_dataset, mix_images, split_indices
 from mixtune.errors import RequestError
-from mixtune.recipe import Recipe
+from mixtune.recipe import Data, Recipe
 from mixtune.training.augmentation import crop_and_flip, normalise
 from mixtune.training.plan import Epoch
 from mixtune.training.streams import numpy_generator, torch_generator
@@ -136,15 +137,23 @@ def load_training_data(recipe: Recipe, device: torch.device | str = "cpu") -> Tr
 
 
 def _ssl_source(recipe: Recipe, supervised: ImageSet, device: torch.device | str) -> Source | None:
-    """Return the SSL set, brought to the supervised image size and channels, or None where there is no own one."""
+    """Return the SSL set, brought to the supervised image size and channels, or None where there is no own one.
+
+    The supervised set under its own name is no other set: its validation images must not be trained on.
+    """
     section = recipe.data
-    if section.ssl_dataset is None:
+    if section.ssl_dataset is None or (section.ssl_dataset == section.dataset and _same_root(section)):
         return None
     _, channels, size, _ = supervised.images.shape
     images = load_dataset(
         section.ssl_dataset, section.ssl_root, download=section.download, image_size=size, channels=channels
     ).train
     return _source(images, np.arange(len(images.images)), recipe, device)
+
+
+def _same_root(section: Data) -> bool:
+    roots = [None if root is None else Path(root).expanduser().resolve() for root in (section.root, section.ssl_root)]
+    return roots[1] in (None, roots[0])
 
 
 def _source(

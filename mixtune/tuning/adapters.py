@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
+import ray
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
@@ -75,8 +77,8 @@ def own_metrics(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def failure_reason(trial: Trial) -> str:
-    """Return one line that says why Ray gave a trial up: the innermost error's type and message."""
-    error = trial.get_pickled_error() or trial.get_error()
+    """Return one line that says why Ray gave a trial up: the type and message of the error in the trial."""
+    error = ray.cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
     cause = getattr(error, "cause", None) or error
     lines = str(cause).strip().splitlines() or [""]
-    return f"{type(cause).__name__}: {lines[0]}" if error is not None else "unknown"
+    return f"{type(cause).__name__}: {lines[0]}"

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -34,6 +34,12 @@ class Slots:
     cpus: float
     gpus: float
     count: int
+
+    def __str__(self) -> str:
+        share = [f"{self.cpus:g} CPU{'' if self.cpus == 1 else 's'}"]
+        if self.gpus:
+            share.insert(0, f"{self.gpus:g} GPU{'' if self.gpus <= 1 else 's'}")
+        return f"{self.count} at once with {' and '.join(share)} each"
 
 
 def plan_slots(resources: Resources, cpus: int, gpus: int) -> Slots:
@@ -77,24 +83,40 @@ def usable_cpus() -> int:
 
 
 @contextmanager
-def ray_session(address: str | None, cpus: int, gpus: int) -> Iterator[None]:
+def ray_session(address: str | None, cpus: int, gpus: int) -> Iterator[tuple[int, int]]:
     """Run with Ray: the cluster at ``address``, the session that is there already, or one of our own.
 
-    Only a session of our own is shut down. Raises RequestError for an address that does not answer.
+    Yields how many CPUs and GPUs it has. Only a session of our own is shut down. Raises RequestError for an address
+    that does not answer.
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    for name in ("ray", "ray.tune", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    if ray.is_initialized():
-        yield
-        return
+    session = nullcontext() if ray.is_initialized() else _own_session(address, cpus, gpus)
+    with _silenced("ray"), _silenced("ray.tune"), session:
+        resources = ray.cluster_resources()
+        yield int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+
+
+@contextmanager
+def _own_session(address: str | None, cpus: int, gpus: int) -> Iterator[None]:
     own = {} if address else {"num_cpus": cpus, "num_gpus": gpus, "include_dashboard": False}
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **own)
     except (ConnectionError, ValueError) as error:
         raise RequestError(f"--address {address}: no Ray cluster there: {str(error).splitlines()[0]}") from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _silenced(name: str) -> Iterator[None]:
+    """Keep a logger off the terminal: a trial's failure is told once, by us, with its reason."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -17,7 +17,7 @@ from mixtune.space import SearchSpace, load_space, space_from_dict
 from mixtune.training.data import TrainingData, load_training_data
 from mixtune.training.device import choose_device
 from mixtune.training.forecast import Size, dearest_recipe, forecast_latency, measure_speeds, recipe_flops
-from mixtune.tuning.cluster import Slots, plan_slots, usable_cpus, usable_gpus
+from mixtune.tuning.cluster import plan_slots, usable_cpus, usable_gpus
 
 AnySpace = SearchSpace | Mapping[str, Any] | str | PathLike[str]
 
@@ -28,26 +28,22 @@ class Prepared:
 
     space: SearchSpace
     data: TrainingData
-    slots: Slots
     cpus: int
     gpus: int
     address: str | None
     no_gpu_here: bool  # GPUs were asked for, and the machine has none
 
     def describe(self) -> str:
-        """Return the lines that open a search: its data, its size and what it runs on."""
-        space, data, slots = self.space, self.data, self.slots
+        """Return the lines that open a search: its data and its budget."""
+        space, data = self.space, self.data
         counted = f"{len(data.supervised.indices):,} training and {len(data.val_indices):,} validation images"
         shape = f"{data.image_size}x{data.image_size} {'RGB' if data.channels == 3 else 'grayscale'}"
-        share = [f"{slots.cpus:g} CPU{'' if slots.cpus == 1 else 's'}"]
-        if slots.gpus:
-            share.insert(0, f"{slots.gpus:g} GPU{'' if slots.gpus <= 1 else 's'}")
         budget = f"{space.budget} trials and {len(space.baselines)} baselines, sampler {space.search.sampler}"
         return "\n".join(
             [
                 *(["no GPU on this machine: training on its CPU"] if self.no_gpu_here else []),
                 f"{space.recipe.data.dataset}: {counted}, {shape}, {len(data.classes)} classes",
-                f"{budget}; {slots.count} at once with {' and '.join(share)} each",
+                budget,
             ]
         )
 
@@ -78,9 +74,10 @@ def prepare(
     data = load_training_data(resolved.recipe)
     _check_recipes(resolved, data)
     cpu_count, gpu_count = usable_cpus(), usable_gpus(gpus)
-    slots = plan_slots(resolved.resources, cpu_count, gpu_count)
+    if address is None:
+        plan_slots(resolved.resources, cpu_count, gpu_count)
     wanted = bool(gpus) or resolved.resources.gpus_per_trial not in ("auto", 0)
-    return Prepared(resolved, data, slots, cpu_count, gpu_count, address, no_gpu_here=wanted and gpu_count == 0)
+    return Prepared(resolved, data, cpu_count, gpu_count, address, no_gpu_here=wanted and gpu_count == 0)
 
 
 def reference_point(prepared: Prepared) -> dict[str, float]:
@@ -90,7 +87,7 @@ def reference_point(prepared: Prepared) -> dict[str, float]:
     costs = [recipe_flops(recipe, size) for recipe in (dearest_recipe(space, size), *baselines)]
     worst = {"val_accuracy": 1.0 / size.classes, "train_flops": max(sum(flops.values()) for flops in costs)}
     if "train_latency_s" in space.objectives:
-        torch.set_num_threads(max(1, int(prepared.slots.cpus)))
+        torch.set_num_threads(max(1, int(space.resources.cpus_per_trial)))
         speeds = measure_speeds(space.recipe, prepared.data, choose_device())
         worst["train_latency_s"] = max(forecast_latency(flops, speeds) for flops in costs)
     return {name: worst[name] for name in space.objectives}

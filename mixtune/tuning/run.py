@@ -18,8 +18,9 @@ from rich.console import Console
 from mixtune import plugins
 from mixtune.analysis.result import Result, load
 from mixtune.errors import RequestError, TrainingError
+from mixtune.space import SearchSpace
 from mixtune.tuning.adapters import SearchCallback, SearchSearcher
-from mixtune.tuning.cluster import ray_session
+from mixtune.tuning.cluster import Slots, plan_slots, ray_session
 from mixtune.tuning.prepare import AnySpace, Prepared, prepare, reference_point
 from mixtune.tuning.progress import Progress
 from mixtune.tuning.state import Search
@@ -30,6 +31,10 @@ _VERSIONS = ("mixtune", "torch", "torchvision", "timm", "ray", "optuna", "moocor
 
 class SearchError(TrainingError):
     """A search ran, and not one of its trials completed."""
+
+
+class InterruptedSearch(KeyboardInterrupt):
+    """Ctrl-C during a search, in words."""
 
 
 def search(
@@ -50,8 +55,8 @@ def search(
     space: a file, plain values in the form of the file, or a SearchSpace; gpus: how many of this machine's (default
     all); gpus_per_trial, cpus_per_trial: each trial's share; overrides: dotted recipe values; address: a Ray
     cluster's; out: the run directory (default: a new one below ``runs/``). An option that is None leaves the
-    space's own value. Raises RequestError or DataError before anything is trained, and SearchError when not one
-    trial completed.
+    space's own value. Raises RequestError or DataError before anything is trained, SearchError when not one trial
+    completed, and KeyboardInterrupt on Ctrl-C, with the run directory's tables written.
     """
     console = console or Console()
     name = Path(space).stem if isinstance(space, str | PathLike) else "search"
@@ -68,30 +73,35 @@ def search(
         address=address,
     )
     console.print(f"{prepared.describe()}\nrun directory: {directory}", highlight=False, soft_wrap=True)
-    with Progress(prepared.slots.count, console) as progress:
-        result = run_search(prepared, directory, progress.update)
+    try:
+        with ray_session(address, prepared.cpus, prepared.gpus) as (cpus, gpu_count):
+            slots = plan_slots(prepared.space.resources, cpus, gpu_count)
+            console.print(f"trials: {slots}", highlight=False)
+            with Progress(slots.count, console) as progress:
+                result = run_prepared(prepared, slots, directory, progress.update)
+    except KeyboardInterrupt:
+        raise InterruptedSearch(f"interrupted; what is done is kept: mixtune pareto {directory}") from None
     if not result.counts()["complete"]:
         raise SearchError(_why_nothing_completed(result))
     return result
 
 
-def run_search(prepared: Prepared, directory: Path, on_change: Callable[[Search], None] = lambda _: None) -> Result:
-    """Train the baselines and the budget's trials, and write the run directory.
+def run_prepared(
+    prepared: Prepared, slots: Slots, directory: Path, on_change: Callable[[Search], None] = lambda _: None
+) -> Result:
+    """Train the baselines and the budget's trials in the present Ray session, and write the run directory.
 
-    ``on_change`` is called after every event. Raises RequestError if the directory holds something already;
-    KeyboardInterrupt passes through once the tables are written.
+    ``on_change`` is called after every event. However it ends, the tables are written.
     """
-    refuse_occupied(directory)
-    with ray_session(prepared.address, prepared.cpus, prepared.gpus):
-        directory.mkdir(parents=True, exist_ok=True)
-        _write_space(prepared, directory)
-        search = Search(prepared.space, directory / "ledger.jsonl", on_change)
-        try:
-            with tempfile.TemporaryDirectory(prefix="mixtune-ray-") as scratch:
-                _tune(prepared, search, scratch)
-        finally:
-            result = load(directory)
-            result.write_tables()
+    directory.mkdir(parents=True, exist_ok=True)
+    _write_space(prepared, slots, directory)
+    search = Search(prepared.space, directory / "ledger.jsonl", on_change)
+    try:
+        with tempfile.TemporaryDirectory(prefix="mixtune-ray-") as scratch:
+            _tune(prepared.space, slots, search, scratch)
+    finally:
+        result = load(directory)
+        result.write_tables()
     return result
 
 
@@ -111,8 +121,7 @@ def free_directory(name: str) -> Path:
     return next(path for path in candidates if not path.exists())
 
 
-def _tune(prepared: Prepared, search: Search, scratch: str) -> None:
-    space, slots = prepared.space, prepared.slots
+def _tune(space: SearchSpace, slots: Slots, search: Search, scratch: str) -> None:
     tuner = tune.Tuner(
         tune.with_resources(MixTrainable, {"cpu": slots.cpus, "gpu": slots.gpus}),
         tune_config=tune.TuneConfig(
@@ -127,7 +136,7 @@ def _tune(prepared: Prepared, search: Search, scratch: str) -> None:
     tuner.fit()
 
 
-def _write_space(prepared: Prepared, directory: Path) -> None:
+def _write_space(prepared: Prepared, slots: Slots, directory: Path) -> None:
     """Write the resolved space and what it runs on; the hypervolume's reference point is fixed here."""
     values = prepared.space.to_dict() | {
         "run": {
@@ -136,22 +145,15 @@ def _write_space(prepared: Prepared, directory: Path) -> None:
             "train_images": len(prepared.data.supervised.indices),
             "val_images": len(prepared.data.val_indices),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _VERSIONS}},
-            "machine": _machine(prepared),
+            "machine": _machine(slots),
         }
     }
     (directory / "space.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 
-def _machine(prepared: Prepared) -> dict[str, Any]:
-    device = torch.cuda.get_device_name(0) if prepared.gpus else platform.processor() or platform.machine()
-    return {
-        "device": device,
-        "cpus": prepared.cpus,
-        "gpus": prepared.gpus,
-        "trials_at_once": prepared.slots.count,
-        "cpus_per_trial": prepared.slots.cpus,
-        "gpus_per_trial": prepared.slots.gpus,
-    }
+def _machine(slots: Slots) -> dict[str, Any]:
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {"device": device, "trials_at_once": slots.count, "cpus_per_trial": slots.cpus, "gpus_per_trial": slots.gpus}
 
 
 def _why_nothing_completed(result: Result) -> str:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from mixtune.analysis.labels import quantity, setting, significant
 from mixtune.analysis.result import Result, load
-from mixtune.analysis.tables import front_csv, front_table
+from mixtune.analysis.tables import front_csv, front_notes, front_table
 from mixtune.ledger import Ledger
 
 FIVE = [(0.50, 5.0), (0.90, 10.0), (0.85, 12.0), (0.95, 30.0), (0.96, 50.0)]
@@ -112,3 +112,21 @@ def test_what_is_missing_is_a_dash_or_blank() -> None:
     assert quantity("val_accuracy").text(float("nan")) == "-"
     assert setting(None) == ""
     assert setting(True) == "True"
+
+
+def test_baselines_that_beat_front_members_are_said_in_words(make_run: MakeRun) -> None:
+    points = [(0.90, 10.0), (0.95, 20.0), (0.97, 30.0)]
+    faster_and_better = {"val_accuracy": 0.96, "train_latency_s": 9.0}
+    equal = {"val_accuracy": 0.97, "train_latency_s": 30.0}
+    slower = {"val_accuracy": 0.5, "train_latency_s": 31.0}
+    result = load(make_run(points, {"sl": faster_and_better, "ssl_sl": equal}))
+    assert result.beaten_by_baselines() == {"sl": 2}
+    assert "the baseline sl beats 2 of the 3 front members in every objective" in front_notes(result)
+    beaten = load(make_run(points, {"sl": slower}, name="other"))
+    assert beaten.beaten_by_baselines() == {}
+
+
+def test_knee_and_hypervolume_are_noted_with_the_reference_point(make_run: MakeRun) -> None:
+    notes = front_notes(load(make_run([(0.5, 50.0), (0.6, 55.0)])))
+    assert notes[0] == ("knee t0002; hypervolume 4.50 against the reference point val_accuracy 0.1, train_latency_s 60")
+    assert front_notes(load(make_run([], name="empty"))) == []

@@ -1,0 +1,89 @@
+"""A plug-in is a file, found by its name; a wrong name lists the right ones."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mixtune import plugins
+from mixtune.errors import RequestError
+
+FOLDERS = ("datasets", "objectives", "tuning.samplers", "tuning.schedulers", "analysis.figures")
+
+
+def mistake(folder: str, name: str, kind: str) -> str:
+    with pytest.raises(RequestError) as caught:
+        plugins.find(folder, name, kind)
+    with pytest.raises(RequestError) as checked:
+        plugins.check_name(folder, name, kind)
+    assert str(checked.value) == str(caught.value)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that Python imports from."""
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_names_are_the_files(folder: str) -> None:
+    place = Path(plugins.__file__).parent / folder.replace(".", "/")
+    files = sorted(path.stem for path in place.glob("*.py") if not path.name.startswith("_"))
+    assert plugins.names(folder) == files
+    assert [module.__name__ for module in plugins.modules(folder)] == [f"mixtune.{folder}.{name}" for name in files]
+
+
+def test_a_plugin_is_found_by_its_name() -> None:
+    assert plugins.find("objectives", "mae", "objective").__name__ == "mixtune.objectives.mae"
+
+
+def test_an_unknown_name_lists_the_known_and_the_closest() -> None:
+    message = mistake("tuning.samplers", "tpee", "sampler")
+    assert message == "unknown sampler 'tpee': known are gp, grid, nsga2, random, tpe; did you mean 'tpe'?"
+    assert mistake("objectives", "MAE", "objective").endswith("; did you mean 'mae'?")
+    assert mistake("objectives", "zzz", "objective") == "unknown objective 'zzz': known are mae"
+
+
+def test_helpers_are_no_plugins() -> None:
+    assert mistake("datasets", "_cache", "dataset").startswith("unknown dataset '_cache': known are digits, ")
+
+
+def test_code_elsewhere_joins_by_module_and_name(elsewhere: Path) -> None:
+    (elsewhere / "my_sampler.py").write_text("class Mine:\n    build = print\n")
+    assert plugins.find("tuning.samplers", "my_sampler:Mine", "sampler").build is print
+    plugins.check_name("tuning.samplers", "my_sampler:Mine", "sampler")
+
+
+@pytest.mark.parametrize("name", ["a:", ":b", ".a:b", "a..b:c", "a:b:c", "a b:c", "C:\\x", "a:b.c"])
+def test_a_malformed_name_is_told_its_form(name: str) -> None:
+    expected = f"sampler {name!r} should be a name, or package.module:name for code of your own"
+    assert mistake("tuning.samplers", name, "sampler") == expected
+
+
+def test_code_elsewhere_that_cannot_be_imported_says_why(elsewhere: Path) -> None:
+    (elsewhere / "broken_sampler.py").write_text("def build(:\n")
+    (elsewhere / "empty_sampler.py").touch()
+    assert mistake("tuning.samplers", "no_such_module:build", "sampler") == (
+        "sampler 'no_such_module:build' cannot be imported: No module named 'no_such_module': "
+        "install it, or put its folder into PYTHONPATH"
+    )
+    absent = mistake("tuning.samplers", "empty_sampler:build", "sampler")
+    assert absent.startswith(
+        "sampler 'empty_sampler:build' cannot be imported: module 'empty_sampler' has no attribute"
+    )
+    broken = mistake("tuning.samplers", "broken_sampler:build", "sampler")
+    assert broken.startswith("sampler 'broken_sampler:build' cannot be imported: invalid syntax")
+
+
+def test_checking_a_name_imports_no_plugin() -> None:
+    code = (
+        "import sys; from mixtune import plugins; plugins.check_name('tuning.samplers', 'tpe', 'sampler'); "
+        "sys.exit('optuna' in sys.modules or 'ray' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,243 @@
+"""Which images an epoch shows: splits, order, Eq. 2, and the requests that cannot be met."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from mixtune.errors import RequestError
+from mixtune.training.augmentation import crop_and_flip
+from mixtune.training.data import load_training_data
+from mixtune.training.plan import make_plan
+from mixtune.training.streams import torch_generator
+
+STILL = {"augment.pad": 0, "augment.flip": 0.0}
+DIGITS = 1437  # training part of the digits, of which a tenth is for validation
+
+
+def epochs_of(recipe, phase):
+    return [epoch for epoch in make_plan(recipe) if epoch.phase == phase]
+
+
+def numbers_of(images, source):
+    """Return which image of the source each of ``images``, drawn without augmentation, is."""
+    everything = source.plain(torch.arange(len(source.images)))
+    where = {image.numpy().tobytes(): i for i, image in enumerate(everything)}
+    assert len(where) == len(everything)  # no two images are equal
+    return [where[image.numpy().tobytes()] for image in images]
+
+
+def test_a_batch_has_images_in_units_of_standard_deviation_and_their_labels(make_recipe):
+    recipe = make_recipe(STILL)
+    data = load_training_data(recipe)
+    images, labels = next(data.batches(recipe, epochs_of(recipe, "sl")[0]))
+    assert images.shape == (32, 1, 8, 8)
+    assert images.dtype == torch.float32
+    source = data.supervised
+    pixels = source.images.numpy() / 255
+    for image, label, number in zip(images, labels, numbers_of(images, source), strict=True):
+        expected = (pixels[number] - pixels.mean()) / pixels.std()
+        np.testing.assert_allclose(image.numpy(), expected, rtol=1e-4, atol=1e-5)
+        assert label == source.labels[number]
+
+
+def test_the_images_are_the_digits_that_their_labels_say(make_recipe):
+    held = load_digits()
+    known = {
+        np.round(i * 255 / 16).astype(np.uint8).tobytes(): int(t) for i, t in zip(held.images, held.target, strict=True)
+    }
+    source = load_training_data(make_recipe()).supervised
+    assert [known[image.tobytes()] for image in source.images.numpy()] == source.labels.tolist()
+
+
+@pytest.mark.parametrize("phase", ["ssl", "mix", "sl"])
+def test_an_epoch_is_one_pass_over_the_training_images_without_the_incomplete_batch(make_recipe, phase):
+    recipe = make_recipe(STILL | {"rho": 0.5})
+    data = load_training_data(recipe)
+    assert len(data.supervised.indices) == 129
+    orders = []
+    for epoch in (epochs_of(recipe, phase)[0], *epochs_of(make_recipe({"rho": 0.0}), phase)[1:]):
+        batches = [images for images, _ in data.batches(recipe, epoch)]
+        assert [len(images) for images in batches] == [32] * 4
+        orders.append(numbers_of(torch.cat(batches), data.supervised))
+        assert len(set(orders[-1])) == 128
+        assert set(orders[-1]) <= set(data.supervised.indices.tolist())
+    assert all(order != orders[0] for order in orders[1:])
+
+
+def test_validation_images_are_never_trained_on(make_recipe):
+    recipe = make_recipe({"data.fraction": 1.0})
+    data = load_training_data(recipe)
+    train, val = data.supervised.indices.tolist(), data.val_indices.tolist()
+    assert (len(train), len(val)) == (1293, 144)
+    assert sorted(train + val) == list(range(DIGITS))
+
+
+def test_the_supervised_set_named_as_the_ssl_set_is_no_second_set(make_recipe, tmp_path):
+    root = str(tmp_path)
+    for changes in (
+        {"data.ssl_dataset": "digits"},
+        {"data.ssl_dataset": "digits", "data.root": root},
+        {"data.ssl_dataset": "digits", "data.root": root, "data.ssl_root": f"{root}/../{tmp_path.name}"},
+    ):
+        data = load_training_data(make_recipe(changes))
+        assert data.ssl is data.supervised  # or else its validation images would be trained on
+
+
+def test_smaller_fractions_lie_inside_larger_ones_and_leave_validation_alone(make_recipe):
+    kept = {p: load_training_data(make_recipe({"data.fraction": p})) for p in (0.1, 0.25, 1.0)}
+    sets = [set(data.supervised.indices.tolist()) for data in kept.values()]
+    assert [len(s) for s in sets] == [129, 323, 1293]
+    assert sets[0] < sets[1] < sets[2]
+    assert len({tuple(data.val_indices.tolist()) for data in kept.values()}) == 1
+
+
+def test_the_split_depends_on_the_seed_alone(make_recipe):
+    def val(**changes):
+        return load_training_data(make_recipe(changes)).val_indices.tolist()
+
+    first = val(alpha=0.1, rho=0.0)
+    assert val(alpha=0.9, rho=1.0) == first
+    assert val(seed=1) != first
+
+
+@pytest.mark.parametrize("phase", ["ssl", "mix", "sl"])
+def test_the_order_of_images_depends_on_neither_alpha_nor_lambda(make_recipe, phase):
+    orders = []
+    for changes in ({"alpha": 0.1, "lambda": 0.2}, {"alpha": 0.9, "lambda": 0.7}, {"seed": 1}):
+        recipe = make_recipe({"rho": 0.5, **changes})
+        data = load_training_data(recipe)
+        orders.append(torch.cat([images for images, _ in data.batches(recipe, epochs_of(recipe, phase)[0])]))
+    assert torch.equal(orders[0], orders[1])
+    assert not torch.equal(orders[0], orders[2])
+
+
+def test_in_one_dataset_the_mixed_image_is_the_supervised_one(make_recipe):
+    recipe = make_recipe({"rho": 0.5, "lambda": 0.3, **STILL})
+    data = load_training_data(recipe)
+    for images, labels in data.batches(recipe, epochs_of(recipe, "mix")[0]):
+        assert data.supervised.labels[numbers_of(images, data.supervised)].tolist() == labels.tolist()
+
+
+@pytest.mark.parametrize("count", [20, 200])  # fewer and more than the 129 supervised images
+@pytest.mark.parametrize("lambda_", [0.0, 0.3, 1.0])
+def test_eq_2_mixes_each_labelled_image_with_a_random_one_of_the_ssl_set(make_recipe, write_crops, count, lambda_):
+    recipe = make_recipe(
+        {
+            "rho": 0.5,
+            "lambda": lambda_,
+            "data.ssl_dataset": "image_folder",
+            "data.ssl_root": write_crops(count),
+            "augment.pad": 1,
+            "augment.flip": 0.5,
+        }
+    )
+    data = load_training_data(recipe)
+    assert data.ssl.images.shape == (count, 1, 8, 8)  # the supervised size and channels, from 24 x 30 RGB
+    assert data.ssl.labels is None
+    epoch = epochs_of(recipe, "mix")[0]
+    batches = list(data.batches(recipe, epoch))
+    assert len(batches) == 4
+
+    def stream(name):
+        return torch_generator(recipe.seed, name, epoch.index)
+
+    def shown(source, chosen, draws):
+        pixels = crop_and_flip(source.images[chosen], 1, 0.5, draws).double() / 255
+        return (pixels - source.mean) / source.std
+
+    order = data.supervised.indices[torch.randperm(129, generator=stream("order"))]
+    draws, ssl_draws, partners = stream("augmentation"), stream("ssl_augmentation"), stream("partners")
+    for step, (images, labels) in enumerate(batches):
+        chosen = order[32 * step : 32 * step + 32]
+        x_sl = shown(data.supervised, chosen, draws)
+        x_ssl = shown(data.ssl, torch.randint(count, (32,), generator=partners), ssl_draws)
+        torch.testing.assert_close(images.double(), lambda_ * x_sl + (1 - lambda_) * x_ssl, rtol=1e-5, atol=1e-5)
+        assert labels.tolist() == data.supervised.labels[chosen].tolist()
+
+
+def test_lambda_1_shows_the_supervised_batches(make_recipe, write_crops):
+    own = make_recipe({"rho": 0.5})
+    mixed = make_recipe(
+        {"rho": 0.5, "lambda": 1.0, "data.ssl_dataset": "image_folder", "data.ssl_root": write_crops(20)}
+    )
+    epoch = epochs_of(own, "mix")[0]
+    pairs = zip(
+        load_training_data(own).batches(own, epoch), load_training_data(mixed).batches(mixed, epoch), strict=True
+    )
+    for (images, labels), (mixed_images, mixed_labels) in pairs:
+        assert torch.equal(images, mixed_images)
+        assert torch.equal(labels, mixed_labels)
+
+
+@pytest.mark.parametrize("count", [20, 128, 200])
+def test_an_ssl_epoch_of_another_set_keeps_the_supervised_pace_and_repeats_no_image_early(
+    make_recipe, write_crops, count
+):
+    changes = {"data.ssl_dataset": "image_folder", "data.ssl_root": write_crops(count), **STILL}
+    recipe = make_recipe(changes)
+    data = load_training_data(recipe)
+    batches = list(data.batches(recipe, epochs_of(recipe, "ssl")[0]))
+    assert [len(images) for images, _ in batches] == [32] * 4
+    assert all(labels is None for _, labels in batches)
+    numbers = numbers_of(torch.cat([images for images, _ in batches]), data.ssl)
+    for start in range(0, 128, count):
+        seen = numbers[start : start + count]
+        assert len(set(seen)) == len(seen)
+    assert len(set(numbers)) == min(count, 128)
+
+
+def test_pad_and_flip_by_default_are_an_eighth_and_what_the_images_bear(make_recipe, write_crops):
+    changes = {"data.ssl_dataset": "image_folder", "data.ssl_root": write_crops(20)}
+    data = load_training_data(make_recipe(changes))
+    assert (data.supervised.pad, data.supervised.flip) == (1, 0.0)  # a mirrored 2 is no 2
+    assert (data.ssl.pad, data.ssl.flip) == (1, 0.5)
+    assert load_training_data(make_recipe({"data.image_size": 32})).supervised.pad == 4  # the paper's
+    given = load_training_data(make_recipe({**changes, "augment.pad": 3, "augment.flip": 0.25}))
+    assert {(source.pad, source.flip) for source in (given.supervised, given.ssl)} == {(3, 0.25)}
+
+
+def test_size_and_channels_are_the_supervised_images(make_recipe, tmp_path):
+    for name, shade in (("dark", 20), ("light", 200)):
+        (tmp_path / name).mkdir()
+        for i in range(20):
+            Image.new("RGB", (16, 16), (shade + i, shade, shade)).save(tmp_path / name / f"{i}.png")
+    changes = {
+        "data.dataset": "image_folder",
+        "data.root": str(tmp_path),
+        "data.fraction": 1.0,
+        "data.val_fraction": 0.2,
+    }
+    data = load_training_data(make_recipe({**changes, "optim.batch_size": 8, "data.ssl_dataset": "digits"}))
+    assert (data.image_size, data.channels, data.classes) == (16, 3, ("dark", "light"))
+    assert data.ssl.images.shape == (DIGITS, 3, 16, 16)
+
+
+def test_a_batch_larger_than_the_training_set_is_refused_with_the_numbers(make_recipe):
+    with pytest.raises(RequestError) as refused:
+        load_training_data(make_recipe({"optim.batch_size": 130}))
+    message = str(refused.value)
+    assert message.startswith("optim.batch_size 130 is more than the 129 training images (of 1437,")
+    assert message.endswith("lower it to at most 129")
+    assert "\n" not in message
+    assert load_training_data(make_recipe({"optim.batch_size": 129})).steps == 1
+
+
+def test_a_supervised_set_without_classes_is_refused(make_recipe, write_crops):
+    root = write_crops(40)
+    with pytest.raises(RequestError, match=f"image_folder at {Path(root)} has no classes") as refused:
+        load_training_data(make_recipe({"data.dataset": "image_folder", "data.root": root}))
+    assert "data.ssl_dataset" in str(refused.value)
+
+
+def test_no_validation_split_leaves_no_validation_images(make_recipe):
+    data = load_training_data(make_recipe({"data.val_fraction": 0.0, "data.fraction": 1.0}))
+    assert len(data.val_indices) == 0
+    assert len(data.supervised.indices) == DIGITS
+    assert data.steps == math.floor(DIGITS / 32)

@@ -1,0 +1,124 @@
+"""Accuracy, its standard error, and what a trained recipe reports."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from mixtune.training.evaluation import EVALUATION_BATCH, measure_accuracy, standard_error
+from mixtune.training.loop import train
+from mixtune.training.metrics import Metrics, measure
+from mixtune.training.report import epoch_line, final_line
+from mixtune.training.single import train_recipe
+
+TRAINED = {"data.fraction": 1.0, "epochs.ssl": 0, "epochs.sl": 4, "model.pool": "avg", "optim.sl.base_lr": 0.08}
+
+
+@pytest.fixture(scope="module")
+def trained(make_state):
+    state = make_state(TRAINED)
+    list(train(state))
+    return state
+
+
+@pytest.mark.parametrize("images", [1, 144, EVALUATION_BATCH - 1, EVALUATION_BATCH, EVALUATION_BATCH + 1, 1437])
+def test_accuracy_is_the_share_of_images_classified_right(trained, images):
+    source = trained.data.supervised
+    indices = torch.randperm(1437, generator=torch.Generator().manual_seed(0))[:images]
+    right = []
+    with torch.no_grad():
+        for chosen in indices.split(100):
+            pixels = (source.images[chosen] / 255 - source.mean) / source.std
+            tokens = trained.backbone.vit.forward_features(pixels)[:, 1:].mean(dim=1)
+            guesses = (tokens @ trained.classifier.head.weight.T + trained.classifier.head.bias).argmax(dim=1)
+            right += [int(g) == int(y) for g, y in zip(guesses, source.labels[chosen], strict=True)]
+    assert measure_accuracy(trained, indices) == sum(right) / images
+    if images > 100:
+        assert 0.15 < sum(right) / images < 1  # above chance, so that right and wrong are both in it
+
+
+def test_the_class_token_is_what_pool_token_reads(make_state):
+    state = make_state({"model.pool": "token"})
+    tokens = torch.randn(2, 17, 16, generator=torch.Generator().manual_seed(0))
+    head = state.classifier.head
+    torch.testing.assert_close(state.classifier(tokens), tokens[:, 0] @ head.weight.T + head.bias)
+
+
+def test_accuracy_on_no_images_is_not_a_number(trained):
+    assert math.isnan(measure_accuracy(trained, torch.zeros(0, dtype=torch.int64)))
+
+
+def test_the_standard_error_is_that_of_a_coin_thrown_for_each_image():
+    rng = np.random.default_rng(0)
+    assert standard_error(0.9, 144) == pytest.approx(np.std(rng.binomial(144, 0.9, 100_000) / 144), rel=0.02)
+    assert standard_error(0.5, 100) == 0.05
+    assert standard_error(1.0, 144) == standard_error(0.0, 144) == 0
+    assert math.isnan(standard_error(math.nan, 0))
+
+
+def test_train_recipe_returns_the_final_metrics_and_shows_each_epochs(make_recipe):
+    recipe = make_recipe({"rho": 0.5, "optim.ssl.base_lr": 0.04})
+    seen: list[Metrics] = []
+    trained = train_recipe(recipe, on_epoch=seen.append)
+    metrics = trained.metrics
+    assert trained.recipe == recipe
+    assert metrics == seen[-1]
+    assert [m.phase for m in seen] == ["ssl", "mix", "sl", "sl"]
+    assert [m.epochs_trained for m in seen] == [1, 2, 3, 4]
+    assert (metrics.method, metrics.epochs_asked, metrics.epochs_reused) == ("mixtraining", 4, 0)
+    assert metrics.train_images == 129
+    assert (metrics.lr_ssl, metrics.lr_sl) == (0.04 * 32 / 256, 0.02 * 32 / 256)
+    assert metrics.val_accuracy == trained.history[-1].val_accuracy
+    assert metrics.val_accuracy_se == standard_error(metrics.val_accuracy, 144)
+    assert metrics.train_flops == trained.state.flops()
+    shares = {phase: sum(r.seconds for r in trained.history if r.phase == phase) for phase in ("ssl", "mix", "sl")}
+    measured = {"ssl": metrics.latency_ssl_s, "mix": metrics.latency_mix_s, "sl": metrics.latency_sl_s}
+    assert measured == shares
+    assert metrics.train_latency_s == pytest.approx(sum(shares.values()))
+
+
+def test_what_a_phase_does_not_measure_is_not_a_number(make_recipe):
+    seen: list[Metrics] = []
+    train_recipe(make_recipe({"rho": 0.5}), on_epoch=seen.append)
+    for metrics in seen:
+        missing = {
+            name
+            for name in ("ssl_loss", "sl_loss", "val_accuracy", "val_accuracy_se")
+            if math.isnan(getattr(metrics, name))
+        }
+        assert (
+            missing
+            == {"ssl": {"sl_loss", "val_accuracy", "val_accuracy_se"}, "mix": set(), "sl": {"ssl_loss"}}[metrics.phase]
+        )
+
+
+def test_nested_values_and_overrides_are_trained_too():
+    values = {"data": {"dataset": "digits", "fraction": 0.1}, "model": {"embed_dim": 16, "depth": 1, "num_heads": 2}}
+    overrides = {"epochs.ssl": 0, "epochs.sl": 1, "optim.batch_size": 64, "model.patch_size": 4}
+    trained = train_recipe(values, overrides)
+    assert (trained.recipe.epochs.sl, trained.recipe.optim.batch_size) == (1, 64)
+    assert trained.metrics.method == "sl"
+    assert len(trained.history) == 1
+
+
+def test_the_lines_of_a_report_show_what_was_measured(make_state):
+    state = make_state({"rho": 0.5})
+    lines = [epoch_line(measure(state)) for _ in train(state)]
+    assert lines[0].startswith("epoch 1/4  ssl  ssl loss ")
+    assert "val_accuracy" not in lines[0]
+    assert lines[1].startswith("epoch 2/4  mix  ssl loss ")
+    assert "  sl loss " in lines[1]
+    assert f"val_accuracy {state.history[-1].val_accuracy:.3f}" in lines[3]
+    assert final_line(measure(state)).startswith("mixtraining: val_accuracy ")
+
+
+def test_measuring_needs_a_trained_epoch_and_changes_no_weight(make_state):
+    state = make_state({"rho": 0.5})
+    next(train(state))
+    before = [p.detach().clone() for p in state.backbone.parameters()]
+    measure(state)
+    measure_accuracy(state, state.data.val_indices)
+    assert all(torch.equal(one, other) for one, other in zip(before, state.backbone.parameters(), strict=True))

@@ -1,0 +1,201 @@
+"""Learning rates: the pure schedule against a slow one, and what the real optimizer had at each step."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from mixtune.training.loop import train
+from mixtune.training.plan import learning_rates, make_plan, peak_rate, rate_factor
+
+
+def slow_rate(base_lr, batch, warmup_epochs, budget, steps, step):
+    """Return the rate at a budget's step, counted from 0, with all lengths in steps."""
+    peak = base_lr * batch / 256
+    whole = budget * steps
+    warmup = min(warmup_epochs * steps, whole / 5)
+    if step < warmup:
+        return peak * step / warmup
+    decayed = (step - warmup) / (whole - warmup)
+    return peak * (1 + math.cos(decayed * math.pi)) / 2
+
+
+def two_schedules(recipe, steps):
+    """Return the SSL rates and the SL rates of a whole recipe, each over its own budget."""
+    ssl, sl, batch = recipe.optim.ssl, recipe.optim.sl, recipe.optim.batch_size
+    return (
+        [
+            slow_rate(ssl.base_lr, batch, ssl.warmup_epochs, recipe.epochs.ssl, steps, i)
+            for i in range(recipe.epochs.ssl * steps)
+        ],
+        [
+            slow_rate(sl.base_lr, batch, sl.warmup_epochs, recipe.epochs.sl, steps, i)
+            for i in range(recipe.epochs.sl * steps)
+        ],
+    )
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(("ssl", "sl"), [(4, 6), (7, 3), (10, 10), (0, 4)])
+@pytest.mark.parametrize("warmup", [0, 1, 20])
+def test_each_schedule_spans_its_own_budget_across_the_mix_phase(make_recipe, ssl, sl, rho, warmup):
+    steps = 3
+    changes = {"epochs.ssl": ssl, "epochs.sl": sl, "rho": rho, "optim.batch_size": 48}
+    recipe = make_recipe(
+        changes | {"optim.ssl.warmup_epochs": warmup, "optim.sl.warmup_epochs": warmup, "optim.sl.base_lr": 0.003}
+    )
+    used = [learning_rates(recipe, epoch, step, steps) for epoch in make_plan(recipe) for step in range(steps)]
+    ssl_rates, sl_rates = two_schedules(recipe, steps)
+    assert [rates["ssl"] for rates in used if "ssl" in rates] == pytest.approx(ssl_rates, rel=1e-9)
+    assert [rates["sl"] for rates in used if "sl" in rates] == pytest.approx(sl_rates, rel=1e-9)
+
+
+@pytest.mark.parametrize(("phase", "losses"), [("ssl", {"ssl"}), ("mix", {"ssl", "sl"}), ("sl", {"sl"})])
+def test_a_phase_has_the_rates_of_its_losses(make_recipe, phase, losses):
+    recipe = make_recipe({"rho": 0.5})
+    epoch = next(epoch for epoch in make_plan(recipe) if epoch.phase == phase)
+    assert set(learning_rates(recipe, epoch, 0, 5)) == losses
+
+
+def test_the_papers_schedule_warms_up_for_20_of_100_epochs_and_decays_to_nothing(make_recipe):
+    schedule = make_recipe({"optim.ssl.warmup_epochs": 20}).optim.ssl
+    assert rate_factor(schedule, 100, 0) == 0
+    assert rate_factor(schedule, 100, 10) == pytest.approx(0.5)
+    assert rate_factor(schedule, 100, 20) == 1
+    assert rate_factor(schedule, 100, 60) == pytest.approx(0.5)
+    assert rate_factor(schedule, 100, 100) == pytest.approx(0, abs=1e-12)
+
+
+def test_the_warm_up_takes_at_most_a_fifth_of_the_budget(make_recipe):
+    schedule = make_recipe({"optim.ssl.warmup_epochs": 20}).optim.ssl
+    assert rate_factor(schedule, 5, 1) == 1
+    assert rate_factor(schedule, 5, 0.5) == pytest.approx(0.5)
+    assert rate_factor(schedule, 5, 3) == pytest.approx(0.5)
+
+
+def test_the_peak_is_the_base_rate_at_batch_256_and_in_proportion_elsewhere(make_recipe):
+    schedule = make_recipe({"optim.sl.base_lr": 1e-3}).optim.sl
+    assert [peak_rate(schedule, batch) for batch in (32, 256, 1024)] == pytest.approx([1.25e-4, 1e-3, 4e-3])
+
+
+@pytest.fixture(scope="module")
+def trained(make_state):
+    """A real training of phases ssl, mix, sl, sl: the optimizer's groups at each step, weights at each border."""
+    state = make_state(
+        {
+            "rho": 0.5,
+            "optim.ssl.betas": (0.9, 0.95),
+            "optim.ssl.weight_decay": 0.15,
+            "optim.sl.betas": (0.8, 0.999),
+            "optim.sl.weight_decay": 0.05,
+        }
+    )
+    groups, weights = [], [snapshot(state)]
+    state.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: groups.append(
+            [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        )
+    )
+    for _ in train(state):
+        weights.append(snapshot(state))
+    return state, groups, weights
+
+
+def snapshot(state):
+    parts = {"backbone": state.backbone, "objective": state.objective, "classifier": state.classifier}
+    return {name: {n: p.detach().clone() for n, p in part.named_parameters()} for name, part in parts.items()}
+
+
+def test_an_epoch_of_every_phase_has_the_same_steps(trained):
+    state, groups, _ = trained
+    assert [result.phase for result in state.history] == ["ssl", "mix", "sl", "sl"]
+    assert state.data.steps == 129 // 32
+    assert len(groups) == 4 * state.data.steps
+
+
+def rates_of(groups, part):
+    """Return the one rate that both groups of a part had, at each step."""
+    found = [{group["lr"] for group in step if group["part"] == part} for step in groups]
+    assert {len(rates) for rates in found} == {1}
+    return [rate for rates in found for rate in rates]
+
+
+def test_the_optimizer_had_the_rates_of_each_parts_loss(trained):
+    state, groups, _ = trained
+    n = state.data.steps
+    ssl, sl = two_schedules(state.recipe, n)
+    # ours: in the mix phase the backbone follows the supervised schedule
+    assert rates_of(groups, "backbone") == pytest.approx(ssl[:n] + sl)
+    assert rates_of(groups, "objective")[: 2 * n] == pytest.approx(ssl)
+    assert rates_of(groups, "classifier")[n:] == pytest.approx(sl)
+
+
+def test_the_optimizer_had_each_losss_betas_and_weight_decay(trained):
+    state, groups, _ = trained
+    n = state.data.steps
+    ssl, sl = (0.15, (0.9, 0.95)), (0.05, (0.8, 0.999))
+    wanted = {
+        "backbone": [ssl] * n + [sl] * 3 * n,
+        "objective": [ssl] * 2 * n,
+        "classifier": [None] * n + [sl] * 3 * n,
+    }
+    for part, expected in wanted.items():
+        for step, values in zip(groups, expected, strict=False):
+            for group in step:
+                if group["part"] == part and values is not None:
+                    decay, betas = values
+                    assert group["weight_decay"] == (decay if group["decays"] else 0.0)
+                    assert tuple(group["betas"]) == betas
+
+
+def test_only_matrices_decay_and_no_token_or_position_does(trained):
+    state, _, _ = trained
+    names = {p: n for part in (state.backbone, state.objective, state.classifier) for n, p in part.named_parameters()}
+    decaying = [names[p] for group in state.optimizer.param_groups if group["decays"] for p in group["params"]]
+    others = [names[p] for group in state.optimizer.param_groups if not group["decays"] for p in group["params"]]
+    assert sorted(decaying + others) == sorted(names.values())  # every parameter, once
+    assert {"vit.cls_token", "vit.pos_embed", "mask_token"} <= set(others)
+    assert all(name.endswith("weight") and "norm" not in name for name in decaying)
+    assert all(
+        name.endswith("bias") or "norm" in name
+        for name in set(others) - {"vit.cls_token", "vit.pos_embed", "mask_token"}
+    )
+
+
+@pytest.mark.parametrize(
+    ("epoch", "phase", "part", "learns"),
+    [
+        (0, "ssl", "backbone", True),
+        (0, "ssl", "objective", True),
+        (0, "ssl", "classifier", False),
+        (1, "mix", "backbone", True),
+        (1, "mix", "objective", True),
+        (1, "mix", "classifier", True),
+        (2, "sl", "backbone", True),
+        (2, "sl", "objective", False),
+        (2, "sl", "classifier", True),
+    ],
+)
+def test_a_phase_changes_every_weight_of_its_parts_and_no_bit_of_the_others(trained, epoch, phase, part, learns):
+    state, _, weights = trained
+    assert state.history[epoch].phase == phase
+    before, after = weights[epoch][part], weights[epoch + 1][part]
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == (set(before) if learns else set())
+
+
+def test_a_step_is_adamws(make_state):
+    state = make_state({"epochs.ssl": 0, "optim.sl.warmup_epochs": 0, "epochs.sl": 1, "data.fraction": 0.03})
+    assert state.data.steps == 1
+    before = snapshot(state)
+    list(train(state))
+    rate, decay, eps = 0.02 * 32 / 256, 0.05, 1e-8
+    moments = state.optimizer.state
+    for part in ("backbone", "classifier"):
+        for name, parameter in getattr(state, part).named_parameters():
+            gradient = moments[parameter]["exp_avg"] / (1 - 0.9)  # the first step's moment
+            kept = 1 - rate * decay * (parameter.ndim > 1 and name not in ("vit.cls_token", "vit.pos_embed"))
+            expected = before[part][name] * kept - rate * gradient / (gradient.abs() + eps)
+            torch.testing.assert_close(parameter.detach(), expected, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,245 @@
+"""Whole searches: real images, real Ray, real Optuna."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from rich.console import Console
+
+import mixtune
+from mixtune.errors import RequestError
+from mixtune.ledger import read_ledger
+from mixtune.tuning.prepare import prepare
+from mixtune.tuning.run import SearchError
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=100)
+
+
+@pytest.fixture(scope="module")
+def run(small_space_values: dict[str, Any], ray_quietly: None, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A finished search of six trials."""
+    return mixtune.search(small_space_values, out=tmp_path_factory.mktemp("runs") / "digits", console=quiet())
+
+
+def test_the_budget_is_met_and_each_baseline_is_trained_once(run: mixtune.Result) -> None:
+    assert run.counts() == {"complete": 6, "stopped": 0, "failed": 0, "rejected": 0, "running": 0}
+    assert list(run.trials["trial"]) == [f"t{i:04d}" for i in range(1, 7)]
+    assert sorted(run.baselines["method"]) == ["sl", "ssl_sl"]
+    assert set(run.baselines["state"]) == {"complete"}
+
+
+def test_the_papers_point_is_the_first_trial(run: mixtune.Result) -> None:
+    first = run.trials.iloc[0]
+    assert (first["alpha"], first["rho"], first["epochs.sl"]) == (0.5, 0.5, 3)
+
+
+def test_trials_train_what_their_parameters_say(run: mixtune.Result) -> None:
+    for _, row in run.trials.iterrows():
+        mix = math.floor(row["rho"] * min(2, row["epochs.sl"]))
+        assert row["epochs_trained"] == row["epochs_asked"] == 2 + row["epochs.sl"] - mix
+        assert row["method"] == ("mixtraining" if mix else "ssl_sl")
+        assert row["train_latency_s"] == pytest.approx(
+            row["latency_ssl_s"] + row["latency_mix_s"] + row["latency_sl_s"], rel=1e-9
+        )
+        assert row["train_latency_s"] <= row["wall_s"]
+
+
+def test_ledger_tables_and_front_agree(run: mixtune.Result) -> None:
+    events = read_ledger(run.directory / "ledger.jsonl")
+    complete = {e["trial"]: e["metrics"] for e in events if e["event"] == "complete"}
+    table = pd.read_csv(run.directory / "trials.csv").set_index("trial")
+    assert set(table.index) == set(complete)
+    for trial, metrics in complete.items():
+        assert table.loc[trial, "val_accuracy"] == metrics["val_accuracy"]
+        assert sum(e["event"] == "epoch" and e["trial"] == trial for e in events) == metrics["epochs_trained"]
+    assert list(pd.read_csv(run.directory / "pareto.csv")["trial"]) == list(run.pareto_front()["trial"])
+    assert "plotly" in (run.directory / "pareto.html").read_text()
+
+
+def test_a_run_can_be_loaded_again_and_its_resolved_space_searched_again(run: mixtune.Result) -> None:
+    again = mixtune.load(run.directory)
+    assert again.to_json_dict() == run.to_json_dict()
+    space = mixtune.load_space(run.directory / "space.yaml")
+    assert space.budget == 6
+    assert space.recipe.epochs.ssl == 2
+
+
+def test_the_reference_point_is_chance_and_the_dearest_recipes_forecast(run: mixtune.Result) -> None:
+    point = run.reference_point
+    assert point["val_accuracy"] == 0.1
+    assert point["train_latency_s"] is not None
+    assert point["train_latency_s"] > 0
+    assert run.hypervolume() is not None
+
+
+def test_a_directory_that_holds_a_run_is_never_overwritten(run: mixtune.Result, small_space: Any) -> None:
+    before = (run.directory / "ledger.jsonl").read_bytes()
+    with pytest.raises(RequestError, match=f"{run.directory} holds a run already"):
+        mixtune.search(small_space(), out=run.directory, console=quiet())
+    assert (run.directory / "ledger.jsonl").read_bytes() == before
+
+
+def test_failing_trials_say_why_and_never_reach_the_front(small_space: Any, ray_quietly: None, tmp_path: Path) -> None:
+    values = small_space(
+        space={"optim.sl.base_lr": {"choice": [0.02, 1e30]}}, search={"trials": 4, "sampler": "grid"}, baselines=[]
+    )
+    values["recipe"]["epochs"] = {"ssl": 0, "sl": 2}
+    result = mixtune.search(values, out=tmp_path / "run", console=quiet())
+    assert result.counts()["complete"] == 1
+    assert result.counts()["failed"] == 1  # the grid holds two recipes, so four trials are not to be had
+    failed = result.trials[result.trials["state"] == "failed"].iloc[0]
+    assert failed["optim.sl.base_lr"] == 1e30
+    assert failed["reason"].startswith("DivergedError: the loss is nan in epoch 1 (sl phase), step ")
+    assert list(result.pareto_front()["optim.sl.base_lr"]) == [0.02]
+
+
+def test_a_search_whose_every_trial_fails_says_why(small_space: Any, ray_quietly: None, tmp_path: Path) -> None:
+    values = small_space(space={"alpha": {"choice": [0.4, 0.6]}}, search={"trials": 2}, baselines=[])
+    values["recipe"]["optim"]["ssl"]["base_lr"] = 1e30
+    with pytest.raises(SearchError, match=r"no trial completed, and 2 failed; t0001: DivergedError: the loss is nan"):
+        mixtune.search(values, out=tmp_path / "run", console=quiet())
+    assert mixtune.load(tmp_path / "run").pareto_front().empty
+
+
+def test_one_objective_without_a_clock(small_space: Any, ray_quietly: None, tmp_path: Path) -> None:
+    values = small_space(objectives={"train_flops": "min"}, search={"trials": 3, "sampler": "random"}, baselines=["sl"])
+    result = mixtune.search(values, out=tmp_path / "run", console=quiet())
+    best = result.best("train_flops")
+    assert best["train_flops"] == result.trials["train_flops"].min()
+
+
+PROBLEMS = [
+    ({"data": {"dataset": "digits", "val_fraction": 0.0}}, {}, "data.val_fraction is 0: a search needs validation"),
+    ({"data": {"dataset": "digits", "fraction": 0.01}}, {}, "optim.batch_size 256 is more than the 13 training images"),
+    ({"data": {"dataset": "digit"}}, {}, "did you mean 'digits'"),
+    ({"data": {"dataset": "image_folder", "root": "nowhere"}}, {}, "nowhere"),
+    ({"data": {"dataset": "digits"}}, {"model.patch_size": {"choice": [2, 3]}}, "space.model.patch_size at 3: "),
+    ({"data": {"dataset": "digits"}}, {"optim.batch_size": {"choice": [64, 4096]}}, "space.optim.batch_size at 4096: "),
+    ({"data": {"dataset": "digits"}}, {"model.embed_dim": {"choice": [192, 200]}}, "space.model.embed_dim at 200: "),
+]
+
+
+@pytest.mark.parametrize(("recipe", "space", "message"), PROBLEMS)
+def test_what_would_fail_in_a_trial_is_refused_before_anything_is_written(
+    recipe: dict[str, Any], space: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RequestError, match=message.replace(".", r"\.")):
+        mixtune.search({"recipe": recipe, "space": space}, out=tmp_path / "run", console=quiet())
+    assert not (tmp_path / "run").exists()
+
+
+def test_relative_data_roots_mean_the_folder_of_the_command(
+    small_space: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    for i, (image, label) in enumerate(zip(digits.images[:200], digits.target[:200], strict=True)):
+        folder = tmp_path / "images" / str(label)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((image * 15).astype("uint8")).save(folder / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    values = small_space()
+    values["recipe"]["data"] = {"dataset": "image_folder", "root": "images"}
+    assert prepare(values).space.recipe.data.root == str(tmp_path / "images")
+
+
+def mixtune_command(*words: str) -> list[str]:
+    return [str(Path(sys.executable).with_name("mixtune")), *words]
+
+
+def test_the_command_prints_its_own_lines_and_nothing_of_rays(small_space: Any, tmp_path: Path) -> None:
+    """One process end to end, as a user runs it, GPUs asked for on whatever machine this is."""
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(small_space(search={"trials": 3})))
+    command = mixtune_command("search", "space.yaml", "--out", "run", "--set", "epochs.ssl=1", "--gpus", "0")
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert lines[0] == "digits: 259 training and 144 validation images, 8x8 grayscale, 10 classes"
+    assert lines[1] == "3 trials and 2 baselines, sampler tpe"
+    assert lines[2] == "run directory: run"
+    assert lines[3].startswith("trials: ")
+    ended = [line.split()[:2] for line in lines[4:9]]
+    assert sorted(ended) == [["baseline", "sl"], ["baseline", "ssl_sl"], *(["trial", f"t000{i}"] for i in (1, 2, 3))]
+    assert lines[9].startswith("the front: ")
+    assert lines[-1] == "plot: run/pareto.html"
+    listed = subprocess.run(
+        mixtune_command("pareto", "run", "--format", "json"), cwd=tmp_path, capture_output=True, check=True
+    )
+    assert json.loads(listed.stdout)["trials"]["complete"] == 3
+
+
+def test_ctrl_c_ends_with_130_and_keeps_what_is_done(small_space: Any, tmp_path: Path) -> None:
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(small_space(search={"trials": 500})))
+    command = mixtune_command("search", "space.yaml", "--out", "run")
+    running = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    ledger = tmp_path / "run" / "ledger.jsonl"
+    deadline = time.monotonic() + 120
+    while not (ledger.exists() and '"complete"' in ledger.read_text()):
+        assert time.monotonic() < deadline
+        assert running.poll() is None, running.stderr and running.stderr.read()
+        time.sleep(0.2)
+    os.kill(running.pid, signal.SIGINT)
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 130, out + err
+    assert err.strip().splitlines()[-1].startswith("mixtune: interrupted")
+    assert "Traceback" not in out + err
+    result = mixtune.load(tmp_path / "run")
+    assert result.counts()["complete"] >= 1
+    assert (tmp_path / "run" / "trials.csv").exists()
+
+
+def test_fractions_of_logical_gpus_pack_trials(small_space: Any, tmp_path: Path) -> None:
+    """Ray's GPUs are logical, so a machine without one can show the scheduling: halves of two GPUs hold four trials."""
+    script = tmp_path / "packed.py"
+    script.write_text(_PACKED)
+    done = subprocess.run(
+        [sys.executable, str(script), yaml.safe_dump(small_space(search={"trials": 6}, baselines=[]))],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    complete, slots, most_at_once = map(int, done.stdout.split())
+    assert (complete, slots) == (6, 4)
+    assert 2 <= most_at_once <= 4
+
+
+_PACKED = """
+import sys
+from pathlib import Path
+import ray
+import yaml
+from mixtune.tuning.cluster import plan_slots, ray_session
+from mixtune.tuning.prepare import prepare
+from mixtune.tuning.run import run_prepared
+
+prepared = prepare(yaml.safe_load(sys.argv[1]))
+most = 0
+def watch(search):
+    global most
+    most = max(most, sum(record.state == "running" for record in search.records.values()))
+with ray_session(None, cpus=2, gpus=2) as (cpus, gpus):
+    slots = plan_slots(prepared.space.with_resources(cpus_per_trial=0.25, gpus_per_trial=0.5).resources, cpus, gpus)
+    result = run_prepared(prepared, slots, Path("run"), watch)
+print(result.counts()["complete"], slots.count, most)
+"""
