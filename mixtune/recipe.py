@@ -213,8 +213,11 @@ def _settings_model(objective: Any) -> type[SslSettings]:
     except RequestError as error:
         raise RecipeError(("ssl", "objective"), str(error)) from error
     settings = getattr(found, "Settings", None)
-    if not (isinstance(settings, type) and issubclass(settings, SslSettings)):
-        raise RecipeError(("ssl", "objective"), f"{objective} has no Settings, a subclass of SslSettings")
+    if not (
+        isinstance(settings, type) and issubclass(settings, SslSettings) and callable(getattr(found, "build", None))
+    ):
+        needs = "needs Settings, a subclass of SslSettings, and a function build"
+        raise RecipeError(("ssl", "objective"), f"{objective} {needs}: see mixtune.objectives")
     return settings
 
 

@@ -269,6 +269,8 @@ def _check_plugins(document: Document, space: SearchSpace) -> None:
     for kind, name in (("sampler", space.search.sampler), ("scheduler", space.search.scheduler)):
         try:
             plugins.check_name(f"tuning.{kind}s", name, kind)
+            if ":" in name and not callable(getattr(plugins.find(f"tuning.{kind}s", name, kind), "build", None)):
+                raise RequestError(f"{kind} {name!r} needs a function build: see mixtune.tuning.{kind}s")
         except RequestError as error:
             raise _mistake(document, ("search", kind), str(error)) from error
 

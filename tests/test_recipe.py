@@ -52,6 +52,7 @@ def rotations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "        return self\n"
         "class objective:\n"
         "    Settings = Settings\n"
+        "    build = staticmethod(lambda settings, backbone: None)\n"
     )
     return "rotations:objective"
 
@@ -228,7 +229,11 @@ def test_a_single_value_has_nothing_below_it() -> None:
         ),
         ({"ssl.objective": "mea"}, "ssl.objective: unknown objective 'mea': known are mae; did you mean 'mae'?"),
         ({"ssl.objective": 3}, "ssl.objective: unknown objective '3': known are mae"),
-        ({"ssl.objective": "json:dumps"}, "ssl.objective: json:dumps has no Settings, a subclass of SslSettings"),
+        (
+            {"ssl.objective": "json:dumps"},
+            "ssl.objective: json:dumps needs Settings, a subclass of SslSettings, and a function build: "
+            "see mixtune.objectives",
+        ),
         ({"data.dataset": 3, "data.rot": 1}, None),
     ],
 )

@@ -87,6 +87,10 @@ def test_an_unknown_key_lists_the_known_and_the_closest(text: str, message: str,
         ("search: {trials: many}", 'search.trials: should be a whole number, got "many"'),
         ("search: {trials: 0}", "search.trials: should be at least 1, got 0"),
         ("search: {seed: -1}", "search.seed: should be at least 0, got -1"),
+        (
+            "search: {sampler: 'json:decoder'}",
+            "search.sampler: sampler 'json:decoder' needs a function build: see mixtune.tuning.samplers",
+        ),
         ("search: {sampler: 3}", "search.sampler: should be text, got 3"),
         (
             "search: {sampler: tpee}",

@@ -51,6 +51,13 @@ def test_accuracy_on_no_images_is_not_a_number(trained):
     assert math.isnan(measure_accuracy(trained, torch.zeros(0, dtype=torch.int64)))
 
 
+def test_weights_that_are_no_numbers_have_no_accuracy(make_state):
+    state = make_state()
+    with torch.no_grad():
+        state.classifier.head.weight[0, 0] = math.nan
+    assert math.isnan(measure_accuracy(state, state.data.val_indices))
+
+
 def test_the_standard_error_is_that_of_a_coin_thrown_for_each_image():
     rng = np.random.default_rng(0)
     assert standard_error(0.9, 144) == pytest.approx(np.std(rng.binomial(144, 0.9, 100_000) / 144), rel=0.02)
