@@ -86,9 +86,7 @@ def train(space: SpaceFile, set_: Overrides = None) -> None:
 def pareto(
     directory: RunDirectory,
     format_: Annotated[str, typer.Option("--format", metavar="FORMAT", help="table, json or csv")] = "table",
-    objectives: Annotated[
-        str | None, typer.Option(help="other ones, such as val_accuracy:max,train_flops:min")
-    ] = None,
+    objectives: Annotated[str | None, typer.Option(help="other ones, such as val_accuracy:max,train_flops:min")] = None,
 ) -> None:
     """Print the front of a run: the trials that no other trial beats in every objective."""
     from mixtune.analysis.result import load

@@ -25,7 +25,7 @@ def test_imports_run_one_way_and_ray_and_optuna_stay_in_their_room() -> None:
 
 
 def test_importing_mixtune_loads_nothing_heavy() -> None:
-    heavy = "torch ray optuna pandas numpy plotly timm sklearn pydantic yaml".split()
+    heavy = ["torch", "ray", "optuna", "pandas", "numpy", "plotly", "timm", "sklearn", "pydantic", "yaml"]
     code = f"import mixtune, sys; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

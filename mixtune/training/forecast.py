@@ -11,6 +11,7 @@ import torch
 
 from mixtune import plugins
 from mixtune.backbone import build_backbone
+from mixtune.errors import RequestError
 from mixtune.recipe import Recipe
 from mixtune.space import SearchSpace
 from mixtune.training.data import TrainingData
@@ -56,14 +57,17 @@ def recipe_flops(recipe: Recipe, size: Size) -> dict[Phase, float]:
 def dearest_recipe(space: SearchSpace, size: Size) -> Recipe:
     """Return the recipe of the space that needs the most operations.
 
-    Found coordinate by coordinate over every distribution's ends and choices, twice around, which is exact where
-    no two parameters pull each other's cost in opposite directions.
+    Found from the base recipe, coordinate by coordinate over every distribution's ends and choices, twice around:
+    exact where no two parameters pull each other's cost in opposite directions.
     """
 
     def cost(params: dict[str, Any]) -> float:
-        return sum(recipe_flops(space.recipe_at(params), size).values())
+        try:
+            return sum(recipe_flops(space.recipe_at(params), size).values())
+        except RequestError:  # values that are right one by one, but not together: such a trial fails, it costs nothing
+            return 0.0
 
-    params = {path: distribution.extremes()[-1] for path, distribution in space.space.items()}
+    params: dict[str, Any] = {}
     for _ in range(2):
         for path, value in space.extremes():
             params = max(params, {**params, path: value}, key=cost)

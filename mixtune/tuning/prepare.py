@@ -105,6 +105,8 @@ def _given(**options: Any) -> dict[str, Any]:
 
 def _check_recipes(space: SearchSpace, data: TrainingData) -> None:
     """Build, without memory, the models of the base recipe and of every end of the space; load other data."""
+    if not space.space:
+        raise RequestError("space is empty: a search needs a distribution, as in space: {alpha: {uniform: [0, 1]}}")
     if space.recipe.data.val_fraction == 0:
         raise RequestError(
             "data.val_fraction is 0: a search needs validation images, or it would search on the test set"

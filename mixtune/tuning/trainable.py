@@ -13,7 +13,7 @@ import torch
 from ray import tune
 
 from mixtune.errors import RequestError
-from mixtune.recipe import Recipe, check_path, flatten, parse_recipe, with_values
+from mixtune.recipe import Recipe, change_recipe, flatten, parse_recipe
 from mixtune.space import load_space
 from mixtune.training.data import load_training_data
 from mixtune.training.device import choose_device
@@ -82,6 +82,4 @@ def recipe_from_config(config: Mapping[str, Any]) -> Recipe:
     else:
         raise RequestError(f"config['recipe'] should be a Recipe, a mapping or a search space's file, got {given!r}")
     changes = flatten({key: value for key, value in config.items() if key not in RESERVED})
-    for path in changes:
-        check_path(base, path)
-    return parse_recipe(with_values(base.to_dict(), changes))
+    return change_recipe(base, changes)

@@ -183,7 +183,7 @@ def test_gaps_below_the_standard_error_are_counted(make_run: MakeRun) -> None:
     names = ("val_accuracy", "train_latency_s", "val_accuracy_se")
     warning = load(make_run([dict(zip(names, row, strict=True)) for row in rows])).noise_warning()
     assert warning is not None
-    assert warning.startswith("2 of the 4 gaps in val_accuracy")
+    assert warning.startswith("2 of 4 gaps in val_accuracy")
     assert "up to 2.0 %" in warning
 
 

@@ -84,7 +84,11 @@ def test_a_plugin_whose_file_is_missing_is_a_data_error(elsewhere):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("my_scans:Nothing", "cannot be loaded"), ("no_such:Scans", "cannot be loaded"), ("my_scans:np", "no function")],
+    [
+        ("my_scans:Nothing", "cannot be imported"),
+        ("no_such:Scans", "cannot be imported"),
+        ("my_scans:np", "no function"),
+    ],
 )
 def test_an_object_that_is_no_plugin_is_refused(elsewhere, name, message):
     with pytest.raises(RequestError, match=message):

@@ -122,11 +122,17 @@ def test_one_objective_without_a_clock(small_space: Any, ray_quietly: None, tmp_
     assert best["train_flops"] == result.trials["train_flops"].min()
 
 
+ALPHA = {"alpha": {"uniform": [0.1, 0.9]}}
 PROBLEMS = [
-    ({"data": {"dataset": "digits", "val_fraction": 0.0}}, {}, "data.val_fraction is 0: a search needs validation"),
-    ({"data": {"dataset": "digits", "fraction": 0.01}}, {}, "optim.batch_size 256 is more than the 13 training images"),
-    ({"data": {"dataset": "digit"}}, {}, "did you mean 'digits'"),
-    ({"data": {"dataset": "image_folder", "root": "nowhere"}}, {}, "nowhere"),
+    ({"data": {"dataset": "digits"}}, {}, "space is empty: a search needs a distribution"),
+    ({"data": {"dataset": "digits", "val_fraction": 0.0}}, ALPHA, "data.val_fraction is 0: a search needs validation"),
+    (
+        {"data": {"dataset": "digits", "fraction": 0.01}},
+        ALPHA,
+        "optim.batch_size 256 is more than the 13 training images",
+    ),
+    ({"data": {"dataset": "digit"}}, ALPHA, "did you mean 'digits'"),
+    ({"data": {"dataset": "image_folder", "root": "nowhere"}}, ALPHA, "nowhere"),
     ({"data": {"dataset": "digits"}}, {"model.patch_size": {"choice": [2, 3]}}, "space.model.patch_size at 3: "),
     ({"data": {"dataset": "digits"}}, {"optim.batch_size": {"choice": [64, 4096]}}, "space.optim.batch_size at 4096: "),
     ({"data": {"dataset": "digits"}}, {"model.embed_dim": {"choice": [192, 200]}}, "space.model.embed_dim at 200: "),
