@@ -50,7 +50,7 @@ def fingerprint(source: Source) -> str:
 def _root(source: Source) -> Path:
     if not source.root_given:
         raise RequestError(
-            "dataset image_folder needs data.root (data.ssl_root for data.ssl_dataset), the folder that holds the images"
+            "dataset image_folder needs data.root, or data.ssl_root for data.ssl_dataset: the folder of the images"
         )
     require_folder(source.root)
     return source.root

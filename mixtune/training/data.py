@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,11 @@ class Source:
     pad: int
     flip: float
 
+    def on(self, device: torch.device | str) -> Source:
+        """Return the same images on another device."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
+
     def batch(self, chosen: Tensor, generator: torch.Generator) -> Tensor:
         """Return augmented, normalised images, float32 (B, C, H, W)."""
         return normalise(crop_and_flip(self.images[chosen], self.pad, self.flip, generator), self.mean, self.std)
@@ -52,6 +57,12 @@ class TrainingData:
     val_indices: Tensor
     classes: tuple[str, ...]
     batch_size: int
+
+    def on(self, device: torch.device | str) -> TrainingData:
+        """Return the same data on another device."""
+        supervised = self.supervised.on(device)
+        ssl = supervised if self.ssl is self.supervised else self.ssl.on(device)
+        return replace(self, supervised=supervised, ssl=ssl, val_indices=self.val_indices.to(device))
 
     @property
     def steps(self) -> int:
@@ -126,17 +137,17 @@ def load_training_data(recipe: Recipe, device: torch.device | str = "cpu") -> Tr
             f"{len(images.images)}, after data.val_fraction {section.val_fraction} and data.fraction "
             f"{section.fraction}): lower it to at most {len(train)}"
         )
-    supervised = _source(images, train, recipe, device)
+    supervised = _source(images, train, recipe)
     return TrainingData(
         supervised=supervised,
-        ssl=_ssl_source(recipe, images, device) or supervised,
-        val_indices=torch.from_numpy(val).to(device),
+        ssl=_ssl_source(recipe, images) or supervised,
+        val_indices=torch.from_numpy(val),
         classes=images.classes,
         batch_size=recipe.optim.batch_size,
-    )
+    ).on(device)
 
 
-def _ssl_source(recipe: Recipe, supervised: ImageSet, device: torch.device | str) -> Source | None:
+def _ssl_source(recipe: Recipe, supervised: ImageSet) -> Source | None:
     """Return the SSL set, brought to the supervised image size and channels, or None where there is no own one.
 
     The supervised set under its own name is no other set: its validation images must not be trained on.
@@ -148,7 +159,7 @@ def _ssl_source(recipe: Recipe, supervised: ImageSet, device: torch.device | str
     images = load_dataset(
         section.ssl_dataset, section.ssl_root, download=section.download, image_size=size, channels=channels
     ).train
-    return _source(images, np.arange(len(images.images)), recipe, device)
+    return _source(images, np.arange(len(images.images)), recipe)
 
 
 def _same_root(section: Data) -> bool:
@@ -156,17 +167,15 @@ def _same_root(section: Data) -> bool:
     return roots[1] in (None, roots[0])
 
 
-def _source(
-    images: ImageSet, indices: np.ndarray[tuple[int], np.dtype[np.int64]], recipe: Recipe, device: torch.device | str
-) -> Source:
+def _source(images: ImageSet, indices: np.ndarray[tuple[int], np.dtype[np.int64]], recipe: Recipe) -> Source:
     pixels, labels = images.tensors()
     pad, flip = recipe.augment.pad, recipe.augment.flip
     return Source(
-        images=pixels.to(device),
-        labels=None if labels is None else labels.to(device),
-        indices=torch.from_numpy(indices).to(device),
-        mean=torch.tensor(images.mean, device=device).view(-1, 1, 1),
-        std=torch.tensor(images.std, device=device).view(-1, 1, 1),
+        images=pixels,
+        labels=labels,
+        indices=torch.from_numpy(indices),
+        mean=torch.tensor(images.mean).view(-1, 1, 1),
+        std=torch.tensor(images.std).view(-1, 1, 1),
         pad=pixels.shape[-1] // 8 if pad is None else pad,
         flip=(0.5 if images.mirror else 0.0) if flip is None else flip,
     )

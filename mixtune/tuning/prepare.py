@@ -15,7 +15,6 @@ from mixtune.errors import RequestError
 from mixtune.recipe import parse_recipe, with_values
 from mixtune.space import SearchSpace, load_space, space_from_dict
 from mixtune.training.data import TrainingData, load_training_data
-from mixtune.training.device import choose_device
 from mixtune.training.forecast import Size, dearest_recipe, forecast_latency, measure_speeds, recipe_flops
 from mixtune.tuning.cluster import plan_slots, usable_cpus, usable_gpus
 
@@ -80,7 +79,7 @@ def prepare(
     return Prepared(resolved, data, cpu_count, gpu_count, address, no_gpu_here=wanted and gpu_count == 0)
 
 
-def reference_point(prepared: Prepared) -> dict[str, float]:
+def reference_point(prepared: Prepared, device: torch.device) -> dict[str, float]:
     """Return the worst that counts, for the hypervolume: chance accuracy, and the space's dearest recipe forecast."""
     space, size = prepared.space, Size.of(prepared.data)
     baselines = [space.recipe_at(params) for params in space.baseline_params().values()]
@@ -88,7 +87,7 @@ def reference_point(prepared: Prepared) -> dict[str, float]:
     worst = {"val_accuracy": 1.0 / size.classes, "train_flops": max(sum(flops.values()) for flops in costs)}
     if "train_latency_s" in space.objectives:
         torch.set_num_threads(max(1, int(space.resources.cpus_per_trial)))
-        speeds = measure_speeds(space.recipe, prepared.data, choose_device())
+        speeds = measure_speeds(space.recipe, prepared.data.on(device), device)
         worst["train_latency_s"] = max(forecast_latency(flops, speeds) for flops in costs)
     return {name: worst[name] for name in space.objectives}
 

@@ -19,6 +19,7 @@ from mixtune import plugins
 from mixtune.analysis.result import Result, load
 from mixtune.errors import RequestError, TrainingError
 from mixtune.space import SearchSpace
+from mixtune.training.device import choose_device
 from mixtune.tuning.adapters import SearchCallback, SearchSearcher
 from mixtune.tuning.cluster import Slots, plan_slots, ray_session
 from mixtune.tuning.prepare import AnySpace, Prepared, prepare, reference_point
@@ -138,22 +139,23 @@ def _tune(space: SearchSpace, slots: Slots, search: Search, scratch: str) -> Non
 
 def _write_space(prepared: Prepared, slots: Slots, directory: Path) -> None:
     """Write the resolved space and what it runs on; the hypervolume's reference point is fixed here."""
+    device = choose_device() if slots.gpus else torch.device("cpu")
     values = prepared.space.to_dict() | {
         "run": {
-            "reference_point": reference_point(prepared),
+            "reference_point": reference_point(prepared, device),
             "classes": len(prepared.data.classes),
             "train_images": len(prepared.data.supervised.indices),
             "val_images": len(prepared.data.val_indices),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _VERSIONS}},
-            "machine": _machine(slots),
+            "machine": {
+                "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
+                "trials_at_once": slots.count,
+                "cpus_per_trial": slots.cpus,
+                "gpus_per_trial": slots.gpus,
+            },
         }
     }
     (directory / "space.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
-
-
-def _machine(slots: Slots) -> dict[str, Any]:
-    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else platform.processor() or platform.machine()
-    return {"device": device, "trials_at_once": slots.count, "cpus_per_trial": slots.cpus, "gpus_per_trial": slots.gpus}
 
 
 def _why_nothing_completed(result: Result) -> str:
