@@ -43,11 +43,11 @@ class Progress:
 
 
 def status_line(search: Search, slots: int, now: float) -> str:
-    """Return counts, the best of the first objective so far, and the time left."""
-    trials = [r for name, r in search.records.items() if name not in search.baselines]
-    counts = {state: sum(r.state == state for r in trials) for state in ("running", "failed")}
-    ended = sum(r.state in ENDED for r in trials)
-    parts = [f"{ended}/{search.budget} trials", f"{counts['running']} running", f"{counts['failed']} failed"]
+    """Return counts (running and failed ones with the baselines), the best of the first objective, the time left."""
+    records = search.records.values()
+    counts = {state: sum(r.state == state for r in records) for state in ("running", "failed")}
+    ended = sum(r.state in ENDED for r in records if r.trial not in search.baselines)
+    parts = [f"{ended}/{search.budget} trials done", f"{counts['running']} running", f"{counts['failed']} failed"]
     if best := best_so_far(search):
         parts.append(best)
     left = seconds_left(search, slots, now)

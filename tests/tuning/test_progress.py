@@ -38,13 +38,13 @@ def test_the_status_counts_and_forecasts(search: Search) -> None:
     now = 107.0  # t0003 has run for three of the ten seconds that a trial takes
     assert seconds_left(search, slots=2, now=now) == pytest.approx((10.0 * 4 - 3.0) / 2)
     assert status_line(search, 2, now) == (
-        "2/6 trials · 1 running · 1 failed · best val_accuracy 0.91 · about 0:18 left"
+        "2/6 trials done · 1 running · 1 failed · best val_accuracy 0.91 · about 0:18 left"
     )
 
 
 def test_nothing_is_forecast_before_a_trial_has_ended(small_space: Any, tmp_path: Path) -> None:
     search = Search(space_from_dict(small_space()), tmp_path / "ledger.jsonl", lambda _: None)
-    assert status_line(search, 2, 0.0) == "0/6 trials · 0 running · 0 failed · time left: not known yet"
+    assert status_line(search, 2, 0.0) == "0/6 trials done · 0 running · 0 failed · time left: not known yet"
 
 
 def test_a_log_gets_one_plain_line_for_each_ended_trial(search: Search) -> None:
