@@ -41,6 +41,7 @@ class Data(Section):
     val_fraction: ShareBelowOne = 0.1  # of the training data, taken before `fraction`
     ssl_dataset: str | None = None  # default: the supervised training images
     ssl_root: str | None = None  # of `ssl_dataset`
+    ssl_fraction: PositiveShare | None = None  # share of the SSL images; default: `fraction`, or all of `ssl_dataset`
 
 
 class Model(Section):

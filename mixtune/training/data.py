@@ -17,6 +17,8 @@ from mixtune.training.augmentation import crop_and_flip, normalise
 from mixtune.training.plan import Epoch
 from mixtune.training.streams import numpy_generator, torch_generator
 
+Indices = np.ndarray[tuple[int], np.dtype[np.int64]]
+
 
 @dataclass(frozen=True)
 class Source:
@@ -50,18 +52,20 @@ class Source:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a recipe trains and validates on. ``ssl`` is ``supervised`` itself where both see one dataset."""
+    """What a recipe trains and validates on; ``two_datasets`` is whether the SSL images are another dataset's."""
 
     supervised: Source
     ssl: Source
+    two_datasets: bool
     val_indices: Tensor
     classes: tuple[str, ...]
     batch_size: int
 
     def on(self, device: torch.device | str) -> TrainingData:
         """Return the same data on another device."""
-        supervised = self.supervised.on(device)
-        ssl = supervised if self.ssl is self.supervised else self.ssl.on(device)
+        supervised, ssl = self.supervised.on(device), self.ssl.on(device)
+        if not self.two_datasets:  # one copy of the images serves both
+            ssl = replace(supervised, indices=ssl.indices)
         return replace(self, supervised=supervised, ssl=ssl, val_indices=self.val_indices.to(device))
 
     @property
@@ -90,7 +94,7 @@ class TrainingData:
             return
         labels = self.supervised.labels
         assert labels is not None
-        mixed = epoch.phase == "mix" and self.ssl is not self.supervised
+        mixed = epoch.phase == "mix" and self.two_datasets
         augmentation, ssl_augmentation, partners = (
             stream(name) for name in ("augmentation", "ssl_augmentation", "partners")
         )
@@ -115,7 +119,10 @@ class TrainingData:
 def load_training_data(recipe: Recipe, device: torch.device | str = "cpu") -> TrainingData:
     """Load, split and place a recipe's images.
 
-    Raises RequestError or DataError, one line that says what to do, for data that cannot serve.
+    The training images are those that the validation split leaves. SSL sees data.fraction of them as the supervised
+    loss does, or data.ssl_fraction where that is given (all images, say, though few labels); of another
+    data.ssl_dataset it sees all, or data.ssl_fraction. Raises RequestError or DataError, one line that says what to
+    do, for data that cannot serve.
     """
     section = recipe.data
     images = load_dataset(section.dataset, section.root, download=section.download, image_size=section.image_size).train
@@ -124,13 +131,7 @@ def load_training_data(recipe: Recipe, device: torch.device | str = "cpu") -> Tr
             f"data.dataset {section.dataset} at {section.root} has no classes: supervised training needs a folder "
             "for each class; images without classes can serve as data.ssl_dataset"
         )
-    train, val = split_indices(
-        images.labels,
-        images.classes,
-        val_fraction=section.val_fraction,
-        fraction=section.fraction,
-        rng=numpy_generator(recipe.seed, "split"),
-    )
+    train, val = _split(images, recipe, section.fraction)
     if len(train) < recipe.optim.batch_size:
         raise RequestError(
             f"optim.batch_size {recipe.optim.batch_size} is more than the {len(train)} training images (of "
@@ -138,16 +139,38 @@ def load_training_data(recipe: Recipe, device: torch.device | str = "cpu") -> Tr
             f"{section.fraction}): lower it to at most {len(train)}"
         )
     supervised = _source(images, train, recipe)
+    other = _other_ssl_source(recipe, images)
     return TrainingData(
         supervised=supervised,
-        ssl=_ssl_source(recipe, images) or supervised,
+        ssl=other or _own_ssl_source(recipe, images, supervised),
+        two_datasets=other is not None,
         val_indices=torch.from_numpy(val),
         classes=images.classes,
         batch_size=recipe.optim.batch_size,
     ).on(device)
 
 
-def _ssl_source(recipe: Recipe, supervised: ImageSet) -> Source | None:
+def _split(images: ImageSet, recipe: Recipe, fraction: float) -> tuple[Indices, Indices]:
+    """Return (training, validation) indices; a smaller fraction's training images are among a larger one's."""
+    assert images.labels is not None
+    return split_indices(
+        images.labels,
+        images.classes,
+        val_fraction=recipe.data.val_fraction,
+        fraction=fraction,
+        rng=numpy_generator(recipe.seed, "split"),
+    )
+
+
+def _own_ssl_source(recipe: Recipe, images: ImageSet, supervised: Source) -> Source:
+    """Return the supervised set's own images for SSL: data.ssl_fraction of them, of which validation is no part."""
+    if recipe.data.ssl_fraction is None:
+        return supervised
+    train, _ = _split(images, recipe, recipe.data.ssl_fraction)
+    return replace(supervised, indices=torch.from_numpy(train))
+
+
+def _other_ssl_source(recipe: Recipe, supervised: ImageSet) -> Source | None:
     """Return the SSL set, brought to the supervised image size and channels, or None where there is no own one.
 
     The supervised set under its own name is no other set: its validation images must not be trained on.
@@ -159,7 +182,9 @@ def _ssl_source(recipe: Recipe, supervised: ImageSet) -> Source | None:
     images = load_dataset(
         section.ssl_dataset, section.ssl_root, download=section.download, image_size=size, channels=channels
     ).train
-    return _source(images, np.arange(len(images.images)), recipe)
+    kept = max(1, round((section.ssl_fraction or 1.0) * len(images.images)))
+    order = numpy_generator(recipe.seed, "ssl_split").permutation(len(images.images))
+    return _source(images, np.sort(order[:kept]), recipe)
 
 
 def _same_root(section: Data) -> bool:
@@ -167,7 +192,7 @@ def _same_root(section: Data) -> bool:
     return roots[1] in (None, roots[0])
 
 
-def _source(images: ImageSet, indices: np.ndarray[tuple[int], np.dtype[np.int64]], recipe: Recipe) -> Source:
+def _source(images: ImageSet, indices: Indices, recipe: Recipe) -> Source:
     pixels, labels = images.tensors()
     pad, flip = recipe.augment.pad, recipe.augment.flip
     return Source(

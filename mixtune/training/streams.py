@@ -16,6 +16,7 @@ Stream = Literal[
     "init.objective",
     "init.classifier",
     "split",
+    "ssl_split",
     "order",  # of the supervised images in an epoch
     "ssl_order",  # of the self-supervised images in an epoch
     "augmentation",

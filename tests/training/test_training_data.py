@@ -87,7 +87,8 @@ def test_the_supervised_set_named_as_the_ssl_set_is_no_second_set(make_recipe, t
         {"data.ssl_dataset": "digits", "data.root": root, "data.ssl_root": f"{root}/../{tmp_path.name}"},
     ):
         data = load_training_data(make_recipe(changes))
-        assert data.ssl is data.supervised  # or else its validation images would be trained on
+        assert not data.two_datasets
+        assert torch.equal(data.ssl.indices, data.supervised.indices)  # validation images are not among them
 
 
 def test_smaller_fractions_lie_inside_larger_ones_and_leave_validation_alone(make_recipe):
@@ -96,6 +97,32 @@ def test_smaller_fractions_lie_inside_larger_ones_and_leave_validation_alone(mak
     assert [len(s) for s in sets] == [129, 323, 1293]
     assert sets[0] < sets[1] < sets[2]
     assert len({tuple(data.val_indices.tolist()) for data in kept.values()}) == 1
+
+
+def test_ssl_may_see_all_training_images_while_sl_sees_a_tenth_of_the_labels(make_recipe):
+    few = load_training_data(make_recipe({"data.fraction": 0.1, "data.ssl_fraction": 1.0}))
+    every = load_training_data(make_recipe({"data.fraction": 1.0}))
+    assert set(few.ssl.indices.tolist()) == set(every.supervised.indices.tolist())
+    assert set(few.supervised.indices.tolist()) < set(few.ssl.indices.tolist())
+    assert not set(few.ssl.indices.tolist()) & set(few.val_indices.tolist())
+    assert few.steps == len(few.supervised.indices) // 32
+    recipe = make_recipe({"data.fraction": 0.1, "data.ssl_fraction": 1.0, "rho": 1.0})
+    images, _ = next(few.batches(recipe, make_plan(recipe)[0]))
+    plain = make_recipe({"data.fraction": 0.1, "rho": 1.0})
+    expected, _ = next(load_training_data(plain).batches(plain, make_plan(plain)[0]))
+    assert torch.equal(images, expected)  # one dataset: the mix phase mixes nothing
+
+
+def test_a_share_of_another_ssl_set_is_kept_by_seed(make_recipe, write_crops):
+    other = {"data.ssl_dataset": "image_folder", "data.ssl_root": write_crops(40)}
+    quarter, half = (
+        load_training_data(make_recipe({**other, "data.ssl_fraction": share})).ssl.indices.tolist()
+        for share in (0.25, 0.5)
+    )
+    assert (len(quarter), len(half)) == (10, 20)
+    assert set(quarter) < set(half)
+    reseeded = load_training_data(make_recipe({**other, "data.ssl_fraction": 0.25, "seed": 1})).ssl.indices.tolist()
+    assert set(reseeded) != set(quarter)
 
 
 def test_the_split_depends_on_the_seed_alone(make_recipe):
