@@ -69,7 +69,7 @@ def search(
     except KeyboardInterrupt as error:
         _fail(str(error), 130)
     _print_front(result, console)
-    console.print(f"plot: {result.directory / 'pareto.html'}", highlight=False, soft_wrap=True)
+    console.print(f"plot: {result.directory / 'pareto.html'}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command(epilog="Example: `mixtune train search_spaces/digits.yaml --set alpha=0.3 --set epochs.sl=20`")
@@ -78,7 +78,10 @@ def train(space: SpaceFile, set_: Overrides = None) -> None:
     from mixtune.training.report import epoch_line, final_line
     from mixtune.training.single import train_recipe
 
-    trained = train_recipe(space, _overrides(set_), on_epoch=lambda metrics: print(epoch_line(metrics), flush=True))
+    try:
+        trained = train_recipe(space, _overrides(set_), lambda metrics: print(epoch_line(metrics), flush=True))
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing is kept", 130)
     print(final_line(trained.metrics))
 
 
@@ -132,7 +135,7 @@ def _print_front(result: Result, console: Console) -> None:
 
     console.print(front_table(result, console.width))
     for note in front_notes(result):
-        console.print(note, highlight=False, soft_wrap=True)
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
 
 
 def _overrides(given: list[str] | None) -> dict[str, Any]:

@@ -29,6 +29,7 @@ class Distribution:
 
     @property
     def is_integer(self) -> bool:
+        """Whether draws are whole numbers."""
         return isinstance(self.low, int) and isinstance(self.high, int) and self.step is not None
 
     def extremes(self) -> tuple[Any, ...]:

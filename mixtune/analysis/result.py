@@ -66,7 +66,8 @@ class Result:
         front.check_objectives(objectives)
         for name in objectives:
             front.numeric_column(self.trials, name)
-        return dataclasses.replace(self, objectives=dict(objectives))
+        columns = list(dict.fromkeys([*self.baselines, *objectives]))
+        return dataclasses.replace(self, objectives=dict(objectives), baselines=self.baselines.reindex(columns=columns))
 
     def complete(self) -> pd.DataFrame:
         """Return the rows of ``trials`` that are complete: the only ones that can be on the front."""

@@ -41,7 +41,7 @@ def front_notes(result: Result) -> list[str]:
         notes.append(warning)
     members = len(result.pareto_front())
     for method, beaten in result.beaten_by_baselines().items():
-        notes.append(f"the baseline {method} beats {beaten} of the {members} front members in every objective")
+        notes.append(f"the baseline {method} dominates {beaten} of the {members} front members")
     return notes
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from mixtune.datasets import ImageSet, load_dataset, mix_images, split_indices
 from mixtune.errors import RequestError
-from mixtune.recipe import Data, Recipe
+from mixtune.recipe import Recipe
 from mixtune.training.augmentation import crop_and_flip, normalise
 from mixtune.training.plan import Epoch
 from mixtune.training.streams import numpy_generator, torch_generator
@@ -21,7 +20,7 @@ Indices = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
 @dataclass(frozen=True)
-class Source:
+class ImagePool:
     """Images that batches are drawn from.
 
     images: uint8 (N, C, H, W); labels: int64 (N,) or None; indices: int64, the images that may be drawn;
@@ -36,7 +35,7 @@ class Source:
     pad: int
     flip: float
 
-    def on(self, device: torch.device | str) -> Source:
+    def on(self, device: torch.device | str) -> ImagePool:
         """Return the same images on another device."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
         return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
@@ -54,8 +53,8 @@ class Source:
 class TrainingData:
     """What a recipe trains and validates on; ``two_datasets`` is whether the SSL images are another dataset's."""
 
-    supervised: Source
-    ssl: Source
+    supervised: ImagePool
+    ssl: ImagePool
     two_datasets: bool
     val_indices: Tensor
     classes: tuple[str, ...]
@@ -75,10 +74,12 @@ class TrainingData:
 
     @property
     def channels(self) -> int:
+        """Colour channels of every image: 1 or 3."""
         return self.supervised.images.shape[1]
 
     @property
     def image_size(self) -> int:
+        """Height and width of every image, in pixels."""
         return self.supervised.images.shape[2]
 
     def batches(self, recipe: Recipe, epoch: Epoch) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -106,7 +107,7 @@ class TrainingData:
                 images = mix_images(images, partner, recipe.lambda_)
             yield images, labels[chosen]
 
-    def _pass(self, source: Source, order: torch.Generator) -> Iterator[Tensor]:
+    def _pass(self, source: ImagePool, order: torch.Generator) -> Iterator[Tensor]:
         """Yield an epoch's batches of image indices in random order; a small set is passed over again."""
         wanted, count = self.steps * self.batch_size, len(source.indices)
         device = source.indices.device
@@ -162,7 +163,7 @@ def _split(images: ImageSet, recipe: Recipe, fraction: float) -> tuple[Indices, 
     )
 
 
-def _own_ssl_source(recipe: Recipe, images: ImageSet, supervised: Source) -> Source:
+def _own_ssl_source(recipe: Recipe, images: ImageSet, supervised: ImagePool) -> ImagePool:
     """Return the supervised set's own images for SSL: data.ssl_fraction of them, of which validation is no part."""
     if recipe.data.ssl_fraction is None:
         return supervised
@@ -170,32 +171,29 @@ def _own_ssl_source(recipe: Recipe, images: ImageSet, supervised: Source) -> Sou
     return replace(supervised, indices=torch.from_numpy(train))
 
 
-def _other_ssl_source(recipe: Recipe, supervised: ImageSet) -> Source | None:
+def _other_ssl_source(recipe: Recipe, supervised: ImageSet) -> ImagePool | None:
     """Return the SSL set, brought to the supervised image size and channels, or None where there is no own one.
 
-    The supervised set under its own name is no other set: its validation images must not be trained on.
+    The supervised set itself, under whatever root, is no other set: its validation images must not be trained on.
     """
     section = recipe.data
-    if section.ssl_dataset is None or (section.ssl_dataset == section.dataset and _same_root(section)):
+    if section.ssl_dataset is None:
         return None
     _, channels, size, _ = supervised.images.shape
     images = load_dataset(
         section.ssl_dataset, section.ssl_root, download=section.download, image_size=size, channels=channels
     ).train
+    if section.ssl_dataset == section.dataset and np.array_equal(images.images, supervised.images):
+        return None
     kept = max(1, round((section.ssl_fraction or 1.0) * len(images.images)))
     order = numpy_generator(recipe.seed, "ssl_split").permutation(len(images.images))
     return _source(images, np.sort(order[:kept]), recipe)
 
 
-def _same_root(section: Data) -> bool:
-    roots = [None if root is None else Path(root).expanduser().resolve() for root in (section.root, section.ssl_root)]
-    return roots[1] in (None, roots[0])
-
-
-def _source(images: ImageSet, indices: Indices, recipe: Recipe) -> Source:
+def _source(images: ImageSet, indices: Indices, recipe: Recipe) -> ImagePool:
     pixels, labels = images.tensors()
     pad, flip = recipe.augment.pad, recipe.augment.flip
-    return Source(
+    return ImagePool(
         images=pixels,
         labels=labels,
         indices=torch.from_numpy(indices),

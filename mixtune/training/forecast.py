@@ -36,6 +36,7 @@ class Size:
 
     @classmethod
     def of(cls, data: TrainingData) -> Size:
+        """Return the shape of loaded data."""
         return cls(data.image_size, data.channels, len(data.classes), len(data.supervised.images))
 
     def epoch_images(self, recipe: Recipe) -> int:

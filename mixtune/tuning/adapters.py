@@ -1,4 +1,4 @@
-"""Ray Tune's side of a search: a Searcher and a Callback that both speak to one Search."""
+"""Ray Tune's side of a search: a Searcher and a Callback that both speak to one RunningSearch."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from mixtune.training.metrics import Metrics
-from mixtune.tuning.state import Search
+from mixtune.tuning.state import RunningSearch
 
 
 class _DrivenBySearch:
     """Ray pickles searchers and callbacks for a restore of its own, which a search never uses."""
 
-    _search: Search
+    _search: RunningSearch
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -27,7 +27,7 @@ class _DrivenBySearch:
 class SearchSearcher(_DrivenBySearch, Searcher):  # type: ignore[misc]
     """Hands the search's trials to Ray Tune; their ends are told by SearchCallback, which sees why."""
 
-    def __init__(self, search: Search, base_recipe: dict[str, Any]) -> None:
+    def __init__(self, search: RunningSearch, base_recipe: dict[str, Any]) -> None:
         super().__init__()
         self._search = search
         self._base_recipe = base_recipe
@@ -53,21 +53,25 @@ class SearchSearcher(_DrivenBySearch, Searcher):  # type: ignore[misc]
 class SearchCallback(_DrivenBySearch, Callback):  # type: ignore[misc]
     """Tells the search what happened to its trials."""
 
-    def __init__(self, search: Search) -> None:
+    def __init__(self, search: RunningSearch) -> None:
         self._search = search
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A worker has taken the trial."""
         self._search.start(trial.config["trial"])
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
+        """An epoch is done."""
         self._search.report(trial.config["trial"], own_metrics(result))
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """The trial ran to its end, or the scheduler ended it."""
         self._search.end(trial.config["trial"], own_metrics(trial.last_result))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """The trial raised, or its worker died."""
         self._search.fail(trial.config["trial"], failure_reason(trial), own_metrics(trial.last_result or {}))
 
 
@@ -78,7 +82,11 @@ def own_metrics(result: dict[str, Any]) -> dict[str, Any]:
 
 def failure_reason(trial: Trial) -> str:
     """Return one line that says why Ray gave a trial up: the type and message of the error in the trial."""
-    error = ray.cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+    try:
+        error = ray.cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+    except Exception:  # noqa: BLE001  Ray pickles not every error, and not every exception unpickles; its text remains
+        lines = Path(trial.error_file).read_text().strip().splitlines()
+        return lines[-1].strip() if lines else "unknown"
     cause = getattr(error, "cause", None) or error
     lines = str(cause).strip().splitlines() or [""]
     return f"{type(cause).__name__}: {lines[0]}"

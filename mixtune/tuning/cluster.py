@@ -47,16 +47,16 @@ def plan_slots(resources: Resources, cpus: int, gpus: int) -> Slots:
 
     Raises RequestError where not one trial fits.
     """
+    share = 1.0 if resources.gpus_per_trial == "auto" else resources.gpus_per_trial
+    if share > 1 and not float(share).is_integer():
+        raise RequestError(f"{share:g} GPUs a trial: above 1 it should be a whole number")
     if resources.cpus_per_trial > cpus:
         raise RequestError(f"{resources.cpus_per_trial:g} CPUs a trial: there are {cpus}; lower --cpus-per-trial")
     count = _fitting(resources.cpus_per_trial, cpus)
-    share = 1.0 if resources.gpus_per_trial == "auto" else resources.gpus_per_trial
     if gpus == 0 or share == 0:
         return Slots(resources.cpus_per_trial, 0.0, count)
     if share > gpus:
         raise RequestError(f"{share:g} GPUs a trial: there are {gpus}; lower --gpus-per-trial")
-    if share > 1 and not float(share).is_integer():
-        raise RequestError(f"{share:g} GPUs a trial: above 1 it should be a whole number")
     on_gpus = _fitting(share, 1) * gpus if share <= 1 else _fitting(share, gpus)
     return Slots(resources.cpus_per_trial, share, min(count, on_gpus))
 
@@ -71,6 +71,8 @@ def usable_gpus(wanted: int | None) -> int:
 
     Raises RequestError for more than there are, unless there is none.
     """
+    if wanted is not None and wanted < 0:
+        raise RequestError(f"{wanted} GPUs: should be 0 or more")
     present = torch.cuda.device_count()
     if wanted is not None and present and wanted > present:
         raise RequestError(f"--gpus {wanted}: this machine has {present}")
@@ -101,7 +103,7 @@ def ray_session(address: str | None, cpus: int, gpus: int) -> Iterator[tuple[int
 def _own_session(address: str | None, cpus: int, gpus: int) -> Iterator[None]:
     own = {} if address else {"num_cpus": cpus, "num_gpus": gpus, "include_dashboard": False}
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **own)
+        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **own)
     except (ConnectionError, ValueError) as error:
         raise RequestError(f"--address {address}: no Ray cluster there: {str(error).splitlines()[0]}") from error
     try:

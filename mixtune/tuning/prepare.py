@@ -18,12 +18,14 @@ from mixtune.training.data import TrainingData, load_training_data
 from mixtune.training.forecast import Size, dearest_recipe, forecast_latency, measure_speeds, recipe_flops
 from mixtune.tuning.cluster import plan_slots, usable_cpus, usable_gpus
 
+MOST_CHECKED = 32  # values of a distribution; of longer ones the ends are checked
+
 AnySpace = SearchSpace | Mapping[str, Any] | str | PathLike[str]
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A space that can be searched here: its data are decoded, and every recipe at its ends was looked at."""
+    """A space that can be searched here: its data are decoded, and its distributions' values were looked at."""
 
     space: SearchSpace
     data: TrainingData
@@ -84,12 +86,15 @@ def reference_point(prepared: Prepared, device: torch.device) -> dict[str, float
     space, size = prepared.space, Size.of(prepared.data)
     baselines = [space.recipe_at(params) for params in space.baseline_params().values()]
     costs = [recipe_flops(recipe, size) for recipe in (dearest_recipe(space, size), *baselines)]
-    worst = {"val_accuracy": 1.0 / size.classes, "train_flops": max(sum(flops.values()) for flops in costs)}
-    if "train_latency_s" in space.objectives:
-        torch.set_num_threads(max(1, int(space.resources.cpus_per_trial)))
-        speeds = measure_speeds(space.recipe, prepared.data.on(device), device)
-        worst["train_latency_s"] = max(forecast_latency(flops, speeds) for flops in costs)
-    return {name: worst[name] for name in space.objectives}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, int(space.resources.cpus_per_trial)))
+    speeds = measure_speeds(space.recipe, prepared.data.on(device), device)
+    torch.set_num_threads(threads)
+    return {
+        "val_accuracy": 1.0 / size.classes,
+        "train_latency_s": max(forecast_latency(flops, speeds) for flops in costs),
+        "train_flops": max(sum(flops.values()) for flops in costs),
+    }
 
 
 def _resolve(space: AnySpace, overrides: Mapping[str, Any]) -> SearchSpace:
@@ -103,7 +108,7 @@ def _given(**options: Any) -> dict[str, Any]:
 
 
 def _check_recipes(space: SearchSpace, data: TrainingData) -> None:
-    """Build, without memory, the models of the base recipe and of every end of the space; load other data."""
+    """Build, without memory, the models of the base recipe and of each distribution's values; load other data."""
     if not space.space:
         raise RequestError("space is empty: a search needs a distribution, as in space: {alpha: {uniform: [0, 1]}}")
     if space.recipe.data.val_fraction == 0:
@@ -112,14 +117,17 @@ def _check_recipes(space: SearchSpace, data: TrainingData) -> None:
         )
     size = Size.of(data)
     recipe_flops(space.recipe, size)
-    for path, value in space.extremes():
-        recipe = space.recipe_at({path: value})
-        try:
-            recipe_flops(recipe, size)
-            if path.startswith("data.") or path == "optim.batch_size":
-                load_training_data(recipe)
-        except RequestError as error:
-            raise RequestError(f"space.{path} at {value!r}: {error}") from error
+    for path, distribution in space.space.items():
+        grid = distribution.grid()
+        values = grid if grid is not None and len(grid) <= MOST_CHECKED else distribution.extremes()
+        for value in values:
+            recipe = space.recipe_at({path: value})
+            try:
+                recipe_flops(recipe, size)
+                if path.startswith("data.") or path == "optim.batch_size":
+                    load_training_data(recipe)
+            except RequestError as error:
+                raise RequestError(f"space.{path} at {value!r}: {error}") from error
 
 
 def _with_absolute_roots(space: SearchSpace) -> SearchSpace:

@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.text import Text
 
 from mixtune.ledger import ENDED, TrialRecord
-from mixtune.tuning.state import Search
+from mixtune.tuning.state import RunningSearch
 
 
 class Progress:
@@ -32,22 +32,25 @@ class Progress:
     ) -> None:
         self._live.stop()
 
-    def update(self, search: Search) -> None:
+    def update(self, search: RunningSearch) -> None:
         """Show what changed."""
         for trial, record in search.records.items():
             if record.state in ENDED and trial not in self._reported:
                 self._reported.add(trial)
-                self._console.print(_ended_line(search, record), highlight=False, soft_wrap=True)
+                self._console.print(_ended_line(search, record), highlight=False, markup=False, soft_wrap=True)
         if self._console.is_terminal:
             self._live.update(Text(status_line(search, self._slots, time.time())))
 
 
-def status_line(search: Search, slots: int, now: float) -> str:
+def status_line(search: RunningSearch, slots: int, now: float) -> str:
     """Return counts (running and failed ones with the baselines), the best of the first objective, the time left."""
     records = search.records.values()
     counts = {state: sum(r.state == state for r in records) for state in ("running", "failed")}
-    ended = sum(r.state in ENDED for r in records if r.trial not in search.baselines)
-    parts = [f"{ended}/{search.budget} trials done", f"{counts['running']} running", f"{counts['failed']} failed"]
+    parts = [
+        f"{trials_done(search)}/{search.budget} trials done",
+        f"{counts['running']} running",
+        f"{counts['failed']} failed",
+    ]
     if best := best_so_far(search):
         parts.append(best)
     left = seconds_left(search, slots, now)
@@ -55,7 +58,12 @@ def status_line(search: Search, slots: int, now: float) -> str:
     return " · ".join(parts)
 
 
-def best_so_far(search: Search) -> str | None:
+def trials_done(search: RunningSearch) -> int:
+    """Return how many trials of the budget have ended."""
+    return sum(r.state in ENDED for r in search.records.values() if r.trial not in search.baselines)
+
+
+def best_so_far(search: RunningSearch) -> str | None:
     """Return the best complete value of the first objective, as text; baselines are left out."""
     name, direction = next(iter(search.space.objectives.items()))
     values = [
@@ -66,7 +74,7 @@ def best_so_far(search: Search) -> str | None:
     return f"best {name} {max(values) if direction == 'max' else min(values):.4g}"
 
 
-def seconds_left(search: Search, slots: int, now: float) -> float | None:
+def seconds_left(search: RunningSearch, slots: int, now: float) -> float | None:
     """Return a forecast from the mean wall time of the trials that ended, or None before the first."""
     records = search.records.values()
     took = [r.ended_time - r.started_time for r in records if r.ended_time and r.started_time]
@@ -78,14 +86,14 @@ def seconds_left(search: Search, slots: int, now: float) -> float | None:
     return max(mean * waiting - spent, 0.0) / slots
 
 
-def _ended_line(search: Search, record: TrialRecord) -> str:
+def _ended_line(search: RunningSearch, record: TrialRecord) -> str:
     if record.state == "complete":
         said = "  ".join(f"{name} {record.metrics[name]:.4g}" for name in search.space.objectives)
     else:
         said = f"{record.state}: {record.reason}"
     params = " ".join(f"{path}={_short(value)}" for path, value in record.params.items())
     kind = "baseline" if record.baseline else "trial"
-    return f"{kind} {record.trial}  {said}  ({params})"
+    return f"[{trials_done(search)}/{search.budget}] {kind} {record.trial}  {said}  ({params})"
 
 
 def _short(value: object) -> str:

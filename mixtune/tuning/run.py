@@ -24,7 +24,7 @@ from mixtune.tuning.adapters import SearchCallback, SearchSearcher
 from mixtune.tuning.cluster import Slots, plan_slots, ray_session
 from mixtune.tuning.prepare import AnySpace, Prepared, prepare, reference_point
 from mixtune.tuning.progress import Progress
-from mixtune.tuning.state import Search
+from mixtune.tuning.state import RunningSearch
 from mixtune.tuning.trainable import MixTrainable
 
 _VERSIONS = ("mixtune", "torch", "torchvision", "timm", "ray", "optuna", "moocore")
@@ -73,7 +73,7 @@ def search(
         overrides=overrides,
         address=address,
     )
-    console.print(f"{prepared.describe()}\nrun directory: {directory}", highlight=False, soft_wrap=True)
+    console.print(f"{prepared.describe()}\nrun directory: {directory}", highlight=False, markup=False, soft_wrap=True)
     try:
         with ray_session(address, prepared.cpus, prepared.gpus) as (cpus, gpu_count):
             slots = plan_slots(prepared.space.resources, cpus, gpu_count)
@@ -88,22 +88,22 @@ def search(
 
 
 def run_prepared(
-    prepared: Prepared, slots: Slots, directory: Path, on_change: Callable[[Search], None] = lambda _: None
+    prepared: Prepared, slots: Slots, directory: Path, on_change: Callable[[RunningSearch], None] = lambda _: None
 ) -> Result:
     """Train the baselines and the budget's trials in the present Ray session, and write the run directory.
 
     ``on_change`` is called after every event. However it ends, the tables are written.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    claim(directory)
     _write_space(prepared, slots, directory)
-    search = Search(prepared.space, directory / "ledger.jsonl", on_change)
+    search = RunningSearch(prepared.space, directory / "ledger.jsonl", on_change)
     try:
         with tempfile.TemporaryDirectory(prefix="mixtune-ray-") as scratch:
             _tune(prepared.space, slots, search, scratch)
     finally:
-        result = load(directory)
-        result.write_tables()
-    return result
+        if search.records:  # else there is nothing to write, and whatever ended it so early should be heard
+            load(directory).write_tables()
+    return load(directory)
 
 
 def refuse_occupied(directory: Path) -> None:
@@ -116,13 +116,25 @@ def refuse_occupied(directory: Path) -> None:
         raise RequestError(f"{directory} is no empty directory: give another --out")
 
 
+def claim(directory: Path) -> None:
+    """Make the directory ours: of two searches that start at once, one is refused."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "space.yaml").open("x").close()
+    except FileExistsError:
+        refuse_occupied(directory)
+        raise
+    except OSError as error:
+        raise RequestError(f"{directory} cannot be the run directory: {error.strerror}: give another --out") from error
+
+
 def free_directory(name: str) -> Path:
     """Return ``runs/<name>``, or the first of ``runs/<name>-2``, ... that does not exist."""
     candidates = (Path("runs") / (name if i == 1 else f"{name}-{i}") for i in range(1, 10**6))
     return next(path for path in candidates if not path.exists())
 
 
-def _tune(space: SearchSpace, slots: Slots, search: Search, scratch: str) -> None:
+def _tune(space: SearchSpace, slots: Slots, search: RunningSearch, scratch: str) -> None:
     tuner = tune.Tuner(
         tune.with_resources(MixTrainable, {"cpu": slots.cpus, "gpu": slots.gpus}),
         tune_config=tune.TuneConfig(

@@ -12,13 +12,13 @@ from mixtune.space import SearchSpace
 from mixtune.tuning.suggestions import Suggester
 
 
-class Search:
+class RunningSearch:
     """Baselines first, then trials t0001, t0002, ... until the budget is asked for.
 
     ``on_change`` is called with this object after every event.
     """
 
-    def __init__(self, space: SearchSpace, ledger: Path, on_change: Callable[[Search], None]) -> None:
+    def __init__(self, space: SearchSpace, ledger: Path, on_change: Callable[[RunningSearch], None]) -> None:
         self.space = space
         self.baselines = space.baseline_params()
         self.budget = space.budget

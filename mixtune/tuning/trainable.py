@@ -40,17 +40,21 @@ class MixTrainable(tune.Trainable):  # type: ignore[misc]
     def setup(self, config: dict[str, Any]) -> None:
         """Build the recipe's data and models on the trial's device, with as many threads as it has CPUs."""
         resources = self.trial_resources
+        has_gpu = True
         if resources is not None:
             torch.set_num_threads(max(1, int(resources.head_cpus)))
+            has_gpu = resources.required_resources.get("GPU", 0) > 0
         # Ray moves a worker into the trial's folder; relative paths mean the folder that the search started in
         with contextlib.chdir(os.environ.get("TUNE_ORIG_WORKING_DIR", ".")):
             recipe = recipe_from_config(config)
-            device = choose_device()
+            device = choose_device() if has_gpu else torch.device("cpu")
             self.state: TrainState = start_state(recipe, load_training_data(recipe, device), device)
         self._epochs = train(self.state)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Start another trial in this worker process."""
+        """Start another trial in this worker process, once the memory of the one before is free."""
+        del self.state, self._epochs
+        torch.cuda.empty_cache()
         self.setup(new_config)
         return True
 
@@ -66,7 +70,7 @@ class MixTrainable(tune.Trainable):  # type: ignore[misc]
 
     def load_checkpoint(self, checkpoint: str) -> None:
         """Go on from a checkpoint of the same recipe, bit for bit on CPU."""
-        self.state.load_state_dict(torch.load(Path(checkpoint) / CHECKPOINT, weights_only=True))
+        self.state.load_state_dict(torch.load(Path(checkpoint) / CHECKPOINT, map_location="cpu", weights_only=True))
         self._epochs = train(self.state)
 
 

@@ -85,6 +85,7 @@ def test_the_supervised_set_named_as_the_ssl_set_is_no_second_set(make_recipe, t
         {"data.ssl_dataset": "digits"},
         {"data.ssl_dataset": "digits", "data.root": root},
         {"data.ssl_dataset": "digits", "data.root": root, "data.ssl_root": f"{root}/../{tmp_path.name}"},
+        {"data.ssl_dataset": "digits", "data.ssl_root": f"{root}/elsewhere"},
     ):
         data = load_training_data(make_recipe(changes))
         assert not data.two_datasets

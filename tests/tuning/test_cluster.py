@@ -6,7 +6,7 @@ import pytest
 
 from mixtune.errors import RequestError
 from mixtune.space import Resources
-from mixtune.tuning.cluster import Slots, plan_slots, usable_cpus, usable_gpus
+from mixtune.tuning.cluster import Slots, plan_slots, ray_session, usable_cpus, usable_gpus
 
 
 @pytest.mark.parametrize(
@@ -44,10 +44,23 @@ def test_a_trial_that_cannot_fit_is_refused(given: dict[str, float], cpus: int, 
         plan_slots(Resources.model_validate(given), cpus, gpus)
 
 
+def test_a_running_cluster_elsewhere_does_not_disturb_a_plain_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    if ray.is_initialized():
+        pytest.skip("this process has a Ray session already")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    with ray_session(None, cpus=1, gpus=0) as (cpus, gpus):
+        assert (cpus, gpus) == (1, 0)
+    assert not ray.is_initialized()
+
+
 def test_the_machine_is_counted_and_missing_gpus_are_none() -> None:
     import torch
 
     assert usable_cpus() >= 1
+    with pytest.raises(RequestError, match="-1 GPUs: should be 0 or more"):
+        usable_gpus(-1)
     assert usable_gpus(None) == torch.cuda.device_count()
     if not torch.cuda.is_available():
         assert usable_gpus(1) == 0

@@ -11,22 +11,22 @@ from rich.console import Console
 
 from mixtune.space import space_from_dict
 from mixtune.tuning.progress import Progress, seconds_left, status_line
-from mixtune.tuning.state import Search
+from mixtune.tuning.state import RunningSearch
 
 WHOLE = {"val_accuracy": 0.91, "train_latency_s": 2.0, "epochs_trained": 5, "epochs_asked": 5}
 
 
 @pytest.fixture
-def search(small_space: Any, tmp_path: Path) -> Search:
+def search(small_space: Any, tmp_path: Path) -> RunningSearch:
     """A search of six trials: the baselines are done, t0001 complete, t0002 failed, t0003 running."""
-    search = Search(space_from_dict(small_space()), tmp_path / "ledger.jsonl", lambda _: None)
+    search = RunningSearch(space_from_dict(small_space()), tmp_path / "ledger.jsonl", lambda _: None)
     for _ in range(5):
         asked = search.ask()
         assert asked
         search.start(asked[0])
     for trial in ("sl", "ssl_sl", "t0001"):
         search.end(trial, WHOLE)
-    search.fail("t0002", "DivergedError: the loss is nan")
+    search.fail("t0002", "OSError: [/data/x.png] is gone")
     for i, record in enumerate(search.records.values()):
         record.started_time = 100.0 + i
         if record.ended_time:
@@ -34,7 +34,7 @@ def search(small_space: Any, tmp_path: Path) -> Search:
     return search
 
 
-def test_the_status_counts_and_forecasts(search: Search) -> None:
+def test_the_status_counts_and_forecasts(search: RunningSearch) -> None:
     now = 107.0  # t0003 has run for three of the ten seconds that a trial takes
     assert seconds_left(search, slots=2, now=now) == pytest.approx((10.0 * 4 - 3.0) / 2)
     assert status_line(search, 2, now) == (
@@ -43,21 +43,21 @@ def test_the_status_counts_and_forecasts(search: Search) -> None:
 
 
 def test_nothing_is_forecast_before_a_trial_has_ended(small_space: Any, tmp_path: Path) -> None:
-    search = Search(space_from_dict(small_space()), tmp_path / "ledger.jsonl", lambda _: None)
+    search = RunningSearch(space_from_dict(small_space()), tmp_path / "ledger.jsonl", lambda _: None)
     assert status_line(search, 2, 0.0) == "0/6 trials done · 0 running · 0 failed · time left: not known yet"
 
 
-def test_a_log_gets_one_plain_line_for_each_ended_trial(search: Search) -> None:
+def test_a_log_gets_one_plain_line_for_each_ended_trial(search: RunningSearch) -> None:
     log = io.StringIO()
     with Progress(slots=2, console=Console(file=log, width=60)) as progress:
         progress.update(search)
         progress.update(search)
     lines = log.getvalue().splitlines()
-    assert [line.split()[:2] for line in lines] == [
-        ["baseline", "sl"],
-        ["baseline", "ssl_sl"],
-        ["trial", "t0001"],
-        ["trial", "t0002"],
+    assert [line.split()[:3] for line in lines] == [
+        ["[2/6]", "baseline", "sl"],
+        ["[2/6]", "baseline", "ssl_sl"],
+        ["[2/6]", "trial", "t0001"],
+        ["[2/6]", "trial", "t0002"],
     ]
-    assert lines[2] == "trial t0001  val_accuracy 0.91  train_latency_s 2  (alpha=0.5 rho=0.5 epochs.sl=3)"
-    assert "failed: DivergedError: the loss is nan" in lines[3]
+    assert lines[2] == "[2/6] trial t0001  val_accuracy 0.91  train_latency_s 2  (alpha=0.5 rho=0.5 epochs.sl=3)"
+    assert "failed: OSError: [/data/x.png] is gone" in lines[3]  # brackets are text, not markup

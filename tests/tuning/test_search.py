@@ -133,7 +133,7 @@ PROBLEMS = [
     ),
     ({"data": {"dataset": "digit"}}, ALPHA, "did you mean 'digits'"),
     ({"data": {"dataset": "image_folder", "root": "nowhere"}}, ALPHA, "nowhere"),
-    ({"data": {"dataset": "digits"}}, {"model.patch_size": {"choice": [2, 3]}}, "space.model.patch_size at 3: "),
+    ({"data": {"dataset": "digits"}}, {"model.patch_size": {"randint": [1, 5]}}, "space.model.patch_size at 3: "),
     ({"data": {"dataset": "digits"}}, {"optim.batch_size": {"choice": [64, 4096]}}, "space.optim.batch_size at 4096: "),
     ({"data": {"dataset": "digits"}}, {"model.embed_dim": {"choice": [192, 200]}}, "space.model.embed_dim at 200: "),
 ]
@@ -146,6 +146,20 @@ def test_what_would_fail_in_a_trial_is_refused_before_anything_is_written(
     with pytest.raises(RequestError, match=message.replace(".", r"\.")):
         mixtune.search({"recipe": recipe, "space": space}, out=tmp_path / "run", console=quiet())
     assert not (tmp_path / "run").exists()
+
+
+def test_a_place_where_no_directory_can_be_is_refused(small_space: Any, ray_quietly: None, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RequestError, match="file/run cannot be the run directory: Not a directory"):
+        mixtune.search(small_space(), out=tmp_path / "file" / "run", console=quiet())
+
+
+def test_of_two_searches_that_claim_a_directory_one_is_refused(tmp_path: Path) -> None:
+    from mixtune.tuning.run import claim
+
+    claim(tmp_path / "run")
+    with pytest.raises(RequestError, match="is no empty directory"):
+        claim(tmp_path / "run")
 
 
 def test_relative_data_roots_mean_the_folder_of_the_command(
@@ -181,7 +195,8 @@ def test_the_command_prints_its_own_lines_and_nothing_of_rays(small_space: Any, 
     assert lines[1] == "3 trials and 2 baselines, sampler tpe"
     assert lines[2] == "run directory: run"
     assert lines[3].startswith("trials: ")
-    ended = [line.split()[:2] for line in lines[4:9]]
+    assert [line.split()[0] for line in lines[4:9]][-1] == "[3/3]"
+    ended = [line.split()[1:3] for line in lines[4:9]]
     assert sorted(ended) == [["baseline", "sl"], ["baseline", "ssl_sl"], *(["trial", f"t000{i}"] for i in (1, 2, 3))]
     assert lines[9].startswith("the front: ")
     assert lines[-1] == "plot: run/pareto.html"
