@@ -96,6 +96,8 @@ class Optim(Section):
     """AdamW, with one schedule for each loss."""
 
     batch_size: PositiveCount = 256
+    mix_schedule: Literal["sl", "ssl", "blend"] = "sl"  # the backbone's in the mix phase; blend: by alpha (ours)
+    carry_state: bool = True  # AdamW's moments go on over phase borders (ours)
     ssl: SslSchedule = SslSchedule()
     sl: SlSchedule = SlSchedule()
 

@@ -233,7 +233,7 @@ def _refuse_idle(document: Document, space: SearchSpace) -> None:
             because = "both losses see the same dataset: set data.ssl_dataset"
         elif most_ssl == 0 and path.startswith(("ssl.", "optim.ssl.", "data.ssl_", "alpha", "rho", "lambda")):
             because = "epochs.ssl is 0: nothing is self-supervised"
-        elif not mixes and path in ("alpha", "rho", "lambda"):
+        elif not mixes and path in ("alpha", "rho", "lambda", "optim.mix_schedule"):
             because = "rho times the fewer of epochs.ssl and epochs.sl is below 1: no epoch is mixed"
         if because is not None:
             raise _mistake(document, ("space", path), f"has no effect while {because}")

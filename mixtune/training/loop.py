@@ -26,7 +26,11 @@ def train(state: TrainState) -> Iterator[EpochResult]:
 
     Raises DivergedError, naming epoch, step and phase, at the end of an epoch with a NaN or infinite loss.
     """
-    for epoch in make_plan(state.recipe)[len(state.history) :]:
+    plan = make_plan(state.recipe)
+    for epoch in plan[len(state.history) :]:
+        crosses_border = epoch.index > 0 and plan[epoch.index - 1].phase != epoch.phase
+        if crosses_border and not state.recipe.optim.carry_state:
+            state.optimizer.state.clear()
         result = _train_epoch(state, epoch)
         state.history.append(result)
         yield result

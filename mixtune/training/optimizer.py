@@ -1,4 +1,4 @@
-"""One AdamW over three parts, each on its loss's schedule; its state is carried over phase borders (ours)."""
+"""One AdamW over three parts, each on its loss's schedule."""
 
 from __future__ import annotations
 
@@ -10,13 +10,7 @@ from torch import nn
 from mixtune.recipe import Recipe
 from mixtune.training.plan import Epoch, Phase, learning_rates
 
-# whose schedule a part follows in each phase. The paper does not say; ours: in the mix phase the backbone follows
-# the supervised one
-_FOLLOWS: dict[str, dict[Phase, str]] = {
-    "backbone": {"ssl": "ssl", "mix": "sl", "sl": "sl"},
-    "objective": {"ssl": "ssl", "mix": "ssl"},
-    "classifier": {"mix": "sl", "sl": "sl"},
-}
+Weights = dict[str, float]  # loss -> share of its schedule
 
 
 def build_optimizer(parts: Mapping[str, nn.Module], kept_whole: Collection[str]) -> torch.optim.AdamW:
@@ -39,12 +33,30 @@ def set_rates(optimizer: torch.optim.Optimizer, recipe: Recipe, epoch: Epoch, st
     A part that the phase does not train has no gradients, so AdamW leaves it alone whatever its rate.
     """
     rates = learning_rates(recipe, epoch, step, steps)
+    schedules = {"ssl": recipe.optim.ssl, "sl": recipe.optim.sl}
     for group in optimizer.param_groups:
-        loss = _FOLLOWS[group["part"]].get(epoch.phase)
-        if loss is None:
-            group["lr"] = 0.0
-            continue
-        schedule = recipe.optim.ssl if loss == "ssl" else recipe.optim.sl
-        group["lr"] = rates[loss]
-        group["betas"] = schedule.betas
-        group["weight_decay"] = schedule.weight_decay if group["decays"] else 0.0
+        followed = followed_schedules(group["part"], epoch.phase, recipe)
+        group["lr"] = sum(share * rates[loss] for loss, share in followed.items())
+        if followed:
+            decay = sum(share * schedules[loss].weight_decay for loss, share in followed.items())
+            group["weight_decay"] = decay if group["decays"] else 0.0
+            group["betas"] = tuple(
+                sum(share * schedules[loss].betas[i] for loss, share in followed.items()) for i in range(2)
+            )
+
+
+def followed_schedules(part: str, phase: Phase, recipe: Recipe) -> Weights:
+    """Return whose schedule a part follows in a phase, as shares that sum to 1; none where it is not trained.
+
+    The paper does not say whose the backbone's is in the mix phase: ``optim.mix_schedule``, where ``blend`` weighs
+    the two as alpha weighs the losses.
+    """
+    if part == "objective":
+        return {} if phase == "sl" else {"ssl": 1.0}
+    if part == "classifier":
+        return {} if phase == "ssl" else {"sl": 1.0}
+    if phase != "mix":
+        return {phase: 1.0}
+    if recipe.optim.mix_schedule == "blend":
+        return {"ssl": recipe.alpha, "sl": 1.0 - recipe.alpha}
+    return {recipe.optim.mix_schedule: 1.0}

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mixtune.training.loop import train
+from mixtune.training.optimizer import set_rates
 from mixtune.training.plan import learning_rates, make_plan, peak_rate, rate_factor
 
 
@@ -199,3 +200,33 @@ def test_a_step_is_adamws(make_state):
             kept = 1 - rate * decay * (parameter.ndim > 1 and name not in ("vit.cls_token", "vit.pos_embed"))
             expected = before[part][name] * kept - rate * gradient / (gradient.abs() + eps)
             torch.testing.assert_close(parameter.detach(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("mix_schedule", "ssl_share"), [("sl", 0.0), ("ssl", 1.0), ("blend", 0.3)])
+def test_in_the_mix_phase_the_backbone_follows_the_schedule_that_is_named(make_state, mix_schedule, ssl_share):
+    state = make_state({"rho": 1.0, "alpha": 0.3, "optim.mix_schedule": mix_schedule, "optim.ssl.base_lr": 0.01})
+    n, recipe, wanted = state.data.steps, state.recipe, []
+    ssl, sl = two_schedules(recipe, n)
+    for epoch in make_plan(recipe):
+        for step in range(n):
+            set_rates(state.optimizer, recipe, epoch, step, n)
+            rates = {group["part"]: group["lr"] for group in state.optimizer.param_groups}
+            supervised = sl[epoch.sl_epoch * n + step]
+            wanted.append(
+                ssl_share * ssl[epoch.ssl_epoch * n + step] + (1 - ssl_share) * supervised
+                if epoch.phase == "mix"
+                else supervised
+            )
+            assert rates["backbone"] == pytest.approx(wanted[-1])
+            assert rates["classifier"] == pytest.approx(supervised)
+    assert len(wanted) == 3 * n
+
+
+@pytest.mark.parametrize(("carry_state", "steps_seen"), [(True, [1, 2, 3, 4]), (False, [1, 1, 1, 2])])
+def test_optimizer_state_is_carried_over_phase_borders_or_starts_anew(make_state, carry_state, steps_seen):
+    state = make_state({"rho": 0.5, "optim.carry_state": carry_state})  # phases: ssl, mix, sl, sl
+    patch_embedding = state.backbone.vit.patch_embed.proj.weight
+    epochs_seen = []
+    for _ in train(state):
+        epochs_seen.append(int(state.optimizer.state[patch_embedding]["step"]) // state.data.steps)
+    assert epochs_seen == steps_seen
