@@ -28,7 +28,7 @@ class TrainingError(RuntimeError):
 def closest(given: str, allowed: Iterable[str]) -> str | None:
     """Return the name of ``allowed`` that ``given`` was probably meant to be, or None; case is ignored."""
     by_lower = {name.lower(): name for name in allowed}
-    match = difflib.get_close_matches(given.lower(), by_lower, n=1, cutoff=0.6)
+    match = difflib.get_close_matches(given.lower(), by_lower, n=1, cutoff=0.5)
     return by_lower[match[0]] if match else None
 
 

@@ -75,7 +75,8 @@ def test_every_plugin_has_what_its_folder_promises(folder: str, contract: tuple[
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "search_spaces").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_ready_space_is_valid_and_opens_with_its_command(path: Path) -> None:
+def test_every_ready_space_is_valid_and_opens_with_its_command_time_and_result(path: Path) -> None:
     assert mixtune.load_space(path).space
-    first = path.read_text().splitlines()[0]
+    first, *others = path.read_text().partition("recipe:")[0].splitlines()
     assert first.startswith(f"# mixtune search search_spaces/{path.name}")
+    assert any("CPU cores: " in line and "minutes; a front" in line for line in others)

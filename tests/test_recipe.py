@@ -68,6 +68,7 @@ def test_every_default_is_spelled_out() -> None:
             "val_fraction": 0.1,
             "ssl_dataset": None,
             "ssl_root": None,
+            "ssl_fraction": None,
         },
         "model": {
             "name": "vit_tiny_patch16_224",
@@ -91,6 +92,8 @@ def test_every_default_is_spelled_out() -> None:
         },
         "optim": {
             "batch_size": 256,
+            "mix_schedule": "sl",
+            "carry_state": True,
             "ssl": {
                 "base_lr": 1.5e-4,
                 "weight_decay": 0.05,
