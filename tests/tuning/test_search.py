@@ -232,8 +232,11 @@ def test_fractions_of_logical_gpus_pack_trials(small_space: Any, tmp_path: Path)
     """Ray's GPUs are logical, so a machine without one can show the scheduling: halves of two GPUs hold four trials."""
     script = tmp_path / "packed.py"
     script.write_text(_PACKED)
+    values = small_space(space={"optim.sl.base_lr": {"uniform": [0.01, 0.05]}}, search={"trials": 6}, baselines=[])
+    values["recipe"]["data"]["fraction"] = 1.0
+    values["recipe"]["epochs"] = {"ssl": 0, "sl": 60}  # long enough for all workers to have started meanwhile
     done = subprocess.run(
-        [sys.executable, str(script), yaml.safe_dump(small_space(search={"trials": 6}, baselines=[]))],
+        [sys.executable, str(script), yaml.safe_dump(values)],
         cwd=tmp_path,
         capture_output=True,
         text=True,
