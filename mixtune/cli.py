@@ -67,7 +67,7 @@ def search(
     try:
         result = run.search(space, out=out, console=console, **options)
     except KeyboardInterrupt as error:
-        _fail(str(error), 130)
+        _fail(str(error) or "interrupted", 130)
     _print_front(result, console)
     console.print(f"plot: {result.directory / 'pareto.html'}", highlight=False, markup=False, soft_wrap=True)
 

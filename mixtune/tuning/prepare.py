@@ -31,7 +31,6 @@ class Prepared:
     data: TrainingData
     cpus: int
     gpus: int
-    address: str | None
     no_gpu_here: bool  # GPUs were asked for, and the machine has none
 
     def describe(self) -> str:
@@ -78,7 +77,7 @@ def prepare(
     if address is None:
         plan_slots(resolved.resources, cpu_count, gpu_count)
     wanted = bool(gpus) or resolved.resources.gpus_per_trial not in ("auto", 0)
-    return Prepared(resolved, data, cpu_count, gpu_count, address, no_gpu_here=wanted and gpu_count == 0)
+    return Prepared(resolved, data, cpu_count, gpu_count, no_gpu_here=wanted and gpu_count == 0)
 
 
 def reference_point(prepared: Prepared, device: torch.device) -> dict[str, float]:

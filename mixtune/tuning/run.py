@@ -81,7 +81,9 @@ def search(
             with Progress(slots.count, console) as progress:
                 result = run_prepared(prepared, slots, directory, progress.update)
     except KeyboardInterrupt:
-        raise InterruptedSearch(f"interrupted; what is done is kept: mixtune pareto {directory}") from None
+        kept = (directory / "ledger.jsonl").exists()
+        done = f"what is done is kept: mixtune pareto {directory}" if kept else "nothing was trained yet"
+        raise InterruptedSearch(f"interrupted; {done}") from None
     if not result.counts()["complete"]:
         raise SearchError(_why_nothing_completed(result))
     return result
@@ -94,8 +96,7 @@ def run_prepared(
 
     ``on_change`` is called after every event. However it ends, the tables are written.
     """
-    claim(directory)
-    _write_space(prepared, slots, directory)
+    claim(directory, _resolved_space(prepared, slots))
     search = RunningSearch(prepared.space, directory / "ledger.jsonl", on_change)
     try:
         with tempfile.TemporaryDirectory(prefix="mixtune-ray-") as scratch:
@@ -116,11 +117,12 @@ def refuse_occupied(directory: Path) -> None:
         raise RequestError(f"{directory} is no empty directory: give another --out")
 
 
-def claim(directory: Path) -> None:
-    """Make the directory ours: of two searches that start at once, one is refused."""
+def claim(directory: Path, space: str) -> None:
+    """Make the directory ours by writing its space.yaml: of two searches that start at once, one is refused."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "space.yaml").open("x").close()
+        with (directory / "space.yaml").open("x", encoding="utf-8") as file:
+            file.write(space)
     except FileExistsError:
         refuse_occupied(directory)
         raise
@@ -149,8 +151,8 @@ def _tune(space: SearchSpace, slots: Slots, search: RunningSearch, scratch: str)
     tuner.fit()
 
 
-def _write_space(prepared: Prepared, slots: Slots, directory: Path) -> None:
-    """Write the resolved space and what it runs on; the hypervolume's reference point is fixed here."""
+def _resolved_space(prepared: Prepared, slots: Slots) -> str:
+    """Return the text of space.yaml, with what it runs on; the hypervolume's reference point is fixed here."""
     device = choose_device() if slots.gpus else torch.device("cpu")
     values = prepared.space.to_dict() | {
         "run": {
@@ -167,7 +169,7 @@ def _write_space(prepared: Prepared, slots: Slots, directory: Path) -> None:
             },
         }
     }
-    (directory / "space.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    return yaml.safe_dump(values, sort_keys=False)
 
 
 def _why_nothing_completed(result: Result) -> str:

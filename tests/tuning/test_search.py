@@ -157,9 +157,10 @@ def test_a_place_where_no_directory_can_be_is_refused(small_space: Any, ray_quie
 def test_of_two_searches_that_claim_a_directory_one_is_refused(tmp_path: Path) -> None:
     from mixtune.tuning.run import claim
 
-    claim(tmp_path / "run")
+    claim(tmp_path / "run", "the first: 1\n")
     with pytest.raises(RequestError, match="is no empty directory"):
-        claim(tmp_path / "run")
+        claim(tmp_path / "run", "the second: 2\n")
+    assert (tmp_path / "run" / "space.yaml").read_text() == "the first: 1\n"
 
 
 def test_relative_data_roots_mean_the_folder_of_the_command(
