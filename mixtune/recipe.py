@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, Strict, ValidationError
 
@@ -19,6 +19,7 @@ PositiveShare = Annotated[float, Field(gt=0.0, le=1.0)]
 ShareBelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=0, le=1_000_000)]
 PositiveCount = Annotated[int, Field(ge=1, le=1_000_000)]
+Magnitude = Annotated[int, Field(ge=0, le=30)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
@@ -30,11 +31,19 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True)
 
 
-class Data(Section):
-    """Which images are trained on (``mixtune.datasets``)."""
+class Task(NamedTuple):
+    """One supervised task: the name that its accuracy is reported under, its dataset and where that lies."""
 
+    name: str
     dataset: str
-    root: str | None = None  # default: the dataset cache of the user
+    root: str | None
+
+
+class Data(Section):
+    """Which images are trained on (``mixtune.datasets``): one dataset, or a list, whose members are a task each."""
+
+    dataset: str | Annotated[tuple[str, ...], Strict(False), Field(min_length=1)]
+    root: str | Annotated[tuple[str | None, ...], Strict(False)] | None = None  # default: the dataset cache of the user
     download: bool = True
     image_size: PositiveCount | None = None  # pixels; default: the images' own
     fraction: PositiveShare = 1.0  # the paper's p: share of the training set that is kept, stratified
@@ -42,6 +51,16 @@ class Data(Section):
     ssl_dataset: str | None = None  # default: the supervised training images
     ssl_root: str | None = None  # of `ssl_dataset`
     ssl_fraction: PositiveShare | None = None  # share of the SSL images; default: `fraction`, or all of `ssl_dataset`
+    statistics: Literal["own", "imagenet"] = "own"  # mean and deviation that images are normalised by
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The supervised tasks; a dataset that comes more than once is numbered from its second time on."""
+        datasets = (self.dataset,) if isinstance(self.dataset, str) else self.dataset
+        roots = self.root if isinstance(self.root, tuple) else (self.root,) * len(datasets)
+        times = [datasets[:i].count(name) + 1 for i, name in enumerate(datasets)]
+        names = (name if time == 1 else f"{name}_{time}" for name, time in zip(datasets, times, strict=True))
+        return tuple(map(Task, names, datasets, roots))
 
 
 class Model(Section):
@@ -53,6 +72,7 @@ class Model(Section):
     depth: PositiveCount | None = None
     num_heads: PositiveCount | None = None
     pool: Literal["token", "avg"] = "token"  # what the classifier reads (ours)
+    pretrained: bool | str = False  # true: timm's weights, downloaded; or a file of such weights
 
 
 class Epochs(Section):
@@ -103,10 +123,19 @@ class Optim(Section):
 
 
 class Augment(Section):
-    """Pad, random crop, horizontal flip (the paper's for CIFAR-10, CIFAR-100 and SVHN), in every phase (ours)."""
+    """How training images are changed, by draws of their own for each image and epoch.
 
-    pad: Count | None = None  # pixels on each side; default: an eighth of the image size (the paper's 4 at 32)
+    The defaults are the paper's for CIFAR-10, CIFAR-100 and SVHN; for TinyImageNet it takes ``crop_scale`` (0.6, 1),
+    ``crop_ratio`` (0.9, 1.1), ``randaugment`` (2, 9), and ``ssl: false``. Mixed images are augmented in the mix phase
+    as in the SL phase (ours).
+    """
+
+    pad: Count | None = None  # pixels on each side, then a random crop; default: an eighth of the image size (4 at 32)
     flip: Share | None = None  # probability; default: 0.5, or 0 where mirrored images change their meaning
+    crop_scale: Annotated[tuple[PositiveShare, PositiveShare], Strict(False)] | None = None  # area; in place of `pad`
+    crop_ratio: Annotated[tuple[Positive, Positive], Strict(False)] = (0.75, 4 / 3)  # width to height
+    randaugment: Annotated[tuple[PositiveCount, Magnitude], Strict(False)] | None = None  # operations, magnitude
+    ssl: bool = True  # whether the images of the self-supervised loss alone are augmented too
 
 
 class Recipe(Section):
@@ -121,7 +150,9 @@ class Recipe(Section):
     ssl: SerializeAsAny[SslSettings]
     optim: Optim = Optim()
     augment: Augment = Augment()
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on a GPU that has it
+    protocol: Literal["search", "paper"] = "search"  # paper: no validation split, accuracy on the test images
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: float32, but bfloat16 on a GPU that is faster so
+    compile: bool = False  # torch.compile; its time is reported apart
     seed: Seed = 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -139,9 +170,26 @@ def parse_recipe(values: Mapping[str, Any]) -> Recipe:
         raise RecipeError(("ssl",), f"should be a mapping of keys to values, got {show(given)}")
     settings = _validate(_settings_model(given.get("objective", SslSettings().objective)), given, ("ssl",))
     recipe: Recipe = _validate(Recipe, {**values, "ssl": settings}, ())
-    if recipe.data.ssl_root is not None and recipe.data.ssl_dataset is None:
-        raise RecipeError(("data", "ssl_root"), "is given without data.ssl_dataset: add it (image_folder, say)")
+    _check_together(recipe)
     return recipe
+
+
+def _check_together(recipe: Recipe) -> None:
+    """Raise RecipeError for values that are right one by one, but not together."""
+    data, augment = recipe.data, recipe.augment
+    if data.ssl_root is not None and data.ssl_dataset is None:
+        raise RecipeError(("data", "ssl_root"), "is given without data.ssl_dataset: add it (image_folder, say)")
+    if isinstance(data.root, tuple):
+        tasks = 1 if isinstance(data.dataset, str) else len(data.dataset)
+        if len(data.root) != tasks:
+            wanted = f"one folder, or {tasks} for the {tasks} datasets" if tasks > 1 else "one folder for one dataset"
+            raise RecipeError(("data", "root"), f"lists {len(data.root)}: should be {wanted}")
+    if augment.crop_scale is not None and augment.pad is not None:
+        raise RecipeError(("augment", "pad"), "has no effect beside augment.crop_scale: drop one")
+    for name in ("crop_scale", "crop_ratio"):
+        bounds = getattr(augment, name)
+        if bounds is not None and bounds[0] > bounds[1]:
+            raise RecipeError(("augment", name), f"its low end {bounds[0]:g} is above its high end {bounds[1]:g}")
 
 
 def change_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
@@ -270,6 +318,7 @@ _WANTED = {
     "invalid_key": "text",
     "missing": "longer",  # of a list's items
     "too_long": "shorter",
+    "too_short": "a list with something in it",
 }
 _LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 

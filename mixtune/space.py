@@ -226,7 +226,7 @@ def _refuse_idle(document: Document, space: SearchSpace) -> None:
     most_ssl = max(values["epochs.ssl"])
     mixes = max(values["rho"]) * min(most_ssl, max(values["epochs.sl"])) > 1 - 1e-6  # Eq. 1, up to rounding
     for path in space.space:
-        if path in ("seed", "data.val_fraction", "data.download"):
+        if path in ("seed", "protocol", "data.val_fraction", "data.download"):
             raise _mistake(document, ("space", path), "is the same for all trials of a search: drop this distribution")
         because = None
         if path == "lambda" and one_dataset:

@@ -69,6 +69,7 @@ def test_every_default_is_spelled_out() -> None:
             "ssl_dataset": None,
             "ssl_root": None,
             "ssl_fraction": None,
+            "statistics": "own",
         },
         "model": {
             "name": "vit_tiny_patch16_224",
@@ -77,6 +78,7 @@ def test_every_default_is_spelled_out() -> None:
             "depth": None,
             "num_heads": None,
             "pool": "token",
+            "pretrained": False,
         },
         "epochs": {"ssl": 100, "sl": 100},
         "alpha": 0.5,
@@ -109,8 +111,17 @@ def test_every_default_is_spelled_out() -> None:
                 "schedule": "cosine",
             },
         },
-        "augment": {"pad": None, "flip": None},
+        "augment": {
+            "pad": None,
+            "flip": None,
+            "crop_scale": None,
+            "crop_ratio": [0.75, 4 / 3],
+            "randaugment": None,
+            "ssl": True,
+        },
+        "protocol": "search",
         "precision": "auto",
+        "compile": False,
         "seed": 0,
     }
 
@@ -168,18 +179,31 @@ def test_a_single_value_has_nothing_below_it() -> None:
             with_values({"alpha": value}, {"alpha.x": 1})
 
 
+def test_a_list_of_datasets_is_a_task_each_with_its_own_name_and_folder() -> None:
+    def tasks(data: dict[str, Any]) -> tuple[tuple[str, str, str | None], ...]:
+        return parse_recipe({"data": data}).data.tasks
+
+    assert tasks({"dataset": "digits"}) == (("digits", "digits", None),)
+    assert tasks({"dataset": ["CIFAR10", "SVHN"], "root": "r"}) == (("CIFAR10", "CIFAR10", "r"), ("SVHN", "SVHN", "r"))
+    assert tasks({"dataset": ["image_folder", "digits", "image_folder"], "root": ["a", None, "b"]}) == (
+        ("image_folder", "image_folder", "a"),
+        ("digits", "digits", None),
+        ("image_folder_2", "image_folder", "b"),
+    )
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         (
             {"alhpa": 0.5},
-            "alhpa: unknown key; allowed are data, model, epochs, alpha, rho, lambda, ssl, optim, augment, precision, "
-            "seed; did you mean 'alpha'?",
+            "alhpa: unknown key; allowed are data, model, epochs, alpha, rho, lambda, ssl, optim, augment, protocol, "
+            "precision, compile, seed; did you mean 'alpha'?",
         ),
         (
             {"lambda_": 0.5},
             "lambda_: unknown key; allowed are data, model, epochs, alpha, rho, lambda, ssl, optim, augment, "
-            "precision, seed; did you mean 'lambda'?",
+            "protocol, precision, compile, seed; did you mean 'lambda'?",
         ),
         (
             {"ssl.mask_rato": 0.5},
@@ -217,7 +241,7 @@ def test_a_single_value_has_nothing_below_it() -> None:
         ({"epochs": [5, 5]}, "epochs: should be a mapping of keys to values, got [5, 5]"),
         ({"data": "digits"}, 'data: should be a mapping of keys to values, got "digits"'),
         ({"data": {}}, "data.dataset: missing, and it has no default"),
-        ({"data.dataset": 3}, "data.dataset: should be text, got 3"),
+        ({"data.dataset": 3}, "data.dataset: should be text or a list, got 3"),
         ({"data.ssl_root": "/x"}, "data.ssl_root: is given without data.ssl_dataset: add it (image_folder, say)"),
         ({"data.fraction": 0}, "data.fraction: should be above 0.0, got 0"),
         ({"data.val_fraction": 1}, "data.val_fraction: should be below 1.0, got 1"),
@@ -238,6 +262,22 @@ def test_a_single_value_has_nothing_below_it() -> None:
             "see mixtune.objectives",
         ),
         ({"data.dataset": 3, "data.rot": 1}, None),
+        (
+            {"data.dataset": ["digits", "CIFAR10"], "data.root": ["a"]},
+            "data.root: lists 1: should be one folder, or 2 for the 2 datasets",
+        ),
+        ({"data.root": ["a", "b"]}, "data.root: lists 2: should be one folder for one dataset"),
+        ({"data.dataset": []}, "data.dataset: should be text or a list with something in it, got []"),
+        (
+            {"augment.pad": 2, "augment.crop_scale": [0.6, 1.0]},
+            "augment.pad: has no effect beside augment.crop_scale: drop one",
+        ),
+        (
+            {"augment.crop_scale": [1.0, 0.6]},
+            "augment.crop_scale: its low end 1 is above its high end 0.6",
+        ),
+        ({"augment.randaugment": [2, 31]}, "augment.randaugment: should be at most 30, got 31"),
+        ({"protocol": "papr"}, "protocol: should be 'search' or 'paper', got \"papr\"; did you mean 'paper'?"),
     ],
 )
 def test_a_mistake_names_the_key_what_was_given_and_what_is_allowed(
@@ -299,7 +339,11 @@ def test_another_objective_starts_from_its_own_defaults(rotations: str) -> None:
         ("mask_ratio", "mask_ratio: no field of a recipe; did you mean 'ssl.mask_ratio'?"),
         ("lambda_", "lambda_: no field of a recipe; did you mean 'lambda'?"),
         ("epochs", "epochs: no field of a recipe (a section: name one of epochs.ssl, epochs.sl)"),
-        ("augment", "augment: no field of a recipe (a section: name one of augment.pad, augment.flip)"),
+        (
+            "augment",
+            "augment: no field of a recipe (a section: name one of augment.pad, augment.flip, "
+            "augment.crop_scale, augment.crop_ratio, augment.randaugment, augment.ssl)",
+        ),
         ("optim.sl.betas.0", "optim.sl.betas.0: no field of a recipe; did you mean 'optim.sl.betas'?"),
         ("", ": no field of a recipe"),
         ("zzzzzz", "zzzzzz: no field of a recipe"),

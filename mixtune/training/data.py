@@ -2,29 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from mixtune.datasets import ImageSet, load_dataset, mix_images, split_indices
+from mixtune.datasets import Dataset, ImageSet, load_dataset, mix_images, split_indices
 from mixtune.errors import RequestError
-from mixtune.recipe import Recipe
+from mixtune.recipe import Recipe, Task
 from mixtune.training.augmentation import crop_and_flip, normalise
 from mixtune.training.plan import Epoch
-from mixtune.training.streams import numpy_generator, torch_generator
+from mixtune.training.streams import Stream, numpy_generator, torch_generator
 
 Indices = np.ndarray[tuple[int], np.dtype[np.int64]]
+RESIDENT_SHARE = 1 / 3  # of a GPU's free memory: larger image sets stay on the host
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is done to training images, as uint8 (B, C, H, W); nothing, by default. See the recipe's ``augment``."""
+
+    pad: int = 0
+    flip: float = 0.0
+    crop_scale: tuple[float, float] | None = None
+    crop_ratio: tuple[float, float] = (1.0, 1.0)
+    randaugment: tuple[int, int] | None = None
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Return changed images of the same shape; the draws come from ``generator``."""
+        return crop_and_flip(images, self.pad, self.flip, generator)
 
 
 @dataclass(frozen=True)
 class ImagePool:
     """Images that batches are drawn from.
 
-    images: uint8 (N, C, H, W); labels: int64 (N,) or None; indices: int64, the images that may be drawn;
-    mean, std: float32 (C, 1, 1); flip: probability.
+    images: uint8 (N, C, H, W), on the device, or on the host where they do not fit; labels: int64 (N,) or None;
+    indices: int64, the images that may be drawn; mean, std: float32 (C, 1, 1). All but images are on the device.
     """
 
     images: Tensor
@@ -32,123 +50,173 @@ class ImagePool:
     indices: Tensor
     mean: Tensor
     std: Tensor
-    pad: int
-    flip: float
+    augmentation: Augmentation
 
-    def on(self, device: torch.device | str) -> ImagePool:
-        """Return the same images on another device."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
-        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
+    def __len__(self) -> int:
+        return len(self.indices)
 
     def batch(self, chosen: Tensor, generator: torch.Generator) -> Tensor:
         """Return augmented, normalised images, float32 (B, C, H, W)."""
-        return normalise(crop_and_flip(self.images[chosen], self.pad, self.flip, generator), self.mean, self.std)
+        return normalise(self.augmentation(self._pixels(chosen), generator), self.mean, self.std)
 
     def plain(self, chosen: Tensor) -> Tensor:
         """Return normalised images without augmentation."""
-        return normalise(self.images[chosen], self.mean, self.std)
+        return normalise(self._pixels(chosen), self.mean, self.std)
+
+    def _pixels(self, chosen: Tensor) -> Tensor:
+        if self.images.device == chosen.device:
+            return self.images[chosen]
+        return self.images[chosen.cpu()].to(chosen.device)
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """One supervised task. ``held_out`` are its validation images, or the test images under ``protocol: paper``.
+
+    ``ssl`` is what the self-supervised loss sees beside the task: its own training images, or another dataset's.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: ImagePool
+    ssl: ImagePool
+    held_out: ImagePool
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a recipe trains and validates on; ``two_datasets`` is whether the SSL images are another dataset's."""
+    """What a recipe trains on; ``two_datasets`` is whether the SSL images are another dataset's (Eq. 2).
 
-    supervised: ImagePool
-    ssl: ImagePool
+    With T tasks a step has T batches, one of each, in the tasks' order (paper, Section 2.2.3).
+    """
+
+    tasks: tuple[TaskData, ...]
     two_datasets: bool
-    val_indices: Tensor
-    classes: tuple[str, ...]
     batch_size: int
-
-    def on(self, device: torch.device | str) -> TrainingData:
-        """Return the same data on another device."""
-        supervised, ssl = self.supervised.on(device), self.ssl.on(device)
-        if not self.two_datasets:  # one copy of the images serves both
-            ssl = replace(supervised, indices=ssl.indices)
-        return replace(self, supervised=supervised, ssl=ssl, val_indices=self.val_indices.to(device))
 
     @property
     def steps(self) -> int:
-        """Steps of an epoch: one pass over the supervised set, the incomplete last batch dropped."""
-        return len(self.supervised.indices) // self.batch_size
+        """Steps of an epoch: one pass over the smallest supervised set, the incomplete last batch dropped."""
+        return min(len(task.train) for task in self.tasks) // self.batch_size
+
+    @property
+    def epoch_images(self) -> int:
+        """Images of an epoch, of all tasks together."""
+        return self.steps * self.batch_size * len(self.tasks)
 
     @property
     def channels(self) -> int:
         """Colour channels of every image: 1 or 3."""
-        return self.supervised.images.shape[1]
+        return self.tasks[0].train.images.shape[1]
 
     @property
     def image_size(self) -> int:
         """Height and width of every image, in pixels."""
-        return self.supervised.images.shape[2]
+        return self.tasks[0].train.images.shape[2]
 
     def batches(self, recipe: Recipe, epoch: Epoch) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Yield an epoch's (images, labels): x_ssl and None, x_mix and y (Eq. 2), or x_sl and y, by its phase."""
+        """Yield an epoch's (images, labels), float32 (T * B, C, H, W) and int64 (T, B).
 
-        def stream(name: str) -> torch.Generator:
-            return torch_generator(recipe.seed, name, epoch.index, self.val_indices.device)  # type: ignore[arg-type]
+        By phase: x_ssl and None, x_mix (Eq. 2) and y, or x_sl and y.
+        """
+
+        def stream(name: Stream) -> torch.Generator:
+            return torch_generator(recipe.seed, name, epoch.index, self.tasks[0].train.indices.device)
 
         if epoch.phase == "ssl":
-            augmentation = stream("ssl_augmentation")
-            for chosen in self._pass(self.ssl, stream("ssl_order")):
-                yield self.ssl.batch(chosen, augmentation), None
+            order, augmentation = stream("ssl_order"), stream("ssl_augmentation")
+            pools = [task.ssl for task in self.tasks]
+            for chosen in zip(*(self._pass(pool, order) for pool in pools), strict=True):
+                yield torch.cat([pool.batch(c, augmentation) for pool, c in zip(pools, chosen, strict=True)]), None
             return
-        labels = self.supervised.labels
-        assert labels is not None
-        mixed = epoch.phase == "mix" and self.two_datasets
-        augmentation, ssl_augmentation, partners = (
-            stream(name) for name in ("augmentation", "ssl_augmentation", "partners")
-        )
-        for chosen in self._pass(self.supervised, stream("order")):
-            images = self.supervised.batch(chosen, augmentation)
-            if mixed:
-                drawn = torch.randint(len(self.ssl.indices), chosen.shape, generator=partners, device=chosen.device)
-                partner = self.ssl.batch(self.ssl.indices[drawn], ssl_augmentation)
-                images = mix_images(images, partner, recipe.lambda_)
-            yield images, labels[chosen]
+        order, augmentation = stream("order"), stream("augmentation")
+        partners, ssl_augmentation = stream("partners"), stream("ssl_augmentation")
+        for chosen in zip(*(self._pass(task.train, order) for task in self.tasks), strict=True):
+            images, labels = [], []
+            for task, c in zip(self.tasks, chosen, strict=True):
+                x = task.train.batch(c, augmentation)
+                if epoch.phase == "mix" and self.two_datasets:
+                    drawn = torch.randint(len(task.ssl), c.shape, generator=partners, device=c.device)
+                    x = mix_images(x, task.ssl.batch(task.ssl.indices[drawn], ssl_augmentation), recipe.lambda_)
+                assert task.train.labels is not None
+                images.append(x)
+                labels.append(task.train.labels[c])
+            yield torch.cat(images), torch.stack(labels)
 
-    def _pass(self, source: ImagePool, order: torch.Generator) -> Iterator[Tensor]:
-        """Yield an epoch's batches of image indices in random order; a small set is passed over again."""
-        wanted, count = self.steps * self.batch_size, len(source.indices)
-        device = source.indices.device
+    def _pass(self, pool: ImagePool, order: torch.Generator) -> Tensor:
+        """Return an epoch's image indices in random order, (steps, B); a small set is passed over again."""
+        wanted, count = self.steps * self.batch_size, len(pool)
         rounds = [
-            source.indices[torch.randperm(count, generator=order, device=device)] for _ in range(-(-wanted // count))
+            pool.indices[torch.randperm(count, generator=order, device=pool.indices.device)]
+            for _ in range(-(-wanted // count))
         ]
-        yield from torch.cat(rounds)[:wanted].view(self.steps, self.batch_size)
+        return torch.cat(rounds)[:wanted].view(self.steps, self.batch_size)
 
 
 def load_training_data(recipe: Recipe, device: torch.device | str = "cpu") -> TrainingData:
     """Load, split and place a recipe's images.
 
-    The training images are those that the validation split leaves. SSL sees data.fraction of them as the supervised
-    loss does, or data.ssl_fraction where that is given (all images, say, though few labels); of another
-    data.ssl_dataset it sees all, or data.ssl_fraction. Raises RequestError or DataError, one line that says what to
-    do, for data that cannot serve.
+    The training images are those that the validation split leaves (all, under ``protocol: paper``). SSL sees
+    data.fraction of them as the supervised loss does, or data.ssl_fraction where that is given (all images, say,
+    though few labels); of another data.ssl_dataset it sees all, or data.ssl_fraction. Several tasks' images are
+    brought to the largest size among them, and to RGB where any has colour. Raises RequestError or DataError, one
+    line that says what to do, for data that cannot serve.
     """
+    device = torch.device(device)
+    tasks = recipe.data.tasks
+    sets = _load_tasks(recipe)
+    other = _other_ssl_pool(recipe, [dataset.train for dataset in sets], device)
+    return TrainingData(
+        tasks=tuple(_task_data(recipe, *each, other, device) for each in zip(tasks, sets, strict=True)),
+        two_datasets=other is not None,
+        batch_size=recipe.optim.batch_size,
+    )
+
+
+def _load_tasks(recipe: Recipe) -> list[Dataset]:
+    """Return each task's dataset, all of one image size and number of channels."""
     section = recipe.data
-    images = load_dataset(section.dataset, section.root, download=section.download, image_size=section.image_size).train
-    if images.labels is None:
-        raise RequestError(
-            f"data.dataset {section.dataset} at {section.root} has no classes: supervised training needs a folder "
-            "for each class; images without classes can serve as data.ssl_dataset"
-        )
+
+    def load(task: Task, size: int | None, channels: int | None) -> Dataset:
+        dataset = load_dataset(task.dataset, task.root, download=section.download, image_size=size, channels=channels)
+        if dataset.test is None:  # it comes with labels alone
+            raise RequestError(
+                f"data.dataset {task.dataset} at {task.root} has no classes: supervised training needs a folder "
+                "for each class; images without classes can serve as data.ssl_dataset"
+            )
+        return dataset
+
+    sets = [load(task, section.image_size, None) for task in section.tasks]
+    channels, size = (max(dataset.train.images.shape[axis] for dataset in sets) for axis in (1, 2))
+    return [
+        dataset if dataset.train.images.shape[1:3] == (channels, size) else load(task, size, channels)
+        for task, dataset in zip(section.tasks, sets, strict=True)
+    ]
+
+
+def _task_data(recipe: Recipe, task: Task, dataset: Dataset, other: ImagePool | None, device: torch.device) -> TaskData:
+    section, images = recipe.data, dataset.train
     train, val = _split(images, recipe, section.fraction)
     if len(train) < recipe.optim.batch_size:
+        val_fraction = "" if recipe.protocol == "paper" else f"data.val_fraction {section.val_fraction} and "
         raise RequestError(
-            f"optim.batch_size {recipe.optim.batch_size} is more than the {len(train)} training images (of "
-            f"{len(images.images)}, after data.val_fraction {section.val_fraction} and data.fraction "
-            f"{section.fraction}): lower it to at most {len(train)}"
+            f"optim.batch_size {recipe.optim.batch_size} is more than the {len(train)} training images of {task.name} "
+            f"(of {len(images.images)}, after {val_fraction}data.fraction {section.fraction}): lower it to at most "
+            f"{len(train)}"
         )
-    supervised = _source(images, train, recipe)
-    other = _other_ssl_source(recipe, images)
-    return TrainingData(
-        supervised=supervised,
-        ssl=other or _own_ssl_source(recipe, images, supervised),
-        two_datasets=other is not None,
-        val_indices=torch.from_numpy(val),
+    pool = _pool(images, train, recipe, device)
+    own_ssl = train if section.ssl_fraction is None else _split(images, recipe, section.ssl_fraction)[0]
+    held_out = replace(pool, indices=torch.from_numpy(val).to(device))
+    if recipe.protocol == "paper":
+        assert dataset.test is not None
+        held_out = _pool(dataset.test, np.arange(len(dataset.test.images)), recipe, device)
+    return TaskData(
+        name=task.name,
         classes=images.classes,
-        batch_size=recipe.optim.batch_size,
-    ).on(device)
+        train=pool,
+        ssl=other or _for_ssl(replace(pool, indices=torch.from_numpy(own_ssl).to(device)), recipe),
+        held_out=held_out,
+    )
 
 
 def _split(images: ImageSet, recipe: Recipe, fraction: float) -> tuple[Indices, Indices]:
@@ -157,48 +225,70 @@ def _split(images: ImageSet, recipe: Recipe, fraction: float) -> tuple[Indices, 
     return split_indices(
         images.labels,
         images.classes,
-        val_fraction=recipe.data.val_fraction,
+        val_fraction=0.0 if recipe.protocol == "paper" else recipe.data.val_fraction,
         fraction=fraction,
         rng=numpy_generator(recipe.seed, "split"),
     )
 
 
-def _own_ssl_source(recipe: Recipe, images: ImageSet, supervised: ImagePool) -> ImagePool:
-    """Return the supervised set's own images for SSL: data.ssl_fraction of them, of which validation is no part."""
-    if recipe.data.ssl_fraction is None:
-        return supervised
-    train, _ = _split(images, recipe, recipe.data.ssl_fraction)
-    return replace(supervised, indices=torch.from_numpy(train))
-
-
-def _other_ssl_source(recipe: Recipe, supervised: ImageSet) -> ImagePool | None:
+def _other_ssl_pool(recipe: Recipe, supervised: Sequence[ImageSet], device: torch.device) -> ImagePool | None:
     """Return the SSL set, brought to the supervised image size and channels, or None where there is no own one.
 
-    The supervised set itself, under whatever root, is no other set: its validation images must not be trained on.
+    A supervised set itself, under whatever root, is no other set: its held-out images must not be trained on.
     """
     section = recipe.data
     if section.ssl_dataset is None:
         return None
-    _, channels, size, _ = supervised.images.shape
+    _, channels, size, _ = supervised[0].images.shape
     images = load_dataset(
         section.ssl_dataset, section.ssl_root, download=section.download, image_size=size, channels=channels
     ).train
-    if section.ssl_dataset == section.dataset and np.array_equal(images.images, supervised.images):
-        return None
+    for task, own in zip(section.tasks, supervised, strict=True):
+        if section.ssl_dataset == task.dataset and np.array_equal(images.images, own.images):
+            if len(supervised) == 1:
+                return None
+            raise RequestError(
+                f"data.ssl_dataset {section.ssl_dataset} is one of the tasks, whose held-out images must not be "
+                "trained on: drop it, since SSL sees all tasks' training images"
+            )
     kept = max(1, round((section.ssl_fraction or 1.0) * len(images.images)))
     order = numpy_generator(recipe.seed, "ssl_split").permutation(len(images.images))
-    return _source(images, np.sort(order[:kept]), recipe)
+    return _for_ssl(_pool(images, np.sort(order[:kept]), recipe, device), recipe)
 
 
-def _source(images: ImageSet, indices: Indices, recipe: Recipe) -> ImagePool:
-    pixels, labels = images.tensors()
-    pad, flip = recipe.augment.pad, recipe.augment.flip
+def _for_ssl(pool: ImagePool, recipe: Recipe) -> ImagePool:
+    return pool if recipe.augment.ssl else replace(pool, augmentation=Augmentation())
+
+
+def _pool(images: ImageSet, indices: Indices, recipe: Recipe, device: torch.device) -> ImagePool:
+    pixels, labels = _place(images, device)
+    augment, channels = recipe.augment, pixels.shape[1]
+    mean, std = images.mean, images.std
+    if recipe.data.statistics == "imagenet":
+        mean, std = (
+            values if channels == 3 else (sum(values) / 3,) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        )
     return ImagePool(
         images=pixels,
         labels=labels,
-        indices=torch.from_numpy(indices),
-        mean=torch.tensor(images.mean).view(-1, 1, 1),
-        std=torch.tensor(images.std).view(-1, 1, 1),
-        pad=pixels.shape[-1] // 8 if pad is None else pad,
-        flip=(0.5 if images.mirror else 0.0) if flip is None else flip,
+        indices=torch.from_numpy(indices).to(device),
+        mean=torch.tensor(mean, device=device).view(-1, 1, 1),
+        std=torch.tensor(std, device=device).view(-1, 1, 1),
+        augmentation=Augmentation(
+            pad=pixels.shape[-1] // 8 if augment.pad is None else augment.pad,
+            flip=(0.5 if images.mirror else 0.0) if augment.flip is None else augment.flip,
+            crop_scale=augment.crop_scale,
+            crop_ratio=augment.crop_ratio,
+            randaugment=augment.randaugment,
+        ),
     )
+
+
+@functools.lru_cache(maxsize=8)
+def _place(images: ImageSet, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Return images and labels for a device; a process that trains trial after trial copies them once."""
+    pixels, labels = images.tensors()
+    labels = None if labels is None else labels.to(device)
+    if device.type == "cuda" and pixels.nbytes > RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
+        return pixels, labels
+    return pixels.to(device), labels

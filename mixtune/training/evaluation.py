@@ -1,35 +1,41 @@
-"""Accuracy of a state's classifier on a split."""
+"""Accuracy of a state's classifiers on held-out images."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-from torch import Tensor
+from torch import nn
 
+from mixtune.training.data import ImagePool
 from mixtune.training.state import TrainState
 
 EVALUATION_BATCH = 1024
 
 
+def measure_accuracies(state: TrainState) -> tuple[float, ...]:
+    """Return each task's top-1 accuracy on its held-out images; see measure_accuracy."""
+    parts = zip(state.classifiers, state.data.tasks, strict=True)
+    return tuple(measure_accuracy(state, classifier, task.held_out) for classifier, task in parts)
+
+
 @torch.no_grad()
-def measure_accuracy(state: TrainState, indices: Tensor) -> float:
-    """Return the top-1 accuracy, in [0, 1], on the images at ``indices``.
+def measure_accuracy(state: TrainState, classifier: nn.Module, pool: ImagePool) -> float:
+    """Return the top-1 accuracy, in [0, 1], of one task's classifier on a pool's images, not augmented.
 
     NaN where there are no images, and where a logit is not finite: such weights classify nothing.
     """
-    source = state.data.supervised
-    assert source.labels is not None
+    assert pool.labels is not None
     state.backbone.eval()
     correct = torch.zeros((), dtype=torch.int64, device=state.device)
     finite = torch.ones((), dtype=torch.bool, device=state.device)
-    dtype = state.autocast_dtype
-    with torch.autocast(state.device.type, dtype, enabled=dtype != torch.float32):
-        for chosen in torch.split(indices, EVALUATION_BATCH):
-            logits = state.classifier(state.backbone(source.plain(chosen)))
+    with state.autocast():
+        for chosen in torch.split(pool.indices, EVALUATION_BATCH):
+            # forward is not compiled: the last batch is smaller, and each new shape would be compiled anew
+            logits = classifier.forward(state.backbone.forward(pool.plain(chosen)))
             finite &= logits.isfinite().all()
-            correct += (logits.argmax(dim=1) == source.labels[chosen]).sum()
-    return correct.item() / len(indices) if len(indices) and finite else math.nan
+            correct += (logits.argmax(dim=1) == pool.labels[chosen]).sum()
+    return correct.item() / len(pool) if len(pool) and finite else math.nan
 
 
 def standard_error(accuracy: float, images: int) -> float:

@@ -27,28 +27,34 @@ TIMED_STEPS = 3
 
 @dataclass(frozen=True)
 class Size:
-    """What a recipe's cost depends on beside the recipe: the data's shape. ``images`` counts all before the split."""
+    """What a recipe's cost depends on beside the recipe: the data's shape.
+
+    classes and images are of each task; images counts all before the split.
+    """
 
     image_size: int
     channels: int
-    classes: int
-    images: int
+    classes: tuple[int, ...]
+    images: tuple[int, ...]
 
     @classmethod
     def of(cls, data: TrainingData) -> Size:
         """Return the shape of loaded data."""
-        return cls(data.image_size, data.channels, len(data.classes), len(data.supervised.images))
+        classes = tuple(len(task.classes) for task in data.tasks)
+        return cls(data.image_size, data.channels, classes, tuple(len(task.train.images) for task in data.tasks))
 
     def epoch_images(self, recipe: Recipe) -> int:
-        """Return how many images an epoch of the recipe trains on."""
-        kept = (self.images - round(recipe.data.val_fraction * self.images)) * recipe.data.fraction
-        return round(kept) // recipe.optim.batch_size * recipe.optim.batch_size
+        """Return how many images an epoch of the recipe trains on, of all tasks together."""
+        smallest, batch = min(self.images), recipe.optim.batch_size
+        held_out = 0 if recipe.protocol == "paper" else round(recipe.data.val_fraction * smallest)
+        return round((smallest - held_out) * recipe.data.fraction) // batch * batch * len(self.images)
 
 
 def recipe_flops(recipe: Recipe, size: Size) -> dict[Phase, float]:
     """Return the training operations of a whole recipe by phase, without allocating its weights."""
     with torch.device("meta"):
-        backbone = build_backbone(recipe.model, recipe.data.image_size or size.image_size, size.channels)
+        unfilled = recipe.model.model_copy(update={"pretrained": False})
+        backbone = build_backbone(unfilled, recipe.data.image_size or size.image_size, size.channels)
         objective = plugins.find("objectives", recipe.ssl.objective, "ssl.objective").build(recipe.ssl, backbone)
     per_image = phase_flops(backbone, objective, size.classes)
     plan, images = make_plan(recipe), size.epoch_images(recipe)
@@ -85,8 +91,9 @@ def measure_speeds(recipe: Recipe, data: TrainingData, device: torch.device) -> 
     batch = min(recipe.optim.batch_size, TIMED_BATCH)
     small = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"batch_size": batch})})
     state = start_state(small, replace(data, batch_size=batch), device)
-    per_image = phase_flops(state.backbone, state.objective, len(data.classes))
-    return {phase: per_image[phase] * batch / _step_seconds(state, phase) for phase in PHASES}
+    per_image = phase_flops(state.backbone, state.objective, [len(task.classes) for task in data.tasks])
+    images = batch * len(data.tasks)
+    return {phase: per_image[phase] * images / _step_seconds(state, phase) for phase in PHASES}
 
 
 def _step_seconds(state: TrainState, phase: Phase) -> float:

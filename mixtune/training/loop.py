@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixtune.errors import TrainingError
-from mixtune.training.evaluation import measure_accuracy
+from mixtune.training.evaluation import measure_accuracies
 from mixtune.training.optimizer import set_rates
 from mixtune.training.plan import Epoch, make_plan
 from mixtune.training.state import EpochResult, TrainState
@@ -31,7 +31,7 @@ def train(state: TrainState) -> Iterator[EpochResult]:
         crosses_border = epoch.index > 0 and plan[epoch.index - 1].phase != epoch.phase
         if crosses_border and not state.recipe.optim.carry_state:
             state.optimizer.state.clear()
-        result = _train_epoch(state, epoch)
+        result = _train_epoch(state, epoch, last=epoch == plan[-1])
         state.history.append(result)
         yield result
 
@@ -39,23 +39,31 @@ def train(state: TrainState) -> Iterator[EpochResult]:
 def phase_losses(
     state: TrainState, epoch: Epoch, images: Tensor, labels: Tensor | None, masks: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (loss, SSL loss, SL loss) of one step; the loss that a phase does not have is 0.
+    """Return (loss, SSL loss, SL loss) of one step; the last two are means over the tasks, 0 where there is none.
 
-    In the mix phase one backbone pass serves both losses: alpha * SSL + (1 - alpha) * SL (Eq. 3).
+    images: (T * B, C, H, W); labels: (T, B), None in the SSL phase. In the mix phase one backbone pass serves both
+    losses: alpha * SSL + (1 - alpha) * SL (Eq. 3). Of several tasks the losses are summed (Section 2.2.3).
     """
-    none = images.new_zeros(())
     assert (labels is None) == (epoch.phase == "ssl")
-    with torch.autocast(state.device.type, state.autocast_dtype, enabled=state.autocast_dtype != torch.float32):
+    tasks = len(state.classifiers)
+    none = images.new_zeros(())
+    with state.autocast():
         if labels is None:
             ssl_loss, _ = state.objective(state.backbone, images, masks, joint=False)
-            return ssl_loss, ssl_loss, none
+            return tasks * ssl_loss, ssl_loss, none
         if epoch.phase == "sl":
-            sl_loss = F.cross_entropy(state.classifier(state.backbone(images)), labels)
-            return sl_loss, none, sl_loss
+            sl_loss = _classification_loss(state, state.backbone(images), labels)
+            return tasks * sl_loss, none, sl_loss
         ssl_loss, tokens = state.objective(state.backbone, images, masks, joint=True)
-        sl_loss = F.cross_entropy(state.classifier(tokens), labels)
+        sl_loss = _classification_loss(state, tokens, labels)
         alpha = state.recipe.alpha
-        return alpha * ssl_loss + (1.0 - alpha) * sl_loss, ssl_loss, sl_loss
+        return tasks * (alpha * ssl_loss + (1.0 - alpha) * sl_loss), ssl_loss, sl_loss
+
+
+def _classification_loss(state: TrainState, tokens: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean over the tasks of their cross-entropies; tokens (T * B, ...) and labels (T, B)."""
+    parts = zip(state.classifiers, tokens.chunk(len(labels)), labels, strict=True)
+    return torch.stack([F.cross_entropy(classifier(part), y) for classifier, part, y in parts]).mean()
 
 
 def train_step(
@@ -69,8 +77,9 @@ def train_step(
     return ssl_loss.detach(), sl_loss.detach()
 
 
-def _train_epoch(state: TrainState, epoch: Epoch) -> EpochResult:
+def _train_epoch(state: TrainState, epoch: Epoch, last: bool) -> EpochResult:
     steps = state.data.steps
+    compile_seconds = _compile(state, epoch)
     masks = torch_generator(state.recipe.seed, "masks", epoch.index, state.device)
     losses = torch.zeros(steps, 2, device=state.device)  # SSL, SL; read once, after the epoch
     state.backbone.train()
@@ -82,14 +91,38 @@ def _train_epoch(state: TrainState, epoch: Epoch) -> EpochResult:
     seconds = time.perf_counter() - started
     _refuse_divergence(measured, epoch)
     ssl_mean, sl_mean = measured.mean(dim=0).tolist()
+    evaluates = last if state.recipe.protocol == "paper" else epoch.phase != "ssl"
     return EpochResult(
         epoch=epoch.index + 1,
         phase=epoch.phase,
         ssl_loss=None if epoch.phase == "sl" else ssl_mean,
         sl_loss=None if epoch.phase == "ssl" else sl_mean,
-        val_accuracy=None if epoch.phase == "ssl" else measure_accuracy(state, state.data.val_indices),
+        accuracies=measure_accuracies(state) if evaluates else None,
         seconds=seconds,
+        compile_seconds=compile_seconds,
     )
+
+
+def _compile(state: TrainState, epoch: Epoch) -> float:
+    """Compile a phase's first step in this process, where the recipe asks for it; return the seconds that it took.
+
+    The step's gradients are dropped and its masks are drawn aside, so the state stays as it was.
+    """
+    if not state.recipe.compile or epoch.phase in state.compiled:
+        return 0.0
+    started = time.perf_counter()
+    for part in (state.backbone, state.objective, *state.classifiers):
+        if not state.compiled:
+            part.compile()
+    state.backbone.train()
+    images, labels = next(state.data.batches(state.recipe, epoch))
+    masks = torch_generator(state.recipe.seed, "masks", epoch.index, state.device)
+    loss, _, _ = phase_losses(state, epoch, images, labels, masks)
+    loss.backward()  # type: ignore[no-untyped-call]
+    state.optimizer.zero_grad()
+    loss.item()  # waits for the device
+    state.compiled.add(epoch.phase)
+    return time.perf_counter() - started
 
 
 def _refuse_divergence(losses: Tensor, epoch: Epoch) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from mixtune.training.evaluation import standard_error
 from mixtune.training.plan import Phase, make_plan, method_of, peak_rate
@@ -14,18 +15,24 @@ from mixtune.training.state import TrainState
 class Metrics:
     """A trial's figures after its latest epoch; what is not measured in that phase is NaN.
 
-    val_accuracy: top-1 on the validation split, in [0, 1], and its binomial standard error;
-    train_latency_s: seconds of training steps so far, validation and waiting left out, and its shares by phase;
+    val_accuracy: top-1 on the validation split, in [0, 1], the mean of several tasks, and its binomial standard
+    error; test_accuracy: the same on the test images, under ``protocol: paper`` alone; task_accuracies: of the split
+    that is measured, by task, where there are several; train_latency_s: seconds of training steps so far, validation,
+    compilation and waiting left out, and its shares by phase; compile_s: seconds of torch.compile;
     train_flops: floating-point operations of the whole recipe, counted from shapes;
     ssl_loss, sl_loss: means over the latest epoch; lr_ssl, lr_sl: the peak rates used (base_lr * batch / 256).
     """
 
     val_accuracy: float
     val_accuracy_se: float
+    test_accuracy: float
+    test_accuracy_se: float
+    task_accuracies: dict[str, float]
     train_latency_s: float
     latency_ssl_s: float
     latency_mix_s: float
     latency_sl_s: float
+    compile_s: float
     train_flops: float
     ssl_loss: float
     sl_loss: float
@@ -39,23 +46,55 @@ class Metrics:
     lr_sl: float
     precision: str
 
+    @property
+    def split(self) -> str:
+        """What accuracies are of: ``test`` under ``protocol: paper``, else ``val``."""
+        return "val" if math.isnan(self.test_accuracy) else "test"
+
+    @property
+    def accuracy(self) -> float:
+        """``val_accuracy``, or ``test_accuracy`` where that is measured."""
+        return self.val_accuracy if self.split == "val" else self.test_accuracy
+
+    @property
+    def accuracy_se(self) -> float:
+        """The standard error of ``accuracy``."""
+        return self.val_accuracy_se if self.split == "val" else self.test_accuracy_se
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values by name; a task's accuracy is ``val_accuracy_<task>`` or ``test_accuracy_<task>``."""
+        values = asdict(self)
+        tasks = values.pop("task_accuracies")
+        return values | {f"{self.split}_accuracy_{task}": accuracy for task, accuracy in tasks.items()}
+
 
 def measure(state: TrainState) -> Metrics:
     """Return the figures of a state that has trained at least one epoch."""
     history, optim = state.history, state.recipe.optim
     latest = history[-1]
-    accuracy = math.nan if latest.val_accuracy is None else latest.val_accuracy
+    tasks = state.data.tasks
+    accuracies = latest.accuracies or (math.nan,) * len(tasks)
+    errors = [standard_error(a, len(task.held_out)) for a, task in zip(accuracies, tasks, strict=True)]
+    measured = sum(accuracies) / len(tasks), math.hypot(*errors) / len(tasks)
+    tests = state.recipe.protocol == "paper"
+    (val_accuracy, val_se), (test_accuracy, test_se) = (
+        measured if split_is_test == tests else (math.nan, math.nan) for split_is_test in (False, True)
+    )
 
     def seconds(*phases: Phase) -> float:
         return sum(result.seconds for result in history if result.phase in phases)
 
     return Metrics(
-        val_accuracy=accuracy,
-        val_accuracy_se=standard_error(accuracy, len(state.data.val_indices)),
+        val_accuracy=val_accuracy,
+        val_accuracy_se=val_se,
+        test_accuracy=test_accuracy,
+        test_accuracy_se=test_se,
+        task_accuracies={t.name: a for t, a in zip(tasks, accuracies, strict=True)} if len(tasks) > 1 else {},
         train_latency_s=seconds("ssl", "mix", "sl"),
         latency_ssl_s=seconds("ssl"),
         latency_mix_s=seconds("mix"),
         latency_sl_s=seconds("sl"),
+        compile_s=sum(result.compile_seconds for result in history),
         train_flops=state.flops(),
         ssl_loss=math.nan if latest.ssl_loss is None else latest.ssl_loss,
         sl_loss=math.nan if latest.sl_loss is None else latest.sl_loss,
@@ -64,7 +103,7 @@ def measure(state: TrainState) -> Metrics:
         epochs_asked=len(make_plan(state.recipe)),
         epochs_trained=len(history),
         epochs_reused=0,
-        train_images=len(state.data.supervised.indices),
+        train_images=sum(len(task.train) for task in tasks),
         lr_ssl=peak_rate(optim.ssl, optim.batch_size),
         lr_sl=peak_rate(optim.sl, optim.batch_size),
         precision=str(state.autocast_dtype).removeprefix("torch."),

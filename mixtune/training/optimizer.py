@@ -16,7 +16,7 @@ Weights = dict[str, float]  # loss -> share of its schedule
 def build_optimizer(parts: Mapping[str, nn.Module], kept_whole: Collection[str]) -> torch.optim.AdamW:
     """Return AdamW with two groups a part: its matrices, which decay, and the rest, which does not (as in timm).
 
-    parts: backbone, objective and classifier; kept_whole: names of matrices that do not decay (tokens, positions).
+    parts: backbone, objective and classifiers; kept_whole: names of matrices that do not decay (tokens, positions).
     """
     groups = []
     for name, part in parts.items():
@@ -53,7 +53,7 @@ def followed_schedules(part: str, phase: Phase, recipe: Recipe) -> Weights:
     """
     if part == "objective":
         return {} if phase == "sl" else {"ssl": 1.0}
-    if part == "classifier":
+    if part == "classifiers":
         return {} if phase == "ssl" else {"sl": 1.0}
     if phase != "mix":
         return {phase: 1.0}

@@ -15,6 +15,7 @@ from mixtune.backbone import Backbone, build_backbone
 from mixtune.objectives import Objective
 from mixtune.recipe import Recipe
 from mixtune.training.data import TrainingData
+from mixtune.training.device import fastest_dtype
 from mixtune.training.flops import phase_flops
 from mixtune.training.optimizer import build_optimizer
 from mixtune.training.plan import Phase, make_plan
@@ -40,17 +41,19 @@ class Classifier(nn.Module):
 class EpochResult:
     """What one epoch measured.
 
-    epoch: how many epochs have been trained, this one included; losses are means over the epoch's steps, None
-    where the phase has no such loss; val_accuracy: top-1, None in the SSL phase, where no classifier learns;
-    seconds: the training steps alone, without validation.
+    epoch: how many epochs have been trained, this one included; losses are means over the epoch's steps and its
+    tasks, None where the phase has no such loss; accuracies: each task's top-1 on its held-out images, None in the
+    SSL phase, where no classifier learns, and for test images, until the last epoch; seconds: the training steps
+    alone, without held-out images and compilation; compile_seconds: torch.compile's, where this epoch began with it.
     """
 
     epoch: int
     phase: Phase
     ssl_loss: float | None
     sl_loss: float | None
-    val_accuracy: float | None
+    accuracies: tuple[float, ...] | None
     seconds: float
+    compile_seconds: float = 0.0
 
 
 @dataclass
@@ -62,31 +65,33 @@ class TrainState:
     device: torch.device
     backbone: Backbone
     objective: Objective
-    classifier: Classifier
+    classifiers: nn.ModuleList
     optimizer: torch.optim.Optimizer
     history: list[EpochResult] = field(default_factory=list)
+    compiled: set[Phase] = field(default_factory=set)
 
     @property
     def autocast_dtype(self) -> torch.dtype:
         """The dtype of matrix products; weights and optimizer are float32 always."""
-        precision = self.recipe.precision
-        if precision == "auto":
-            fast_bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-            precision = "bfloat16" if fast_bf16 else "float32"
-        return torch.bfloat16 if precision == "bfloat16" else torch.float32
+        dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+        return dtypes.get(self.recipe.precision) or fastest_dtype(self.device)
+
+    def autocast(self) -> torch.autocast:
+        """Return the context of a forward pass."""
+        dtype = self.autocast_dtype
+        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
 
     def flops(self) -> float:
         """Return the training operations of the whole recipe, trained or not."""
-        per_image = phase_flops(self.backbone, self.objective, len(self.data.classes))
-        images = self.data.steps * self.data.batch_size
-        return sum(per_image[epoch.phase] * images for epoch in make_plan(self.recipe))
+        per_image = phase_flops(self.backbone, self.objective, [len(task.classes) for task in self.data.tasks])
+        return sum(per_image[epoch.phase] * self.data.epoch_images for epoch in make_plan(self.recipe))
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain values that load_state_dict() goes on from, bit for bit on CPU."""
         return {
             "backbone": self.backbone.state_dict(),
             "objective": self.objective.state_dict(),
-            "classifier": self.classifier.state_dict(),
+            "classifiers": self.classifiers.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "history": [asdict(result) for result in self.history],
         }
@@ -95,7 +100,7 @@ class TrainState:
         """Take over a state that state_dict() gave for the same recipe up to its epoch."""
         self.backbone.load_state_dict(saved["backbone"])
         self.objective.load_state_dict(saved["objective"])
-        self.classifier.load_state_dict(saved["classifier"])
+        self.classifiers.load_state_dict(saved["classifiers"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.history = [EpochResult(**result) for result in saved["history"]]
 
@@ -110,12 +115,12 @@ def start_state(recipe: Recipe, data: TrainingData, device: torch.device | str =
             recipe.ssl, backbone
         )
     with _seeded(recipe, "init.classifier"):
-        classifier = Classifier(backbone, len(data.classes), recipe.model.pool)
-    parts = {"backbone": backbone, "objective": objective, "classifier": classifier}
+        classifiers = nn.ModuleList(Classifier(backbone, len(task.classes), recipe.model.pool) for task in data.tasks)
+    parts = {"backbone": backbone, "objective": objective, "classifiers": classifiers}
     for part in parts.values():
         part.to(device)
     optimizer = build_optimizer(parts, kept_whole={*backbone.vit.no_weight_decay(), "mask_token"})
-    return TrainState(recipe, data, device, backbone, objective, classifier, optimizer)
+    return TrainState(recipe, data, device, backbone, objective, classifiers, optimizer)
 
 
 @contextmanager

@@ -36,13 +36,17 @@ class Prepared:
     def describe(self) -> str:
         """Return the lines that open a search: its data and its budget."""
         space, data = self.space, self.data
-        counted = f"{len(data.supervised.indices):,} training and {len(data.val_indices):,} validation images"
         shape = f"{data.image_size}x{data.image_size} {'RGB' if data.channels == 3 else 'grayscale'}"
+        tasks = [
+            f"{task.name}: {len(task.train):,} training and {len(task.held_out):,} validation images, {shape}, "
+            f"{len(task.classes)} classes"
+            for task in data.tasks
+        ]
         budget = f"{space.budget} trials and {len(space.baselines)} baselines, sampler {space.search.sampler}"
         return "\n".join(
             [
                 *(["no GPU on this machine: training on its CPU"] if self.no_gpu_here else []),
-                f"{space.recipe.data.dataset}: {counted}, {shape}, {len(data.classes)} classes",
+                *tasks,
                 budget,
             ]
         )
@@ -87,10 +91,10 @@ def reference_point(prepared: Prepared, device: torch.device) -> dict[str, float
     costs = [recipe_flops(recipe, size) for recipe in (dearest_recipe(space, size), *baselines)]
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, int(space.resources.cpus_per_trial)))
-    speeds = measure_speeds(space.recipe, prepared.data.on(device), device)
+    speeds = measure_speeds(space.recipe, load_training_data(space.recipe, device), device)
     torch.set_num_threads(threads)
     return {
-        "val_accuracy": 1.0 / size.classes,
+        "val_accuracy": sum(1.0 / classes for classes in size.classes) / len(size.classes),
         "train_latency_s": max(forecast_latency(flops, speeds) for flops in costs),
         "train_flops": max(sum(flops.values()) for flops in costs),
     }
@@ -110,6 +114,11 @@ def _check_recipes(space: SearchSpace, data: TrainingData) -> None:
     """Build, without memory, the models of the base recipe and of each distribution's values; load other data."""
     if not space.space:
         raise RequestError("space is empty: a search needs a distribution, as in space: {alpha: {uniform: [0, 1]}}")
+    if space.recipe.protocol == "paper":
+        raise RequestError(
+            "protocol: paper measures the test accuracy, and a search must not choose by it: drop the line "
+            "(mixtune train and mixtune compare take it)"
+        )
     if space.recipe.data.val_fraction == 0:
         raise RequestError(
             "data.val_fraction is 0: a search needs validation images, or it would search on the test set"
@@ -132,9 +141,12 @@ def _check_recipes(space: SearchSpace, data: TrainingData) -> None:
 def _with_absolute_roots(space: SearchSpace) -> SearchSpace:
     """Return the space with data roots that mean the same in every worker's folder."""
     data = space.recipe.data
-    roots: Mapping[str, Any] = {
-        f"data.{name}": str(Path(root).expanduser().absolute())
-        for name, root in (("root", data.root), ("ssl_root", data.ssl_root))
-        if root is not None
+
+    def absolute(root: str | None) -> str | None:
+        return None if root is None else str(Path(root).expanduser().absolute())
+
+    roots = {
+        "data.root": [absolute(root) for root in data.root] if isinstance(data.root, tuple) else absolute(data.root),
+        "data.ssl_root": absolute(data.ssl_root),
     }
     return replace(space, recipe=parse_recipe(with_values(space.recipe.to_dict(), roots)))

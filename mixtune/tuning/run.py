@@ -157,9 +157,14 @@ def _resolved_space(prepared: Prepared, slots: Slots) -> str:
     values = prepared.space.to_dict() | {
         "run": {
             "reference_point": reference_point(prepared, device),
-            "classes": len(prepared.data.classes),
-            "train_images": len(prepared.data.supervised.indices),
-            "val_images": len(prepared.data.val_indices),
+            "tasks": {
+                task.name: {
+                    "classes": len(task.classes),
+                    "train_images": len(task.train),
+                    "val_images": len(task.held_out),
+                }
+                for task in prepared.data.tasks
+            },
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _VERSIONS}},
             "machine": {
                 "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),

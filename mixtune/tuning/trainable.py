@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,7 @@ class MixTrainable(tune.Trainable):  # type: ignore[misc]
         """Train one epoch and report."""
         next(self._epochs)
         metrics = measure(self.state)
-        return {**asdict(metrics), "done": metrics.epochs_trained == metrics.epochs_asked}
+        return {**metrics.to_dict(), "done": metrics.epochs_trained == metrics.epochs_asked}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Write weights, optimizer state and history."""

@@ -64,7 +64,7 @@ def test_the_same_recipe_twice_gives_the_same_bits(make_state, uninterrupted):
 
 def test_another_seed_gives_other_weights_from_the_start(make_state, uninterrupted):
     first, other = loaded(uninterrupted[0]), make_state({**LONG, "seed": 1}).state_dict()
-    for part, name in (("backbone", "vit.pos_embed"), ("objective", "mask_token"), ("classifier", "head.weight")):
+    for part, name in (("backbone", "vit.pos_embed"), ("objective", "mask_token"), ("classifiers", "0.head.weight")):
         assert not torch.equal(first[part][name], other[part][name])
 
 
@@ -123,7 +123,9 @@ def test_lambda_comes_into_play_with_the_mix_phase(make_state, write_crops):
     folder = {"data.ssl_dataset": "image_folder", "data.ssl_root": write_crops(20)}
     one, other = (borders(make_state({**LONG, **folder, "lambda": value})) for value in (0.3, 0.7))
     assert_equal_bits(loaded(one[2]), loaded(other[2]))
-    assert not torch.equal(loaded(one[3])["classifier"]["head.weight"], loaded(other[3])["classifier"]["head.weight"])
+    assert not torch.equal(
+        loaded(one[3])["classifiers"]["0.head.weight"], loaded(other[3])["classifiers"]["0.head.weight"]
+    )
 
 
 def test_supervised_epochs_do_not_depend_on_the_ssl_objective(make_state):
@@ -135,6 +137,6 @@ def test_a_state_holds_plain_values_and_the_epochs_it_was_made_by(make_state):
     state = make_state({"rho": 0.5})
     list(train(state))
     held = loaded(saved(state))
-    assert set(held) == {"backbone", "objective", "classifier", "optimizer", "history"}
+    assert set(held) == {"backbone", "objective", "classifiers", "optimizer", "history"}
     assert held["history"] == [asdict(result) for result in state.history]
     assert [(r["epoch"], r["phase"]) for r in held["history"]] == [(1, "ssl"), (2, "mix"), (3, "sl"), (4, "sl")]

@@ -39,9 +39,9 @@ def test_a_batch_has_images_in_units_of_standard_deviation_and_their_labels(make
     images, labels = next(data.batches(recipe, epochs_of(recipe, "sl")[0]))
     assert images.shape == (32, 1, 8, 8)
     assert images.dtype == torch.float32
-    source = data.supervised
+    source = data.tasks[0].train
     pixels = source.images.numpy() / 255
-    for image, label, number in zip(images, labels, numbers_of(images, source), strict=True):
+    for image, label, number in zip(images, labels[0], numbers_of(images, source), strict=True):
         expected = (pixels[number] - pixels.mean()) / pixels.std()
         np.testing.assert_allclose(image.numpy(), expected, rtol=1e-4, atol=1e-5)
         assert label == source.labels[number]
@@ -52,7 +52,7 @@ def test_the_images_are_the_digits_that_their_labels_say(make_recipe):
     known = {
         np.round(i * 255 / 16).astype(np.uint8).tobytes(): int(t) for i, t in zip(held.images, held.target, strict=True)
     }
-    source = load_training_data(make_recipe()).supervised
+    source = load_training_data(make_recipe()).tasks[0].train
     assert [known[image.tobytes()] for image in source.images.numpy()] == source.labels.tolist()
 
 
@@ -60,21 +60,21 @@ def test_the_images_are_the_digits_that_their_labels_say(make_recipe):
 def test_an_epoch_is_one_pass_over_the_training_images_without_the_incomplete_batch(make_recipe, phase):
     recipe = make_recipe(STILL | {"rho": 0.5})
     data = load_training_data(recipe)
-    assert len(data.supervised.indices) == 129
+    assert len(data.tasks[0].train.indices) == 129
     orders = []
     for epoch in (epochs_of(recipe, phase)[0], *epochs_of(make_recipe({"rho": 0.0}), phase)[1:]):
         batches = [images for images, _ in data.batches(recipe, epoch)]
         assert [len(images) for images in batches] == [32] * 4
-        orders.append(numbers_of(torch.cat(batches), data.supervised))
+        orders.append(numbers_of(torch.cat(batches), data.tasks[0].train))
         assert len(set(orders[-1])) == 128
-        assert set(orders[-1]) <= set(data.supervised.indices.tolist())
+        assert set(orders[-1]) <= set(data.tasks[0].train.indices.tolist())
     assert all(order != orders[0] for order in orders[1:])
 
 
 def test_validation_images_are_never_trained_on(make_recipe):
     recipe = make_recipe({"data.fraction": 1.0})
     data = load_training_data(recipe)
-    train, val = data.supervised.indices.tolist(), data.val_indices.tolist()
+    train, val = data.tasks[0].train.indices.tolist(), data.tasks[0].held_out.indices.tolist()
     assert (len(train), len(val)) == (1293, 144)
     assert sorted(train + val) == list(range(DIGITS))
 
@@ -89,24 +89,26 @@ def test_the_supervised_set_named_as_the_ssl_set_is_no_second_set(make_recipe, t
     ):
         data = load_training_data(make_recipe(changes))
         assert not data.two_datasets
-        assert torch.equal(data.ssl.indices, data.supervised.indices)  # validation images are not among them
+        assert torch.equal(
+            data.tasks[0].ssl.indices, data.tasks[0].train.indices
+        )  # validation images are not among them
 
 
 def test_smaller_fractions_lie_inside_larger_ones_and_leave_validation_alone(make_recipe):
     kept = {p: load_training_data(make_recipe({"data.fraction": p})) for p in (0.1, 0.25, 1.0)}
-    sets = [set(data.supervised.indices.tolist()) for data in kept.values()]
+    sets = [set(data.tasks[0].train.indices.tolist()) for data in kept.values()]
     assert [len(s) for s in sets] == [129, 323, 1293]
     assert sets[0] < sets[1] < sets[2]
-    assert len({tuple(data.val_indices.tolist()) for data in kept.values()}) == 1
+    assert len({tuple(data.tasks[0].held_out.indices.tolist()) for data in kept.values()}) == 1
 
 
 def test_ssl_may_see_all_training_images_while_sl_sees_a_tenth_of_the_labels(make_recipe):
     few = load_training_data(make_recipe({"data.fraction": 0.1, "data.ssl_fraction": 1.0}))
     every = load_training_data(make_recipe({"data.fraction": 1.0}))
-    assert set(few.ssl.indices.tolist()) == set(every.supervised.indices.tolist())
-    assert set(few.supervised.indices.tolist()) < set(few.ssl.indices.tolist())
-    assert not set(few.ssl.indices.tolist()) & set(few.val_indices.tolist())
-    assert few.steps == len(few.supervised.indices) // 32
+    assert set(few.tasks[0].ssl.indices.tolist()) == set(every.tasks[0].train.indices.tolist())
+    assert set(few.tasks[0].train.indices.tolist()) < set(few.tasks[0].ssl.indices.tolist())
+    assert not set(few.tasks[0].ssl.indices.tolist()) & set(few.tasks[0].held_out.indices.tolist())
+    assert few.steps == len(few.tasks[0].train.indices) // 32
     recipe = make_recipe({"data.fraction": 0.1, "data.ssl_fraction": 1.0, "rho": 1.0})
     images, _ = next(few.batches(recipe, make_plan(recipe)[0]))
     plain = make_recipe({"data.fraction": 0.1, "rho": 1.0})
@@ -117,18 +119,20 @@ def test_ssl_may_see_all_training_images_while_sl_sees_a_tenth_of_the_labels(mak
 def test_a_share_of_another_ssl_set_is_kept_by_seed(make_recipe, write_crops):
     other = {"data.ssl_dataset": "image_folder", "data.ssl_root": write_crops(40)}
     quarter, half = (
-        load_training_data(make_recipe({**other, "data.ssl_fraction": share})).ssl.indices.tolist()
+        load_training_data(make_recipe({**other, "data.ssl_fraction": share})).tasks[0].ssl.indices.tolist()
         for share in (0.25, 0.5)
     )
     assert (len(quarter), len(half)) == (10, 20)
     assert set(quarter) < set(half)
-    reseeded = load_training_data(make_recipe({**other, "data.ssl_fraction": 0.25, "seed": 1})).ssl.indices.tolist()
+    reseeded = (
+        load_training_data(make_recipe({**other, "data.ssl_fraction": 0.25, "seed": 1})).tasks[0].ssl.indices.tolist()
+    )
     assert set(reseeded) != set(quarter)
 
 
 def test_the_split_depends_on_the_seed_alone(make_recipe):
     def val(**changes):
-        return load_training_data(make_recipe(changes)).val_indices.tolist()
+        return load_training_data(make_recipe(changes)).tasks[0].held_out.indices.tolist()
 
     first = val(alpha=0.1, rho=0.0)
     assert val(alpha=0.9, rho=1.0) == first
@@ -150,7 +154,7 @@ def test_in_one_dataset_the_mixed_image_is_the_supervised_one(make_recipe):
     recipe = make_recipe({"rho": 0.5, "lambda": 0.3, **STILL})
     data = load_training_data(recipe)
     for images, labels in data.batches(recipe, epochs_of(recipe, "mix")[0]):
-        assert data.supervised.labels[numbers_of(images, data.supervised)].tolist() == labels.tolist()
+        assert data.tasks[0].train.labels[numbers_of(images, data.tasks[0].train)].tolist() == labels[0].tolist()
 
 
 @pytest.mark.parametrize("count", [20, 200])  # fewer and more than the 129 supervised images
@@ -167,8 +171,8 @@ def test_eq_2_mixes_each_labelled_image_with_a_random_one_of_the_ssl_set(make_re
         }
     )
     data = load_training_data(recipe)
-    assert data.ssl.images.shape == (count, 1, 8, 8)  # the supervised size and channels, from 24 x 30 RGB
-    assert data.ssl.labels is None
+    assert data.tasks[0].ssl.images.shape == (count, 1, 8, 8)  # the supervised size and channels, from 24 x 30 RGB
+    assert data.tasks[0].ssl.labels is None
     epoch = epochs_of(recipe, "mix")[0]
     batches = list(data.batches(recipe, epoch))
     assert len(batches) == 4
@@ -180,14 +184,14 @@ def test_eq_2_mixes_each_labelled_image_with_a_random_one_of_the_ssl_set(make_re
         pixels = crop_and_flip(source.images[chosen], 1, 0.5, draws).double() / 255
         return (pixels - source.mean) / source.std
 
-    order = data.supervised.indices[torch.randperm(129, generator=stream("order"))]
+    order = data.tasks[0].train.indices[torch.randperm(129, generator=stream("order"))]
     draws, ssl_draws, partners = stream("augmentation"), stream("ssl_augmentation"), stream("partners")
     for step, (images, labels) in enumerate(batches):
         chosen = order[32 * step : 32 * step + 32]
-        x_sl = shown(data.supervised, chosen, draws)
-        x_ssl = shown(data.ssl, torch.randint(count, (32,), generator=partners), ssl_draws)
+        x_sl = shown(data.tasks[0].train, chosen, draws)
+        x_ssl = shown(data.tasks[0].ssl, torch.randint(count, (32,), generator=partners), ssl_draws)
         torch.testing.assert_close(images.double(), lambda_ * x_sl + (1 - lambda_) * x_ssl, rtol=1e-5, atol=1e-5)
-        assert labels.tolist() == data.supervised.labels[chosen].tolist()
+        assert labels[0].tolist() == data.tasks[0].train.labels[chosen].tolist()
 
 
 def test_lambda_1_shows_the_supervised_batches(make_recipe, write_crops):
@@ -214,7 +218,7 @@ def test_an_ssl_epoch_of_another_set_keeps_the_supervised_pace_and_repeats_no_im
     batches = list(data.batches(recipe, epochs_of(recipe, "ssl")[0]))
     assert [len(images) for images, _ in batches] == [32] * 4
     assert all(labels is None for _, labels in batches)
-    numbers = numbers_of(torch.cat([images for images, _ in batches]), data.ssl)
+    numbers = numbers_of(torch.cat([images for images, _ in batches]), data.tasks[0].ssl)
     for start in range(0, 128, count):
         seen = numbers[start : start + count]
         assert len(set(seen)) == len(seen)
@@ -224,11 +228,14 @@ def test_an_ssl_epoch_of_another_set_keeps_the_supervised_pace_and_repeats_no_im
 def test_pad_and_flip_by_default_are_an_eighth_and_what_the_images_bear(make_recipe, write_crops):
     changes = {"data.ssl_dataset": "image_folder", "data.ssl_root": write_crops(20)}
     data = load_training_data(make_recipe(changes))
-    assert (data.supervised.pad, data.supervised.flip) == (1, 0.0)  # a mirrored 2 is no 2
-    assert (data.ssl.pad, data.ssl.flip) == (1, 0.5)
-    assert load_training_data(make_recipe({"data.image_size": 32})).supervised.pad == 4  # the paper's
+
+    def pads_and_flips(data):
+        return [(pool.augmentation.pad, pool.augmentation.flip) for pool in (data.tasks[0].train, data.tasks[0].ssl)]
+
+    assert pads_and_flips(data) == [(1, 0.0), (1, 0.5)]  # a mirrored 2 is no 2
+    assert pads_and_flips(load_training_data(make_recipe({"data.image_size": 32})))[0][0] == 4  # the paper's
     given = load_training_data(make_recipe({**changes, "augment.pad": 3, "augment.flip": 0.25}))
-    assert {(source.pad, source.flip) for source in (given.supervised, given.ssl)} == {(3, 0.25)}
+    assert pads_and_flips(given) == [(3, 0.25)] * 2
 
 
 def test_size_and_channels_are_the_supervised_images(make_recipe, tmp_path):
@@ -243,15 +250,15 @@ def test_size_and_channels_are_the_supervised_images(make_recipe, tmp_path):
         "data.val_fraction": 0.2,
     }
     data = load_training_data(make_recipe({**changes, "optim.batch_size": 8, "data.ssl_dataset": "digits"}))
-    assert (data.image_size, data.channels, data.classes) == (16, 3, ("dark", "light"))
-    assert data.ssl.images.shape == (DIGITS, 3, 16, 16)
+    assert (data.image_size, data.channels, data.tasks[0].classes) == (16, 3, ("dark", "light"))
+    assert data.tasks[0].ssl.images.shape == (DIGITS, 3, 16, 16)
 
 
 def test_a_batch_larger_than_the_training_set_is_refused_with_the_numbers(make_recipe):
     with pytest.raises(RequestError) as refused:
         load_training_data(make_recipe({"optim.batch_size": 130}))
     message = str(refused.value)
-    assert message.startswith("optim.batch_size 130 is more than the 129 training images (of 1437,")
+    assert message.startswith("optim.batch_size 130 is more than the 129 training images of digits (of 1437,")
     assert message.endswith("lower it to at most 129")
     assert "\n" not in message
     assert load_training_data(make_recipe({"optim.batch_size": 129})).steps == 1
@@ -266,6 +273,6 @@ def test_a_supervised_set_without_classes_is_refused(make_recipe, write_crops):
 
 def test_no_validation_split_leaves_no_validation_images(make_recipe):
     data = load_training_data(make_recipe({"data.val_fraction": 0.0, "data.fraction": 1.0}))
-    assert len(data.val_indices) == 0
-    assert len(data.supervised.indices) == DIGITS
+    assert len(data.tasks[0].held_out.indices) == 0
+    assert len(data.tasks[0].train.indices) == DIGITS
     assert data.steps == math.floor(DIGITS / 32)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from mixtune.training.evaluation import EVALUATION_BATCH, measure_accuracy, standard_error
+from mixtune.training.evaluation import EVALUATION_BATCH, measure_accuracies, measure_accuracy, standard_error
 from mixtune.training.loop import train
 from mixtune.training.metrics import Metrics, measure
 from mixtune.training.report import epoch_line, final_line
@@ -24,18 +25,22 @@ def trained(make_state):
     return state
 
 
+def accuracy_on(state, indices):
+    return measure_accuracy(state, state.classifiers[0], replace(state.data.tasks[0].train, indices=indices))
+
+
 @pytest.mark.parametrize("images", [1, 144, EVALUATION_BATCH - 1, EVALUATION_BATCH, EVALUATION_BATCH + 1, 1437])
 def test_accuracy_is_the_share_of_images_classified_right(trained, images):
-    source = trained.data.supervised
+    source = trained.data.tasks[0].train
     indices = torch.randperm(1437, generator=torch.Generator().manual_seed(0))[:images]
     right = []
     with torch.no_grad():
         for chosen in indices.split(100):
             pixels = (source.images[chosen] / 255 - source.mean) / source.std
             tokens = trained.backbone.vit.forward_features(pixels)[:, 1:].mean(dim=1)
-            guesses = (tokens @ trained.classifier.head.weight.T + trained.classifier.head.bias).argmax(dim=1)
+            guesses = (tokens @ trained.classifiers[0].head.weight.T + trained.classifiers[0].head.bias).argmax(dim=1)
             right += [int(g) == int(y) for g, y in zip(guesses, source.labels[chosen], strict=True)]
-    assert measure_accuracy(trained, indices) == sum(right) / images
+    assert accuracy_on(trained, indices) == sum(right) / images
     if images > 100:
         assert 0.15 < sum(right) / images < 1  # above chance, so that right and wrong are both in it
 
@@ -43,19 +48,19 @@ def test_accuracy_is_the_share_of_images_classified_right(trained, images):
 def test_the_class_token_is_what_pool_token_reads(make_state):
     state = make_state({"model.pool": "token"})
     tokens = torch.randn(2, 17, 16, generator=torch.Generator().manual_seed(0))
-    head = state.classifier.head
-    torch.testing.assert_close(state.classifier(tokens), tokens[:, 0] @ head.weight.T + head.bias)
+    head = state.classifiers[0].head
+    torch.testing.assert_close(state.classifiers[0](tokens), tokens[:, 0] @ head.weight.T + head.bias)
 
 
 def test_accuracy_on_no_images_is_not_a_number(trained):
-    assert math.isnan(measure_accuracy(trained, torch.zeros(0, dtype=torch.int64)))
+    assert math.isnan(accuracy_on(trained, torch.zeros(0, dtype=torch.int64)))
 
 
 def test_weights_that_are_no_numbers_have_no_accuracy(make_state):
     state = make_state()
     with torch.no_grad():
-        state.classifier.head.weight[0, 0] = math.nan
-    assert math.isnan(measure_accuracy(state, state.data.val_indices))
+        state.classifiers[0].head.weight[0, 0] = math.nan
+    assert measure_accuracies(state) == (pytest.approx(math.nan, nan_ok=True),)
 
 
 def test_the_standard_error_is_that_of_a_coin_thrown_for_each_image():
@@ -78,7 +83,7 @@ def test_train_recipe_returns_the_final_metrics_and_shows_each_epochs(make_recip
     assert (metrics.method, metrics.epochs_asked, metrics.epochs_reused) == ("mixtraining", 4, 0)
     assert metrics.train_images == 129
     assert (metrics.lr_ssl, metrics.lr_sl) == (0.04 * 32 / 256, 0.02 * 32 / 256)
-    assert metrics.val_accuracy == trained.history[-1].val_accuracy
+    assert metrics.val_accuracy == trained.history[-1].accuracies[0]
     assert metrics.val_accuracy_se == standard_error(metrics.val_accuracy, 144)
     assert metrics.train_flops == trained.state.flops()
     shares = {phase: sum(r.seconds for r in trained.history if r.phase == phase) for phase in ("ssl", "mix", "sl")}
@@ -118,7 +123,7 @@ def test_the_lines_of_a_report_show_what_was_measured(make_state):
     assert "val_accuracy" not in lines[0]
     assert lines[1].startswith("epoch 2/4  mix  ssl loss ")
     assert "  sl loss " in lines[1]
-    assert f"val_accuracy {state.history[-1].val_accuracy:.3f}" in lines[3]
+    assert f"val_accuracy {state.history[-1].accuracies[0]:.3f}" in lines[3]
     assert final_line(measure(state)).startswith("mixtraining: val_accuracy ")
 
 
@@ -127,5 +132,5 @@ def test_measuring_needs_a_trained_epoch_and_changes_no_weight(make_state):
     next(train(state))
     before = [p.detach().clone() for p in state.backbone.parameters()]
     measure(state)
-    measure_accuracy(state, state.data.val_indices)
+    measure_accuracies(state)
     assert all(torch.equal(one, other) for one, other in zip(before, state.backbone.parameters(), strict=True))

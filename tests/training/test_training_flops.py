@@ -28,8 +28,8 @@ SMALL = {"model.pool": "avg"}
 def counted(state, phase, images):
     """Return the operations of one step's forward pass and of its backward pass, by PyTorch's counter."""
     epoch = Epoch(0, phase, None, None)
-    batch = state.data.supervised.plain(state.data.supervised.indices[:images])
-    labels = None if phase == "ssl" else state.data.supervised.labels[:images]
+    batch = state.data.tasks[0].train.plain(state.data.tasks[0].train.indices[:images])
+    labels = None if phase == "ssl" else state.data.tasks[0].train.labels[None, :images]
     totals = []
     with sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False) as counter:
@@ -51,7 +51,7 @@ def test_counted_operations_agree_with_pytorchs_counter(make_state, shape, backw
     state = make_state({**shape, "ssl.encode": encode})
     images = 2
     forward, backward = counted(state, phase, images)
-    per_image = phase_flops(state.backbone, state.objective, 10)[phase]
+    per_image = phase_flops(state.backbone, state.objective, [10])[phase]
     assert per_image * images / TRAINING_FACTOR == pytest.approx(forward, rel=1e-9)
     assert forward + backward <= per_image * images <= (forward + backward) * (1 + backward_share)
 
@@ -73,7 +73,7 @@ def vit_tiny():
     def of(encode):
         with torch.device("meta"):
             backbone = build_backbone(Model(), 32, 3)
-            return phase_flops(backbone, mae.build(mae.Settings(encode=encode), backbone), 10)
+            return phase_flops(backbone, mae.build(mae.Settings(encode=encode), backbone), [10])
 
     return of
 
@@ -112,7 +112,7 @@ def test_a_recipes_operations_are_known_before_it_is_built(make_state, changes):
 
 def test_a_recipes_operations_are_those_of_its_epochs(make_state):
     state = make_state({"epochs.ssl": 3, "epochs.sl": 4, "rho": 0.5})
-    per_image = phase_flops(state.backbone, state.objective, 10)
+    per_image = phase_flops(state.backbone, state.objective, [10])
     images = 4 * 32  # an epoch's
     expected = {"ssl": 2 * images, "mix": 1 * images, "sl": 3 * images}
     assert recipe_flops(state.recipe, Size.of(state.data)) == {p: per_image[p] * n for p, n in expected.items()}

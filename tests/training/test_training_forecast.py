@@ -11,7 +11,7 @@ from mixtune.space import space_from_dict
 from mixtune.training.forecast import Size, dearest_recipe, forecast_latency, measure_speeds, recipe_flops
 from mixtune.training.plan import PHASES
 
-SIZE = Size(image_size=8, channels=1, classes=10, images=1437)
+SIZE = Size(image_size=8, channels=1, classes=(10,), images=(1437,))
 
 
 @pytest.mark.parametrize(
@@ -49,10 +49,10 @@ def test_every_phase_has_a_measured_speed(make_state):
 
 def test_measuring_speeds_leaves_the_data_and_the_random_state_alone(make_state):
     state = make_state()
-    before, pixels = torch.get_rng_state(), state.data.supervised.images.clone()
+    before, pixels = torch.get_rng_state(), state.data.tasks[0].train.images.clone()
     measure_speeds(state.recipe, state.data, torch.device("cpu"))
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(state.data.supervised.images, pixels)
+    assert torch.equal(state.data.tasks[0].train.images, pixels)
     assert state.data.batch_size == 32
 
 

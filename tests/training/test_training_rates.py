@@ -105,7 +105,7 @@ def trained(make_state):
 
 
 def snapshot(state):
-    parts = {"backbone": state.backbone, "objective": state.objective, "classifier": state.classifier}
+    parts = {"backbone": state.backbone, "objective": state.objective, "classifiers": state.classifiers}
     return {name: {n: p.detach().clone() for n, p in part.named_parameters()} for name, part in parts.items()}
 
 
@@ -130,7 +130,7 @@ def test_the_optimizer_had_the_rates_of_each_parts_loss(trained):
     # ours: in the mix phase the backbone follows the supervised schedule
     assert rates_of(groups, "backbone") == pytest.approx(ssl[:n] + sl)
     assert rates_of(groups, "objective")[: 2 * n] == pytest.approx(ssl)
-    assert rates_of(groups, "classifier")[n:] == pytest.approx(sl)
+    assert rates_of(groups, "classifiers")[n:] == pytest.approx(sl)
 
 
 def test_the_optimizer_had_each_losss_betas_and_weight_decay(trained):
@@ -140,7 +140,7 @@ def test_the_optimizer_had_each_losss_betas_and_weight_decay(trained):
     wanted = {
         "backbone": [ssl] * n + [sl] * 3 * n,
         "objective": [ssl] * 2 * n,
-        "classifier": [None] * n + [sl] * 3 * n,
+        "classifiers": [None] * n + [sl] * 3 * n,
     }
     for part, expected in wanted.items():
         for step, values in zip(groups, expected, strict=False):
@@ -153,7 +153,7 @@ def test_the_optimizer_had_each_losss_betas_and_weight_decay(trained):
 
 def test_only_matrices_decay_and_no_token_or_position_does(trained):
     state, _, _ = trained
-    names = {p: n for part in (state.backbone, state.objective, state.classifier) for n, p in part.named_parameters()}
+    names = {p: n for part in (state.backbone, state.objective, state.classifiers) for n, p in part.named_parameters()}
     decaying = [names[p] for group in state.optimizer.param_groups if group["decays"] for p in group["params"]]
     others = [names[p] for group in state.optimizer.param_groups if not group["decays"] for p in group["params"]]
     assert sorted(decaying + others) == sorted(names.values())  # every parameter, once
@@ -170,13 +170,13 @@ def test_only_matrices_decay_and_no_token_or_position_does(trained):
     [
         (0, "ssl", "backbone", True),
         (0, "ssl", "objective", True),
-        (0, "ssl", "classifier", False),
+        (0, "ssl", "classifiers", False),
         (1, "mix", "backbone", True),
         (1, "mix", "objective", True),
-        (1, "mix", "classifier", True),
+        (1, "mix", "classifiers", True),
         (2, "sl", "backbone", True),
         (2, "sl", "objective", False),
-        (2, "sl", "classifier", True),
+        (2, "sl", "classifiers", True),
     ],
 )
 def test_a_phase_changes_every_weight_of_its_parts_and_no_bit_of_the_others(trained, epoch, phase, part, learns):
@@ -194,7 +194,7 @@ def test_a_step_is_adamws(make_state):
     list(train(state))
     rate, decay, eps = 0.02 * 32 / 256, 0.05, 1e-8
     moments = state.optimizer.state
-    for part in ("backbone", "classifier"):
+    for part in ("backbone", "classifiers"):
         for name, parameter in getattr(state, part).named_parameters():
             gradient = moments[parameter]["exp_avg"] / (1 - 0.9)  # the first step's moment
             kept = 1 - rate * decay * (parameter.ndim > 1 and name not in ("vit.cls_token", "vit.pos_embed"))
@@ -218,7 +218,7 @@ def test_in_the_mix_phase_the_backbone_follows_the_schedule_that_is_named(make_s
                 else supervised
             )
             assert rates["backbone"] == pytest.approx(wanted[-1])
-            assert rates["classifier"] == pytest.approx(supervised)
+            assert rates["classifiers"] == pytest.approx(supervised)
     assert len(wanted) == 3 * n
 
 
