@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mixtune.analysis.front import hypervolume, knee, pareto_front
     from mixtune.analysis.result import Result, load
+    from mixtune.comparison import Comparison, compare
     from mixtune.errors import DataError, RequestError
     from mixtune.recipe import Recipe, parse_recipe
     from mixtune.space import SearchSpace, load_space
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Comparison": "mixtune.comparison",
     "DataError": "mixtune.errors",
     "MixTrainable": "mixtune.tuning.trainable",
     "Recipe": "mixtune.recipe",
@@ -29,6 +31,7 @@ _HOMES = {
     "Result": "mixtune.analysis.result",
     "SearchSpace": "mixtune.space",
     "Trained": "mixtune.training.single",
+    "compare": "mixtune.comparison",
     "hypervolume": "mixtune.analysis.front",
     "knee": "mixtune.analysis.front",
     "load": "mixtune.analysis.result",
@@ -40,6 +43,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Comparison",
     "DataError",
     "MixTrainable",
     "Recipe",
@@ -47,6 +51,7 @@ __all__ = [
     "Result",
     "SearchSpace",
     "Trained",
+    "compare",
     "hypervolume",
     "knee",
     "load",

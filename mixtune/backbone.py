@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import timm
 import torch
 from timm.layers import PatchEmbed
+from timm.models import get_pretrained_cfg, load_state_dict
 from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor, nn
 
-from mixtune.errors import RequestError, suggest
+from mixtune.errors import DataError, RequestError, suggest
 from mixtune.recipe import Model
 
 MOST_TOKENS = 256  # the paper's count at patch 2 of 32 pixels and patch 4 of 64
@@ -79,7 +85,13 @@ def choose_patch_size(image_size: int, given: int | None) -> int:
 
 
 def build_backbone(settings: Model, image_size: int, channels: int) -> Backbone:
-    """Build the ViT for square images. Raises RequestError, naming the field, for settings it cannot have."""
+    """Build the ViT for square images, with random weights or the pretrained ones of ``settings.pretrained``.
+
+    timm resamples pretrained patch and position embeddings to the sizes asked for, and fits them to the channels. The
+    classifier that comes with the weights is left out. On the meta device weights are neither read nor downloaded.
+
+    Raises RequestError, naming the field, for settings it cannot have, and DataError where weights cannot be had.
+    """
     patch_size = choose_patch_size(image_size, settings.patch_size)
     if settings.name not in timm.list_models("*vit*"):
         plain = timm.list_models("*vit*", module="vision_transformer")
@@ -93,15 +105,17 @@ def build_backbone(settings: Model, image_size: int, channels: int) -> Backbone:
         raise RequestError(
             f"model.embed_dim {settings.embed_dim} is no multiple of model.num_heads {settings.num_heads}"
         )
+    create = partial(
+        timm.create_model,
+        settings.name,
+        num_classes=0,
+        img_size=image_size,
+        patch_size=patch_size,
+        in_chans=channels,
+        **overrides,
+    )
     try:
-        vit = timm.create_model(
-            settings.name,
-            num_classes=0,
-            img_size=image_size,
-            patch_size=patch_size,
-            in_chans=channels,
-            **overrides,
-        )
+        vit = create()
     except (TypeError, ValueError, AssertionError) as error:
         reason = str(error) or type(error).__name__
         raise RequestError(f"model: timm cannot build {settings.name} with {overrides}: {reason}") from error
@@ -110,7 +124,101 @@ def build_backbone(settings: Model, image_size: int, channels: int) -> Backbone:
         raise RequestError(f"model.name {settings.name} is no plain ViT: {oddity}")
     if settings.pool == "token" and vit.cls_token is None:
         raise RequestError(f"model.name {settings.name} has no class token: set model.pool: avg")
+    if settings.pretrained is True:
+        vit = _with_timm_weights(vit, settings.name, create)
+    elif settings.pretrained is not False:
+        vit = _with_file_weights(vit, settings.name, settings.pretrained, create)
     return Backbone(vit)
+
+
+def _with_timm_weights(
+    vit: VisionTransformer, name: str, create: Callable[..., VisionTransformer]
+) -> VisionTransformer:
+    """Return a ViT of the same sizes with the weights that timm has for the name."""
+    if not timm.is_model_pretrained(name):
+        known = [n for n in timm.list_models("*vit*", module="vision_transformer") if timm.is_model_pretrained(n)]
+        raise RequestError(f"model.pretrained: timm has no weights for {name}{suggest(name, known)}")
+    with torch.device("meta"):
+        _refuse_other_sizes(vit, _sizes(timm.create_model(name, num_classes=0)), f"timm's weights for {name}")
+    if torch.get_default_device().type == "meta":
+        return vit
+    try:
+        _ask_hub(name)
+        return create(pretrained=True)
+    except Exception as error:
+        raise DataError(
+            f"model.pretrained: timm's weights for {name} could not be had ({_one_line(error)}): "
+            "model.pretrained takes the path of a file of them too"
+        ) from error
+
+
+def _with_file_weights(
+    vit: VisionTransformer, name: str, path: str, create: Callable[..., VisionTransformer]
+) -> VisionTransformer:
+    """Return a ViT of the same sizes with the weights of a file, by timm's names.
+
+    A file does not tell the number of heads: it is as the settings say.
+    """
+    if not Path(path).is_file():
+        raise RequestError(f"model.pretrained: there is no file {path}")
+    if torch.get_default_device().type == "meta":
+        return vit
+    try:
+        # only tensors and plain values are unpickled; timm reads the file again below, and not every version of it is
+        # as careful, so this comes first
+        weights = load_state_dict(path, weights_only=True)
+    except Exception as error:
+        raise RequestError(
+            f"model.pretrained: {path} cannot be read as weights (.safetensors, or a state dict by torch.save): "
+            f"{_one_line(error)}"
+        ) from error
+    patches = weights.get("patch_embed.proj.weight")
+    if not isinstance(patches, Tensor) or patches.ndim != 4:
+        raise RequestError(f"model.pretrained: {path} holds no ViT by timm's names: it lacks patch_embed.proj.weight")
+    blocks = {parameter.split(".")[1] for parameter in weights if parameter.startswith("blocks.")}
+    sizes = {"embed_dim": len(patches), "depth": len(blocks)}
+    _refuse_other_sizes(vit, sizes, f"the weights in {path}")
+    lacking = [parameter for parameter in vit.state_dict() if parameter not in weights]
+    if lacking:
+        raise RequestError(f"model.pretrained: {path} holds no {name}: it lacks {lacking[0]}")
+    overlay = {
+        "file": path,
+        "custom_load": False,  # in timm's own format, whatever that of the model's published weights
+        "input_size": (patches.shape[1], *vit.pretrained_cfg["input_size"][1:]),  # what timm adapts the channels from
+        "num_classes": -1,  # unknown: whatever head is there is left out
+    }
+    try:
+        return create(pretrained=True, pretrained_cfg_overlay=overlay)
+    except Exception as error:
+        raise RequestError(f"model.pretrained: {path} holds no {name}: {_one_line(error)}") from error
+
+
+def _ask_hub(name: str) -> None:
+    """Ask the hub once for a model's weights, unless they are in its cache. Raises what the hub client raises.
+
+    timm's download asks six times for each of several file names before it gives up: minutes where nothing answers.
+    """
+    source = get_pretrained_cfg(name)
+    wanted = source.hf_hub_id, source.hf_hub_filename or "model.safetensors"
+    if source.hf_hub_id and not isinstance(huggingface_hub.try_to_load_from_cache(*wanted), str):
+        huggingface_hub.file_exists(*wanted)
+
+
+def _sizes(vit: VisionTransformer) -> dict[str, int]:
+    """Return the sizes that the weights of a ViT are made for, by the names of their settings."""
+    return {"embed_dim": vit.embed_dim, "depth": len(vit.blocks), "num_heads": vit.blocks[0].attn.num_heads}
+
+
+def _refuse_other_sizes(vit: VisionTransformer, sizes: Mapping[str, int], of: str) -> None:
+    """Raise RequestError where a ViT is not of the sizes that its weights have."""
+    for field, size in sizes.items():
+        if _sizes(vit)[field] != size:
+            raise RequestError(f"model.{field} {_sizes(vit)[field]} does not fit model.pretrained: {of} have {size}")
+
+
+def _one_line(error: Exception) -> str:
+    """Return what an error of another library says, shortened."""
+    return textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
 
 
 def _find_oddity(vit: nn.Module) -> str | None:

@@ -72,17 +72,83 @@ def search(
     console.print(f"plot: {result.directory / 'pareto.html'}", highlight=False, markup=False, soft_wrap=True)
 
 
-@app.command(epilog="Example: `mixtune train search_spaces/digits.yaml --set alpha=0.3 --set epochs.sl=20`")
-def train(space: SpaceFile, set_: Overrides = None) -> None:
+@app.command(epilog="Example: `mixtune train search_spaces/digits.yaml --set alpha=0.3 --out runs/one`")
+def train(
+    space: SpaceFile,
+    set_: Overrides = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="keep recipe, weights and metrics there")] = None,
+) -> None:
     """Train one recipe, the base recipe of a space, without Ray."""
     from mixtune.training.report import epoch_line, final_line
     from mixtune.training.single import train_recipe
 
     try:
-        trained = train_recipe(space, _overrides(set_), lambda metrics: print(epoch_line(metrics), flush=True))
+        trained = train_recipe(space, _overrides(set_), lambda metrics: print(epoch_line(metrics), flush=True), out)
     except KeyboardInterrupt:
         _fail("interrupted; nothing is kept", 130)
     print(final_line(trained.metrics))
+    if out is not None:
+        print(f"kept in {out}")
+
+
+@app.command(epilog="Example: `mixtune compare search_spaces/digits.yaml --seeds 4`")
+def compare(
+    space: SpaceFile,
+    seeds: Annotated[int, typer.Option(min=1, help="trainings of each method")] = 4,
+    paper: Annotated[bool, typer.Option("--paper", help="the paper's protocol, and its figures beside ours")] = False,
+    set_: Overrides = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="default: runs/compare-SPACE")] = None,
+    format_: Annotated[str, typer.Option("--format", metavar="FORMAT", help="table, markdown or csv")] = "table",
+) -> None:
+    """Train SL, and SSL+SL and MixTraining with each encoding: accuracies and speed-ups side by side.
+
+    What DIR holds already is not trained again, so an interrupted comparison goes on.
+    """
+    from mixtune.comparison import compare as run
+
+    if format_ not in ("table", "markdown", "csv"):
+        raise RequestError(f"--format {format_}: should be table, markdown or csv")
+    out = out or Path("runs") / f"compare-{space.stem}"
+    lines = sys.stdout if format_ == "table" else sys.stderr
+    try:
+        compared = run(
+            space,
+            seeds=seeds,
+            paper=paper,
+            overrides=_overrides(set_),
+            out=out,
+            on_line=lambda line: print(line, file=lines, flush=True),
+        )
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on", 130)
+    if format_ == "markdown":
+        print(compared.to_markdown(), end="")
+    elif format_ == "csv":
+        print(compared.to_csv(), end="")
+    else:
+        console = _console()
+        console.print(compared.table(console.width))
+        for note in compared.notes():
+            console.print(note, highlight=False, markup=False, soft_wrap=True)
+        print(f"tables and trained recipes: {out}")
+
+
+@app.command(epilog="Example: `mixtune reconstruct runs/compare-digits/mixtraining-full-seed0`")
+def reconstruct(
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="folders of mixtune train --out")],
+    out: Annotated[Path, typer.Option(metavar="PNG")] = Path("reconstructions.png"),
+    images: Annotated[int, typer.Option(min=1, max=32, help="columns of the picture")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="of the choice of images and masks")] = 0,
+) -> None:
+    """Draw held-out images, masked, and what trained runs make of them (the paper's Fig. 4)."""
+    from mixtune.training.reconstruction import draw_reconstructions, reconstruct_images
+    from mixtune.training.saved import load_trained
+
+    made = [(path.name, reconstruct_images(load_trained(path), images, seed)) for path in directories]
+    draw_reconstructions(made, out)
+    for name, reconstruction in made:
+        print(f"{name}: mean squared error {reconstruction.error:.3f} on the masked patches")
+    print(f"picture: {out}")
 
 
 @app.command(epilog="Example: `mixtune pareto runs/digits --format json`")

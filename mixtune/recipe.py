@@ -5,6 +5,7 @@ Where the paper (MixTraining, arXiv 2502.19513) is silent, a field's comment say
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
@@ -201,6 +202,21 @@ def change_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     if changes.get("ssl.objective", recipe.ssl.objective) != recipe.ssl.objective:
         values["ssl"] = {}
     return parse_recipe(with_values(values, changes))
+
+
+def with_absolute_paths(recipe: Recipe) -> Recipe:
+    """Return a recipe whose files and folders mean the same from every folder."""
+
+    def absolute(value: Any) -> Any:
+        if isinstance(value, list):
+            return [absolute(item) for item in value]
+        return os.path.abspath(os.path.expanduser(value)) if isinstance(value, str) else value
+
+    given = flatten(recipe.to_dict())
+    return change_recipe(recipe, {path: absolute(given[path]) for path in _PATHS})
+
+
+_PATHS = ("data.root", "data.ssl_root", "model.pretrained")
 
 
 class RecipeError(RequestError):

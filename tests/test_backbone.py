@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import time
+
+import huggingface_hub
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
+from timm.layers import resample_abs_pos_embed, resample_patch_embed
+from timm.models import adapt_input_conv
 
 from mixtune.backbone import build_backbone, choose_patch_size
-from mixtune.errors import RequestError
+from mixtune.errors import DataError, RequestError
 from mixtune.recipe import Model
 
 SMALL = {"embed_dim": 24, "depth": 2, "num_heads": 3}
@@ -145,3 +153,240 @@ def test_a_classifier_cannot_read_a_class_token_that_is_not_there():
         build(name="vit_base_patch16_gap_224", pool="token")
     assert str(refused.value) == "model.name vit_base_patch16_gap_224 has no class token: set model.pool: avg"
     assert build(name="vit_base_patch16_gap_224", pool="avg").prefix == 0
+
+
+WHOLE = {"name": "test_vit"}  # timm's smallest, at its own width and depth: 160 pixels, patches of 16
+
+
+@pytest.fixture(scope="module")
+def weights():
+    """Random weights of a whole ViT with its classifier, as timm publishes them."""
+    torch.manual_seed(0)
+    return timm.create_model("test_vit").state_dict()
+
+
+def save(weights, path):
+    """Write weights in the format that the path's suffix names."""
+    if path.suffix == ".safetensors":
+        save_file(weights, path)
+    else:
+        torch.save(weights, path)
+    return str(path)
+
+
+@pytest.fixture
+def no_hub(tmp_path, monkeypatch):
+    """Keep the hub's client from the network, with an empty cache; return the cache."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def check_resampled(backbone, weights, patch_size, grid, channels):
+    """Assert that a backbone has exactly the weights, its embeddings resampled by timm's own functions."""
+    patches = resample_patch_embed(weights["patch_embed.proj.weight"], [patch_size, patch_size])
+    expected = {
+        **{name: weight for name, weight in weights.items() if not name.startswith("head.")},
+        "patch_embed.proj.weight": adapt_input_conv(channels, patches),
+        "pos_embed": resample_abs_pos_embed(weights["pos_embed"], [grid, grid], num_prefix_tokens=1),
+    }
+    loaded = backbone.vit.state_dict()
+    assert loaded.keys() == expected.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(loaded[name], weight, rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "size", "patch_size", "channels"),
+    [
+        (".safetensors", 32, 4, 1),
+        (".safetensors", 32, 2, 3),
+        (".pth", 64, 4, 3),
+        (".bin", 64, 32, 4),
+        (".bin", 160, 16, 3),
+    ],
+)
+def test_weights_of_a_file_are_resampled_as_timm_does(weights, tmp_path, suffix, size, patch_size, channels):
+    path = save(weights, tmp_path / f"weights{suffix}")
+    settings = Model(**WHOLE, patch_size=patch_size, pretrained=path)
+    backbone = build_backbone(settings, size, channels)
+    assert (backbone.patch_size, backbone.channels) == (patch_size, channels)
+    check_resampled(backbone, weights, patch_size, size // patch_size, channels)
+
+
+@pytest.mark.parametrize("wrapped", [{"state_dict": 0}, {"model": 0, "epoch": 3}])
+def test_a_training_checkpoint_is_such_a_file_too(weights, tmp_path, wrapped):
+    wrapped = {key: weights if value == 0 else value for key, value in wrapped.items()}
+    backbone = build_backbone(Model(**WHOLE, patch_size=4, pretrained=save(wrapped, tmp_path / "last.pth")), 32, 3)
+    check_resampled(backbone, weights, 4, 8, 3)
+
+
+def test_a_backbone_of_other_sizes_loads_its_own_weights(tmp_path):
+    """As of a smaller model that was trained on gray images: the file has no classifier and one channel."""
+    small = Model(name="vit_tiny_patch16_224", patch_size=4, **SMALL)
+    trained = build_backbone(small, 16, 1)
+    path = save(trained.vit.state_dict(), tmp_path / "model.safetensors")
+    again = build_backbone(small.model_copy(update={"pretrained": path}), 16, 1)
+    images = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(again(images), trained(images), rtol=0, atol=0)
+    colour = build_backbone(small.model_copy(update={"pretrained": path}), 16, 3)
+    torch.testing.assert_close(colour(images.expand(-1, 3, -1, -1)), trained(images))
+
+
+def test_a_model_that_is_published_without_a_head_takes_a_file_with_one(tmp_path):
+    weights = timm.create_model("vit_small_patch14_dinov2", img_size=16, patch_size=4, num_classes=5, **SMALL)
+    path = save(weights.state_dict(), tmp_path / "model.pth")
+    backbone = build_backbone(Model(name="vit_small_patch14_dinov2", patch_size=4, pretrained=path, **SMALL), 16, 3)
+    torch.testing.assert_close(backbone.vit.blocks[1].mlp.fc1.weight, weights.blocks[1].mlp.fc1.weight)
+
+
+def test_timms_weights_come_from_the_hubs_cache(weights, no_hub):
+    """The cache is laid out as the hub's client leaves it after a download."""
+    repository = no_hub / "models--timm--test_vit.r160_in1k"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    save(weights, snapshot / "model.safetensors")
+    check_resampled(build_backbone(Model(**WHOLE, patch_size=4, pretrained=True), 32, 1), weights, 4, 8, 1)
+
+
+def test_without_weights_in_the_cache_or_a_network_that_is_said(no_hub):
+    with pytest.raises(DataError) as refused:
+        build_backbone(Model(**WHOLE, pretrained=True), 32, 3)
+    said = str(refused.value)
+    assert said.startswith("model.pretrained: timm's weights for test_vit could not be had (OfflineModeIsEnabled")
+    assert said.endswith("model.pretrained takes the path of a file of them too")
+    assert "\n" not in said
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(tmp_path, monkeypatch, capfd):
+    """timm alone asks a dozen times, with pauses that add up to three quarters of a minute, and logs each."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
+    huggingface_hub.close_session()
+    started = time.perf_counter()
+    with pytest.raises(DataError, match=r"could not be had \(ConnectError: \[Errno "):
+        build_backbone(Model(**WHOLE, pretrained=True), 32, 3)
+    assert time.perf_counter() - started < 20
+    assert capfd.readouterr().err == ""
+    huggingface_hub.close_session()
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"depth": 3}, "model.depth 3 does not fit model.pretrained: {} have 6"),
+        ({"depth": 8}, "model.depth 8 does not fit model.pretrained: {} have 6"),
+        ({"embed_dim": 32}, "model.embed_dim 32 does not fit model.pretrained: {} have 64"),
+    ],
+)
+def test_sizes_that_are_not_those_of_the_weights_are_refused(weights, tmp_path, settings, named):
+    with pytest.raises(RequestError) as refused:
+        build(**WHOLE, **settings, pretrained=True)
+    assert str(refused.value) == named.format("timm's weights for test_vit")
+    path = save(weights, tmp_path / "weights.safetensors")
+    with pytest.raises(RequestError) as refused:
+        build_backbone(Model(**WHOLE, **settings, pretrained=path), 32, 3)
+    assert str(refused.value) == named.format(f"the weights in {path}")
+
+
+def test_another_number_of_heads_than_timms_weights_have_is_refused():
+    """Their shapes are those of any number of heads, but not what they mean."""
+    with pytest.raises(RequestError) as refused:
+        build(**WHOLE, num_heads=4, pretrained=True)
+    expected = "model.num_heads 4 does not fit model.pretrained: timm's weights for test_vit have 2"
+    assert str(refused.value) == expected
+    assert build(**WHOLE, embed_dim=64, depth=6, num_heads=2, pretrained=True).num_heads == 2
+
+
+def test_a_model_without_published_weights_is_refused_with_the_closest_that_has_some(tmp_path):
+    with pytest.raises(RequestError) as refused:
+        build(name="vit_large_patch14_224", pretrained=True)
+    expected = "model.pretrained: timm has no weights for vit_large_patch14_224; did you mean 'vit_large_patch16_224'?"
+    assert str(refused.value) == expected
+    own = timm.create_model("vit_large_patch14_224", img_size=16, patch_size=4, **SMALL)
+    path = save(own.state_dict(), tmp_path / "weights.pth")
+    loaded = build_backbone(Model(name="vit_large_patch14_224", patch_size=4, pretrained=path, **SMALL), 16, 3)
+    assert torch.equal(loaded.vit.blocks[1].attn.qkv.weight, own.blocks[1].attn.qkv.weight)
+
+
+class Command:
+    """What runs a command when it is unpickled."""
+
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.safetensors", b"not at all", "cannot be read as weights (.safetensors, or a state dict by torch.save): "),
+        ("a.pth", b"not at all", "cannot be read as weights (.safetensors, or a state dict by torch.save): "),
+        ("a.bin", b"", "cannot be read as weights (.safetensors, or a state dict by torch.save): EOFError"),
+        ("a.pth", [1, 2], "cannot be read as weights (.safetensors, or a state dict by torch.save): "),
+        ("a.pth", {"epoch": 3}, "holds no ViT by timm's names: it lacks patch_embed.proj.weight"),
+        ("a.pth", {"patch_embed.proj.weight": 3}, "holds no ViT by timm's names: it lacks patch_embed.proj.weight"),
+        ("a.pth", {"patch_embed.proj.weight": torch.ones(64)}, "holds no ViT by timm's names: it lacks patch_embed"),
+    ],
+)
+def test_a_file_that_is_no_weights_is_refused(tmp_path, name, content, reason):
+    path = tmp_path / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(RequestError) as refused:
+        build_backbone(Model(**WHOLE, pretrained=str(path)), 32, 3)
+    assert str(refused.value).startswith(f"model.pretrained: {path} {reason}")
+
+
+def test_a_file_is_never_unpickled_into_code(tmp_path, weights):
+    path, trace = tmp_path / "weights.pth", tmp_path / "trace"
+    torch.save({**weights, "note": Command(f"touch {trace}")}, path)
+    with pytest.raises(RequestError, match=r"cannot be read as weights .*Unsupported globals: posix\.system"):
+        build_backbone(Model(**WHOLE, patch_size=4, pretrained=str(path)), 32, 3)
+    assert not trace.exists()
+    torch.load(path, weights_only=False)  # the trap works
+    assert trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"blocks.3.norm1.weight": None}, "it lacks blocks.3.norm1.weight"),
+        ({"pos_embed": None}, "it lacks pos_embed"),
+        ({"blocks.0.mlp.fc1.weight": torch.ones(96, 64)}, "RuntimeError: Error(s) in loading state_dict"),
+        ({"pos_embed": torch.ones(1, 8, 64)}, "RuntimeError: "),
+    ],
+)
+def test_weights_that_are_of_another_model_are_refused(tmp_path, weights, change, reason):
+    changed = {name: weight for name, weight in {**weights, **change}.items() if weight is not None}
+    path = save(changed, tmp_path / "weights.safetensors")
+    with pytest.raises(RequestError) as refused:
+        build_backbone(Model(**WHOLE, patch_size=4, pretrained=path), 32, 3)
+    assert str(refused.value).startswith(f"model.pretrained: {path} holds no test_vit: {reason}")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("path", ["nowhere/weights.safetensors", "", "."])
+def test_a_file_that_is_not_there_is_refused_also_by_a_forecast(path):
+    with pytest.raises(RequestError) as refused:
+        build(**WHOLE, pretrained=path)
+    assert str(refused.value) == f"model.pretrained: there is no file {path}"
+
+
+def test_a_forecast_neither_reads_nor_downloads_weights(tmp_path, no_hub):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"unread")
+    for pretrained in (True, str(path)):
+        backbone = build(**WHOLE, pretrained=pretrained)
+        assert {parameter.device.type for parameter in backbone.parameters()} == {"meta"}
+    assert not no_hub.exists()

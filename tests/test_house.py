@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import importlib
+import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 
 import mixtune
 from mixtune import plugins
+from mixtune.backbone import choose_patch_size
+from mixtune.recipe import Epochs
+from mixtune.space import override, parse_override
+from mixtune.training.forecast import Size, recipe_flops
+from mixtune.training.plan import make_plan
 
 ROOT = Path(__file__).parents[1]
 
@@ -74,9 +82,147 @@ def test_every_plugin_has_what_its_folder_promises(folder: str, contract: tuple[
         assert module.__doc__, name
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "search_spaces").glob("*.yaml")), ids=lambda path: path.stem)
+SPACES = sorted((ROOT / "search_spaces").glob("*.yaml"))
+PAPER_SPACES = [path for path in SPACES if path.stem not in ("digits", "image_folder")]
+
+# method.md, "The paper's settings": base_lr, betas, weight_decay, warmup_epochs
+SMALL_IMAGES = ((1.5e-4, (0.9, 0.95), 0.05, 20), (1e-3, (0.9, 0.95), 0.05, 5))  # CIFAR-10, CIFAR-100, SVHN: SSL, SL
+TINY_IMAGENET = ((1e-3, (0.9, 0.95), 0.15, 20), (2e-3, (0.9, 0.999), 0.05, 5))
+
+
+def header(path: Path) -> str:
+    """Return a ready space's comment lines as one line of text, wrapped as they may be."""
+    return " ".join(line.removeprefix("# ") for line in path.read_text().partition("recipe:")[0].splitlines())
+
+
+def named_overrides(text: str) -> list[tuple[str, Any]]:
+    """Return what every --set in a text sets, as (path, value)."""
+    given = re.findall(r"--set (?:'([^']*)'|([^\s,:;]+(?<!\.)))", text)
+    return [parse_override(quoted or plain) for quoted, plain in given]
+
+
+def paper_table(*numbers: int) -> pd.DataFrame:
+    """Return the rows of some of the paper's tables."""
+    rows = pd.read_csv(ROOT / "mixtune" / "analysis" / "paper_results.csv")
+    return rows[rows["table"].isin(numbers)]
+
+
+@pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
 def test_every_ready_space_is_valid_and_opens_with_its_command_time_and_result(path: Path) -> None:
-    assert mixtune.load_space(path).space
+    space = mixtune.load_space(path)
+    assert space.space
     first, *others = path.read_text().partition("recipe:")[0].splitlines()
     assert first.startswith(f"# mixtune search search_spaces/{path.name}")
-    assert any("CPU cores: " in line and "minutes; a front" in line for line in others)
+    measured = any("CPU cores: " in line and "minutes; a front" in line for line in others)
+    goal = any(line.startswith("# Goal, not measured: ") for line in others)
+    assert measured != goal
+    assert goal == (path in PAPER_SPACES)
+    assert not goal or any(line.startswith("# Cost: ") and f" {space.budget} trials of " in line for line in others)
+
+
+@pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
+def test_what_a_ready_space_says_can_be_set_can_be_set(path: Path) -> None:
+    recipe = mixtune.load_space(path).recipe
+    for name, value in named_overrides(header(path)):
+        assert override(recipe, {name: value}) != recipe, name
+
+
+@pytest.mark.parametrize("path", PAPER_SPACES, ids=lambda path: path.stem)
+def test_the_papers_spaces_have_the_papers_settings(path: Path) -> None:
+    space = mixtune.load_space(path)
+    recipe = space.recipe
+    for name, value in space.extremes():
+        space.recipe_at({name: value})
+    tiny = recipe.data.dataset == "tiny_imagenet"
+    tiny_ssl = tiny or recipe.data.ssl_dataset == "tiny_imagenet"
+    expected = (TINY_IMAGENET if tiny_ssl else SMALL_IMAGES)[0], (TINY_IMAGENET if tiny else SMALL_IMAGES)[1]
+    optim = recipe.optim
+    rates = [(s.base_lr, s.betas, s.weight_decay, s.warmup_epochs) for s in (optim.ssl, optim.sl)]
+    assert tuple(rates) == expected
+    assert (optim.batch_size, optim.ssl.schedule, optim.sl.schedule) == (256, "cosine", "cosine")
+    image_size = 64 if tiny else 32
+    assert recipe.model.name == "vit_tiny_patch16_224"
+    assert choose_patch_size(image_size, recipe.model.patch_size) == (4 if tiny else 2)
+    assert (recipe.model.embed_dim, recipe.model.depth, recipe.model.num_heads) == (None, None, None)
+    assert recipe.epochs == Epochs(ssl=100, sl=100)
+    assert (recipe.alpha, recipe.lambda_) == (0.5, 0.5)
+    assert recipe.rho == (0.75 if path.stem == "paper_alpha" else 0.5)
+    assert recipe.augment.ssl != tiny_ssl
+    assert recipe.data.statistics == ("imagenet" if tiny else "own")
+    assert (recipe.augment.pad, recipe.augment.flip) in ((None, 0.5), (4, 0.5))  # None is 4 at 32 pixels
+    shape = recipe.augment.crop_scale, recipe.augment.crop_ratio, recipe.augment.randaugment
+    assert (shape == ((0.6, 1.0), (0.9, 1.1), (2, 9))) == tiny
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "ssl_dataset", "dataset"),
+    [
+        ("cifar10", 1, "CIFAR-10", "CIFAR-10"),
+        ("cifar100", 1, "CIFAR-100", "CIFAR-100"),
+        ("tinyimagenet", 1, "TinyImageNet", "TinyImageNet"),
+        ("tinyimagenet_to_cifar10", 2, "TinyImageNet", "CIFAR-10"),
+        ("tinyimagenet_to_cifar10", 2, "TinyImageNet", "CIFAR-100"),
+        ("cifar10_svhn", 3, "CIFAR-10+SVHN", "CIFAR-10+SVHN"),
+        ("cifar10_svhn", 16, "CIFAR-10+SVHN", "SVHN"),
+    ],
+)
+def test_the_goals_are_the_papers_figures(name: str, table: int, ssl_dataset: str, dataset: str) -> None:
+    said = header(ROOT / "search_spaces" / f"{name}.yaml")
+    rows = paper_table(table).query("data_percent == 100 and epochs == 100")
+    rows = rows[(rows["ssl_dataset"] == ssl_dataset) & (rows["dataset"] == dataset)].set_index("method")
+    methods = ["mixtraining"] if table == 16 else ["mixtraining", "ssl_sl", "sl"]
+    figures = [f"{rows['accuracy_percent'][method]:g} %" for method in methods]
+    places = [said.index(figure) for figure in figures]
+    assert places == sorted(places)
+    assert str(table) in re.findall(r"\d+", re.findall(r"Tables? ([\d and]+)", said)[0])
+    if dataset in (ssl_dataset, "CIFAR-10"):
+        assert f"(the paper's took {rows['train_latency_s']['mixtraining']:,.0f} s)" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "tables", "swept"),
+    [
+        ("paper_alpha", [4], {"alpha": "alpha"}),
+        ("paper_rho", [5], {"rho": "rho"}),
+        ("paper_epochs", [6, *range(8, 17)], {"epochs.ssl": "epochs", "epochs.sl": "epochs"}),
+    ],
+)
+def test_the_papers_studies_have_the_tables_values(name: str, tables: list[int], swept: dict[str, str]) -> None:
+    path = ROOT / "search_spaces" / f"{name}.yaml"
+    space, said, rows = mixtune.load_space(path), header(path), paper_table(*tables)
+    assert {path: d.grid() for path, d in space.space.items()} == {p: tuple(rows[c].unique()) for p, c in swept.items()}
+    column = next(iter(swept.values()))
+    here = rows.query("ssl_dataset == 'CIFAR-10' and data_percent == 100 and method == 'mixtraining'")
+    *several, last = (f"{row.accuracy_percent:g}" for row in here.sort_values(column).itertuples())
+    assert f"{', '.join(several)} and {last} %" in said
+    for other in ("CIFAR100", "tiny_imagenet", "[CIFAR10, SVHN]"):
+        assert f"data.dataset={other}" in said
+
+
+@pytest.mark.parametrize("name", ["paper_alpha", "paper_rho", "paper_epochs"])
+def test_a_study_can_be_turned_to_tinyimagenet(name: str) -> None:
+    path = ROOT / "search_spaces" / f"{name}.yaml"
+    overrides = dict(named_overrides(header(path).partition("TinyImageNet by")[2]))
+    turned = mixtune.load_space(path, overrides).recipe
+    own = mixtune.load_space(ROOT / "search_spaces" / "tinyimagenet.yaml").recipe
+    assert (turned.optim, turned.augment, turned.data.statistics) == (own.optim, own.augment, own.data.statistics)
+    assert turned.data.dataset == own.data.dataset
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "image_size"),
+    [
+        ("cifar10", [50_000], 32),
+        ("tinyimagenet", [100_000], 64),
+        ("cifar10_svhn", [50_000, 73_257], 32),
+        ("paper_alpha", [50_000], 32),
+    ],
+)
+def test_the_costs_are_the_forecasts(name: str, images: list[int], image_size: int) -> None:
+    path = ROOT / "search_spaces" / f"{name}.yaml"
+    recipe = mixtune.load_space(path).recipe
+    size = Size(image_size, 3, classes=(10,) * len(images), images=tuple(images))
+    petaflops = round(sum(recipe_flops(recipe, size).values()) / 1e15)
+    epochs = len(make_plan(recipe))
+    figures = (f"the base recipe, {epochs} epochs, has {petaflops} ", f"of {epochs} epochs and {petaflops} PFLOP each")
+    assert any(figure in header(path) for figure in figures)

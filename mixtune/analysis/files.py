@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +35,6 @@ def read_space(directory: Path) -> dict[str, Any]:
     given = _mapping(path, run, "reference_point")
     reference = {name: _reference(path, name, value) for name, value in given.items()}
     return {**space, "space": _mapping(path, space, "space"), "run": {**run, "reference_point": reference}}
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old one or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def html_page(figure: go.Figure, title: str) -> str:

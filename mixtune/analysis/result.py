@@ -15,10 +15,11 @@ import pandas as pd
 
 from mixtune import plugins
 from mixtune.analysis import front
-from mixtune.analysis.files import html_page, read_space, write_whole
+from mixtune.analysis.files import html_page, read_space
 from mixtune.analysis.frames import csv_text, plain, trial_frame
 from mixtune.analysis.labels import quantity
 from mixtune.errors import RequestError, suggest
+from mixtune.files import write_whole
 from mixtune.ledger import TrialRecord, read_ledger, trial_states
 
 STATES = ("complete", "stopped", "failed", "rejected", "running")

@@ -1,12 +1,14 @@
 """Self-supervised objectives: a file is a plug-in, and ``ssl.objective`` names it.
 
 A plug-in module has ``Settings``, a subclass of :class:`mixtune.recipe.SslSettings` that validates the recipe's
-``ssl`` section, and ``build(settings, backbone)``, which returns an :class:`Objective`.
+``ssl`` section, and ``build(settings, backbone)``, which returns an :class:`Objective`. One that can draw what it
+makes of masked images has the methods of :class:`Reconstructs` too.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Protocol, runtime_checkable
 
 from torch import Generator, Tensor, nn
 
@@ -30,3 +32,17 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def forward_flops(self, backbone: Backbone, joint: bool) -> float:
         """Return the floating-point operations of :meth:`forward` for one image, backbone included."""
+
+
+@runtime_checkable
+class Reconstructs(Protocol):
+    """What ``mixtune reconstruct`` asks of an objective that fills in masked patches."""
+
+    def draw_kept(self, batch: int, tokens: int, generator: Generator) -> Tensor:
+        """Return the positions of the patches that are not masked, int64 (B, K)."""
+
+    def sees_whole(self, joint: bool) -> bool:
+        """Return whether the encoder sees masked patches too, in the mix phase (``joint``) or the SSL phase."""
+
+    def reconstruct(self, backbone: Backbone, images: Tensor, keep: Tensor, whole: bool) -> Tensor:
+        """Return normalised images (B, C, H, W) with their masked patches filled in, the kept ones as they are."""

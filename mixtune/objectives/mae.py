@@ -63,15 +63,30 @@ class MaskedAutoencoder(Objective):
     ) -> tuple[Tensor, Tensor | None]:
         """Mask, encode, decode and compare; see :class:`Objective`."""
         keep = self.draw_kept(len(images), backbone.tokens, generator)
-        if joint or self.settings.encode == "full":
-            tokens = backbone(images)
-            features = torch.cat(
-                [tokens[:, : backbone.prefix], gather_tokens(tokens[:, backbone.prefix :], keep)], dim=1
-            )
-        else:
-            tokens = features = backbone(images, keep)
+        tokens, features = encode(backbone, images, keep, self.sees_whole(joint))
         loss = self.loss(self.decode(features, keep, backbone), images, keep)
         return loss, tokens if joint else None
+
+    def sees_whole(self, joint: bool) -> bool:
+        """Return whether the encoder sees whole images: in the mix phase, and with ``encode: full``."""
+        return joint or self.settings.encode == "full"
+
+    @torch.no_grad()
+    def reconstruct(self, backbone: Backbone, images: Tensor, keep: Tensor, whole: bool) -> Tensor:
+        """Return images (B, C, H, W) whose masked patches are the decoder's, in the space of ``images``.
+
+        images: float32 (B, C, H, W), normalised; keep: int64 (B, K), the patches that stay as they are; whole:
+        whether the encoder sees all patches before features are dropped, or the kept ones alone. With ``norm_pix``
+        each prediction is brought to the mean and deviation of the very patch that it stands for, which no decoder
+        knows, as He et al. (2022) do for display.
+        """
+        _, features = encode(backbone, images, keep, whole)
+        predicted, patches = self.decode(features, keep, backbone).float(), patchify(images, self.patch_size)
+        if self.settings.norm_pix:
+            mean, deviation = _patch_statistics(patches)
+            predicted = predicted * deviation + mean
+        kept = torch.zeros_like(patches[:, :, :1], dtype=torch.bool).scatter(1, keep[:, :, None], True)  # (B, L, 1)
+        return unpatchify(torch.where(kept, patches, predicted), self.patch_size)
 
     def draw_kept(self, batch: int, tokens: int, generator: Generator) -> Tensor:
         """Return the positions of the kept patches, int64 (B, K), drawn without replacement."""
@@ -95,8 +110,8 @@ class MaskedAutoencoder(Objective):
         """
         target = patchify(images, self.patch_size)
         if self.settings.norm_pix:
-            variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
-            target = (target - mean) / (variance + 1e-6).sqrt()
+            mean, deviation = _patch_statistics(target)
+            target = (target - mean) / deviation
         error = (predicted.float() - target).square().mean(dim=-1)  # (B, L)
         if self.settings.loss_on == "all":
             return error.mean()
@@ -107,9 +122,8 @@ class MaskedAutoencoder(Objective):
 
     def forward_flops(self, backbone: Backbone, joint: bool) -> float:
         """See :class:`Objective`; the encoder counts the kept tokens only where ``encode`` is visible."""
-        whole = joint or self.settings.encode == "full"
         width, length = backbone.embed_dim, backbone.tokens + backbone.prefix
-        encoder = backbone.forward_flops(backbone.tokens if whole else self.kept)
+        encoder = backbone.forward_flops(backbone.tokens if self.sees_whole(joint) else self.kept)
         decoder = (
             linear_flops(self.kept + backbone.prefix, width, width)
             + self.settings.decoder_depth * block_flops(length, width)
@@ -140,12 +154,39 @@ def kept_tokens(tokens: int, mask_ratio: float) -> int:
     return min(max(kept, 1), tokens - 1)
 
 
+def encode(backbone: Backbone, images: Tensor, keep: Tensor, whole: bool) -> tuple[Tensor, Tensor]:
+    """Return the tokens that the backbone encodes, and the kept ones' features (B, prefix + K, D).
+
+    The tokens are (B, prefix + L, D) of ``whole`` images, else the features themselves.
+    """
+    if not whole:
+        features = backbone(images, keep)
+        return features, features
+    tokens = backbone(images)
+    patches = gather_tokens(tokens[:, backbone.prefix :], keep)
+    return tokens, torch.cat([tokens[:, : backbone.prefix], patches], dim=1)
+
+
 def patchify(images: Tensor, patch_size: int) -> Tensor:
     """Cut images (B, C, H, W) to patches (B, L, p * p * C) in row-major order."""
     batch, channels, height, width = images.shape
     rows, columns = height // patch_size, width // patch_size
     cut = images.reshape(batch, channels, rows, patch_size, columns, patch_size)
     return cut.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, -1)
+
+
+def unpatchify(patches: Tensor, patch_size: int) -> Tensor:
+    """Return the square images (B, C, H, W) that patchify() cut to patches (B, L, p * p * C)."""
+    batch, count, values = patches.shape
+    side, channels = math.isqrt(count), values // patch_size**2
+    cut = patches.reshape(batch, side, side, patch_size, patch_size, channels)
+    return cut.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, side * patch_size, side * patch_size)
+
+
+def _patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each patch's mean and deviation, (B, L, 1), of patches (B, L, p * p * C); no deviation is 0."""
+    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+    return mean, (variance + 1e-6).sqrt()
 
 
 def _positions(backbone: Backbone) -> Tensor:

@@ -14,27 +14,12 @@ from torch import Tensor
 from mixtune.datasets import Dataset, ImageSet, load_dataset, mix_images, split_indices
 from mixtune.errors import RequestError
 from mixtune.recipe import Recipe, Task
-from mixtune.training.augmentation import crop_and_flip, normalise
+from mixtune.training.augmentation import Augmentation, normalise
 from mixtune.training.plan import Epoch
 from mixtune.training.streams import Stream, numpy_generator, torch_generator
 
 Indices = np.ndarray[tuple[int], np.dtype[np.int64]]
 RESIDENT_SHARE = 1 / 3  # of a GPU's free memory: larger image sets stay on the host
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """What is done to training images, as uint8 (B, C, H, W); nothing, by default. See the recipe's ``augment``."""
-
-    pad: int = 0
-    flip: float = 0.0
-    crop_scale: tuple[float, float] | None = None
-    crop_ratio: tuple[float, float] = (1.0, 1.0)
-    randaugment: tuple[int, int] | None = None
-
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Return changed images of the same shape; the draws come from ``generator``."""
-        return crop_and_flip(images, self.pad, self.flip, generator)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def measure_accuracy(state: TrainState, classifier: nn.Module, pool: ImagePool) 
     with state.autocast():
         for chosen in torch.split(pool.indices, EVALUATION_BATCH):
             # forward is not compiled: the last batch is smaller, and each new shape would be compiled anew
-            logits = classifier.forward(state.backbone.forward(pool.plain(chosen)))
+            logits = classifier(state.backbone.forward(pool.plain(chosen)))
             finite &= logits.isfinite().all()
             correct += (logits.argmax(dim=1) == pool.labels[chosen]).sum()
     return correct.item() / len(pool) if len(pool) and finite else math.nan

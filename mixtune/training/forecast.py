@@ -53,8 +53,7 @@ class Size:
 def recipe_flops(recipe: Recipe, size: Size) -> dict[Phase, float]:
     """Return the training operations of a whole recipe by phase, without allocating its weights."""
     with torch.device("meta"):
-        unfilled = recipe.model.model_copy(update={"pretrained": False})
-        backbone = build_backbone(unfilled, recipe.data.image_size or size.image_size, size.channels)
+        backbone = build_backbone(recipe.model, recipe.data.image_size or size.image_size, size.channels)
         objective = plugins.find("objectives", recipe.ssl.objective, "ssl.objective").build(recipe.ssl, backbone)
     per_image = phase_flops(backbone, objective, size.classes)
     plan, images = make_plan(recipe), size.epoch_images(recipe)

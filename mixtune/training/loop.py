@@ -111,9 +111,9 @@ def _compile(state: TrainState, epoch: Epoch) -> float:
     if not state.recipe.compile or epoch.phase in state.compiled:
         return 0.0
     started = time.perf_counter()
-    for part in (state.backbone, state.objective, *state.classifiers):
-        if not state.compiled:
-            part.compile()
+    if not state.compiled:
+        state.backbone.compile()
+        state.objective.compile()
     state.backbone.train()
     images, labels = next(state.data.batches(state.recipe, epoch))
     masks = torch_generator(state.recipe.seed, "masks", epoch.index, state.device)

@@ -7,6 +7,13 @@ import math
 from mixtune.training.metrics import Metrics
 
 
+def duration(seconds: float) -> str:
+    """Return ``1:02:03``, hours, minutes and seconds, or ``2:03`` below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 def epoch_line(metrics: Metrics) -> str:
     """Return one line for the latest epoch."""
     figures = {"ssl loss": metrics.ssl_loss, "sl loss": metrics.sl_loss}

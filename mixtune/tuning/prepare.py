@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import yaml
 
 from mixtune.errors import RequestError
-from mixtune.recipe import parse_recipe, with_values
+from mixtune.recipe import with_absolute_paths
 from mixtune.space import SearchSpace, load_space, space_from_dict
 from mixtune.training.data import TrainingData, load_training_data
 from mixtune.training.forecast import Size, dearest_recipe, forecast_latency, measure_speeds, recipe_flops
@@ -74,7 +73,7 @@ def prepare(
     resolved = _resolve(space, overrides or {})
     resolved = resolved.with_search(**_given(trials=trials, seed=seed))
     resolved = resolved.with_resources(**_given(gpus_per_trial=gpus_per_trial, cpus_per_trial=cpus_per_trial))
-    resolved = _with_absolute_roots(resolved)
+    resolved = _with_absolute_paths(resolved)
     data = load_training_data(resolved.recipe)
     _check_recipes(resolved, data)
     cpu_count, gpu_count = usable_cpus(), usable_gpus(gpus)
@@ -138,15 +137,6 @@ def _check_recipes(space: SearchSpace, data: TrainingData) -> None:
                 raise RequestError(f"space.{path} at {value!r}: {error}") from error
 
 
-def _with_absolute_roots(space: SearchSpace) -> SearchSpace:
-    """Return the space with data roots that mean the same in every worker's folder."""
-    data = space.recipe.data
-
-    def absolute(root: str | None) -> str | None:
-        return None if root is None else str(Path(root).expanduser().absolute())
-
-    roots = {
-        "data.root": [absolute(root) for root in data.root] if isinstance(data.root, tuple) else absolute(data.root),
-        "data.ssl_root": absolute(data.ssl_root),
-    }
-    return replace(space, recipe=parse_recipe(with_values(space.recipe.to_dict(), roots)))
+def _with_absolute_paths(space: SearchSpace) -> SearchSpace:
+    """Return the space with paths that mean the same in every worker's folder."""
+    return replace(space, recipe=with_absolute_paths(space.recipe))

@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.text import Text
 
 from mixtune.ledger import ENDED, TrialRecord
+from mixtune.training.report import duration
 from mixtune.tuning.state import RunningSearch
 
 
@@ -54,7 +55,7 @@ def status_line(search: RunningSearch, slots: int, now: float) -> str:
     if best := best_so_far(search):
         parts.append(best)
     left = seconds_left(search, slots, now)
-    parts.append("time left: not known yet" if left is None else f"about {_duration(left)} left")
+    parts.append("time left: not known yet" if left is None else f"about {duration(left)} left")
     return " · ".join(parts)
 
 
@@ -98,9 +99,3 @@ def _ended_line(search: RunningSearch, record: TrialRecord) -> str:
 
 def _short(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

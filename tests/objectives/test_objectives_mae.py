@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits, load_sample_images
 
 from mixtune.backbone import build_backbone
 from mixtune.errors import RequestError
-from mixtune.objectives import mae
+from mixtune.objectives import Reconstructs, mae
 from mixtune.recipe import Model
 
 SMALL = {"embed_dim": 16, "depth": 2, "num_heads": 2}
@@ -134,6 +134,14 @@ def test_patches_are_cut_row_by_row(parts):
     for image, cut in zip(images, patches, strict=True):
         assert cut.tolist() == slow_patches(image, backbone.patch_size)
         assert torch.equal(slow_unpatchify(cut.tolist(), backbone.patch_size, backbone.channels), image)
+
+
+def test_patches_are_put_together_again(parts):
+    backbone, images = parts
+    patches = mae.patchify(images, backbone.patch_size)
+    assert torch.equal(mae.unpatchify(patches, backbone.patch_size), images)
+    other = patches.flip(1)  # no images that patchify saw
+    assert torch.equal(mae.patchify(mae.unpatchify(other, backbone.patch_size), backbone.patch_size), other)
 
 
 def test_a_token_sees_exactly_the_pixels_of_its_patch(parts):
@@ -339,6 +347,59 @@ def test_both_encodings_draw_the_same_masks_and_differ_in_what_the_encoder_sees(
     }
     assert losses["visible", False] != pytest.approx(losses["full", False], rel=1e-3)
     assert losses["visible", True] == losses["full", True] == pytest.approx(losses["full", False])
+
+
+# --- reconstruction
+
+
+def slow_reconstruct(objective, backbone, image, kept, whole):
+    """Return one image (C, H, W) whose patches but ``kept`` are the decoder's."""
+    encoded = slow_encode(backbone, image, range(backbone.tokens) if whole else kept)
+    if whole:
+        encoded = torch.cat([encoded[: backbone.prefix], encoded[backbone.prefix :][kept]])
+    guesses = slow_decode(objective, encoded, kept, backbone).tolist()
+    patches = slow_patches(image, objective.patch_size)
+    for number in set(range(backbone.tokens)) - set(kept):
+        patch, scale, shift = patches[number], 1.0, 0.0
+        if objective.settings.norm_pix:
+            scale, shift = math.sqrt(np.var(patch, ddof=1) + 1e-6), np.mean(patch)
+        patches[number] = [guess * scale + shift for guess in guesses[number]]
+    return slow_unpatchify(patches, objective.patch_size, backbone.channels)
+
+
+@pytest.mark.parametrize("norm_pix", [False, True])
+@pytest.mark.parametrize("whole", [False, True])
+def test_masked_patches_are_the_decoders_and_the_others_stay(parts, whole, norm_pix):
+    backbone, images = parts[0], parts[1][:2]
+    objective = make_objective(backbone, norm_pix=norm_pix)
+    keep = objective.draw_kept(2, backbone.tokens, generator())
+    made = objective.reconstruct(backbone, images, keep, whole)
+    assert made.shape == images.shape
+    assert not made.requires_grad
+    for image, kept, drawn in zip(images, keep.tolist(), made, strict=True):
+        expected = slow_reconstruct(objective, backbone, image, kept, whole)
+        torch.testing.assert_close(drawn, expected, rtol=1e-3, atol=1e-3)
+    index = keep[:, :, None].expand(-1, -1, backbone.patch_size**2 * backbone.channels)
+    cut, drawn = (mae.patchify(i, backbone.patch_size) for i in (images, made))
+    assert torch.equal(cut.gather(1, index), drawn.gather(1, index))
+    assert (cut != drawn).any(dim=-1).sum() == 2 * (backbone.tokens - keep.shape[1])
+
+
+@pytest.mark.parametrize("encode", ["visible", "full"])
+@pytest.mark.parametrize("joint", [False, True])
+def test_the_error_of_a_reconstruction_is_the_loss_of_that_phase(parts, encode, joint):
+    backbone, images = parts
+    objective = make_objective(backbone, encode=encode)
+    assert objective.sees_whole(joint) == (joint or encode == "full")
+    keep = objective.draw_kept(4, backbone.tokens, generator(3))
+    made = objective.reconstruct(backbone, images, keep, objective.sees_whole(joint))
+    masked_share = 1 - keep.shape[1] / backbone.tokens
+    loss, _ = objective(backbone, images, generator(3), joint=joint)
+    torch.testing.assert_close((made - images).square().mean() / masked_share, loss.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_it_can_reconstruct():
+    assert isinstance(make_objective(make_backbone("digits")), Reconstructs)
 
 
 def test_the_decoder_has_the_backbones_width_and_heads_and_the_depth_asked_for():

@@ -1,6 +1,8 @@
-"""Crop and flip against torchvision, one image at a time; normalisation against numpy."""
+"""Crops and flips against torchvision, one image at a time; normalisation against numpy."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import torch
 import torchvision.transforms.v2.functional as TF
 from sklearn.datasets import load_sample_images
 
-from mixtune.training.augmentation import crop_and_flip, normalise
+from mixtune.training.augmentation import crop_and_flip, crop_boxes, draw_boxes, normalise, resized_crop_and_flip
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,7 @@ def test_flip_1_mirrors_all(images):
 def test_the_given_images_stay_as_they_are(images):
     before = images.clone()
     crop_and_flip(images, 2, 0.5, torch.Generator())
+    resized_crop_and_flip(images, (0.5, 1.0), (1.0, 1.0), 0.5, torch.Generator())
     normalise(images, torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
     assert torch.equal(images, before)
 
@@ -57,10 +60,81 @@ def test_every_offset_and_both_directions_occur_for_each_image():
     assert counts.max() < 2000 / 18 * 1.4
 
 
-def test_draws_come_from_the_generator_alone(images):
-    one, again, other = (crop_and_flip(images, 3, 0.5, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+@pytest.mark.parametrize(
+    "augment",
+    [
+        lambda images, generator: crop_and_flip(images, 3, 0.5, generator),
+        lambda images, generator: resized_crop_and_flip(images, (0.5, 1.0), (0.8, 1.25), 0.5, generator),
+    ],
+)
+def test_draws_come_from_the_generator_alone(images, augment):
+    one, again, other = (augment(images, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_box_is_torchvisions_resized_crop(images, channels):
+    """In float64: for uint8 on a CPU torchvision rounds between its two passes as well."""
+    corners = [(0, 0, 12, 12), (0, 0, 5, 7), (7, 4, 5, 8), (0, 6, 9, 6), (6, 0, 6, 11), (11, 11, 1, 1), (0, 0, 1, 12)]
+    boxes = torch.tensor(corners + [(i % 4, i % 3, 5 + i % 4, 9 - i % 5) for i in range(20 - len(corners))])
+    images = images[:, :channels]
+    done = crop_boxes(images, boxes)
+    assert done.dtype == torch.uint8
+    assert done.shape == images.shape
+    for image, box, got in zip(images.double(), boxes.tolist(), done, strict=True):
+        size, cubic = [12, 12], TF.InterpolationMode.BICUBIC
+        exact = TF.resized_crop(image, *box, size=size, interpolation=cubic, antialias=False).clamp(0, 255)
+        assert (got - exact).abs().max() < 0.5 + 1e-3, box
+
+
+def test_the_whole_image_as_box_changes_nothing_and_flip_1_mirrors_all(images):
+    generator = torch.Generator()
+    assert torch.equal(resized_crop_and_flip(images, (1.0, 1.0), (1.0, 1.0), 0.0, generator), images)
+    assert torch.equal(resized_crop_and_flip(images, (1.0, 1.0), (1.0, 1.0), 1.0, generator), images.flip(-1))
+
+
+def test_areas_are_uniform_and_ratios_log_uniform():
+    boxes = draw_boxes(4000, 1000, (0.2, 0.5), (0.75, 4 / 3), torch.Generator().manual_seed(0))
+    top, left, height, width = boxes.double().unbind(1)
+    area = height * width / 1000**2
+    aspect = (width / height).log() / math.log(4 / 3)
+    for draws, low, high in [
+        (area, 0.2, 0.5),
+        (aspect, -1, 1),
+        (top / (1000 - height), 0, 1),
+        (left / (1000 - width), 0, 1),
+    ]:
+        uniform = torch.linspace(low, high, 4000, dtype=torch.float64)
+        assert (draws.sort().values - uniform).abs().max() < 0.03 * (high - low)
+    correlations = torch.corrcoef(torch.stack([area, aspect, top / (1000 - height), left / (1000 - width)]))
+    assert (correlations - torch.eye(4)).abs().max() < 0.06
+
+
+def test_every_place_of_a_box_is_as_likely():
+    boxes = draw_boxes(3000, 3, (4 / 9, 4 / 9), (1.0, 1.0), torch.Generator().manual_seed(0))
+    kinds, counts = boxes.unique(dim=0, return_counts=True)
+    assert kinds.tolist() == [[top, left, 2, 2] for top in (0, 1) for left in (0, 1)]
+    assert counts.min() > 3000 / 4 * 0.9
+    assert counts.max() < 3000 / 4 * 1.1
+
+
+def test_a_box_that_is_too_long_is_cut_to_the_image():
+    boxes = draw_boxes(500, 64, (0.9, 1.0), (0.5, 2.0), torch.Generator().manual_seed(0))
+    assert (boxes[:, :2] >= 0).all()
+    assert (boxes[:, :2] + boxes[:, 2:] <= 64).all()
+    wide, high = boxes[:, 3] == 64, boxes[:, 2] == 64
+    assert (wide | high).float().mean() > 0.8
+    assert boxes[wide, 2].min() < 48  # sqrt(0.9 / 2) * 64 = 43
+    assert boxes[high, 3].min() < 48
+
+
+def test_the_share_of_mirrored_boxes_is_flip():
+    image = torch.arange(16, dtype=torch.uint8).view(1, 1, 4, 4).expand(2000, -1, -1, -1)
+    done = resized_crop_and_flip(image, (1.0, 1.0), (1.0, 1.0), 0.3, torch.Generator().manual_seed(0))
+    kinds, counts = done.flatten(1).unique(dim=0, return_counts=True)
+    assert len(kinds) == 2
+    assert abs(counts.min() / 2000 - 0.3) < 0.04
 
 
 def test_normalise_gives_units_of_standard_deviation(images):

@@ -12,9 +12,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from mixtune.errors import RequestError
-from mixtune.training.augmentation import crop_and_flip
+from mixtune.training.augmentation import crop_and_flip, resized_crop_and_flip
 from mixtune.training.data import load_training_data
 from mixtune.training.plan import make_plan
+from mixtune.training.randaugment import rand_augment
 from mixtune.training.streams import torch_generator
 
 STILL = {"augment.pad": 0, "augment.flip": 0.0}
@@ -276,3 +277,38 @@ def test_no_validation_split_leaves_no_validation_images(make_recipe):
     assert len(data.tasks[0].held_out.indices) == 0
     assert len(data.tasks[0].train.indices) == DIGITS
     assert data.steps == math.floor(DIGITS / 32)
+
+
+def test_the_papers_tinyimagenet_preprocessing_is_a_recipes_augmentation(make_recipe):
+    """Crop by area, flip and RandAugment for SL, nothing for SSL, ImageNet's statistics."""
+    changes = {
+        "augment.crop_scale": (0.6, 1.0),
+        "augment.crop_ratio": (0.9, 1.1),
+        "augment.randaugment": (2, 9),
+        "augment.flip": 0.5,
+        "augment.ssl": False,
+        "data.statistics": "imagenet",
+    }
+    recipe = make_recipe({**changes, "rho": 0.5})
+    task = load_training_data(recipe).tasks[0]
+    pixels = torch.arange(4)
+    gray_mean, gray_std = (0.485 + 0.456 + 0.406) / 3, (0.229 + 0.224 + 0.225) / 3
+    expected = (task.train.images[pixels] / 255 - gray_mean) / gray_std
+    torch.testing.assert_close(task.train.plain(pixels), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(task.ssl.batch(pixels, torch.Generator()), expected, rtol=1e-5, atol=1e-5)
+
+    def generator():
+        return torch.Generator().manual_seed(5)
+
+    shared = generator()
+    cropped = resized_crop_and_flip(task.train.images[pixels], (0.6, 1.0), (0.9, 1.1), 0.5, shared)
+    changed = rand_augment(cropped, 2, 9, shared)
+    assert not torch.equal(cropped, changed)
+    torch.testing.assert_close(
+        task.train.batch(pixels, generator()), (changed / 255 - gray_mean) / gray_std, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_a_process_places_the_images_of_many_trials_once(make_recipe):
+    one, other = (load_training_data(make_recipe({"alpha": alpha})) for alpha in (0.1, 0.9))
+    assert one.tasks[0].train.images is other.tasks[0].train.images

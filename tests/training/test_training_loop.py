@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from mixtune.training.loop import DivergedError, phase_losses, train, train_step
+from mixtune.training.metrics import measure
 from mixtune.training.optimizer import set_rates
 from mixtune.training.plan import make_plan
+from mixtune.training.report import final_line
 from mixtune.training.single import train_recipe
 from mixtune.training.streams import torch_generator
 
@@ -161,3 +163,27 @@ def test_masked_autoencoding_learns_to_fill_in_digits(make_state, encode):
     assert len(losses) == 6
     assert losses[-1] < 0.75  # of the pixels' variance, which is 1 where the mean is predicted
     assert losses[-1] < 0.75 * losses[0]
+
+
+def test_compiled_training_learns_the_same_and_reports_its_compilation_apart(make_state):
+    changes = {"epochs.ssl": 0, "epochs.sl": 2, "model.depth": 1}
+    plain, compiled = (make_state({**changes, "compile": compile}) for compile in (False, True))
+    for one, other in zip(train(plain), train(compiled), strict=True):
+        assert other.sl_loss == pytest.approx(one.sl_loss, rel=1e-4)
+        assert (other.compile_seconds > 0) == (other.epoch == 1)
+    head, other = plain.classifiers[0].head.weight, compiled.classifiers[0].head.weight
+    torch.testing.assert_close(other, head, rtol=1e-3, atol=1e-4)
+    metrics = measure(compiled)
+    assert metrics.compile_s == compiled.history[0].compile_seconds > compiled.history[0].seconds
+    assert "s of compilation" in final_line(metrics)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("auto", "float32"), ("bfloat16", "bfloat16")])
+def test_the_precision_is_float32_on_a_cpu_unless_asked_otherwise_and_reported(make_state, precision, dtype):
+    state = make_state({"precision": precision, "epochs.ssl": 0, "epochs.sl": 1})
+    seen = []
+    state.backbone.vit.blocks[0].mlp.fc1.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    list(train(state))
+    assert set(seen) == {getattr(torch, dtype)}
+    assert measure(state).precision == dtype
+    assert {p.dtype for p in state.backbone.parameters()} == {torch.float32}

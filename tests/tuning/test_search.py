@@ -126,6 +126,7 @@ ALPHA = {"alpha": {"uniform": [0.1, 0.9]}}
 PROBLEMS = [
     ({"data": {"dataset": "digits"}}, {}, "space is empty: a search needs a distribution"),
     ({"data": {"dataset": "digits", "val_fraction": 0.0}}, ALPHA, "data.val_fraction is 0: a search needs validation"),
+    ({"data": {"dataset": "digits"}, "protocol": "paper"}, ALPHA, "protocol: paper measures the test accuracy"),
     (
         {"data": {"dataset": "digits", "fraction": 0.01}},
         ALPHA,

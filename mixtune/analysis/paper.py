@@ -1,0 +1,164 @@
+"""The paper's figures for a setting (MixTraining, arXiv 2502.19513, Tables 1 to 6 and 8 to 16).
+
+``paper_results.csv`` beside this file holds them: accuracies in percent, seconds of training, one ``epochs`` for
+both budgets. Several tasks stand under their datasets joined by "+": the mean accuracy in Table 3, a row a task
+(``dataset``) in the others. Tables 4 and 5 sweep alpha and rho for MixTraining alone, without latencies.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from importlib import resources
+
+import pandas as pd
+
+_LAMBDA = 0.5  # in every table
+_METHODS = ("sl", "ssl_sl", "mixtraining")
+
+
+def paper_rows(
+    dataset: str | Sequence[str],
+    ssl_dataset: str | None,
+    data_percent: float,
+    ssl_epochs: int,
+    sl_epochs: int,
+    alpha: float,
+    rho: float,
+    lambda_: float = _LAMBDA,
+) -> pd.DataFrame | None:
+    """Return the paper's sl, ssl_sl and mixtraining, a row each, at exactly this setting; None if it has none.
+
+    Columns: method; accuracy (a share, the mean of several tasks); accuracy_<task> for each of several tasks, in the
+    order asked; latency_s; speedup (the seconds of the paper's SSL+SL over MixTraining's, NaN for the others); table;
+    setting, in words. Latency and speed-up are NaN where the paper does not give them (Tables 4 and 5).
+
+    Datasets are known by the paper's names, torchvision's and this project's (CIFAR-10, CIFAR10, tiny_imagenet);
+    several tasks in any order, as a sequence or joined by "+". alpha and rho count for MixTraining alone, lambda where
+    two datasets are mixed. Where tables repeat a setting, those with latencies come first (1 to 3, then 6 and 8 to
+    16), then 4 before 5: they differ by up to 1.6 points.
+    """
+    rows, _ = _select(dataset, ssl_dataset, data_percent, ssl_epochs, sl_epochs, alpha, rho, lambda_)
+    if rows.empty:
+        return None
+    names = _split(dataset)
+    found = {str(method): group.set_index("key") for method, group in rows.groupby("method")}
+    times = {method: float(group["train_latency_s"].iloc[0]) for method, group in found.items()}
+    setting = f"{rows['trained'].iloc[0]}, {data_percent:g} % of the data, {ssl_epochs} + {sl_epochs} epochs"
+    setting += f", alpha {alpha:g}, rho {rho:g}"
+    records = []
+    for method in _METHODS:
+        shares = found[method]["accuracy_percent"].astype(float) / 100
+        tasks = [float(shares[dataset_key(name)]) for name in names] if len(names) > 1 else []
+        records.append(
+            {
+                "method": method,
+                "accuracy": float(shares.get(_key(names), sum(tasks) / max(1, len(tasks)))),
+                **{f"accuracy_{name}": share for name, share in zip(names, tasks, strict=False)},
+                "latency_s": times[method],
+                "speedup": times["ssl_sl"] / times[method] if method == "mixtraining" else math.nan,
+                "table": _listed(sorted(set(found[method]["table"]))),
+                "setting": setting,
+            }
+        )
+    return pd.DataFrame(records)
+
+
+def explain_missing_rows(
+    dataset: str | Sequence[str],
+    ssl_dataset: str | None,
+    data_percent: float,
+    ssl_epochs: int,
+    sl_epochs: int,
+    alpha: float,
+    rho: float,
+    lambda_: float = _LAMBDA,
+) -> str:
+    """Return one line on why :func:`paper_rows` is None for this setting, with what the paper has; "" if it is not."""
+    return _select(dataset, ssl_dataset, data_percent, ssl_epochs, sl_epochs, alpha, rho, lambda_)[1]
+
+
+def _select(
+    dataset: str | Sequence[str],
+    ssl_dataset: str | None,
+    data_percent: float,
+    ssl_epochs: int,
+    sl_epochs: int,
+    alpha: float,
+    rho: float,
+    lambda_: float,
+) -> tuple[pd.DataFrame, str]:
+    """Return a row a method and dataset at the setting, of the preferred table; or no row and the reason."""
+    rows = _read()
+    names = _split(dataset)
+    ssl_names = names if ssl_dataset is None else _split(ssl_dataset)
+    at = (rows["tasks_key"] == _key(names)) & (rows["ssl_key"] == _key(ssl_names))
+    if not at.any():
+        return rows[
+            at
+        ], f"the paper has no training on {_trained(names, ssl_names)}: it has {_listed(rows['trained'].unique())}"
+    rows = rows[at]
+    trained = f"the paper has {rows['trained'].iloc[0]}"
+    if _key(names) != _key(ssl_names) and not math.isclose(lambda_, _LAMBDA):
+        return rows[:0], f"{trained} with lambda {_LAMBDA:g}, not {lambda_:g}"
+
+    at = (rows["data_percent"] - data_percent).abs() < 1e-6
+    if not at.any():
+        percents = _listed(sorted(set(rows["data_percent"])))
+        return rows[at], f"{trained} with {percents} % of the data, not {data_percent:g} %"
+    rows = rows[at]
+    trained += f" with {data_percent:g} % of the data"
+
+    at = (rows["epochs"] == ssl_epochs) & (rows["epochs"] == sl_epochs)
+    if not at.any():
+        epochs = _listed(f"{epochs} + {epochs}" for epochs in sorted(set(rows["epochs"])))
+        return rows[at], f"{trained} for {epochs} epochs, not {ssl_epochs} + {sl_epochs}"
+    rows = rows[at]
+    trained += f" for {ssl_epochs} + {sl_epochs} epochs"
+
+    mixed = rows["method"] == "mixtraining"
+    at = mixed & ((rows["alpha"] - alpha).abs() < 1e-6) & ((rows["rho"] - rho).abs() < 1e-6)
+    if not at.any():
+        pairs = sorted(set(zip(rows["alpha"][mixed], rows["rho"][mixed], strict=True)))
+        known = _listed(f"{a:g} and {r:g}" for a, r in pairs)
+        return rows[at], f"{trained} at alpha and rho {known}, not {alpha:g} and {rho:g}"
+    rows = rows[at | ~mixed].sort_values(["untimed", "table"], kind="stable")
+    return rows.drop_duplicates(["method", "key"]), ""
+
+
+def _read() -> pd.DataFrame:
+    """Return the file with its datasets' keys and how people call the pair of them."""
+    with resources.files(__package__).joinpath("paper_results.csv").open(encoding="utf-8") as file:
+        rows = pd.read_csv(file)
+    tasks = rows["dataset"].where(rows["setting"] != "multi", rows["ssl_dataset"])
+    rows["key"] = [_key(_split(name)) for name in rows["dataset"]]
+    rows["tasks_key"] = [_key(_split(name)) for name in tasks]
+    rows["ssl_key"] = [_key(_split(name)) for name in rows["ssl_dataset"]]
+    rows["trained"] = [
+        _trained(_split(name), _split(ssl)) for name, ssl in zip(tasks, rows["ssl_dataset"], strict=True)
+    ]
+    rows["untimed"] = rows["train_latency_s"].isna()
+    return rows
+
+
+def _split(dataset: str | Sequence[str]) -> list[str]:
+    return dataset.split("+") if isinstance(dataset, str) else list(dataset)
+
+
+def dataset_key(name: str) -> str:
+    """Return what the spellings of a dataset's name share: "tinyimagenet" for tiny_imagenet and TinyImageNet."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _key(names: Iterable[str]) -> str:
+    return "+".join(sorted(map(dataset_key, names)))
+
+
+def _trained(names: Sequence[str], ssl_names: Sequence[str]) -> str:
+    supervised, ssl = "+".join(names), "+".join(ssl_names)
+    return supervised if _key(names) == _key(ssl_names) else f"{ssl} to {supervised}"
+
+
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(str(value) for value in values)

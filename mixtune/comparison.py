@@ -1,0 +1,197 @@
+"""`mixtune compare`: SL, and SSL+SL and MixTraining at each encoding, trained side by side over seeds."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any, get_args
+
+import pandas as pd
+from rich.table import Table
+
+from mixtune.analysis.comparison import (
+    Run,
+    comparison_csv,
+    comparison_markdown,
+    comparison_notes,
+    comparison_table,
+    summarise,
+)
+from mixtune.analysis.paper import explain_missing_rows, paper_rows
+from mixtune.errors import RequestError
+from mixtune.files import make_folder, write_whole
+from mixtune.recipe import Recipe, baseline_values, change_recipe
+from mixtune.space import load_space, override
+from mixtune.training.data import load_training_data
+from mixtune.training.device import choose_device
+from mixtune.training.forecast import Size, forecast_latency, measure_speeds, recipe_flops
+from mixtune.training.loop import DivergedError
+from mixtune.training.plan import method_of
+from mixtune.training.report import duration
+from mixtune.training.saved import saved_metrics
+from mixtune.training.single import train_recipe
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison measured: a :class:`Run` for each training, and the paper's rows where they were asked for.
+
+    split: what accuracies are of, ``val`` or ``test``; paper_note: why there is no row of the paper, or None.
+    """
+
+    runs: tuple[Run, ...]
+    split: str
+    paper: pd.DataFrame | None = None
+    paper_note: str | None = None
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """A row a method and encoding: means, deviations, speed-ups (see mixtune.analysis.comparison.summarise)."""
+        return summarise(self.runs)
+
+    def table(self, width: int) -> Table:
+        """Return the table for a terminal of ``width`` characters."""
+        return comparison_table(self.frame, self.paper, self.split, width)
+
+    def to_markdown(self) -> str:
+        """Return the table and its notes as Markdown."""
+        notes = "".join(f"- {note}\n" for note in self.notes())
+        return comparison_markdown(self.frame, self.paper, self.split) + (f"\n{notes}" if notes else "")
+
+    def to_csv(self) -> str:
+        """Return the rows in full precision."""
+        return comparison_csv(self.frame, self.paper)
+
+    def notes(self) -> list[str]:
+        """Return what a reader needs beside the numbers, a line each."""
+        return [*comparison_notes(self.frame, self.paper), *([self.paper_note] if self.paper_note else [])]
+
+
+def compare(
+    space: Recipe | str | PathLike[str],
+    *,
+    seeds: int = 4,
+    paper: bool = False,
+    overrides: Mapping[str, Any] | None = None,
+    out: str | PathLike[str] | None = None,
+    on_line: Callable[[str], None] = lambda _: None,
+) -> Comparison:
+    """Train SL, and SSL+SL and MixTraining with each encoding, on ``seeds`` seeds each; needs no Ray.
+
+    space: a Recipe or a search space's file, whose base recipe is compared; seeds: counted from the recipe's own.
+    paper: follow the paper's protocol (no validation split, test accuracy) and put its figures beside ours.
+    out: a folder for the trained recipes (see mixtune.training.saved) and the tables, ``compare.md`` and
+    ``compare.csv``; trainings that it holds already are not repeated, so an interrupted comparison goes on.
+    on_line: told of progress, line by line. The seeds of all methods are trained in turn, so that a machine that
+    slows down slows all of them. Raises RequestError or DataError.
+    """
+    recipe = space if isinstance(space, Recipe) else load_space(space).recipe
+    recipe = override(recipe, {**({"protocol": "paper"} if paper else {}), **(overrides or {})})
+    if seeds < 1:
+        raise RequestError(f"seeds: should be at least 1, got {seeds}")
+    if method_of(recipe) != "mixtraining":
+        raise RequestError(
+            f"epochs.ssl {recipe.epochs.ssl}, epochs.sl {recipe.epochs.sl} and rho {recipe.rho:g} mix no epoch, so "
+            "there is no MixTraining to compare: raise them"
+        )
+    if out is not None:
+        make_folder(Path(out))
+    planned = [named for seed in range(seeds) for named in compared_recipes(recipe, seed)]
+    comparison = Comparison((), split="test" if recipe.protocol == "paper" else "val")
+    if paper:
+        comparison = _with_paper(comparison, recipe)
+    for run in _train_all(planned, None if out is None else Path(out), on_line):
+        comparison = replace(comparison, runs=(*comparison.runs, run))
+        if out is not None:
+            write_whole(Path(out) / "compare.md", comparison.to_markdown())
+            write_whole(Path(out) / "compare.csv", comparison.to_csv())
+    return comparison
+
+
+def compared_recipes(recipe: Recipe, seed: int = 0) -> Iterator[tuple[str, Recipe]]:
+    """Yield (name, recipe) of SL, and of SSL+SL and MixTraining at each encoding that the objective has."""
+    seeded = change_recipe(recipe, {"seed": recipe.seed + seed})
+    yield "sl", change_recipe(seeded, baseline_values("sl"))
+    for encode in _encodings(recipe):
+        chosen = {} if encode is None else {"ssl.encode": encode}
+        suffix = "" if encode is None else f"-{encode}"
+        yield f"ssl_sl{suffix}", change_recipe(seeded, {**chosen, **baseline_values("ssl_sl")})
+        yield f"mixtraining{suffix}", change_recipe(seeded, chosen)
+
+
+def _encodings(recipe: Recipe) -> tuple[str | None, ...]:
+    field = type(recipe.ssl).model_fields.get("encode")
+    return (None,) if field is None else get_args(field.annotation)
+
+
+def _train_all(planned: list[tuple[str, Recipe]], out: Path | None, on_line: Callable[[str], None]) -> Iterator[Run]:
+    mixed = planned[-1][1]
+    device = choose_device()
+    data = load_training_data(mixed, device)
+    size, speeds = Size.of(data), measure_speeds(mixed, data, device)
+    flops = [recipe_flops(recipe, size) for _, recipe in planned]
+    forecasts = [forecast_latency(each, speeds) for each in flops]
+    on_line(f"{len(planned)} trainings ({device.type}), about {duration(sum(forecasts))} of training steps")
+    took = forecast = 0.0
+    for number, (name, recipe) in enumerate(planned):
+        folder = None if out is None else out / f"{name}-seed{recipe.seed}"
+        known = None if folder is None else saved_metrics(folder, recipe)
+        started = time.perf_counter()
+        run = _run(recipe, known, sum(flops[number].values()), folder)
+        if known is None:
+            took += time.perf_counter() - started
+            forecast += forecasts[number]
+        pace = took / forecast if forecast else 1.0
+        result = "diverged" if math.isnan(run.accuracy) else f"accuracy {run.accuracy:.3f} in {run.latency_s:.1f} s"
+        left = f"; about {duration(pace * sum(forecasts[number + 1 :]))} left" if number + 1 < len(planned) else ""
+        on_line(f"[{number + 1}/{len(planned)}] {name}, seed {recipe.seed}: {result}{' (held)' * bool(known)}{left}")
+        yield run
+
+
+def _run(recipe: Recipe, known: Mapping[str, Any] | None, flops: float, folder: Path | None) -> Run:
+    """Return one training's figures: those that the folder holds, or a new training's."""
+    metrics = known
+    if metrics is None:
+        try:
+            metrics = train_recipe(recipe, out=folder).metrics.to_dict()
+        except DivergedError:
+            metrics = {}
+    split = "test" if recipe.protocol == "paper" else "val"
+    tasks = [task.name for task in recipe.data.tasks]
+    accuracy = _number(metrics.get(f"{split}_accuracy"))
+    return Run(
+        method=method_of(recipe),
+        encode=None if recipe.epochs.ssl == 0 else getattr(recipe.ssl, "encode", None),
+        seed=recipe.seed,
+        accuracy=accuracy,
+        task_accuracies={
+            task: accuracy if len(tasks) == 1 else _number(metrics.get(f"{split}_accuracy_{task}")) for task in tasks
+        },
+        latency_s=_number(metrics.get("train_latency_s")),
+        flops=flops,
+    )
+
+
+def _with_paper(comparison: Comparison, recipe: Recipe) -> Comparison:
+    data = recipe.data
+    names = [task.dataset for task in data.tasks]
+    asked = (
+        names[0] if len(names) == 1 else names,
+        data.ssl_dataset,
+        100 * data.fraction,
+        recipe.epochs.ssl,
+        recipe.epochs.sl,
+        recipe.alpha,
+        recipe.rho,
+        recipe.lambda_,
+    )
+    rows = paper_rows(*asked)
+    return replace(comparison, paper=rows, paper_note=explain_missing_rows(*asked) if rows is None else None)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value

@@ -1,0 +1,265 @@
+"""Fig. 4 of the paper: masked images, and what trained runs make of them."""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from mixtune.errors import DataError, RequestError, show
+from mixtune.files import write_whole
+from mixtune.objectives import Reconstructs
+from mixtune.training.data import TrainingData, load_training_data
+from mixtune.training.plan import Method, make_plan, method_of
+from mixtune.training.saved import SavedRun
+from mixtune.training.streams import torch_generator
+
+SAMPLE = 256  # images that the error is taken over, where so many are held out
+BATCH = 64
+MASKED = 128  # the grey of a masked patch
+
+
+@dataclass(frozen=True, eq=False)
+class Reconstruction:
+    """What one run makes of masked images that it was not trained on.
+
+    originals, masked, reconstructed: uint8 (N, C, H, W), on the CPU; error: mean squared error on the masked patches
+    of ``sample`` images, in units of the normalised images, and mean_image_error: that of their mean image;
+    source: which images; whole: whether the encoder saw the masked patches; settings: what the recipe's ``ssl``
+    section has beside its defaults.
+    """
+
+    originals: Tensor
+    masked: Tensor
+    reconstructed: Tensor
+    error: float
+    mean_image_error: float
+    sample: int
+    source: str
+    method: Method
+    whole: bool
+    settings: str
+
+
+def reconstruct_images(run: SavedRun, count: int, seed: int) -> Reconstruction:
+    """Mask held-out images of a run's dataset and let its decoder fill them in, without augmentation.
+
+    Held out are the validation images, or the test images under ``protocol: paper``; images and masks are the same
+    for all runs on equal data with equal ``seed``. The encoder is fed as it was when the decoder was last trained:
+    with whole images if that was in a mix epoch, else as ``ssl.encode`` says. So the masked pixels reach the decoder
+    of a mixed run, by attention, but not that of SSL+SL with ``encode: visible``.
+
+    Raises RequestError for an objective that cannot reconstruct, for a run whose decoder was never trained and for
+    more images than are held out, and DataError where the data are not those of the training.
+    """
+    objective = run.objective
+    if not isinstance(objective, Reconstructs):
+        raise RequestError(f"{run.directory}: ssl.objective {run.recipe.ssl.objective} cannot reconstruct images")
+    decoding = [epoch for epoch in make_plan(run.recipe) if epoch.ssl_epoch is not None]
+    if not decoding:
+        raise RequestError(f"{run.directory}: epochs.ssl is 0, so its decoder was never trained: name another run")
+    device = next(run.backbone.parameters()).device
+    images, mean, std = _draw_images(run, load_training_data(run.recipe, device), count, seed)
+    keep = objective.draw_kept(len(images), run.backbone.tokens, torch_generator(seed, "masks")).to(device)
+    hidden = _hidden_pixels(keep, run.backbone.tokens, run.backbone.patch_size)
+    whole = objective.sees_whole(joint=decoding[-1].phase == "mix")
+    made = torch.cat(
+        [
+            objective.reconstruct(run.backbone, batch, kept, whole)
+            for batch, kept in zip(torch.split(images, BATCH), torch.split(keep, BATCH), strict=True)
+        ]
+    )
+
+    def error(guessed: Tensor) -> float:
+        squares = (guessed - images).square() * hidden
+        return squares.sum().item() / (hidden.sum().item() * run.channels)
+
+    def pixels(values: Tensor) -> Tensor:
+        return (values[:count] * std[:count] + mean[:count]).mul(255).round().clamp(0, 255).to(torch.uint8).cpu()
+
+    originals = pixels(images)
+    return Reconstruction(
+        originals=originals,
+        masked=originals.masked_fill(hidden[:count].cpu(), MASKED),
+        reconstructed=pixels(made),
+        error=error(made),
+        mean_image_error=error(images.mean(dim=0)),
+        sample=len(images),
+        source=_source(run),
+        method=method_of(run.recipe),
+        whole=whole,
+        settings=_settings(run),
+    )
+
+
+def _draw_images(run: SavedRun, data: TrainingData, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return held-out images, normalised (S, C, H, W), and the mean and deviation of each (S, C, 1, 1)."""
+    if (data.image_size, data.channels) != (run.image_size, run.channels) or run.classes != {
+        task.name: task.classes for task in data.tasks
+    }:
+        raise DataError(f"{run.directory}: images or classes of {', '.join(run.classes)} changed since the training")
+    places = [(task.held_out, index) for task in data.tasks for index in task.held_out.indices.tolist()]
+    if not places:
+        raise RequestError(f"{run.directory}: no images are held out, since data.val_fraction is 0")
+    if not 1 <= count <= len(places):
+        raise RequestError(f"{run.directory}: {count} images: should be 1 to {len(places)}, its {_source(run)}")
+    order = torch.randperm(len(places), generator=torch_generator(seed, "order"))[: max(count, SAMPLE)]
+    drawn = [places[number] for number in order.tolist()]
+    images = torch.cat([pool.plain(torch.tensor([index], device=pool.indices.device)) for pool, index in drawn])
+    return images, torch.stack([pool.mean for pool, _ in drawn]), torch.stack([pool.std for pool, _ in drawn])
+
+
+def _hidden_pixels(keep: Tensor, tokens: int, patch_size: int) -> Tensor:
+    """Return which pixels of square images are masked, bool (B, 1, H, W), from the kept patches (B, K)."""
+    side = math.isqrt(tokens)
+    hidden = torch.ones(len(keep), tokens, dtype=torch.bool, device=keep.device).scatter(1, keep, False)
+    grid = hidden.view(-1, 1, side, side)
+    return grid.repeat_interleave(patch_size, dim=2).repeat_interleave(patch_size, dim=3)
+
+
+def _source(run: SavedRun) -> str:
+    split = "test" if run.recipe.protocol == "paper" else "validation"
+    units = "" if run.recipe.data.statistics == "own" else f" in units of {run.recipe.data.statistics}"
+    return f"{split} images of {', '.join(run.classes)}{units}"
+
+
+def _settings(run: SavedRun) -> str:
+    changed = run.recipe.ssl.model_dump(exclude_defaults=True, exclude={"objective"})
+    return ", ".join(f"{name} {value if isinstance(value, str) else show(value)}" for name, value in changed.items())
+
+
+# --- drawing
+
+_SHOWN = 96  # pixels that a small image is brought to, about
+_MARGIN, _GAP = 16, 8
+_LABEL = 320  # pixels, at most
+_CAPTION = 440  # pixels, at least
+_TITLES: dict[Method, str] = {"ssl_sl": "SSL+SL", "mixtraining": "MixTraining"}
+_BLACK, _GREY, _FRAME = (0, 0, 0), (90, 90, 90), (210, 210, 210)
+
+
+class _Text:
+    """Lines of text, each with its size in pixels and its colour; the font has hardly more than ASCII."""
+
+    def __init__(self, lines: Sequence[tuple[str, int, tuple[int, int, int]]], width: int) -> None:
+        self.lines = [(_shorten(text, size, width), size, colour) for text, size, colour in lines]
+        self.width = math.ceil(max(_font(size).getlength(text) for text, size, _ in self.lines))
+        self.height = sum(_line_height(size) for _, size, _ in self.lines)
+
+    def draw(self, page: ImageDraw.ImageDraw, left: int, top: int) -> None:
+        for text, size, colour in self.lines:
+            page.text((left, top), text, fill=colour, font=_font(size))
+            top += _line_height(size)
+
+
+def draw_reconstructions(runs: Sequence[tuple[str, Reconstruction]], path: str | os.PathLike[str]) -> None:
+    """Draw a PNG: a column an image; a row of originals, one of masked images, and one a run, by its name.
+
+    Raises RequestError where the runs' images or masks differ, and DataError where the file cannot be written.
+    """
+    _refuse_different_images(runs)
+    first = runs[0][1]
+    rows = [(_label("original"), first.originals), (_label("masked"), first.masked)]
+    rows += [(_run_label(name, made), made.reconstructed) for name, made in runs]
+    count, _, _, size = first.originals.shape
+    shown = size * max(1, round(_SHOWN / size))
+    left = _MARGIN + max(label.width for label, _ in rows) + 2 * _GAP
+    width = max(left + count * (shown + _GAP) - _GAP, _MARGIN + _CAPTION) + _MARGIN
+    caption = _caption(runs, width - 2 * _MARGIN)
+    heights = [max(label.height, shown) for label, _ in rows]
+    height = _MARGIN + sum(heights) + _GAP * len(rows) + _GAP + caption.height + _MARGIN
+    sheet = Image.new("RGB", (width, height), "white")
+    page, top = ImageDraw.Draw(sheet), _MARGIN
+    for (label, images), tall in zip(rows, heights, strict=True):
+        label.draw(page, _MARGIN, top + (tall - label.height) // 2)
+        for column, image in enumerate(images):
+            x, y = left + column * (shown + _GAP), top + (tall - shown) // 2
+            page.rectangle((x - 1, y - 1, x + shown, y + shown), outline=_FRAME)  # white images end somewhere too
+            sheet.paste(_enlarge(image, shown), (x, y))
+        top += tall + _GAP
+    caption.draw(page, _MARGIN, top + _GAP)
+    buffer = io.BytesIO()
+    sheet.save(buffer, format="PNG")
+    write_whole(Path(path), buffer.getvalue())
+
+
+def _refuse_different_images(runs: Sequence[tuple[str, Reconstruction]]) -> None:
+    if not runs:
+        raise RequestError("there is no run to draw")
+    name, first = runs[0]
+    for other, made in runs[1:]:
+        if made.source != first.source:
+            raise RequestError(f"{name} and {other} cannot share a figure: {first.source}; {made.source}")
+        if not torch.equal(made.originals, first.originals):
+            raise RequestError(
+                f"{name} and {other} cannot share a figure: their {first.source} are not the same ones "
+                "(recipes of different seeds or data.val_fraction hold out different images)"
+            )
+        if not torch.equal(made.masked, first.masked):
+            raise RequestError(
+                f"{name} and {other} cannot share a figure: their masks differ (model.patch_size or ssl.mask_ratio)"
+            )
+
+
+def _enlarge(image: Tensor, shown: int) -> Image.Image:
+    """Return a uint8 image (C, H, W) as RGB, scaled up to ``shown`` pixels without smoothing."""
+    pixels = image.expand(3, -1, -1).permute(1, 2, 0).contiguous()
+    return Image.fromarray(pixels.numpy()).resize((shown, shown), Image.Resampling.NEAREST)
+
+
+def _label(title: str) -> _Text:
+    return _Text([(title, 17, _BLACK)], _LABEL)
+
+
+def _run_label(name: str, made: Reconstruction) -> _Text:
+    fed = f"{_TITLES[made.method]}, encoder sees {'whole images' if made.whole else 'kept patches'}"
+    settings = [(made.settings, 13, _GREY)] if made.settings else []
+    return _Text([(name, 17, _BLACK), (fed, 13, _GREY), *settings, (f"error {made.error:.3f}", 15, _BLACK)], _LABEL)
+
+
+def _caption(runs: Sequence[tuple[str, Reconstruction]], width: int) -> _Text:
+    first = runs[0][1]
+    given = "; with norm_pix the mean and deviation of each masked patch are given"
+    text = (
+        f"{first.source[0].upper()}{first.source[1:]}; masked patches are grey. The encoder is fed as when the decoder "
+        "was last trained: with whole images in a mix epoch, else as ssl.encode says. Kept patches are shown as they "
+        f"are{given if any('norm_pix' in made.settings for _, made in runs) else ''}. Error: mean squared error on the "
+        f"masked patches of {first.sample} such images, normalised; their mean image has {first.mean_image_error:.3f}."
+    )
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".lstrip()
+        if _font(13).getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return _Text([(line, 13, _GREY) for line in lines], width)
+
+
+def _shorten(text: str, size: int, width: int) -> str:
+    """Return the text with as much of its middle left out as makes it fit ``width`` pixels."""
+    kept = len(text)
+    short = text
+    while _font(size).getlength(short) > width:
+        kept -= 1
+        short = f"{text[: kept // 2]}...{text[-(kept - kept // 2) :]}"
+    return short
+
+
+@functools.cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(size=size)
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    return font
+
+
+def _line_height(size: int) -> int:
+    return round(1.35 * size)

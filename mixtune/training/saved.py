@@ -1,0 +1,196 @@
+"""A trained recipe in a folder: ``recipe.yaml``, ``model.safetensors`` and ``metrics.json``."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from mixtune import __version__, plugins
+from mixtune.backbone import Backbone, build_backbone
+from mixtune.document import parse_document
+from mixtune.errors import DataError, RequestError, show, suggest
+from mixtune.files import make_folder, write_whole
+from mixtune.ledger import finite_or_none
+from mixtune.objectives import Objective
+from mixtune.recipe import Recipe, RecipeError, flatten, parse_recipe, with_absolute_paths
+from mixtune.training.metrics import Metrics
+from mixtune.training.state import Classifier, TrainState
+
+RECIPE, WEIGHTS, METRICS = "recipe.yaml", "model.safetensors", "metrics.json"
+
+_END = "..."  # YAML's end of a document: a recipe that breaks off would be read with defaults for what it lacks
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A trained recipe that was read back.
+
+    metrics: as in metrics.json, None for what was not measured; classifiers: one a task, in the tasks' order;
+    image_size: height and width in pixels; channels: 1 or 3; classes: each task's class names, by label.
+    """
+
+    directory: Path
+    recipe: Recipe
+    metrics: dict[str, Any]
+    backbone: Backbone
+    objective: Objective
+    classifiers: nn.ModuleList
+    image_size: int
+    channels: int
+    classes: dict[str, tuple[str, ...]]
+
+
+def save_trained(directory: str | os.PathLike[str], state: TrainState, metrics: Metrics) -> None:
+    """Write a trained recipe to a folder, which is made; one that was saved there before is replaced.
+
+    The weights are float32, named ``backbone.*``, ``objective.*`` and ``classifiers.<task>.*``; paths in the recipe
+    are made absolute. metrics.json comes last: without it the folder is not whole. Raises DataError where the folder
+    cannot be written.
+    """
+    folder = Path(directory)
+    data = state.data
+    metadata = {
+        "mixtune": __version__,
+        "image_size": str(data.image_size),
+        "channels": str(data.channels),
+        "classes": json.dumps({task.name: task.classes for task in data.tasks}),
+    }
+    parts = _join(state.backbone, state.objective, state.classifiers)
+    # copies, because safetensors refuses tensors that share memory
+    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in parts.state_dict().items()}
+    recipe = yaml.safe_dump(with_absolute_paths(state.recipe).to_dict(), sort_keys=False, explicit_end=True)
+    figures = json.dumps(finite_or_none(metrics.to_dict()), indent=2, allow_nan=False)
+    make_folder(folder)
+    (folder / METRICS).unlink(missing_ok=True)
+    write_whole(folder / RECIPE, recipe)
+    write_whole(folder / WEIGHTS, safetensors.torch.save(tensors, metadata))
+    write_whole(folder / METRICS, f"{figures}\n")
+
+
+def load_trained(directory: str | os.PathLike[str], device: torch.device | str = "cpu") -> SavedRun:
+    """Read a trained recipe back, its weights on a device.
+
+    Raises RequestError for a folder that holds none and for a recipe that this version does not know, and DataError
+    for one that is not whole: a file missing or damaged, weights of another recipe.
+    """
+    folder = Path(directory)
+    _require_files(folder)
+    metadata, tensors = _read_weights(folder / WEIGHTS)
+    recipe = _read_recipe(folder / RECIPE, metadata["mixtune"])
+    classes = {name: tuple(names) for name, names in json.loads(metadata["classes"]).items()}
+    tasks = [task.name for task in recipe.data.tasks]
+    mismatch = f"{folder / WEIGHTS} does not fit {folder / RECIPE}"
+    if tasks != list(classes):
+        raise DataError(f"{mismatch}: the recipe's tasks are {', '.join(tasks)}, the weights' {', '.join(classes)}")
+    image_size, channels = int(metadata["image_size"]), int(metadata["channels"])
+    with torch.random.fork_rng(devices=[]):  # fresh weights are drawn, and then put aside
+        try:
+            # the weights are at hand, whatever they began from
+            backbone = build_backbone(recipe.model.model_copy(update={"pretrained": False}), image_size, channels)
+            found = plugins.find("objectives", recipe.ssl.objective, "ssl.objective")
+            objective: Objective = found.build(recipe.ssl, backbone)
+        except RequestError as error:
+            raise DataError(f"{mismatch}: {error}") from error
+        classifiers = nn.ModuleList(Classifier(backbone, len(names), recipe.model.pool) for names in classes.values())
+    parts = _join(backbone, objective, classifiers)
+    _require_equal_shapes(parts.state_dict(), tensors, mismatch)
+    parts.load_state_dict(tensors)
+    parts.to(device).eval()
+    metrics = _read_metrics(folder / METRICS)
+    return SavedRun(folder, recipe, metrics, backbone, objective, classifiers, image_size, channels, classes)
+
+
+def saved_metrics(directory: str | os.PathLike[str], recipe: Recipe) -> dict[str, Any] | None:
+    """Return the metrics of a recipe that a folder holds trained and whole, or None where the folder does not.
+
+    Raises RequestError where it holds another recipe's training, which a new one would replace.
+    """
+    folder = Path(directory)
+    if not all((folder / name).is_file() for name in (RECIPE, WEIGHTS, METRICS)):
+        return None
+    held = flatten(_read_recipe(folder / RECIPE, __version__).to_dict())
+    for path, asked in flatten(with_absolute_paths(recipe).to_dict()).items():
+        if path not in held or held[path] != asked:
+            there = f"{path} {show(held.get(path))}, not {show(asked)}"
+            raise RequestError(f"{folder} holds the training of another recipe ({there}): choose another folder")
+    return _read_metrics(folder / METRICS)
+
+
+def _join(backbone: Backbone, objective: Objective, classifiers: nn.ModuleList) -> nn.ModuleDict:
+    """Return the parts as one module, whose weights have the part's name before their own."""
+    return nn.ModuleDict({"backbone": backbone, "objective": objective, "classifiers": classifiers})
+
+
+def _require_files(folder: Path) -> None:
+    """Raise RequestError where the folder holds no trained recipe, and DataError where it holds a part of one."""
+    if not folder.is_dir():
+        if folder.exists():
+            raise RequestError(f"{folder} is a file, not the folder of a trained recipe")
+        near = [item.name for item in folder.parent.iterdir() if item.is_dir()] if folder.parent.is_dir() else []
+        raise RequestError(f"there is no folder {folder}{suggest(folder.name, near)}")
+    missing = [name for name in (RECIPE, WEIGHTS, METRICS) if not (folder / name).is_file()]
+    if len(missing) == 3:
+        raise RequestError(f"{folder} holds no trained recipe: {', '.join(missing)} are missing")
+    if missing:
+        lacks = f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
+        raise DataError(f"{folder} holds a part of a trained recipe, as an interrupted save leaves it: {lacks}")
+
+
+def _read_weights(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Return the metadata and the tensors by name."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path} is damaged: {_one_line(error)}") from error
+    absent = {"mixtune", "image_size", "channels", "classes"} - set(metadata)
+    if absent:
+        raise DataError(f"{path} was not saved by mixtune: its metadata lacks {', '.join(sorted(absent))}")
+    return metadata, tensors
+
+
+def _read_recipe(path: Path, version: str) -> Recipe:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {_one_line(error)}") from error
+    if not text.rstrip().endswith(f"\n{_END}"):
+        raise DataError(f"{path} is damaged: it does not end with {_END!r}")
+    document = parse_document(text, str(path))
+    try:
+        return parse_recipe(document.values)
+    except RecipeError as error:
+        versions = "" if version == __version__ else f" (saved by mixtune {version}; this is {__version__})"
+        raise RequestError(f"{document.where(error.path)}{error}{versions}") from error
+
+
+def _read_metrics(path: Path) -> dict[str, Any]:
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is damaged: {_one_line(error)}") from error
+    if not isinstance(metrics, dict):
+        raise DataError(f"{path} is damaged: it holds no names with values")
+    return metrics
+
+
+def _require_equal_shapes(wanted: Mapping[str, Tensor], held: Mapping[str, Tensor], mismatch: str) -> None:
+    """Raise DataError at the first weight that one of both lacks, or that has another shape."""
+    for name in {**wanted, **held}:
+        asked, given = (str(tuple(side[name].shape)) if name in side else "none" for side in (wanted, held))
+        if asked != given:
+            raise DataError(f"{mismatch}: {name} is {asked} by the recipe, {given} in the file")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
