@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import platform
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,17 +27,18 @@ import timm
 import torch
 
 import mixtune
-from mixtune.training.device import choose_device
+from mixtune.recipe import baseline_values
+from mixtune.training.device import choose_device, describe_device
 from mixtune.training.single import train_recipe
 
 HERE = Path(__file__).parent
 PAPER = Path(mixtune.__file__).parent / "analysis" / "paper_results.csv"
-METHODS: dict[str, dict[str, Any]] = {"sl": {"epochs.ssl": 0}, "ssl_sl": {"rho": 0.0}, "mixtraining": {}}
+METHODS = {"sl": baseline_values("sl"), "ssl_sl": baseline_values("ssl_sl"), "mixtraining": {}}
 SMALL = {
     "model": {"patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 4},
     "epochs": {"ssl": 20, "sl": 20},
 }
-KEYS = ("scale", "table", "percent", "method", "alpha", "rho", "seed")
+KEYS = ("scale", "device", "table", "percent", "epochs", "method", "alpha", "rho", "seed")
 FIGURES = ("test_accuracy", "train_latency_s", "train_flops")
 
 Row = dict[str, str]
@@ -75,13 +75,15 @@ def train(row: Row, seed: int, options: argparse.Namespace) -> Row:
     """Train one row on one seed; return its line of the results file."""
     metrics = train_recipe(recipe_of(row, seed, options), METHODS[row["method"]]).metrics
     values = key_of(row, seed, options) | {name: f"{getattr(metrics, name):.6g}" for name in FIGURES}
-    return values | {"precision": metrics.precision, "device": describe_device()}
+    return values | {"precision": metrics.precision}
 
 
 def key_of(row: Row, seed: int, options: argparse.Namespace) -> Row:
     """Return what tells one training from another."""
     scale = "small" if options.small else "paper"
-    values = (scale, row["table"], row["data_percent"], row["method"], row["alpha"], row["rho"], str(seed))
+    epochs = str(SMALL["epochs"]["ssl"]) if options.small else row["epochs"]
+    setting = (row[name] for name in ("method", "alpha", "rho"))
+    values = (scale, describe_device(choose_device()), row["table"], row["data_percent"], epochs, *setting, str(seed))
     return dict(zip(KEYS, values, strict=True))
 
 
@@ -158,14 +160,6 @@ def mean(lines: list[Row], name: str) -> float:
     return statistics.fmean(float(line[name]) for line in lines)
 
 
-def describe_device() -> str:
-    """Return the GPU's name, or the CPU's kind and threads."""
-    device = choose_device()
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} with {torch.get_num_threads()} threads"
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -180,7 +174,7 @@ def main() -> None:
     rows = list(paper_rows(options.rows))
     lines = measure(rows, options)
     text = table(rows, lines, options)
-    versions = f"torch {torch.__version__}, timm {timm.__version__}, {describe_device()}"
+    versions = f"torch {torch.__version__}, timm {timm.__version__}, {describe_device(choose_device())}"
     note = "width 64, depth 4, patch 4, 20+20 epochs: not the paper's scale\n\n" if options.small else ""
     options.out.with_suffix(".md").write_text(f"{note}{text}\n\n{versions}\n", encoding="utf-8")
     print(text)

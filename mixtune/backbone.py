@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import textwrap
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import huggingface_hub
@@ -16,7 +15,7 @@ from timm.models import get_pretrained_cfg, load_state_dict
 from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor, nn
 
-from mixtune.errors import DataError, RequestError, suggest
+from mixtune.errors import DataError, RequestError, one_line, suggest
 from mixtune.recipe import Model
 
 MOST_TOKENS = 256  # the paper's count at patch 2 of 32 pixels and patch 4 of 64
@@ -147,7 +146,7 @@ def _with_timm_weights(
         return create(pretrained=True)
     except Exception as error:
         raise DataError(
-            f"model.pretrained: timm's weights for {name} could not be had ({_one_line(error)}): "
+            f"model.pretrained: timm's weights for {name} could not be had ({one_line(error)}): "
             "model.pretrained takes the path of a file of them too"
         ) from error
 
@@ -159,7 +158,8 @@ def _with_file_weights(
 
     A file does not tell the number of heads: it is as the settings say.
     """
-    if not Path(path).is_file():
+    path = os.path.expanduser(path)
+    if not os.path.isfile(path):
         raise RequestError(f"model.pretrained: there is no file {path}")
     if torch.get_default_device().type == "meta":
         return vit
@@ -170,7 +170,7 @@ def _with_file_weights(
     except Exception as error:
         raise RequestError(
             f"model.pretrained: {path} cannot be read as weights (.safetensors, or a state dict by torch.save): "
-            f"{_one_line(error)}"
+            f"{one_line(error)}"
         ) from error
     patches = weights.get("patch_embed.proj.weight")
     if not isinstance(patches, Tensor) or patches.ndim != 4:
@@ -190,7 +190,7 @@ def _with_file_weights(
     try:
         return create(pretrained=True, pretrained_cfg_overlay=overlay)
     except Exception as error:
-        raise RequestError(f"model.pretrained: {path} holds no {name}: {_one_line(error)}") from error
+        raise RequestError(f"model.pretrained: {path} holds no {name}: {one_line(error)}") from error
 
 
 def _ask_hub(name: str) -> None:
@@ -214,11 +214,6 @@ def _refuse_other_sizes(vit: VisionTransformer, sizes: Mapping[str, int], of: st
     for field, size in sizes.items():
         if _sizes(vit)[field] != size:
             raise RequestError(f"model.{field} {_sizes(vit)[field]} does not fit model.pretrained: {of} have {size}")
-
-
-def _one_line(error: Exception) -> str:
-    """Return what an error of another library says, shortened."""
-    return textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
 
 
 def _find_oddity(vit: nn.Module) -> str | None:

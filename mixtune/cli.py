@@ -144,6 +144,8 @@ def reconstruct(
     from mixtune.training.reconstruction import draw_reconstructions, reconstruct_images
     from mixtune.training.saved import load_trained
 
+    if not out.name or out.is_dir():
+        raise RequestError(f"--out {out} is a folder: give the name of a PNG file")
     made = [(path.name, reconstruct_images(load_trained(path), images, seed)) for path in directories]
     draw_reconstructions(made, out)
     for name, reconstruction in made:

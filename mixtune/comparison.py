@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pandas as pd
+import torch
 from rich.table import Table
 
 from mixtune.analysis.comparison import (
@@ -24,15 +25,15 @@ from mixtune.analysis.comparison import (
 from mixtune.analysis.paper import explain_missing_rows, paper_rows
 from mixtune.errors import RequestError
 from mixtune.files import make_folder, write_whole
-from mixtune.recipe import Recipe, baseline_values, change_recipe
+from mixtune.recipe import Recipe, baseline_values, change_recipe, flatten, parse_recipe
 from mixtune.space import load_space, override
 from mixtune.training.data import load_training_data
-from mixtune.training.device import choose_device
+from mixtune.training.device import choose_device, describe_device, release_memory
 from mixtune.training.forecast import Size, forecast_latency, measure_speeds, recipe_flops
 from mixtune.training.loop import DivergedError
 from mixtune.training.plan import method_of
 from mixtune.training.report import duration
-from mixtune.training.saved import saved_metrics
+from mixtune.training.saved import save_diverged, saved_metrics
 from mixtune.training.single import train_recipe
 
 
@@ -40,13 +41,13 @@ from mixtune.training.single import train_recipe
 class Comparison:
     """What a comparison measured: a :class:`Run` for each training, and the paper's rows where they were asked for.
 
-    split: what accuracies are of, ``val`` or ``test``; paper_note: why there is no row of the paper, or None.
+    split: what accuracies are of, ``val`` or ``test``; remarks: what the recipe itself has to be told, a line each.
     """
 
     runs: tuple[Run, ...]
     split: str
     paper: pd.DataFrame | None = None
-    paper_note: str | None = None
+    remarks: tuple[str, ...] = ()
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -68,7 +69,7 @@ class Comparison:
 
     def notes(self) -> list[str]:
         """Return what a reader needs beside the numbers, a line each."""
-        return [*comparison_notes(self.frame, self.paper), *([self.paper_note] if self.paper_note else [])]
+        return [*comparison_notes(self.frame, self.paper), *self.remarks]
 
 
 def compare(
@@ -93,6 +94,8 @@ def compare(
     recipe = override(recipe, {**({"protocol": "paper"} if paper else {}), **(overrides or {})})
     if seeds < 1:
         raise RequestError(f"seeds: should be at least 1, got {seeds}")
+    if recipe.protocol == "search" and recipe.data.val_fraction == 0:
+        raise RequestError("data.val_fraction is 0: there is nothing to measure on (protocol: paper takes test images)")
     if method_of(recipe) != "mixtraining":
         raise RequestError(
             f"epochs.ssl {recipe.epochs.ssl}, epochs.sl {recipe.epochs.sl} and rho {recipe.rho:g} mix no epoch, so "
@@ -101,7 +104,7 @@ def compare(
     if out is not None:
         make_folder(Path(out))
     planned = [named for seed in range(seeds) for named in compared_recipes(recipe, seed)]
-    comparison = Comparison((), split="test" if recipe.protocol == "paper" else "val")
+    comparison = Comparison((), split="test" if recipe.protocol == "paper" else "val", remarks=_remarks(recipe))
     if paper:
         comparison = _with_paper(comparison, recipe)
     for run in _train_all(planned, None if out is None else Path(out), on_line):
@@ -124,8 +127,10 @@ def compared_recipes(recipe: Recipe, seed: int = 0) -> Iterator[tuple[str, Recip
 
 
 def _encodings(recipe: Recipe) -> tuple[str | None, ...]:
+    """Return the objective's choices of ``ssl.encode``, or None alone where it does not have these two."""
     field = type(recipe.ssl).model_fields.get("encode")
-    return (None,) if field is None else get_args(field.annotation)
+    choices = () if field is None else get_args(field.annotation)
+    return choices if set(choices) == {"visible", "full"} else (None,)
 
 
 def _train_all(planned: list[tuple[str, Recipe]], out: Path | None, on_line: Callable[[str], None]) -> Iterator[Run]:
@@ -139,7 +144,7 @@ def _train_all(planned: list[tuple[str, Recipe]], out: Path | None, on_line: Cal
     took = forecast = 0.0
     for number, (name, recipe) in enumerate(planned):
         folder = None if out is None else out / f"{name}-seed{recipe.seed}"
-        known = None if folder is None else saved_metrics(folder, recipe)
+        known = None if folder is None else _held(folder, recipe, device)
         started = time.perf_counter()
         run = _run(recipe, known, sum(flops[number].values()), folder)
         if known is None:
@@ -152,20 +157,32 @@ def _train_all(planned: list[tuple[str, Recipe]], out: Path | None, on_line: Cal
         yield run
 
 
+def _held(folder: Path, recipe: Recipe, device: torch.device) -> dict[str, Any] | None:
+    """Return the metrics that the folder holds for a recipe, or None; seconds of another device are none of ours."""
+    known = saved_metrics(folder, recipe)
+    here = describe_device(device)
+    if known is not None and known.get("device") != here:
+        raise RequestError(f"{folder} was trained on {known.get('device')}, not on {here}: give another --out")
+    return known
+
+
 def _run(recipe: Recipe, known: Mapping[str, Any] | None, flops: float, folder: Path | None) -> Run:
     """Return one training's figures: those that the folder holds, or a new training's."""
     metrics = known
     if metrics is None:
         try:
             metrics = train_recipe(recipe, out=folder).metrics.to_dict()
-        except DivergedError:
-            metrics = {}
+        except DivergedError as error:
+            metrics = {"diverged": str(error), "device": describe_device(choose_device())}
+            if folder is not None:
+                save_diverged(folder, recipe, metrics)
+        release_memory(recipe.compile)
     split = "test" if recipe.protocol == "paper" else "val"
     tasks = [task.name for task in recipe.data.tasks]
     accuracy = _number(metrics.get(f"{split}_accuracy"))
     return Run(
         method=method_of(recipe),
-        encode=None if recipe.epochs.ssl == 0 else getattr(recipe.ssl, "encode", None),
+        encode=None if recipe.epochs.ssl == 0 or _encodings(recipe) == (None,) else recipe.ssl.model_dump()["encode"],
         seed=recipe.seed,
         accuracy=accuracy,
         task_accuracies={
@@ -189,8 +206,34 @@ def _with_paper(comparison: Comparison, recipe: Recipe) -> Comparison:
         recipe.rho,
         recipe.lambda_,
     )
+    if data.ssl_fraction not in (None, data.fraction) and data.ssl_dataset is None:
+        return replace(comparison, remarks=(*comparison.remarks, "the paper's SSL sees the labelled images alone"))
     rows = paper_rows(*asked)
-    return replace(comparison, paper=rows, paper_note=explain_missing_rows(*asked) if rows is None else None)
+    if rows is None:
+        return replace(comparison, remarks=(*comparison.remarks, explain_missing_rows(*asked)))
+    return replace(comparison, paper=rows, remarks=(*comparison.remarks, *_differences(recipe)))
+
+
+def _remarks(recipe: Recipe) -> tuple[str, ...]:
+    """Return what the rows do not say of themselves."""
+    if recipe.rho == 1 and recipe.epochs.ssl <= recipe.epochs.sl and _encodings(recipe) != (None,):
+        return ("every SSL epoch is mixed, so MixTraining (visible) and (full) are one recipe, trained twice",)
+    return ()
+
+
+def _differences(recipe: Recipe) -> tuple[str, ...]:
+    """Return a line on what differs from the paper's model, and from its optimizer on all but TinyImageNet."""
+    sections = ["model.", "ssl.mask_ratio", "ssl.decoder_depth", "optim.batch_size"]
+    if "tiny_imagenet" not in recipe.data.dataset and recipe.data.ssl_dataset is None:
+        sections += ["optim.", "augment."]
+    given, paper = (flatten(r.to_dict()) for r in (recipe, parse_recipe({"data": {"dataset": "CIFAR10"}})))
+    also = {"model.patch_size": (2, 4), "augment.pad": (4,), "augment.flip": (0.5,)}  # what the defaults come to there
+    differing = [
+        path
+        for path, value in given.items()
+        if path.startswith(tuple(sections)) and value not in (paper.get(path), *also.get(path, ()))
+    ]
+    return (f"the paper's rows have other values of {', '.join(differing)}",) if differing else ()
 
 
 def _number(value: float | None) -> float:

@@ -7,7 +7,8 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-_SHOWN = 80  # characters
+_SHOWN = 80  # characters, of a value
+_LONGEST = 200  # characters, of another library's error
 
 
 class RequestError(ValueError):
@@ -23,6 +24,12 @@ class DataError(RuntimeError):
 
 class TrainingError(RuntimeError):
     """Training began and gave no result: a loss diverged, no trial completed (exit status 1)."""
+
+
+def one_line(error: BaseException) -> str:
+    """Return what another library's error says, on one line, shortened; its type where it says nothing."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
 def closest(given: str, allowed: Iterable[str]) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mixtune.errors import DataError
+from mixtune.errors import DataError, RequestError
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -25,8 +25,8 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, if they are not there. Raises DataError."""
+    """Make a folder and those above it, if they are not there. Raises RequestError."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"{path} cannot be made: {error.strerror}") from error
+        raise RequestError(f"{path} cannot be made: {error.strerror}") from error

@@ -185,6 +185,8 @@ def _check_together(recipe: Recipe) -> None:
         if len(data.root) != tasks:
             wanted = f"one folder, or {tasks} for the {tasks} datasets" if tasks > 1 else "one folder for one dataset"
             raise RecipeError(("data", "root"), f"lists {len(data.root)}: should be {wanted}")
+    if augment.crop_scale is None and augment.crop_ratio != Augment().crop_ratio:
+        raise RecipeError(("augment", "crop_ratio"), "has no effect without augment.crop_scale: add it ([0.6, 1], say)")
     if augment.crop_scale is not None and augment.pad is not None:
         raise RecipeError(("augment", "pad"), "has no effect beside augment.crop_scale: drop one")
     for name in ("crop_scale", "crop_ratio"):

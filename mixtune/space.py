@@ -218,6 +218,9 @@ def _distributions(
     return distributions
 
 
+_SSL_ONLY = ("ssl.", "optim.ssl.", "data.ssl_", "alpha", "rho", "lambda", "augment.ssl", "optim.carry_state")
+
+
 def _refuse_idle(document: Document, space: SearchSpace) -> None:
     """Refuse distributions whose draws something else overrides: they would search over nothing."""
     base = flatten(space.recipe.to_dict())
@@ -225,14 +228,19 @@ def _refuse_idle(document: Document, space: SearchSpace) -> None:
     one_dataset = all(values[f"data.ssl_{name}"] in ((None,), values[f"data.{name}"]) for name in ("dataset", "root"))
     most_ssl = max(values["epochs.ssl"])
     mixes = max(values["rho"]) * min(most_ssl, max(values["epochs.sl"])) > 1 - 1e-6  # Eq. 1, up to rounding
+    no_pure_ssl = min(values["rho"]) == 1.0 and most_ssl <= min(values["epochs.sl"])
     for path in space.space:
-        if path in ("seed", "protocol", "data.val_fraction", "data.download"):
+        if path in ("seed", "protocol", "data.dataset", "data.root", "data.val_fraction", "data.download"):
             raise _mistake(document, ("space", path), "is the same for all trials of a search: drop this distribution")
         because = None
         if path == "lambda" and one_dataset:
             because = "both losses see the same dataset: set data.ssl_dataset"
-        elif most_ssl == 0 and path.startswith(("ssl.", "optim.ssl.", "data.ssl_", "alpha", "rho", "lambda")):
+        elif most_ssl == 0 and path.startswith(_SSL_ONLY):
             because = "epochs.ssl is 0: nothing is self-supervised"
+        elif path == "augment.crop_ratio" and values["augment.crop_scale"] == (None,):
+            because = "augment.crop_scale is null: nothing is cropped by area"
+        elif path in ("ssl.encode", "augment.ssl") and one_dataset and no_pure_ssl:
+            because = "rho is 1 and epochs.ssl at most epochs.sl: every self-supervised epoch is mixed"
         elif not mixes and path in ("alpha", "rho", "lambda", "optim.mix_schedule"):
             because = "rho times the fewer of epochs.ssl and epochs.sl is below 1: no epoch is mixed"
         if because is not None:

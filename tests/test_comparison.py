@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import sys
@@ -16,9 +17,10 @@ from PIL import Image
 
 import mixtune
 from mixtune.cli import main
-from mixtune.comparison import Comparison, compare, compared_recipes
-from mixtune.recipe import change_recipe, parse_recipe
+from mixtune.comparison import Comparison, _with_paper, compare, compared_recipes
+from mixtune.recipe import change_recipe, parse_recipe, with_values
 from mixtune.training.plan import method_of
+from mixtune.training.saved import load_trained
 
 NAMES = ["sl", "ssl_sl-visible", "mixtraining-visible", "ssl_sl-full", "mixtraining-full"]
 LABELS = ["SL", "SSL+SL (visible)", "MixTraining (visible)", "SSL+SL (full)", "MixTraining (full)"]
@@ -116,12 +118,59 @@ def test_a_recipe_that_mixes_nothing_is_refused(small_recipe: mixtune.Recipe) ->
         compare(small_recipe, seeds=0)
 
 
-def test_a_diverged_training_is_told_and_spoils_its_mean(small_recipe: mixtune.Recipe) -> None:
-    lines: list[str] = []
+def test_a_diverged_training_is_told_spoils_its_mean_and_is_not_repeated(
+    small_recipe: mixtune.Recipe, tmp_path: Path
+) -> None:
     changes = {"optim.sl.base_lr": 1e30, "optim.sl.warmup_epochs": 0}
-    comparison = compare(small_recipe, seeds=1, overrides=changes, on_line=lines.append)
-    assert all("diverged" in line for line in lines[1:])
-    assert all(math.isnan(accuracy) for accuracy in comparison.frame.accuracy_mean)
+    for held in (False, True):
+        lines: list[str] = []
+        comparison = compare(small_recipe, seeds=1, overrides=changes, out=tmp_path, on_line=lines.append)
+        assert all("diverged" in line and ("(held)" in line) == held for line in lines[1:])
+        assert all(math.isnan(accuracy) for accuracy in comparison.frame.accuracy_mean)
+    with pytest.raises(mixtune.DataError, match="sl-seed0"):
+        load_trained(tmp_path / "sl-seed0")
+
+
+def test_seconds_of_another_machine_are_not_mixed_with_ours(
+    compared: tuple[Path, Comparison, list[str]], small_recipe: mixtune.Recipe, tmp_path: Path
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(compared[0], folder)
+    metrics = folder / "sl-seed0" / "metrics.json"
+    metrics.write_text(json.dumps({**json.loads(metrics.read_text()), "device": "NVIDIA H200"}))
+    with pytest.raises(mixtune.RequestError, match=r"sl-seed0 was trained on NVIDIA H200, not on .* CPU, 1 thread"):
+        compare(small_recipe, seeds=1, out=folder)
+
+
+def test_training_into_the_folder_of_something_else_is_refused_before_it_begins(
+    compared: tuple[Path, Comparison, list[str]], small_recipe: mixtune.Recipe, tmp_path: Path
+) -> None:
+    with pytest.raises(mixtune.RequestError, match="holds the training of another recipe"):
+        mixtune.train(small_recipe, {"alpha": 0.1}, out=compared[0] / "sl-seed0")
+    (tmp_path / "space.yaml").write_text("")
+    with pytest.raises(mixtune.RequestError, match="holds a search"):
+        mixtune.train(small_recipe, out=tmp_path)
+
+
+def test_the_papers_rows_stand_beside_its_settings_and_say_what_differs(small_recipe: mixtune.Recipe) -> None:
+    def papers(**changes: Any) -> Comparison:
+        recipe = parse_recipe(with_values({"data": {"dataset": "CIFAR10", "fraction": 0.1}}, changes))
+        return _with_paper(Comparison((), split="test"), recipe)
+
+    exact = papers(**{"model.patch_size": 2, "augment.pad": 4})
+    assert exact.paper is not None
+    assert exact.paper.accuracy.tolist() == [0.5340, 0.5679, 0.6045]
+    assert exact.remarks == ()
+    other = papers(**{"model.embed_dim": 64, "optim.sl.base_lr": 0.1})
+    assert other.remarks == ("the paper's rows have other values of model.embed_dim, optim.sl.base_lr",)
+    few_labels = papers(**{"data.ssl_fraction": 1.0})
+    assert few_labels.paper is None
+    assert few_labels.remarks == ("the paper's SSL sees the labelled images alone",)
+
+
+def test_mixing_every_ssl_epoch_makes_the_encodings_one_recipe(small_recipe: mixtune.Recipe) -> None:
+    notes = compare(small_recipe, seeds=1, overrides={"rho": 1.0}).notes()
+    assert any("are one recipe, trained twice" in note for note in notes)
 
 
 def test_the_papers_protocol_tests_on_the_test_images_and_says_what_the_paper_lacks(
@@ -158,9 +207,12 @@ def test_the_commands_compare_train_and_reconstruct(
     ("words", "message"),
     [
         (["reconstruct", "nowhere"], "there is no folder nowhere"),
+        (["reconstruct", "nowhere", "--out", "."], "--out . is a folder: give the name of a PNG file"),
         (["compare", "small.yaml", "--format", "html"], "--format html: should be table, markdown or csv"),
         (["compare", "small.yaml", "--set", "rho=0"], "mix no epoch"),
+        (["compare", "small.yaml", "--set", "data.val_fraction=0"], "data.val_fraction is 0"),
         (["compare", "small.yaml", "--out", "small.yaml"], "small.yaml cannot be made: File exists"),
+        (["train", "small.yaml", "--out", "small.yaml"], "small.yaml cannot be made: File exists"),
     ],
 )
 def test_a_mistake_is_one_line(
@@ -172,7 +224,7 @@ def test_a_mistake_is_one_line(
 ) -> None:
     (tmp_path / "small.yaml").write_text(yaml.safe_dump({"recipe": small_recipe.to_dict()}))
     status, _, err = run_mixtune(*words)
-    assert status in (1, 2)
+    assert status == 2
     assert err.startswith("mixtune: ")
     assert message in err
     assert len(err.splitlines()) == 1

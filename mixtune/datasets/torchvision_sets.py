@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mixtune.datasets._types import Images, Part, Parts, Source
-from mixtune.errors import DataError, RequestError
+from mixtune.errors import DataError, RequestError, one_line
 
 _Keywords = dict[str, Any]
 
@@ -114,12 +114,12 @@ def _open_set(source: Source, keywords: _Keywords) -> Any:
         _require_package(error, source.name)
         if source.name in _BY_HAND:
             raise RequestError(
-                f"{source.name} is not at data.root ({_one_line(error)}), and torchvision cannot download "
+                f"{source.name} is not at data.root ({_said(error)}), and torchvision cannot download "
                 f"it: {where}; place them there by hand, or change data.root"
             ) from error
         if not source.download:
             raise RequestError(
-                f"{source.name} is not at data.root ({_one_line(error)}): {where}; "
+                f"{source.name} is not at data.root ({_said(error)}): {where}; "
                 "set data.download: true, or change data.root"
             ) from error
     _log.info("downloading %s to %s", source.name, source.root)
@@ -130,7 +130,7 @@ def _open_set(source: Source, keywords: _Keywords) -> Any:
     except Exception as error:
         _require_package(error, source.name)
         raise DataError(
-            f"{source.name} could not be downloaded ({_one_line(error)}): {where}; with files placed there "
+            f"{source.name} could not be downloaded ({_said(error)}): {where}; with files placed there "
             "by hand, data.download: false works without a network"
         ) from error
 
@@ -231,7 +231,6 @@ class _Items:
         return self._held[index][0]
 
 
-def _one_line(error: BaseException) -> str:
-    said = re.sub(r"You can (use|set) download=True to download it\.?", "", str(error))
-    text = " ".join(said.split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:197] + "..."
+def _said(error: BaseException) -> str:
+    """Return torchvision's error without its advice on an argument that users do not see."""
+    return re.sub(r" ?You can (use|set) download=True to download it\.?", "", one_line(error))

@@ -246,7 +246,7 @@ def _for_ssl(pool: ImagePool, recipe: Recipe) -> ImagePool:
 
 
 def _pool(images: ImageSet, indices: Indices, recipe: Recipe, device: torch.device) -> ImagePool:
-    pixels, labels = _place(images, device)
+    pixels, labels = place_images(images, device)
     augment, channels = recipe.augment, pixels.shape[1]
     mean, std = images.mean, images.std
     if recipe.data.statistics == "imagenet":
@@ -269,8 +269,8 @@ def _pool(images: ImageSet, indices: Indices, recipe: Recipe, device: torch.devi
     )
 
 
-@functools.lru_cache(maxsize=8)
-def _place(images: ImageSet, device: torch.device) -> tuple[Tensor, Tensor | None]:
+@functools.lru_cache(maxsize=4)
+def place_images(images: ImageSet, device: torch.device) -> tuple[Tensor, Tensor | None]:
     """Return images and labels for a device; a process that trains trial after trial copies them once."""
     pixels, labels = images.tensors()
     labels = None if labels is None else labels.to(device)

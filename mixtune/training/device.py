@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 import functools
+import gc
+import platform
 import time
 
 import torch
 
 PROBE_SIZE = 2048
 PROBE_ROUNDS = 20
+PROBE_MARGIN = 1.2  # a choice that should not change from process to process
 
 
 def choose_device() -> torch.device:
     """Return the GPU that this process may use, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def describe_device(device: torch.device) -> str:
+    """Return the GPU's name, or the CPU's kind and the threads that this process uses."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
+
+
+def release_memory(compiled: bool) -> None:
+    """Give back what a training held, once nothing refers to it any more; ``compiled``: by torch.compile.
+
+    PyTorch compiles a function for a few settings only, and then no more, without a word; and a compiled module is
+    freed by the garbage collector alone.
+    """
+    if compiled:
+        torch.compiler.reset()
+        gc.collect()
+    torch.cuda.empty_cache()
 
 
 @functools.cache
@@ -24,19 +46,19 @@ def fastest_dtype(device: torch.device) -> torch.dtype:
     """
     if device.type != "cuda":
         return torch.float32
-    seconds = {dtype: _product_seconds(device, dtype) for dtype in (torch.float32, torch.bfloat16)}
-    return min(seconds, key=lambda dtype: seconds[dtype])
+    single, half = (_product_seconds(device, dtype) for dtype in (torch.float32, torch.bfloat16))
+    return torch.bfloat16 if single > PROBE_MARGIN * half else torch.float32
 
 
 def _product_seconds(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the seconds of some matrix products, after a first one that loads the kernel."""
+    """Return the least seconds of a few rounds of matrix products; the first round loads the kernel."""
     matrix = torch.ones(PROBE_SIZE, PROBE_SIZE, device=device, dtype=dtype)
     times = []
-    for rounds in (1, PROBE_ROUNDS):
+    for _ in range(4):
         torch.cuda.synchronize(device)
         started = time.perf_counter()
-        for _ in range(rounds):
+        for _ in range(PROBE_ROUNDS):
             matrix @ matrix
         torch.cuda.synchronize(device)
         times.append(time.perf_counter() - started)
-    return times[-1]
+    return min(times)

@@ -16,7 +16,7 @@ from mixtune.recipe import Recipe
 from mixtune.space import SearchSpace
 from mixtune.training.data import TrainingData
 from mixtune.training.flops import phase_flops
-from mixtune.training.loop import train_step
+from mixtune.training.loop import compile_phase, train_step
 from mixtune.training.plan import PHASES, Epoch, Phase, make_plan
 from mixtune.training.state import TrainState, start_state
 from mixtune.training.streams import torch_generator
@@ -96,14 +96,17 @@ def measure_speeds(recipe: Recipe, data: TrainingData, device: torch.device) -> 
 
 
 def _step_seconds(state: TrainState, phase: Phase) -> float:
-    """Return the least of a few timed training steps; the first, which allocates, is left out."""
+    """Return the least of a few timed training steps, their batches included; the first, which allocates, is not."""
     epoch = Epoch(index=0, phase=phase, ssl_epoch=None, sl_epoch=None)
+    compile_phase(state, epoch)
     masks = torch_generator(state.recipe.seed, "masks", 0, state.device)
     times = []
-    for images, labels in islice(state.data.batches(state.recipe, epoch), TIMED_STEPS + 1):
-        started = time.perf_counter()
+    batches = islice(state.data.batches(state.recipe, epoch), TIMED_STEPS + 1)
+    started = time.perf_counter()
+    for images, labels in batches:
         train_step(state, epoch, images, labels, masks)
         if state.device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
+        started = time.perf_counter()
     return min(times[1:] or times)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixtune.errors import TrainingError
+from mixtune.errors import TrainingError, one_line
 from mixtune.training.evaluation import measure_accuracies
 from mixtune.training.optimizer import set_rates
 from mixtune.training.plan import Epoch, make_plan
@@ -79,7 +79,7 @@ def train_step(
 
 def _train_epoch(state: TrainState, epoch: Epoch, last: bool) -> EpochResult:
     steps = state.data.steps
-    compile_seconds = _compile(state, epoch)
+    compile_seconds = compile_phase(state, epoch)
     masks = torch_generator(state.recipe.seed, "masks", epoch.index, state.device)
     losses = torch.zeros(steps, 2, device=state.device)  # SSL, SL; read once, after the epoch
     state.backbone.train()
@@ -103,10 +103,11 @@ def _train_epoch(state: TrainState, epoch: Epoch, last: bool) -> EpochResult:
     )
 
 
-def _compile(state: TrainState, epoch: Epoch) -> float:
+def compile_phase(state: TrainState, epoch: Epoch) -> float:
     """Compile a phase's first step in this process, where the recipe asks for it; return the seconds that it took.
 
-    The step's gradients are dropped and its masks are drawn aside, so the state stays as it was.
+    The step's gradients are dropped and its masks are drawn aside, so the state stays as it was. Raises TrainingError
+    where there is no compiler.
     """
     if not state.recipe.compile or epoch.phase in state.compiled:
         return 0.0
@@ -117,10 +118,13 @@ def _compile(state: TrainState, epoch: Epoch) -> float:
     state.backbone.train()
     images, labels = next(state.data.batches(state.recipe, epoch))
     masks = torch_generator(state.recipe.seed, "masks", epoch.index, state.device)
-    loss, _, _ = phase_losses(state, epoch, images, labels, masks)
-    loss.backward()  # type: ignore[no-untyped-call]
+    try:
+        loss, _, _ = phase_losses(state, epoch, images, labels, masks)
+        loss.backward()  # type: ignore[no-untyped-call]
+        loss.item()  # waits for the device
+    except RuntimeError as error:
+        raise TrainingError(f"torch.compile failed ({one_line(error)}): set compile: false") from error
     state.optimizer.zero_grad()
-    loss.item()  # waits for the device
     state.compiled.add(epoch.phase)
     return time.perf_counter() - started
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
+from mixtune.training.device import describe_device
 from mixtune.training.evaluation import standard_error
 from mixtune.training.plan import Phase, make_plan, method_of, peak_rate
 from mixtune.training.state import TrainState
+
+TASK_PREFIXES = ("val_accuracy_", "test_accuracy_")  # before a task's name, where there are several
 
 
 @dataclass(frozen=True)
@@ -18,9 +21,9 @@ class Metrics:
     val_accuracy: top-1 on the validation split, in [0, 1], the mean of several tasks, and its binomial standard
     error; test_accuracy: the same on the test images, under ``protocol: paper`` alone; task_accuracies: of the split
     that is measured, by task, where there are several; train_latency_s: seconds of training steps so far, validation,
-    compilation and waiting left out, and its shares by phase; compile_s: seconds of torch.compile;
-    train_flops: floating-point operations of the whole recipe, counted from shapes;
-    ssl_loss, sl_loss: means over the latest epoch; lr_ssl, lr_sl: the peak rates used (base_lr * batch / 256).
+    compilation and waiting left out, and its shares by phase; compile_s: seconds of torch.compile; train_flops:
+    floating-point operations of the whole recipe, counted from shapes; ssl_loss, sl_loss: means over the latest
+    epoch; lr_ssl, lr_sl: the peak rates used (base_lr * batch / 256); device: the GPU, or the CPU and its threads.
     """
 
     val_accuracy: float
@@ -45,11 +48,13 @@ class Metrics:
     lr_ssl: float
     lr_sl: float
     precision: str
+    device: str
+    protocol: Literal["search", "paper"]
 
     @property
     def split(self) -> str:
         """What accuracies are of: ``test`` under ``protocol: paper``, else ``val``."""
-        return "val" if math.isnan(self.test_accuracy) else "test"
+        return "test" if self.protocol == "paper" else "val"
 
     @property
     def accuracy(self) -> float:
@@ -106,5 +111,7 @@ def measure(state: TrainState) -> Metrics:
         train_images=sum(len(task.train) for task in tasks),
         lr_ssl=peak_rate(optim.ssl, optim.batch_size),
         lr_sl=peak_rate(optim.sl, optim.batch_size),
+        device=describe_device(state.device),
+        protocol=state.recipe.protocol,
         precision=str(state.autocast_dtype).removeprefix("torch."),
     )

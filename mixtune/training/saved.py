@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mixtune import __version__, plugins
 from mixtune.backbone import Backbone, build_backbone
 from mixtune.document import parse_document
-from mixtune.errors import DataError, RequestError, show, suggest
+from mixtune.errors import DataError, RequestError, one_line, show, suggest
 from mixtune.files import make_folder, write_whole
 from mixtune.ledger import finite_or_none
 from mixtune.objectives import Objective
@@ -53,7 +53,7 @@ class SavedRun:
 def save_trained(directory: str | os.PathLike[str], state: TrainState, metrics: Metrics) -> None:
     """Write a trained recipe to a folder, which is made; one that was saved there before is replaced.
 
-    The weights are float32, named ``backbone.*``, ``objective.*`` and ``classifiers.<task>.*``; paths in the recipe
+    The weights are float32, named ``backbone.*``, ``objective.*`` and ``classifiers.<number>.*``; paths in the recipe
     are made absolute. metrics.json comes last: without it the folder is not whole. Raises DataError where the folder
     cannot be written.
     """
@@ -68,13 +68,18 @@ def save_trained(directory: str | os.PathLike[str], state: TrainState, metrics: 
     parts = _join(state.backbone, state.objective, state.classifiers)
     # copies, because safetensors refuses tensors that share memory
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in parts.state_dict().items()}
-    recipe = yaml.safe_dump(with_absolute_paths(state.recipe).to_dict(), sort_keys=False, explicit_end=True)
-    figures = json.dumps(finite_or_none(metrics.to_dict()), indent=2, allow_nan=False)
-    make_folder(folder)
-    (folder / METRICS).unlink(missing_ok=True)
-    write_whole(folder / RECIPE, recipe)
+    _clear(folder)
+    _write_recipe(folder, state.recipe)
     write_whole(folder / WEIGHTS, safetensors.torch.save(tensors, metadata))
-    write_whole(folder / METRICS, f"{figures}\n")
+    _write_metrics(folder, metrics.to_dict())
+
+
+def save_diverged(directory: str | os.PathLike[str], recipe: Recipe, metrics: Mapping[str, Any]) -> None:
+    """Write a recipe whose training diverged, and what is known of it; there are no weights. Raises as save_trained."""
+    folder = Path(directory)
+    _clear(folder)
+    _write_recipe(folder, recipe)
+    _write_metrics(folder, metrics)
 
 
 def load_trained(directory: str | os.PathLike[str], device: torch.device | str = "cpu") -> SavedRun:
@@ -113,10 +118,11 @@ def load_trained(directory: str | os.PathLike[str], device: torch.device | str =
 def saved_metrics(directory: str | os.PathLike[str], recipe: Recipe) -> dict[str, Any] | None:
     """Return the metrics of a recipe that a folder holds trained and whole, or None where the folder does not.
 
-    Raises RequestError where it holds another recipe's training, which a new one would replace.
+    Of a training that diverged they are what save_diverged() was given. Raises RequestError where the folder holds
+    another recipe's training, which a new one would replace.
     """
     folder = Path(directory)
-    if not all((folder / name).is_file() for name in (RECIPE, WEIGHTS, METRICS)):
+    if not all((folder / name).is_file() for name in (RECIPE, METRICS)):
         return None
     held = flatten(_read_recipe(folder / RECIPE, __version__).to_dict())
     for path, asked in flatten(with_absolute_paths(recipe).to_dict()).items():
@@ -124,6 +130,22 @@ def saved_metrics(directory: str | os.PathLike[str], recipe: Recipe) -> dict[str
             there = f"{path} {show(held.get(path))}, not {show(asked)}"
             raise RequestError(f"{folder} holds the training of another recipe ({there}): choose another folder")
     return _read_metrics(folder / METRICS)
+
+
+def _clear(folder: Path) -> None:
+    """Make a folder that holds no whole training any more. Raises RequestError or DataError."""
+    make_folder(folder)
+    for name in (METRICS, WEIGHTS):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _write_recipe(folder: Path, recipe: Recipe) -> None:
+    text = yaml.safe_dump(with_absolute_paths(recipe).to_dict(), sort_keys=False, explicit_end=True)
+    write_whole(folder / RECIPE, text)
+
+
+def _write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
+    write_whole(folder / METRICS, json.dumps(finite_or_none(dict(metrics)), indent=2, allow_nan=False) + "\n")
 
 
 def _join(backbone: Backbone, objective: Objective, classifiers: nn.ModuleList) -> nn.ModuleDict:
@@ -152,7 +174,7 @@ def _read_weights(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise DataError(f"{path} is damaged: {_one_line(error)}") from error
+        raise DataError(f"{path} is damaged: {one_line(error)}") from error
     absent = {"mixtune", "image_size", "channels", "classes"} - set(metadata)
     if absent:
         raise DataError(f"{path} was not saved by mixtune: its metadata lacks {', '.join(sorted(absent))}")
@@ -163,7 +185,7 @@ def _read_recipe(path: Path, version: str) -> Recipe:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {_one_line(error)}") from error
+        raise DataError(f"{path} cannot be read: {one_line(error)}") from error
     if not text.rstrip().endswith(f"\n{_END}"):
         raise DataError(f"{path} is damaged: it does not end with {_END!r}")
     document = parse_document(text, str(path))
@@ -178,7 +200,7 @@ def _read_metrics(path: Path) -> dict[str, Any]:
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} is damaged: {_one_line(error)}") from error
+        raise DataError(f"{path} is damaged: {one_line(error)}") from error
     if not isinstance(metrics, dict):
         raise DataError(f"{path} is damaged: it holds no names with values")
     return metrics
@@ -190,7 +212,3 @@ def _require_equal_shapes(wanted: Mapping[str, Tensor], held: Mapping[str, Tenso
         asked, given = (str(tuple(side[name].shape)) if name in side else "none" for side in (wanted, held))
         if asked != given:
             raise DataError(f"{mismatch}: {name} is {asked} by the recipe, {given} in the file")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

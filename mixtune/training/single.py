@@ -8,6 +8,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from mixtune.errors import RequestError, TrainingError, one_line
 from mixtune.files import make_folder
 from mixtune.recipe import Recipe, parse_recipe
 from mixtune.space import load_space, override
@@ -15,7 +18,7 @@ from mixtune.training.data import load_training_data
 from mixtune.training.device import choose_device
 from mixtune.training.loop import train
 from mixtune.training.metrics import Metrics, measure
-from mixtune.training.saved import save_trained
+from mixtune.training.saved import save_trained, saved_metrics
 from mixtune.training.state import EpochResult, TrainState, start_state
 
 
@@ -39,7 +42,8 @@ def train_recipe(
 
     recipe: a Recipe, nested values, or a search space's file, whose base recipe is trained; overrides: dotted
     values put over it; out: a folder for the recipe, the weights and the metrics (see mixtune.training.saved).
-    Raises RequestError, DataError, or DivergedError.
+    One that holds the same recipe already is trained anew.
+    Raises RequestError, DataError, or TrainingError: DivergedError where a loss is NaN or infinite.
     """
     if isinstance(recipe, str | PathLike):
         recipe = load_space(recipe).recipe
@@ -47,12 +51,23 @@ def train_recipe(
         recipe = parse_recipe(recipe)
     recipe = override(recipe, overrides or {})
     if out is not None:
-        make_folder(Path(out))  # a folder that cannot be had should not cost a training
+        _claim(Path(out), recipe)
     device = choose_device()
-    state = start_state(recipe, load_training_data(recipe, device), device)
-    for _ in train(state):
-        on_epoch(measure(state))
+    try:
+        state = start_state(recipe, load_training_data(recipe, device), device)
+        for _ in train(state):
+            on_epoch(measure(state))
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(f"the GPU's memory is full: lower optim.batch_size ({one_line(error)})") from error
     trained = Trained(recipe, measure(state), state.history, state)
     if out is not None:
         save_trained(out, state, trained.metrics)
     return trained
+
+
+def _claim(folder: Path, recipe: Recipe) -> None:
+    """Refuse, before it costs a training, a folder that cannot be had or holds something else."""
+    if (folder / "space.yaml").exists():
+        raise RequestError(f"{folder} holds a search: choose another folder")
+    saved_metrics(folder, recipe)  # raises where it holds another recipe's training
+    make_folder(folder)

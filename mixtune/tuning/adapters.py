@@ -11,7 +11,7 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
-from mixtune.training.metrics import Metrics
+from mixtune.training.metrics import TASK_PREFIXES, Metrics
 from mixtune.tuning.state import RunningSearch
 
 
@@ -77,7 +77,8 @@ class SearchCallback(_DrivenBySearch, Callback):  # type: ignore[misc]
 
 def own_metrics(result: dict[str, Any]) -> dict[str, Any]:
     """Return what the trainable measured, without what Ray adds to each result."""
-    return {field.name: result[field.name] for field in fields(Metrics) if field.name in result}
+    names = {field.name for field in fields(Metrics)}
+    return {name: value for name, value in result.items() if name in names or name.startswith(TASK_PREFIXES)}
 
 
 def failure_reason(trial: Trial) -> str:

@@ -13,7 +13,8 @@ import yaml
 from mixtune.errors import RequestError
 from mixtune.recipe import with_absolute_paths
 from mixtune.space import SearchSpace, load_space, space_from_dict
-from mixtune.training.data import TrainingData, load_training_data
+from mixtune.training.data import TrainingData, load_training_data, place_images
+from mixtune.training.device import release_memory
 from mixtune.training.forecast import Size, dearest_recipe, forecast_latency, measure_speeds, recipe_flops
 from mixtune.tuning.cluster import plan_slots, usable_cpus, usable_gpus
 
@@ -92,6 +93,8 @@ def reference_point(prepared: Prepared, device: torch.device) -> dict[str, float
     torch.set_num_threads(max(1, int(space.resources.cpus_per_trial)))
     speeds = measure_speeds(space.recipe, load_training_data(space.recipe, device), device)
     torch.set_num_threads(threads)
+    place_images.cache_clear()  # the GPU is the trials'
+    release_memory(space.recipe.compile)
     return {
         "val_accuracy": sum(1.0 / classes for classes in size.classes) / len(size.classes),
         "train_latency_s": max(forecast_latency(flops, speeds) for flops in costs),

@@ -15,7 +15,7 @@ from mixtune.errors import RequestError
 from mixtune.recipe import Recipe, change_recipe, flatten, parse_recipe
 from mixtune.space import load_space
 from mixtune.training.data import load_training_data
-from mixtune.training.device import choose_device
+from mixtune.training.device import choose_device, release_memory
 from mixtune.training.loop import train
 from mixtune.training.metrics import measure
 from mixtune.training.state import TrainState, start_state
@@ -52,8 +52,9 @@ class MixTrainable(tune.Trainable):  # type: ignore[misc]
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Start another trial in this worker process, once the memory of the one before is free."""
+        compiled = self.state.recipe.compile
         del self.state, self._epochs
-        torch.cuda.empty_cache()
+        release_memory(compiled)
         self.setup(new_config)
         return True
 

@@ -166,15 +166,14 @@ def test_masked_autoencoding_learns_to_fill_in_digits(make_state, encode):
 
 
 def test_compiled_training_learns_the_same_and_reports_its_compilation_apart(make_state):
-    changes = {"epochs.ssl": 0, "epochs.sl": 2, "model.depth": 1}
+    changes = {"epochs.ssl": 2, "epochs.sl": 3, "rho": 0.5, "model.depth": 1, "ssl.decoder_depth": 1}
     plain, compiled = (make_state({**changes, "compile": compile}) for compile in (False, True))
     for one, other in zip(train(plain), train(compiled), strict=True):
-        assert other.sl_loss == pytest.approx(one.sl_loss, rel=1e-4)
-        assert (other.compile_seconds > 0) == (other.epoch == 1)
-    head, other = plain.classifiers[0].head.weight, compiled.classifiers[0].head.weight
-    torch.testing.assert_close(other, head, rtol=1e-3, atol=1e-4)
+        assert (other.ssl_loss or 0.0) == pytest.approx(one.ssl_loss or 0.0, rel=1e-4)
+        assert (other.sl_loss or 0.0) == pytest.approx(one.sl_loss or 0.0, rel=1e-4)
+        assert (other.compile_seconds > 0) == (other.epoch <= 3)  # SSL, mix, the first of SL, not the second
     metrics = measure(compiled)
-    assert metrics.compile_s == compiled.history[0].compile_seconds > compiled.history[0].seconds
+    assert metrics.compile_s == sum(r.compile_seconds for r in compiled.history) > metrics.train_latency_s
     assert "s of compilation" in final_line(metrics)
 
 

@@ -193,9 +193,9 @@ def test_an_interrupted_save_is_never_mistaken_for_a_whole_one(trained, tmp_path
 
 def test_a_folder_that_cannot_be_written_is_one_line(trained, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"file cannot be made: File exists$"):
+    with pytest.raises(RequestError, match=r"file cannot be made: File exists$"):
         save_trained(tmp_path / "file", trained, measure(trained))
-    with pytest.raises(DataError, match=r"file/run cannot be made: Not a directory$"):
+    with pytest.raises(RequestError, match=r"file/run cannot be made: Not a directory$"):
         save_trained(tmp_path / "file" / "run", trained, measure(trained))
 
 

@@ -122,6 +122,16 @@ def test_one_objective_without_a_clock(small_space: Any, ray_quietly: None, tmp_
     assert best["train_flops"] == result.trials["train_flops"].min()
 
 
+def test_several_tasks_are_searched_by_their_mean_and_each_has_its_column(
+    small_space: Any, ray_quietly: None, tmp_path: Path
+) -> None:
+    values = small_space(search={"trials": 2}, baselines=[])
+    values["recipe"]["data"]["dataset"] = ["digits", "digits"]
+    trials = mixtune.search(values, out=tmp_path / "run", console=quiet()).trials
+    means = (trials["val_accuracy_digits"] + trials["val_accuracy_digits_2"]) / 2
+    assert trials["val_accuracy"].tolist() == pytest.approx(means.tolist())
+
+
 ALPHA = {"alpha": {"uniform": [0.1, 0.9]}}
 PROBLEMS = [
     ({"data": {"dataset": "digits"}}, {}, "space is empty: a search needs a distribution"),
@@ -131,6 +141,16 @@ PROBLEMS = [
         {"data": {"dataset": "digits", "fraction": 0.01}},
         ALPHA,
         "optim.batch_size 256 is more than the 13 training images",
+    ),
+    (
+        {"data": {"dataset": "digits"}},
+        {"data.dataset": {"choice": ["digits", "CIFAR10"]}},
+        "is the same for all trials of a search",
+    ),
+    (
+        {"data": {"dataset": "digits"}},
+        {"augment.crop_ratio": {"choice": [[0.5, 2.0], [0.9, 1.1]]}},
+        "augment.crop_ratio",
     ),
     ({"data": {"dataset": "digit"}}, ALPHA, "did you mean 'digits'"),
     ({"data": {"dataset": "image_folder", "root": "nowhere"}}, ALPHA, "nowhere"),
