@@ -29,6 +29,7 @@ RECIPE: dict[str, Any] = {
     "model": {"patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 4},
     "epochs": {"ssl": 20, "sl": 20},
 }
+SETTING = "10 % of CIFAR-10 (JPEG), width 64, depth 4, patch 4, 20+20 epochs, rho 0.5, alpha 0.5, encode: visible"
 NAMES = ["method", "mix_schedule", "carry_state"]
 CANDIDATES = [
     *(("mixtraining", schedule, carry) for schedule, carry in product(["sl", "blend", "ssl"], ["yes", "no"])),
@@ -75,7 +76,10 @@ def main() -> None:
         measure(options.root, options.seeds, options.processes)
     percent = 100 * pd.read_csv(RESULTS, keep_default_na=False).set_index(NAMES).val_accuracy
     table = percent.groupby(level=NAMES, sort=False).agg(["count", "mean", "std"]).round(2)
-    print(table.sort_values("mean", ascending=False).to_string())
+    ranked = table.sort_values("mean", ascending=False).to_string()
+    text = f"validation accuracy in percent over seeds; {SETTING}\n\n{ranked}"
+    print(text)
+    RESULTS.with_suffix(".txt").write_text(f"{text}\n")
 
 
 if __name__ == "__main__":
