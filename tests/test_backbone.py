@@ -255,7 +255,7 @@ def test_without_weights_in_the_cache_or_a_network_that_is_said(no_hub):
     with pytest.raises(DataError) as refused:
         build_backbone(Model(**WHOLE, pretrained=True), 32, 3)
     said = str(refused.value)
-    assert said.startswith("model.pretrained: timm's weights for test_vit could not be had (OfflineModeIsEnabled")
+    assert said.startswith("model.pretrained: timm's weights for test_vit could not be had (Cannot reach ")
     assert said.endswith("model.pretrained takes the path of a file of them too")
     assert "\n" not in said
 
@@ -270,7 +270,7 @@ def test_a_hub_that_does_not_answer_is_asked_once(tmp_path, monkeypatch, capfd):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
     huggingface_hub.close_session()
     started = time.perf_counter()
-    with pytest.raises(DataError, match=r"could not be had \(ConnectError: \[Errno "):
+    with pytest.raises(DataError, match=r"could not be had \(\[Errno "):
         build_backbone(Model(**WHOLE, pretrained=True), 32, 3)
     assert time.perf_counter() - started < 20
     assert capfd.readouterr().err == ""
@@ -363,8 +363,8 @@ def test_a_file_is_never_unpickled_into_code(tmp_path, weights):
     [
         ({"blocks.3.norm1.weight": None}, "it lacks blocks.3.norm1.weight"),
         ({"pos_embed": None}, "it lacks pos_embed"),
-        ({"blocks.0.mlp.fc1.weight": torch.ones(96, 64)}, "RuntimeError: Error(s) in loading state_dict"),
-        ({"pos_embed": torch.ones(1, 8, 64)}, "RuntimeError: "),
+        ({"blocks.0.mlp.fc1.weight": torch.ones(96, 64)}, "Error(s) in loading state_dict"),
+        ({"pos_embed": torch.ones(1, 8, 64)}, "Error(s) in loading state_dict"),
     ],
 )
 def test_weights_that_are_of_another_model_are_refused(tmp_path, weights, change, reason):
