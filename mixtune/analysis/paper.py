@@ -18,6 +18,10 @@ _LAMBDA = 0.5  # in every table
 _METHODS = ("sl", "ssl_sl", "mixtraining")
 
 
+class NoPaperRowsError(LookupError):
+    """The paper has no figures for a setting; the message is one line on what it has."""
+
+
 def paper_rows(
     dataset: str | Sequence[str],
     ssl_dataset: str | None,
@@ -27,8 +31,8 @@ def paper_rows(
     alpha: float,
     rho: float,
     lambda_: float = _LAMBDA,
-) -> pd.DataFrame | None:
-    """Return the paper's sl, ssl_sl and mixtraining, a row each, at exactly this setting; None if it has none.
+) -> pd.DataFrame:
+    """Return the paper's sl, ssl_sl and mixtraining, a row each, at exactly this setting.
 
     Columns: method; accuracy (a share, the mean of several tasks); accuracy_<task> for each of several tasks, in the
     order asked; latency_s; speedup (the seconds of the paper's SSL+SL over MixTraining's, NaN for the others); table;
@@ -37,11 +41,11 @@ def paper_rows(
     Datasets are known by the paper's names, torchvision's and this project's (CIFAR-10, CIFAR10, tiny_imagenet);
     several tasks in any order, as a sequence or joined by "+". alpha and rho count for MixTraining alone, lambda where
     two datasets are mixed. Where tables repeat a setting, those with latencies come first (1 to 3, then 6 and 8 to
-    16), then 4 before 5: they differ by up to 1.6 points.
+    16), then 4 before 5: they differ by up to 1.6 points. Raises NoPaperRowsError where the paper has no such setting.
     """
-    rows, _ = _select(dataset, ssl_dataset, data_percent, ssl_epochs, sl_epochs, alpha, rho, lambda_)
+    rows, reason = _select(dataset, ssl_dataset, data_percent, ssl_epochs, sl_epochs, alpha, rho, lambda_)
     if rows.empty:
-        return None
+        raise NoPaperRowsError(reason)
     names = _split(dataset)
     found = {str(method): group.set_index("key") for method, group in rows.groupby("method")}
     times = {method: float(group["train_latency_s"].iloc[0]) for method, group in found.items()}
@@ -63,20 +67,6 @@ def paper_rows(
             }
         )
     return pd.DataFrame(records)
-
-
-def explain_missing_rows(
-    dataset: str | Sequence[str],
-    ssl_dataset: str | None,
-    data_percent: float,
-    ssl_epochs: int,
-    sl_epochs: int,
-    alpha: float,
-    rho: float,
-    lambda_: float = _LAMBDA,
-) -> str:
-    """Return one line on why :func:`paper_rows` is None for this setting, with what the paper has; "" if it is not."""
-    return _select(dataset, ssl_dataset, data_percent, ssl_epochs, sl_epochs, alpha, rho, lambda_)[1]
 
 
 def _select(

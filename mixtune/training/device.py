@@ -38,6 +38,12 @@ def release_memory(compiled: bool) -> None:
     torch.cuda.empty_cache()
 
 
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """Return the dtype of matrix products for a recipe's ``precision``: float32, bfloat16 or auto."""
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    return dtypes.get(precision) or fastest_dtype(device)
+
+
 @functools.cache
 def fastest_dtype(device: torch.device) -> torch.dtype:
     """Return the dtype of ``precision: auto``: float32, but bfloat16 on a GPU that multiplies faster in it.

@@ -122,6 +122,8 @@ def compile_phase(state: TrainState, epoch: Epoch) -> float:
         loss, _, _ = phase_losses(state, epoch, images, labels, masks)
         loss.backward()  # type: ignore[no-untyped-call]
         loss.item()  # waits for the device
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         raise TrainingError(f"torch.compile failed ({one_line(error)}): set compile: false") from error
     state.optimizer.zero_grad()

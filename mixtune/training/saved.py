@@ -15,8 +15,8 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from mixtune import __version__, plugins
-from mixtune.backbone import Backbone, build_backbone
+from mixtune import __version__
+from mixtune.backbone import Backbone
 from mixtune.document import parse_document
 from mixtune.errors import DataError, RequestError, one_line, show, suggest
 from mixtune.files import make_folder, write_whole
@@ -24,7 +24,7 @@ from mixtune.ledger import finite_or_none
 from mixtune.objectives import Objective
 from mixtune.recipe import Recipe, RecipeError, flatten, parse_recipe, with_absolute_paths
 from mixtune.training.metrics import Metrics
-from mixtune.training.state import Classifier, TrainState
+from mixtune.training.state import TrainState, build_parts
 
 RECIPE, WEIGHTS, METRICS = "recipe.yaml", "model.safetensors", "metrics.json"
 
@@ -98,15 +98,13 @@ def load_trained(directory: str | os.PathLike[str], device: torch.device | str =
     if tasks != list(classes):
         raise DataError(f"{mismatch}: the recipe's tasks are {', '.join(tasks)}, the weights' {', '.join(classes)}")
     image_size, channels = int(metadata["image_size"]), int(metadata["channels"])
-    with torch.random.fork_rng(devices=[]):  # fresh weights are drawn, and then put aside
-        try:
-            # the weights are at hand, whatever they began from
-            backbone = build_backbone(recipe.model.model_copy(update={"pretrained": False}), image_size, channels)
-            found = plugins.find("objectives", recipe.ssl.objective, "ssl.objective")
-            objective: Objective = found.build(recipe.ssl, backbone)
-        except RequestError as error:
-            raise DataError(f"{mismatch}: {error}") from error
-        classifiers = nn.ModuleList(Classifier(backbone, len(names), recipe.model.pool) for names in classes.values())
+    # the weights are at hand, whatever they began from
+    unfilled = recipe.model_copy(update={"model": recipe.model.model_copy(update={"pretrained": False})})
+    try:
+        counts = [len(names) for names in classes.values()]
+        backbone, objective, classifiers = build_parts(unfilled, image_size, channels, counts)
+    except RequestError as error:
+        raise DataError(f"{mismatch}: {error}") from error
     parts = _join(backbone, objective, classifiers)
     _require_equal_shapes(parts.state_dict(), tensors, mismatch)
     parts.load_state_dict(tensors)

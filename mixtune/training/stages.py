@@ -25,7 +25,7 @@ from mixtune import __version__
 from mixtune.errors import RequestError
 from mixtune.recipe import Recipe
 from mixtune.training.data import ImagePool, TrainingData
-from mixtune.training.device import describe_device, fastest_dtype
+from mixtune.training.device import choose_dtype, describe_device
 from mixtune.training.optimizer import followed_schedules
 from mixtune.training.plan import Epoch, Phase, learning_rates, make_plan
 
@@ -58,12 +58,11 @@ def _describe_start(recipe: Recipe, data: TrainingData, device: torch.device) ->
     The objective's settings are here and not with the epochs that use it: its weights are a part of any state, also
     of a recipe without SSL. ``model.pool`` is not here: it is the classifier's input alone.
     """
-    dtype = str(fastest_dtype(device)).removeprefix("torch.") if recipe.precision == "auto" else recipe.precision
     return {
         "versions": {"mixtune": __version__, **{package: version(package) for package in _PACKAGES}},
         "device": describe_device(device),
         "instructions": torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else None,
-        "dtype": dtype,
+        "dtype": str(choose_dtype(recipe.precision, device)),
         "compile": recipe.compile,
         "seed": recipe.seed,
         "protocol": recipe.protocol,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -15,7 +15,7 @@ from mixtune.backbone import Backbone, build_backbone
 from mixtune.objectives import Objective
 from mixtune.recipe import Recipe
 from mixtune.training.data import TrainingData
-from mixtune.training.device import fastest_dtype
+from mixtune.training.device import choose_dtype
 from mixtune.training.flops import phase_flops
 from mixtune.training.optimizer import build_optimizer
 from mixtune.training.plan import Phase, make_plan
@@ -73,8 +73,7 @@ class TrainState:
     @property
     def autocast_dtype(self) -> torch.dtype:
         """The dtype of matrix products; weights and optimizer are float32 always."""
-        dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-        return dtypes.get(self.recipe.precision) or fastest_dtype(self.device)
+        return choose_dtype(self.recipe.precision, self.device)
 
     def autocast(self) -> torch.autocast:
         """Return the context of a forward pass."""
@@ -108,19 +107,31 @@ class TrainState:
 def start_state(recipe: Recipe, data: TrainingData, device: torch.device | str = "cpu") -> TrainState:
     """Build a recipe's models with weights from its seed. Raises RequestError where they cannot be built."""
     device = torch.device(device)
-    with _seeded(recipe, "init.backbone"):
-        backbone = build_backbone(recipe.model, data.image_size, data.channels)
-    with _seeded(recipe, "init.objective"):
-        objective: Objective = plugins.find("objectives", recipe.ssl.objective, "ssl.objective").build(
-            recipe.ssl, backbone
-        )
-    with _seeded(recipe, "init.classifier"):
-        classifiers = nn.ModuleList(Classifier(backbone, len(task.classes), recipe.model.pool) for task in data.tasks)
+    classes = [len(task.classes) for task in data.tasks]
+    backbone, objective, classifiers = build_parts(recipe, data.image_size, data.channels, classes)
     parts = {"backbone": backbone, "objective": objective, "classifiers": classifiers}
     for part in parts.values():
         part.to(device)
     optimizer = build_optimizer(parts, kept_whole={*backbone.vit.no_weight_decay(), "mask_token"})
     return TrainState(recipe, data, device, backbone, objective, classifiers, optimizer)
+
+
+def build_parts(
+    recipe: Recipe, image_size: int, channels: int, classes: Sequence[int]
+) -> tuple[Backbone, Objective, nn.ModuleList]:
+    """Return backbone, objective and a classifier for each task's number of classes, with weights from the seed.
+
+    Raises RequestError where they cannot be built.
+    """
+    with _seeded(recipe, "init.backbone"):
+        backbone = build_backbone(recipe.model, image_size, channels)
+    with _seeded(recipe, "init.objective"):
+        objective: Objective = plugins.find("objectives", recipe.ssl.objective, "ssl.objective").build(
+            recipe.ssl, backbone
+        )
+    with _seeded(recipe, "init.classifier"):
+        classifiers = nn.ModuleList(Classifier(backbone, count, recipe.model.pool) for count in classes)
+    return backbone, objective, classifiers
 
 
 @contextmanager
