@@ -27,7 +27,7 @@ def training() -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(BENCHMARKS)
         yield importlib.import_module("training")
-        for name in ("training", "plain_loop"):
+        for name in ("training", "training_report", "plain_loop"):
             del sys.modules[name]
 
 
@@ -98,12 +98,13 @@ def test_the_plain_loop_does_the_same_operations(training: ModuleType, images: P
     plain = training.make_plain_loop(training.start_state(recipe, data), classes=3)
     loader = training.make_loader(tmp_path / "train", size.side, batch, 0, torch.device("cpu"))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        plain.train_epoch(training.KINDS[kind][0], loader)
+        plain.train_epoch(training.EPOCHS[kind][0], loader)
     assert counter.get_total_flops() / batch == training.count_operations(recipe)
 
 
 def test_a_shortfall_is_said(training: ModuleType) -> None:
     """Seconds by hand: SSL visible takes 0.6 of full, and mix 0.6 of SSL full plus SL."""
+    report = sys.modules["training_report"]  # imported by the script
     seconds = {"SL": 1.0, "SSL visible": 0.6, "SSL full": 1.0, "mix": 1.2}
     flops = {"SL": 1.0} | training.METHOD
     contenders = [
@@ -111,15 +112,17 @@ def test_a_shortfall_is_said(training: ModuleType) -> None:
         for kind, value in seconds.items()
         for loop, factor in (("mixtune", 1.0), ("plain", 1.0 if kind == "mix" else 1.2))
     ]
-    measured = training.Measured("tiny256", training.Load(1, 3), contenders, counted=flops | {"mix": 1.0})
+    measured = training.Measured(
+        "tiny256", training.SIZES["tiny256"], training.Load(1, 3), contenders, counted=flops | {"mix": 1.0}
+    )
 
-    speeds = list(training.speed_rows(measured, 1.15))
+    speeds = list(report.speed_rows(measured, 1.15))
     assert [row[2:5] for row in speeds][:2] == [["3.0", "2.5", "1.20"], ["5.0", "4.2", "1.20"]]
     assert [row[-1] for row in speeds] == ["met", "met", "met", "short by 13.0%"]
-    costs = [(row[2], row[4], row[-1]) for row in training.cost_rows(measured)]
+    costs = [(row[2], row[4], row[-1]) for row in report.cost_rows(measured)]
     assert costs[:2] == [("0.600", "0.330", "short by 20.0%"), ("0.600", "0.539", "met")]
     assert costs[2] == ("0.750", "0.843", "met: costs 11.0% less")
-    by_pytorch, by_method = (row[-3:] for row in training.count_rows(measured) if row[1] == "mix")
+    by_pytorch, by_method = (row[-3:] for row in report.count_rows(measured) if row[1] == "mix")
     assert by_pytorch == ["+16.70%", "within 2%", "short by 14.7%"]
     assert by_method == ["+0.00%", "within 2%", "met"]
 
