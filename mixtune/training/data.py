@@ -15,11 +15,12 @@ from mixtune.datasets import Dataset, ImageSet, load_dataset, mix_images, split_
 from mixtune.errors import RequestError
 from mixtune.recipe import Recipe, Task
 from mixtune.training.augmentation import Augmentation, normalise
+from mixtune.training.device import allowed_memory
 from mixtune.training.plan import Epoch
 from mixtune.training.streams import Stream, numpy_generator, torch_generator
 
 Indices = np.ndarray[tuple[int], np.dtype[np.int64]]
-RESIDENT_SHARE = 1 / 3  # of a GPU's free memory: larger image sets stay on the host
+RESIDENT_SHARE = 1 / 3  # of the GPU memory that a trial may use: larger image sets stay on the host
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,16 @@ def load_training_data(recipe: Recipe, device: torch.device | str = "cpu") -> Tr
     )
 
 
+def load_test_pools(recipe: Recipe, data: TrainingData) -> tuple[ImagePool, ...]:
+    """Return each task's test images: size, channels, statistics and device are those of its training images.
+
+    ``data`` is what load_training_data() gave for the recipe. Under ``protocol: search`` nothing else touches test
+    images. Raises RequestError or DataError as it does, so also for a dataset that has no test images.
+    """
+    device = data.tasks[0].train.indices.device
+    return tuple(_test_pool(dataset, recipe, device) for dataset in _load_tasks(recipe))
+
+
 def _load_tasks(recipe: Recipe) -> list[Dataset]:
     """Return each task's dataset, all of one image size and number of channels."""
     section = recipe.data
@@ -193,8 +204,7 @@ def _task_data(recipe: Recipe, task: Task, dataset: Dataset, other: ImagePool | 
     own_ssl = train if section.ssl_fraction is None else _split(images, recipe, section.ssl_fraction)[0]
     held_out = replace(pool, indices=torch.from_numpy(val).to(device))
     if recipe.protocol == "paper":
-        assert dataset.test is not None
-        held_out = _pool(dataset.test, np.arange(len(dataset.test.images)), recipe, device)
+        held_out = _test_pool(dataset, recipe, device)
     return TaskData(
         name=task.name,
         classes=images.classes,
@@ -202,6 +212,11 @@ def _task_data(recipe: Recipe, task: Task, dataset: Dataset, other: ImagePool | 
         ssl=other or _for_ssl(replace(pool, indices=torch.from_numpy(own_ssl).to(device)), recipe),
         held_out=held_out,
     )
+
+
+def _test_pool(dataset: Dataset, recipe: Recipe, device: torch.device) -> ImagePool:
+    assert dataset.test is not None
+    return _pool(dataset.test, np.arange(len(dataset.test.images)), recipe, device)
 
 
 def _split(images: ImageSet, recipe: Recipe, fraction: float) -> tuple[Indices, Indices]:
@@ -274,6 +289,6 @@ def place_images(images: ImageSet, device: torch.device) -> tuple[Tensor, Tensor
     """Return images and labels for a device; a process that trains trial after trial copies them once."""
     pixels, labels = images.tensors()
     labels = None if labels is None else labels.to(device)
-    if device.type == "cuda" and pixels.nbytes > RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
+    if device.type == "cuda" and pixels.nbytes > RESIDENT_SHARE * allowed_memory(device):
         return pixels, labels
     return pixels.to(device), labels

@@ -6,6 +6,8 @@ import functools
 import gc
 import platform
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
@@ -20,10 +22,38 @@ def choose_device() -> torch.device:
 
 
 def describe_device(device: torch.device) -> str:
-    """Return the GPU's name, or the CPU's kind and the threads that this process uses."""
+    """Return the GPU's name, or the CPU's and the threads that this process uses."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
+    return f"{_cpu_name()}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
+
+
+@functools.cache
+def _cpu_name() -> str:
+    """Return the CPU's model name where Linux tells it, else its architecture."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, name = line.partition(":")
+            if key.strip() == "model name":
+                return " ".join(name.split())
+    return f"{platform.machine()} CPU"
+
+
+_limits: dict[int | None, int] = {}  # bytes, of GPUs that are shared
+
+
+def limit_memory(device: torch.device, limit_bytes: int | None) -> None:
+    """Let PyTorch allocate at most ``limit_bytes`` on a GPU from now on, in this process; None and a CPU: no limit."""
+    if limit_bytes is None or device.type != "cuda":
+        return
+    _, total = torch.cuda.mem_get_info(device)
+    _limits[device.index] = min(total, max(1, limit_bytes))
+    torch.cuda.set_per_process_memory_fraction(_limits[device.index] / total, device.index)
+
+
+def allowed_memory(device: torch.device) -> int:
+    """Return the bytes of a GPU that this process may allocate: limit_memory()'s, or all."""
+    return _limits.get(device.index) or torch.cuda.mem_get_info(device)[1]
 
 
 def release_memory(compiled: bool) -> None:

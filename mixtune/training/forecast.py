@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -52,31 +53,61 @@ class Size:
 
 def recipe_flops(recipe: Recipe, size: Size) -> dict[Phase, float]:
     """Return the training operations of a whole recipe by phase, without allocating its weights."""
-    with torch.device("meta"):
-        backbone = build_backbone(recipe.model, recipe.data.image_size or size.image_size, size.channels)
-        objective = plugins.find("objectives", recipe.ssl.objective, "ssl.objective").build(recipe.ssl, backbone)
-    per_image = phase_flops(backbone, objective, size.classes)
+    per_image = _image_flops(recipe, size)
     plan, images = make_plan(recipe), size.epoch_images(recipe)
     return {phase: per_image[phase] * images * sum(e.phase == phase for e in plan) for phase in PHASES}
 
 
+def step_flops(recipe: Recipe, size: Size) -> float:
+    """Return the training operations of one step of the dearest phase that a recipe has; 0 where it has no step."""
+    if not size.epoch_images(recipe):
+        return 0.0
+    per_image = _image_flops(recipe, size)
+    return max(per_image[epoch.phase] for epoch in make_plan(recipe)) * recipe.optim.batch_size * len(size.classes)
+
+
+def _image_flops(recipe: Recipe, size: Size) -> dict[Phase, float]:
+    with torch.device("meta"):
+        backbone = build_backbone(recipe.model, recipe.data.image_size or size.image_size, size.channels)
+        objective = plugins.find("objectives", recipe.ssl.objective, "ssl.objective").build(recipe.ssl, backbone)
+    return phase_flops(backbone, objective, size.classes)
+
+
 def dearest_recipe(space: SearchSpace, size: Size) -> Recipe:
-    """Return the recipe of the space that needs the most operations.
+    """Return the recipe of the space that needs the most operations; see _costliest for how surely."""
+    return _costliest(space, lambda recipe: (sum(recipe_flops(recipe, size).values()),))
+
+
+def largest_recipe(space: SearchSpace, size: Size) -> Recipe:
+    """Return the recipe of the space whose training needs the most memory: that with the most operations in a step.
+
+    What a step computes it keeps for the backward pass. See _costliest for how surely it is found.
+    """
+
+    def cost(recipe: Recipe) -> tuple[float, ...]:
+        # of equal steps the longer training: epochs.ssl and rho, say, add a phase only together
+        return step_flops(recipe, size), sum(recipe_flops(recipe, size).values())
+
+    return _costliest(space, cost)
+
+
+def _costliest(space: SearchSpace, cost: Callable[[Recipe], tuple[float, ...]]) -> Recipe:
+    """Return the recipe of the space that costs the most.
 
     Found from the base recipe, coordinate by coordinate over every distribution's ends and choices, twice around:
     exact where no two parameters pull each other's cost in opposite directions.
     """
 
-    def cost(params: dict[str, Any]) -> float:
+    def cost_at(params: dict[str, Any]) -> tuple[float, ...]:
         try:
-            return sum(recipe_flops(space.recipe_at(params), size).values())
+            return cost(space.recipe_at(params))
         except RequestError:  # values that are right one by one, but not together: such a trial fails, it costs nothing
-            return 0.0
+            return ()
 
     params: dict[str, Any] = {}
     for _ in range(2):
         for path, value in space.extremes():
-            params = max(params, {**params, path: value}, key=cost)
+            params = max(params, {**params, path: value}, key=cost_at)
     return space.recipe_at(params)
 
 

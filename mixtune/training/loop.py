@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixtune.errors import TrainingError, one_line
+from mixtune.training.device_lock import DeviceLock
 from mixtune.training.evaluation import measure_accuracies
+from mixtune.training.meter import Meter, OnWindow, phase_signature
 from mixtune.training.optimizer import set_rates
 from mixtune.training.plan import Epoch, make_plan
 from mixtune.training.state import EpochResult, TrainState
@@ -21,17 +23,20 @@ class DivergedError(TrainingError):
     """A loss became NaN or infinite."""
 
 
-def train(state: TrainState) -> Iterator[EpochResult]:
+def train(state: TrainState, on_window: OnWindow = lambda *_: None) -> Iterator[EpochResult]:
     """Train the epochs that the state has not seen yet, yielding after each; the state is whole at every yield.
 
+    What state.step_times lacks is measured meanwhile, alone on the device, and ``on_window`` told of it; the device is
+    shared with other trainings of this machine, but never held while this generator waits for its caller.
     Raises DivergedError, naming epoch, step and phase, at the end of an epoch with a NaN or infinite loss.
     """
+    meter = Meter(DeviceLock.of(state.device), state.step_times, on_window)
     plan = make_plan(state.recipe)
     for epoch in plan[len(state.history) :]:
         crosses_border = epoch.index > 0 and plan[epoch.index - 1].phase != epoch.phase
         if crosses_border and not state.recipe.optim.carry_state:
             state.optimizer.state.clear()
-        result = _train_epoch(state, epoch, last=epoch == plan[-1])
+        result = _train_epoch(state, epoch, meter, last=epoch == plan[-1])
         state.history.append(result)
         yield result
 
@@ -77,29 +82,42 @@ def train_step(
     return ssl_loss.detach(), sl_loss.detach()
 
 
-def _train_epoch(state: TrainState, epoch: Epoch, last: bool) -> EpochResult:
-    steps = state.data.steps
-    compile_seconds = compile_phase(state, epoch)
-    masks = torch_generator(state.recipe.seed, "masks", epoch.index, state.device)
-    losses = torch.zeros(steps, 2, device=state.device)  # SSL, SL; read once, after the epoch
-    state.backbone.train()
-    started = time.perf_counter()
-    for step, (images, labels) in enumerate(state.data.batches(state.recipe, epoch)):
-        set_rates(state.optimizer, state.recipe, epoch, step, steps)
-        losses[step, 0], losses[step, 1] = train_step(state, epoch, images, labels, masks)
-    measured = losses.cpu()  # waits for the device
-    seconds = time.perf_counter() - started
-    _refuse_divergence(measured, epoch)
+def _train_epoch(state: TrainState, epoch: Epoch, meter: Meter, last: bool) -> EpochResult:
+    steps, lock = state.data.steps, meter.lock
+    waited = lock.waited
+    with lock.shared():
+        compile_seconds = compile_phase(state, epoch)
+        masks = torch_generator(state.recipe.seed, "masks", epoch.index, state.device)
+        losses = torch.zeros(steps, 2, device=state.device)  # SSL, SL; read once, after the epoch
+        state.backbone.train()
+        started, waited_before = time.perf_counter(), lock.waited
+        with meter.epoch(phase_signature(state, epoch.phase), steps):
+            batches = state.data.batches(state.recipe, epoch)
+            for step in range(steps):
+                meter.border(step)
+                images, labels = next(batches)
+                set_rates(state.optimizer, state.recipe, epoch, step, steps)
+                losses[step, 0], losses[step, 1] = train_step(state, epoch, images, labels, masks)
+        measured = losses.cpu()  # waits for the device
+        trained = time.perf_counter()
+        seconds = trained - started - (lock.waited - waited_before)
+        _refuse_divergence(measured, epoch)
+        evaluates = last if state.recipe.protocol == "paper" else epoch.phase != "ssl"
+        waited_before = lock.waited
+        accuracies = measure_accuracies(state, before_batch=lock.offer) if evaluates else None
+        validation_seconds = time.perf_counter() - trained - (lock.waited - waited_before)
     ssl_mean, sl_mean = measured.mean(dim=0).tolist()
-    evaluates = last if state.recipe.protocol == "paper" else epoch.phase != "ssl"
     return EpochResult(
         epoch=epoch.index + 1,
         phase=epoch.phase,
         ssl_loss=None if epoch.phase == "sl" else ssl_mean,
         sl_loss=None if epoch.phase == "ssl" else sl_mean,
-        accuracies=measure_accuracies(state) if evaluates else None,
+        accuracies=accuracies,
+        steps=steps,
         seconds=seconds,
         compile_seconds=compile_seconds,
+        validation_seconds=validation_seconds,
+        waiting_seconds=lock.waited - waited,
     )
 
 

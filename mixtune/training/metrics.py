@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from mixtune.training.device import describe_device
 from mixtune.training.evaluation import standard_error
+from mixtune.training.meter import phase_signature
 from mixtune.training.plan import Phase, make_plan, method_of, peak_rate
 from mixtune.training.state import TrainState
 
@@ -20,10 +21,13 @@ class Metrics:
 
     val_accuracy: top-1 on the validation split, in [0, 1], the mean of several tasks, and its binomial standard
     error; test_accuracy: the same on the test images, under ``protocol: paper`` alone; task_accuracies: of the split
-    that is measured, by task, where there are several; train_latency_s: seconds of training steps so far, validation,
-    compilation and waiting left out, and its shares by phase; compile_s: seconds of torch.compile; train_flops:
-    floating-point operations of the whole recipe, counted from shapes; ssl_loss, sl_loss: means over the latest
-    epoch; lr_ssl, lr_sl: the peak rates used (base_lr * batch / 256); device: the GPU, or the CPU and its threads.
+    that is measured, by task, where there are several; train_latency_s: seconds of the training steps so far on a
+    device of their own, from step times measured in quiet windows (mixtune.training.meter), and its shares by phase;
+    train_clock_s: the same steps by the wall clock, slowed by whatever else ran on the device; validation_s,
+    compile_s, checkpoint_s, waiting_s: seconds of what is in neither; train_flops: floating-point operations of the
+    whole recipe, counted from shapes; ssl_loss, sl_loss: means over the latest epoch; epoch: epochs done, of
+    epochs_asked: trained here, or reused from a stored state; lr_ssl, lr_sl: the peak rates used (base_lr * batch /
+    256); device: the GPU, or the CPU and its threads.
     """
 
     val_accuracy: float
@@ -35,12 +39,17 @@ class Metrics:
     latency_ssl_s: float
     latency_mix_s: float
     latency_sl_s: float
+    train_clock_s: float
+    validation_s: float
     compile_s: float
+    checkpoint_s: float
+    waiting_s: float
     train_flops: float
     ssl_loss: float
     sl_loss: float
     method: str
     phase: Phase
+    epoch: int
     epochs_asked: int
     epochs_trained: int
     epochs_reused: int
@@ -73,9 +82,9 @@ class Metrics:
         return values | {f"{self.split}_accuracy_{task}": accuracy for task, accuracy in tasks.items()}
 
 
-def measure(state: TrainState) -> Metrics:
-    """Return the figures of a state that has trained at least one epoch."""
-    history, optim = state.history, state.recipe.optim
+def measure(state: TrainState, epochs: int | None = None) -> Metrics:
+    """Return the figures of a state after its first ``epochs`` epochs, at least one; default: all that it has."""
+    history, optim = state.history[:epochs], state.recipe.optim
     latest = history[-1]
     tasks = state.data.tasks
     accuracies = latest.accuracies or (math.nan,) * len(tasks)
@@ -86,8 +95,10 @@ def measure(state: TrainState) -> Metrics:
         measured if split_is_test == tests else (math.nan, math.nan) for split_is_test in (False, True)
     )
 
+    signatures = {phase: phase_signature(state, phase) for phase in {result.phase for result in history}}
+
     def seconds(*phases: Phase) -> float:
-        return sum(result.seconds for result in history if result.phase in phases)
+        return state.step_times.latency((r.steps, signatures[r.phase]) for r in history if r.phase in phases)
 
     return Metrics(
         val_accuracy=val_accuracy,
@@ -99,15 +110,20 @@ def measure(state: TrainState) -> Metrics:
         latency_ssl_s=seconds("ssl"),
         latency_mix_s=seconds("mix"),
         latency_sl_s=seconds("sl"),
+        train_clock_s=sum(result.seconds for result in history),
+        validation_s=sum(result.validation_seconds for result in history),
         compile_s=sum(result.compile_seconds for result in history),
+        checkpoint_s=state.checkpoint_seconds,
+        waiting_s=sum(result.waiting_seconds for result in history),
         train_flops=state.flops(),
         ssl_loss=math.nan if latest.ssl_loss is None else latest.ssl_loss,
         sl_loss=math.nan if latest.sl_loss is None else latest.sl_loss,
         method=method_of(state.recipe),
         phase=latest.phase,
+        epoch=latest.epoch,
         epochs_asked=len(make_plan(state.recipe)),
-        epochs_trained=len(history),
-        epochs_reused=0,
+        epochs_trained=max(0, latest.epoch - state.epochs_reused),
+        epochs_reused=min(latest.epoch, state.epochs_reused),
         train_images=sum(len(task.train) for task in tasks),
         lr_ssl=peak_rate(optim.ssl, optim.batch_size),
         lr_sl=peak_rate(optim.sl, optim.batch_size),

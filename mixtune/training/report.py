@@ -20,7 +20,7 @@ def epoch_line(metrics: Metrics) -> str:
     losses = [f"{name} {value:.4f}" for name, value in figures.items() if not math.isnan(value)]
     accuracy = [] if math.isnan(metrics.accuracy) else [f"{metrics.split}_accuracy {metrics.accuracy:.3f}"]
     seconds = f"{metrics.train_latency_s:.1f} s"
-    counted = f"epoch {metrics.epochs_trained}/{metrics.epochs_asked}"
+    counted = f"epoch {metrics.epoch}/{metrics.epochs_asked}"
     return "  ".join([counted, f"{metrics.phase:<3}", *losses, *accuracy, seconds])
 
 

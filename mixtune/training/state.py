@@ -19,6 +19,7 @@ from mixtune.training.device import choose_dtype
 from mixtune.training.flops import phase_flops
 from mixtune.training.optimizer import build_optimizer
 from mixtune.training.plan import Phase, make_plan
+from mixtune.training.step_times import StepTimes
 from mixtune.training.streams import Stream, stream_seed
 
 
@@ -43,8 +44,10 @@ class EpochResult:
 
     epoch: how many epochs have been trained, this one included; losses are means over the epoch's steps and its
     tasks, None where the phase has no such loss; accuracies: each task's top-1 on its held-out images, None in the
-    SSL phase, where no classifier learns, and for test images, until the last epoch; seconds: the training steps
-    alone, without held-out images and compilation; compile_seconds: torch.compile's, where this epoch began with it.
+    SSL phase, where no classifier learns, and for test images, until the last epoch; steps: how many it took;
+    seconds: the steps by the wall clock, without waiting, held-out images and compilation, slowed by whatever else
+    ran on the device; compile_seconds: torch.compile's, where this epoch began with it; validation_seconds: of
+    held-out images; waiting_seconds: for others' quiet windows and for quiet ones of its own.
     """
 
     epoch: int
@@ -52,13 +55,21 @@ class EpochResult:
     ssl_loss: float | None
     sl_loss: float | None
     accuracies: tuple[float, ...] | None
+    steps: int
     seconds: float
-    compile_seconds: float = 0.0
+    compile_seconds: float
+    validation_seconds: float
+    waiting_seconds: float
 
 
 @dataclass
 class TrainState:
-    """A recipe in training. ``history`` has an entry for each epoch trained, also those of an earlier process."""
+    """A recipe in training.
+
+    history: an entry for each epoch trained, also those of an earlier process, of which there are ``epochs_reused``;
+    step_times: what is known of steps' seconds; it grows while training measures what it lacks; checkpoint_seconds:
+    what storing this state has taken, where someone stores it.
+    """
 
     recipe: Recipe
     data: TrainingData
@@ -69,6 +80,9 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     history: list[EpochResult] = field(default_factory=list)
     compiled: set[Phase] = field(default_factory=set)
+    step_times: StepTimes = field(default_factory=StepTimes)
+    epochs_reused: int = 0
+    checkpoint_seconds: float = 0.0
 
     @property
     def autocast_dtype(self) -> torch.dtype:
@@ -102,6 +116,7 @@ class TrainState:
         self.classifiers.load_state_dict(saved["classifiers"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.history = [EpochResult(**result) for result in saved["history"]]
+        self.epochs_reused = len(self.history)
 
 
 def start_state(recipe: Recipe, data: TrainingData, device: torch.device | str = "cpu") -> TrainState:

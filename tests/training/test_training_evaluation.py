@@ -11,6 +11,7 @@ import torch
 
 from mixtune.training.evaluation import EVALUATION_BATCH, measure_accuracies, measure_accuracy, standard_error
 from mixtune.training.loop import train
+from mixtune.training.meter import phase_signature
 from mixtune.training.metrics import Metrics, measure
 from mixtune.training.report import epoch_line, final_line
 from mixtune.training.single import train_recipe
@@ -79,16 +80,25 @@ def test_train_recipe_returns_the_final_metrics_and_shows_each_epochs(make_recip
     assert trained.recipe == recipe
     assert metrics == seen[-1]
     assert [m.phase for m in seen] == ["ssl", "mix", "sl", "sl"]
-    assert [m.epochs_trained for m in seen] == [1, 2, 3, 4]
+    assert [m.epoch for m in seen] == [m.epochs_trained for m in seen] == [1, 2, 3, 4]
     assert (metrics.method, metrics.epochs_asked, metrics.epochs_reused) == ("mixtraining", 4, 0)
     assert metrics.train_images == 129
     assert (metrics.lr_ssl, metrics.lr_sl) == (0.04 * 32 / 256, 0.02 * 32 / 256)
     assert metrics.val_accuracy == trained.history[-1].accuracies[0]
     assert metrics.val_accuracy_se == standard_error(metrics.val_accuracy, 144)
     assert metrics.train_flops == trained.state.flops()
-    shares = {phase: sum(r.seconds for r in trained.history if r.phase == phase) for phase in ("ssl", "mix", "sl")}
-    measured = {"ssl": metrics.latency_ssl_s, "mix": metrics.latency_mix_s, "sl": metrics.latency_sl_s}
-    assert measured == shares
+    assert metrics.train_clock_s == sum(result.seconds for result in trained.history)
+    assert metrics.validation_s == sum(result.validation_seconds for result in trained.history) > 0
+
+
+def test_the_latency_is_the_steps_of_each_phase_times_their_step_time(make_recipe):
+    trained = train_recipe(make_recipe({"rho": 0.5}))  # an SSL epoch, a mixed one and two of SL, of 4 steps each
+    metrics, times = trained.metrics, trained.state.step_times
+    shares = {
+        phase: 4 * epochs * times.step_time(phase_signature(trained.state, phase))
+        for phase, epochs in (("ssl", 1), ("mix", 1), ("sl", 2))
+    }
+    assert {p: getattr(metrics, f"latency_{p}_s") for p in shares} == pytest.approx(shares)
     assert metrics.train_latency_s == pytest.approx(sum(shares.values()))
 
 

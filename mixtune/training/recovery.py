@@ -1,0 +1,67 @@
+"""A training that goes on from its last stored state, whatever ended the process before."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from mixtune.training.meter import phase_signature
+from mixtune.training.plan import make_plan
+from mixtune.training.stages import stage_keys
+from mixtune.training.state import TrainState
+from mixtune.training.step_times import WINDOWS
+from mixtune.training.store import StateStore
+
+SAVE_EVERY_S = 60.0  # the most that a crash costs, between the states at phase borders
+SAVE_SHARE = 0.05  # of the time that storing may take, between phase borders
+
+
+class Recovery:
+    """Brings a fresh state to the longest stored beginning of its recipe, and stores it as training goes on.
+
+    States are stored at phase borders and at the end, and every SAVE_EVERY_S seconds between, where the one before is
+    then removed; after ``deadline`` (unix seconds) at each epoch's end. folder, max_bytes: see StateStore.
+    """
+
+    def __init__(
+        self, state: TrainState, folder: Path, max_bytes: int | None = None, deadline: float | None = None
+    ) -> None:
+        self._state, self._deadline = state, deadline
+        self._store = StateStore(folder, max_bytes)
+        self._plan = make_plan(state.recipe)
+        self._keys = stage_keys(state.recipe, state.data, state.device)
+        found = self._store.longest(self._keys[1 : self._most_reusable() + 1])
+        if found is not None:
+            state.load_state_dict(found[1])
+        self._rolling: str | None = None
+        self._saved_at = time.monotonic()
+        self._took = 0.0
+
+    def save_if_due(self) -> str | None:
+        """Store the state where that is due; return its key if it is stored now."""
+        done = len(self._state.history)
+        is_border = done == len(self._plan) or self._plan[done].phase != self._plan[done - 1].phase
+        now = time.monotonic()
+        due = now - self._saved_at > max(SAVE_EVERY_S, self._took / SAVE_SHARE)
+        last_call = self._deadline is not None and time.time() > self._deadline
+        if not (is_border or due or last_call) or not self._store.save(self._keys[done], self._state.state_dict()):
+            return None
+        if self._rolling is not None:
+            self._store.remove(self._rolling)
+        self._rolling = None if is_border else self._keys[done]
+        self._saved_at = time.monotonic()
+        self._took = self._saved_at - now
+        return self._keys[done]
+
+    def _most_reusable(self) -> int:
+        """Return how many epochs may come from a store: a phase that was never timed needs an epoch trained here.
+
+        The seconds of a step come from training it; a crash may lose them and keep the state.
+        """
+        times = self._state.step_times
+        lacking = {
+            phase
+            for phase in {epoch.phase for epoch in self._plan}
+            if times.missing(phase_signature(self._state, phase)) == WINDOWS
+        }
+        return min((max(e.index for e in self._plan if e.phase == phase) for phase in lacking), default=len(self._plan))
