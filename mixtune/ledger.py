@@ -27,6 +27,10 @@ _STATE_AFTER = {
 }
 _KNOWN = {"asked", "started", "epoch", "retried", *_STATE_AFTER}
 ENDED = frozenset(_STATE_AFTER.values())
+COUNTED = frozenset({"complete", "stopped", "failed"})  # in a search's budget
+
+# what an epoch event has of a trial's metrics
+EPOCH_METRICS = ("epoch", "phase", "val_accuracy", "ssl_loss", "sl_loss", "train_latency_s")
 
 
 class Ledger:
@@ -66,6 +70,8 @@ class TrialRecord:
     ``state`` is asked, running, complete, stopped, rejected or failed. ``metrics`` are those of the ending
     event, before that of the latest epoch. ``epochs`` holds each epoch's metrics once, the latest report of
     it. ``started_time`` is the latest start, so that ended - started is the wall time of the last attempt.
+    ``retries`` counts attempts that failed and were made again; ``gpus`` is the share of a GPU that the next one
+    gets, where it is not the search's; ``sampler`` is what the sampler wants to find with its trial again.
     """
 
     trial: str
@@ -78,6 +84,9 @@ class TrialRecord:
     asked_time: float | None = None
     started_time: float | None = None
     ended_time: float | None = None
+    retries: int = 0
+    gpus: float | None = None
+    sampler: dict[str, Any] = field(default_factory=dict)
 
 
 def read_ledger(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -121,6 +130,23 @@ def apply_event(records: dict[str, TrialRecord], event: Mapping[str, Any]) -> No
     _apply(records.setdefault(trial, TrialRecord(trial)), event)
 
 
+def step_windows(events: Iterable[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Return the seconds of a step in each window that was measured, by cost signature, in their order."""
+    windows: dict[str, list[float]] = {}
+    for event in events:
+        if event["event"] == "step_time":
+            windows.setdefault(event["signature"], []).append(float(event["seconds"]))
+    return windows
+
+
+def extended_budget(events: Iterable[Mapping[str, Any]], budget: int) -> int:
+    """Return how many trials may end: ``budget``, or what the search was last extended to."""
+    for event in events:
+        if event["event"] == "extended":
+            budget = int(event["trials"])
+    return budget
+
+
 def finite_or_none(value: Any) -> Any:
     """Return ``value`` fit for a ledger line: NaN and infinities are None, numpy's types plain Python's."""
     if isinstance(value, Mapping):
@@ -138,13 +164,14 @@ def _apply(record: TrialRecord, event: Mapping[str, Any]) -> None:
     kind, moment = event["event"], event.get("time")
     if kind == "retried":
         record.state, record.reason, record.ended_time = "asked", event.get("reason"), None
+        record.retries += 1
+        record.gpus = event.get("gpus_per_trial", record.gpus)
         record.metrics = record.epochs[-1] if record.epochs else {}
     elif record.state in ENDED:
         return
     elif kind == "asked":
-        record.params = dict(event.get("params") or {})
         record.baseline = event.get("baseline")
-        record.asked_time = moment
+        _keep_asked(record, event)
     elif kind == "started":
         record.state, record.started_time = "running", moment
     elif kind == "epoch":
@@ -153,16 +180,26 @@ def _apply(record: TrialRecord, event: Mapping[str, Any]) -> None:
     else:
         record.state, record.reason, record.ended_time = _STATE_AFTER[kind], event.get("reason"), moment
         record.metrics = dict(event.get("metrics") or {})
+        if kind == "rejected":
+            _keep_asked(record, event)
         if kind == "baseline":
             record.baseline = event.get("method", record.trial)
 
 
+def _keep_asked(record: TrialRecord, event: Mapping[str, Any]) -> None:
+    record.params = dict(event.get("params") or {})
+    record.sampler = dict(event.get("sampler") or {})
+    record.asked_time = event.get("time")
+
+
 def _keep_epoch(epochs: list[dict[str, Any]], metrics: dict[str, Any]) -> None:
-    key = (metrics.get("phase"), metrics.get("epoch"))
-    for i, earlier in enumerate(epochs):
-        if key[1] is not None and (earlier.get("phase"), earlier.get("epoch")) == key:
-            epochs[i] = metrics
-            return
+    """Put an epoch in its place; one that was trained again, after a crash, replaces its first report."""
+    number = metrics.get("epoch")
+    if number is not None and epochs and (epochs[-1].get("epoch") or 0) >= number:
+        for i, earlier in enumerate(epochs):
+            if (earlier.get("epoch") or 0) >= number:
+                epochs[i : i + (earlier.get("epoch") == number)] = [metrics]
+                return
     epochs.append(metrics)
 
 

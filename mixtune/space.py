@@ -11,10 +11,12 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from mixtune import plugins
+from mixtune.constraints import Constraint, parse_constraint
 from mixtune.distributions import Distribution, parse_distribution
 from mixtune.document import Document, KeyPath, parse_value, read_document
 from mixtune.errors import RequestError, show, suggest
 from mixtune.recipe import (
+    Count,
     NonNegative,
     Positive,
     PositiveCount,
@@ -46,6 +48,7 @@ class Search(Section):
     scheduler: str = "fifo"
     trials: PositiveCount | None = None  # default: DEFAULT_TRIALS, or the whole grid with `sampler: grid`
     seed: Seed = 0
+    max_failures: Count = 2  # how often a trial that crashed is tried again
 
 
 class Resources(Section):
@@ -55,7 +58,7 @@ class Resources(Section):
     gpus_per_trial: NonNegative | Literal["auto"] = "auto"
 
 
-_SECTIONS = ("recipe", "space", "objectives", "baselines", "search", "resources", "run")
+_SECTIONS = ("recipe", "space", "objectives", "constraints", "baselines", "search", "resources", "run")
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class SearchSpace:
     """A validated search space.
 
     recipe: the base recipe; ``space``: dotted recipe path -> distribution; ``objectives``: metric -> direction;
-    ``baselines``: methods trained once each at the base recipe's values.
+    ``constraints``: metric -> bound; ``baselines``: methods trained once each at the base recipe's values.
     """
 
     recipe: Recipe
@@ -72,6 +75,7 @@ class SearchSpace:
     baselines: tuple[str, ...] = ("sl", "ssl_sl")
     search: Search = field(default_factory=Search)
     resources: Resources = field(default_factory=Resources)
+    constraints: dict[str, Constraint] = field(default_factory=dict)
 
     def recipe_at(self, params: Mapping[str, Any]) -> Recipe:
         """Return the base recipe with dotted values set. Raises RecipeError."""
@@ -116,6 +120,7 @@ class SearchSpace:
             "recipe": self.recipe.to_dict(),
             "space": {path: distribution.to_yaml() for path, distribution in self.space.items()},
             "objectives": dict(self.objectives),
+            "constraints": {name: constraint.to_yaml() for name, constraint in self.constraints.items()},
             "baselines": list(self.baselines),
             "search": {**self.search.model_dump(), "trials": self.budget},
             "resources": self.resources.model_dump(),
@@ -149,6 +154,7 @@ def build_space(document: Document, overrides: Mapping[str, Any]) -> SearchSpace
         baselines=_baselines(document),
         search=search,
         resources=_section(document, "resources", Resources),
+        constraints=_constraints(document),
     )
     _check_plugins(document, space)
     _check_extremes(document, space)
@@ -251,12 +257,28 @@ def _objectives(document: Document) -> dict[str, Direction]:
     given = _mapping(document, "objectives")
     for name, direction in given.items():
         key = ("objectives", str(name))
-        if name not in OBJECTIVES:
-            known = f"known are {', '.join(OBJECTIVES)}{suggest(str(name), OBJECTIVES)}"
-            raise _mistake(document, key, f"unknown objective; {known}")
+        _check_metric(document, key, "objective")
         if direction != OBJECTIVES[name]:
             raise _mistake(document, key, f"should be {OBJECTIVES[name]}, got {show(direction)}")
     return dict(given) or DEFAULT_OBJECTIVES.copy()
+
+
+def _constraints(document: Document) -> dict[str, Constraint]:
+    constraints: dict[str, Constraint] = {}
+    for name, given in _mapping(document, "constraints").items():
+        key = ("constraints", str(name))
+        _check_metric(document, key, "constraint")
+        try:
+            constraints[name] = parse_constraint(name, given, ">=" if OBJECTIVES[name] == "max" else "<=")
+        except RequestError as error:
+            raise _mistake(document, key, str(error)) from error
+    return constraints
+
+
+def _check_metric(document: Document, key: KeyPath, kind: str) -> None:
+    if key[-1] not in OBJECTIVES:
+        known = f"known are {', '.join(OBJECTIVES)}{suggest(str(key[-1]), OBJECTIVES)}"
+        raise _mistake(document, key, f"unknown {kind}; {known}")
 
 
 def _baselines(document: Document) -> tuple[str, ...]:

@@ -80,8 +80,9 @@ def test_every_default_is_spelled_out() -> None:
         "recipe": parse_recipe(DIGITS).to_dict(),
         "space": {},
         "objectives": {"val_accuracy": "max", "train_latency_s": "min"},
+        "constraints": {},
         "baselines": ["sl", "ssl_sl"],
-        "search": {"sampler": "tpe", "scheduler": "fifo", "trials": 20, "seed": 0},
+        "search": {"sampler": "tpe", "scheduler": "fifo", "trials": 20, "seed": 0, "max_failures": 2},
         "resources": {"cpus_per_trial": 1.0, "gpus_per_trial": "auto"},
     }
 

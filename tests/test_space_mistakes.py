@@ -30,17 +30,17 @@ def mistake(folder: Path, text: str, overrides: dict[str, Any] | None = None) ->
     [
         (
             "serach: {trials: 3}",
-            "serach: unknown key; allowed are recipe, space, objectives, baselines, search, resources; "
+            "serach: unknown key; allowed are recipe, space, objectives, constraints, baselines, search, resources; "
             "did you mean 'search'?",
         ),
         (
             "alpha: 0.3",
-            "alpha: unknown key; allowed are recipe, space, objectives, baselines, search, resources; "
+            "alpha: unknown key; allowed are recipe, space, objectives, constraints, baselines, search, resources; "
             "alpha belongs below recipe",
         ),
         (
             "trials: 30",
-            "trials: unknown key; allowed are recipe, space, objectives, baselines, search, resources; "
+            "trials: unknown key; allowed are recipe, space, objectives, constraints, baselines, search, resources; "
             "trials belongs below search",
         ),
         (
@@ -55,7 +55,8 @@ def mistake(folder: Path, text: str, overrides: dict[str, Any] | None = None) ->
         ),
         (
             "search: {trails: 3}",
-            "search.trails: unknown key; allowed are sampler, scheduler, trials, seed; did you mean 'trials'?",
+            "search.trails: unknown key; allowed are sampler, scheduler, trials, seed, max_failures; "
+            "did you mean 'trials'?",
         ),
         (
             "resources: {gpu_per_trial: 1}",
@@ -267,7 +268,7 @@ def test_a_distribution_over_an_overridden_field_is_refused(tmp_path: Path) -> N
 
 def test_values_from_python_get_the_same_messages() -> None:
     for values, message in (
-        ({1: 2}, "1: unknown key; allowed are recipe, space, objectives, baselines, search, resources"),
+        ({1: 2}, "1: unknown key; allowed are recipe, space, objectives, constraints, baselines, search, resources"),
         ({"recipe": {"data": {"dataset": "digits"}, 1: 2}}, "recipe.1: should be text, got 1"),
         ({"recipe": {"data": {"dataset": "digits"}}, "space": {3: {}}}, "space.3: no field of a recipe"),
         ({"recipe": None}, "recipe: missing; it names at least the data: {data: {dataset: digits}}"),

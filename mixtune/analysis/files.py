@@ -11,11 +11,12 @@ import plotly.graph_objects as go
 import yaml
 
 from mixtune.analysis.front import check_objectives
+from mixtune.constraints import Constraint, parse_constraint
 from mixtune.errors import RequestError, suggest
 
 
 def read_space(directory: Path) -> dict[str, Any]:
-    """Return space.yaml of a run directory, with objectives checked and reference points as floats or None.
+    """Return space.yaml of a run directory: objectives checked, reference points floats or None, constraints read.
 
     Raises RequestError where the directory or the file is missing, and where the file cannot be understood.
     """
@@ -31,10 +32,12 @@ def read_space(directory: Path) -> dict[str, Any]:
     if not isinstance(space, dict):
         raise RequestError(f"{path} is no mapping of keys to values")
     check_objectives(_mapping(path, space, "objectives"))
+    constraints = {name: _constraint(path, name, text) for name, text in _mapping(path, space, "constraints").items()}
     run = _mapping(path, space, "run")
     given = _mapping(path, run, "reference_point")
     reference = {name: _reference(path, name, value) for name, value in given.items()}
-    return {**space, "space": _mapping(path, space, "space"), "run": {**run, "reference_point": reference}}
+    run = {**run, "reference_point": reference}
+    return {**space, "space": _mapping(path, space, "space"), "constraints": constraints, "run": run}
 
 
 def html_page(figure: go.Figure, title: str) -> str:
@@ -53,6 +56,13 @@ def _mapping(path: Path, keys: dict[str, Any], name: str) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise RequestError(f"{path}: {name!r} is a mapping of keys to values, got {given!r}")
     return given
+
+
+def _constraint(path: Path, name: str, given: Any) -> Constraint:
+    try:
+        return parse_constraint(name, given, ">=" if ">=" in str(given) else "<=")
+    except RequestError as error:
+        raise RequestError(f"{path}: constraints.{name} {error}") from error
 
 
 def _reference(path: Path, name: str, given: Any) -> float | None:

@@ -18,6 +18,7 @@ from mixtune.analysis import front
 from mixtune.analysis.files import html_page, read_space
 from mixtune.analysis.frames import csv_text, plain, trial_frame
 from mixtune.analysis.labels import quantity
+from mixtune.constraints import Constraint
 from mixtune.errors import RequestError, suggest
 from mixtune.files import write_whole
 from mixtune.ledger import TrialRecord, read_ledger, trial_states
@@ -49,6 +50,12 @@ class Result:
         return f"Result({str(self.directory)!r}: {counts or 'no trial has started'})"
 
     @property
+    def constraints(self) -> dict[str, Constraint]:
+        """The search's constraints by metric: a trial that breaks one is never on the front."""
+        constraints: dict[str, Constraint] = self.space["constraints"]
+        return constraints
+
+    @property
     def reference_point(self) -> dict[str, float | None]:
         """The hypervolume's reference, fixed before the first trial; None for an objective without one."""
         given = self.space["run"]["reference_point"]
@@ -74,19 +81,27 @@ class Result:
         """Return the rows of ``trials`` that are complete: the only ones that can be on the front."""
         return self.trials[self.trials["state"] == "complete"]
 
+    def feasible(self) -> pd.DataFrame:
+        """Return the complete trials that keep every constraint of the search."""
+        rows = self.complete()
+        for name, constraint in self.constraints.items():
+            kept = [constraint.holds(value) for value in front.numeric_column(rows, name)]
+            rows = rows[np.array(kept, dtype=bool)]
+        return rows
+
     def pareto_front(self, objectives: Mapping[str, str] | None = None) -> pd.DataFrame:
-        """Return the complete trials that no other dominates, sorted as ``front.pareto_front`` says."""
-        return front.pareto_front(self.complete(), objectives or self.objectives)
+        """Return the feasible trials that no other dominates, sorted as ``front.pareto_front`` says."""
+        return front.pareto_front(self.feasible(), objectives or self.objectives)
 
     def hypervolume(self) -> float | None:
-        """Return the volume between complete trials and reference point, None where that is incomplete."""
+        """Return the volume between feasible trials and reference point, None where that is incomplete."""
         reference = {name: bound for name, bound in self.reference_point.items() if bound is not None}
         if len(reference) < len(self.objectives):
             return None
-        return front.hypervolume(self.complete(), self.objectives, reference)
+        return front.hypervolume(self.feasible(), self.objectives, reference)
 
     def knee(self) -> str | None:
-        """Return the id of the front's knee (``front.knee``), None while no trial is complete."""
+        """Return the id of the front's knee (``front.knee``), None while no trial is feasible."""
         members = self.pareto_front()
         label = front.knee(members, self.objectives)
         return None if label is None else str(members["trial"][members.index == label].iloc[0])
@@ -103,10 +118,11 @@ class Result:
             hint = suggest(metric, self.objectives)
             known = ", ".join(self.objectives)
             raise RequestError(f"best: {metric!r} is no objective of this run: they are {known}{hint}")
-        rows = self.complete()
+        rows = self.feasible()
         rows = rows[np.isfinite(rows[metric])]
         if rows.empty:
-            raise RequestError(f"best: no trial of {self.directory} is complete yet")
+            keeps = " and keeps its constraints" if self.constraints else ""
+            raise RequestError(f"best: no trial of {self.directory} is complete yet{keeps}")
         for name, bound in (bounds or {}).items():
             values = front.numeric_column(rows, name)
             is_floor = self.objectives.get(name) == "max"
@@ -165,6 +181,7 @@ class Result:
         """Return what ``mixtune pareto --format json`` prints: plain Python, None for what is missing."""
         return {
             "objectives": dict(self.objectives),
+            "constraints": {name: constraint.to_yaml() for name, constraint in self.constraints.items()},
             "reference_point": self.reference_point,
             "hypervolume": self.hypervolume(),
             "knee": self.knee(),
@@ -200,7 +217,8 @@ def load(directory: str | os.PathLike[str]) -> Result:
     """
     directory = Path(directory)
     space = read_space(directory)
-    records = trial_states(read_ledger(directory / "ledger.jsonl"))
+    ledger = directory / "ledger.jsonl"
+    records = trial_states(read_ledger(ledger) if ledger.exists() else [])  # a run may have ended before its first word
     objectives: dict[str, str] = space["objectives"]
     trials = [record for record in records.values() if record.baseline is None]
     asked = (name for record in trials for name in record.params)

@@ -37,6 +37,9 @@ def front_notes(result: Result) -> list[str]:
     if (volume := result.hypervolume()) is not None and not result.complete().empty:
         point = ", ".join(f"{name} {setting(value)}" for name, value in result.reference_point.items())
         notes.append(f"knee {result.knee()}; hypervolume {significant(volume)} against the reference point {point}")
+    if broken := len(result.complete()) - len(result.feasible()):
+        limits = " and ".join(str(constraint) for constraint in result.constraints.values())
+        notes.append(f"{broken} complete {'trial does' if broken == 1 else 'trials do'} not keep {limits}")
     if warning := result.noise_warning():
         notes.append(warning)
     members = len(result.pareto_front())

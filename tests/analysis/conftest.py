@@ -31,10 +31,12 @@ def make_run(tmp_path: Path) -> MakeRun:
         objectives: Mapping[str, str] = OBJECTIVES,
         reference: Mapping[str, Any] | None = REFERENCE,
         name: str = "digits",
+        constraints: Mapping[str, str] | None = None,
     ) -> Path:
         directory = tmp_path / "runs" / name
         directory.mkdir(parents=True)
         space = {"space": SPACE, "objectives": dict(objectives), "run": {"reference_point": reference}}
+        space |= {"constraints": dict(constraints)} if constraints else {}
         (directory / "space.yaml").write_text(yaml.safe_dump(space, sort_keys=False))
         (directory / "ledger.jsonl").touch()
         ledger = Ledger(directory / "ledger.jsonl")

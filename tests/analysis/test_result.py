@@ -12,6 +12,7 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from mixtune.analysis.result import load
+from mixtune.analysis.tables import front_notes
 from mixtune.errors import RequestError
 from mixtune.ledger import Ledger
 
@@ -112,6 +113,7 @@ def test_the_json_has_the_documented_schema(make_run: MakeRun) -> None:
     document = load(make_run([first, (0.5, 20.0)], baselines)).to_json_dict()
     assert json.loads(json.dumps(document, allow_nan=False)) == {
         "objectives": {"val_accuracy": "max", "train_latency_s": "min"},
+        "constraints": {},
         "reference_point": {"val_accuracy": 0.1, "train_latency_s": 60.0},
         "hypervolume": pytest.approx(0.8 * 50),
         "knee": "t0001",
@@ -219,12 +221,33 @@ def test_a_missing_directory_is_told_with_its_likely_sibling(make_run: MakeRun) 
         load(directory / "space.yaml")
 
 
-@pytest.mark.parametrize("name", ["space.yaml", "ledger.jsonl"])
-def test_a_directory_that_holds_no_run_is_told(make_run: MakeRun, name: str) -> None:
+def test_a_trial_that_breaks_a_constraint_is_never_on_the_front(make_run: MakeRun) -> None:
+    """However good it is: here the most accurate trial is too slow, and the cheapest not accurate enough."""
+    limits = {"train_latency_s": "<= 30", "val_accuracy": ">= 0.6"}
+    result = load(make_run([(0.9, 40.0), (0.8, 30.0), (0.7, 20.0), (0.5, 5.0)], constraints=limits))
+    assert list(result.complete()["trial"]) == ["t0001", "t0002", "t0003", "t0004"]
+    assert list(result.pareto_front()["trial"]) == ["t0003", "t0002"]
+    assert result.best("val_accuracy")["trial"] == "t0002"
+    assert result.hypervolume() == pytest.approx(0.7 * 30 + 0.6 * 10)
+    assert result.to_json_dict()["constraints"] == limits
+    assert "2 complete trials do not keep train_latency_s <= 30 and val_accuracy >= 0.6" in front_notes(result)
+
+
+def test_a_directory_that_holds_no_run_is_told(make_run: MakeRun) -> None:
     directory = make_run(FIVE)
-    (directory / name).unlink()
-    with pytest.raises(RequestError, match=f"holds no run: {name} is missing"):
+    (directory / "space.yaml").unlink()
+    with pytest.raises(RequestError, match=r"holds no run: space\.yaml is missing"):
         load(directory)
+
+
+def test_a_run_that_ended_before_its_first_trial_is_an_empty_one(make_run: MakeRun) -> None:
+    directory = make_run(FIVE)
+    (directory / "ledger.jsonl").unlink()
+    result = load(directory)
+    assert result.trials.empty
+    assert result.pareto_front().empty
+    assert result.knee() is None
+    result.write_tables()
 
 
 @pytest.mark.parametrize(

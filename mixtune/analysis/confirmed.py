@@ -1,0 +1,417 @@
+"""A front on fresh seeds: means and spreads on the test images, and which members are really on it.
+
+A row's mean over n seeds is uncertain by its standard error, deviation / sqrt(n). The deviation is pooled over all
+rows with fewer than ``FEW_SEEDS`` trainings: of accuracies the squared differences to each row's own mean, summed and
+divided by the sum of all n - 1, which are its degrees of freedom; of seconds the same in shares of each row's mean,
+because a long training varies by more seconds than a short one. A row with more trainings has its own deviation.
+
+``p_front`` comes from ``DRAWS`` draws with a fixed seed. In each, every mean is moved by its standard error times a
+draw of Student's t with the deviation's degrees of freedom (the rows that share a deviation share its chi-square),
+other objectives stay as the search found them, and rows take part with the share of their seeds that did not diverge.
+``p_front`` is how often a row takes part and no other dominates it. Rows are drawn independently of each other: that
+they have their seeds in common makes differences more certain than this assumes, if anything.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from mixtune.analysis.frames import csv_text, plain
+from mixtune.analysis.labels import quantity, significant
+from mixtune.analysis.result import Result
+from mixtune.ledger import TrialRecord
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+Event = Mapping[str, Any]
+
+FEW_SEEDS = 10  # below, a row's own deviation is too uncertain: by a quarter with 9
+DRAWS = 10_000
+
+_SEARCHED = ("val_accuracy", "val_accuracy_se", "train_latency_s")
+_COLUMNS = [
+    "trial",
+    "method",
+    "seeds",
+    "diverged",
+    "test_accuracy",
+    "test_accuracy_std",
+    "test_accuracy_se",
+    "test_sampling_se",
+    "train_latency_s",
+    "train_latency_std_s",
+    "train_latency_se_s",
+    *(f"search_{name}" for name in _SEARCHED),
+    "p_front",
+    "fell_off",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Confirmation:
+    """What a run's trainings on fresh seeds say; ``confirmation`` makes one.
+
+    frame: a row for each member of the present front and each baseline that has such trainings, in the front's order,
+    the baselines last. Columns: trial; method (a baseline's, else None); seeds and diverged, trainings and how many of
+    them diverged; test_accuracy, its mean over the others; test_accuracy_std, the sample's deviation over seeds, NaN
+    for one; test_accuracy_se, the mean's standard error (see the module); test_sampling_se, the binomial standard
+    error of one training's accuracy on that many test images, common to all rows; train_latency_s, train_latency_std_s
+    and train_latency_se_s, the same in seconds; every other objective and search_*, as the search found them; p_front;
+    fell_off, whether another row's means dominate this one's, or all its trainings diverged.
+    notes: what a reader needs beside the numbers, a line each. device: what the trainings ran on, None without any.
+    """
+
+    result: Result
+    frame: pd.DataFrame
+    notes: tuple[str, ...]
+    device: str | None
+
+    @property
+    def objectives(self) -> dict[str, str]:
+        """What p_front judges by: the run's objectives, the validation accuracy replaced by the test accuracy."""
+        return {_column(name): mode for name, mode in self.result.objectives.items()}
+
+    def table(self) -> Table:
+        """Return the frame for a terminal, means with standard errors; under a line the baselines."""
+        return _table(self)
+
+    def to_csv(self) -> str:
+        """Return the frame as CSV with a header, in full precision."""
+        return csv_text(self.frame)
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """Return plain Python: objectives, device, the rows with their parameters, and the notes."""
+        rows = [{str(name): plain(value) for name, value in row.items()} for row in self.frame.to_dict("records")]
+        return {
+            "objectives": self.objectives,
+            "device": self.device,
+            "confirmed": [{**row, "params": dict(self.result.records[row["trial"]].params)} for row in rows],
+            "notes": list(self.notes),
+        }
+
+
+def confirmation(events: Iterable[Event], result: Result) -> Confirmation:
+    """Return what the ``confirmed`` events of a run's ledger say of its present front and its baselines.
+
+    Of a trial's events with one seed the latest counts, and only those of the latest one's device.
+    """
+    events = list(events)
+    counted = counted_trainings(events)
+    device = _device(next(reversed(counted.values()))) if counted else None
+    asked = members_and_baselines(result)
+    by_trial: dict[str, list[Event]] = {}
+    for (trial, _), event in counted.items():
+        by_trial.setdefault(trial, []).append(event)
+    kept = [record for record in asked if record.trial in by_trial]
+    trainings = [by_trial[record.trial] for record in kept]
+    accuracies = _estimate([_finished(own, "test_accuracy") for own in trainings], relative=False)
+    sampling = np.array([_mean(_finished(own, "test_accuracy_se")) for own in trainings])
+    if not accuracies.pooled_degrees:  # not one row has a spread
+        accuracies = _Estimate(accuracies.means, accuracies.deviations, sampling, accuracies.degrees)
+    latencies = _estimate([_finished(own, "train_latency_s") for own in trainings], relative=True)
+    frame = _frame(result, kept, trainings, accuracies, latencies, sampling)
+    notes = [
+        *_front_notes(frame),
+        *_spread_notes(frame, accuracies, latencies),
+        *_missing_notes(frame, asked),
+        *_device_notes(events, counted, device, kept),
+    ]
+    return Confirmation(result, frame, tuple(notes), device)
+
+
+def counted_trainings(events: Iterable[Event], device: str | None = None) -> dict[tuple[str, int], Event]:
+    """Return the ``confirmed`` events that count by (trial, seed), in the order in which they were written.
+
+    Of several the latest counts. Seconds of different devices cannot be compared, so only one device's count: those of
+    ``device``, by default of the one that trained last.
+    """
+    confirmed = [event for event in events if event["event"] == "confirmed"]
+    device = _device(confirmed[-1]) if device is None and confirmed else device
+    counted: dict[tuple[str, int], Event] = {}
+    for event in confirmed:
+        if _device(event) == device:
+            key = (str(event["trial"]), int(event["seed"]))
+            counted.pop(key, None)
+            counted[key] = event
+    return counted
+
+
+def members_and_baselines(result: Result) -> list[TrialRecord]:
+    """Return the records that ``confirm`` trains again: the front's, in its order, and complete baselines'."""
+    baselines = result.baselines[result.baselines["state"] == "complete"]
+    return [result.records[str(trial)] for trial in [*result.pareto_front()["trial"], *baselines["trial"]]]
+
+
+@dataclass(frozen=True)
+class _Estimate:
+    """Rows' means and how certain they are, each (rows,).
+
+    means: NaN where all diverged; deviations: each row's own, NaN below two trainings; errors: of the means; degrees:
+    of freedom of the rows with a deviation of their own, NaN for those that share the pooled one, whose are
+    ``pooled_degrees``, 0 where there is no spread at all; pooled: that deviation, a share of the mean for seconds.
+    """
+
+    means: Floats
+    deviations: Floats
+    errors: Floats
+    degrees: Floats
+    pooled_degrees: int = 0
+    pooled: float = 0.0
+
+    def draw(self, rng: np.random.Generator) -> Floats:
+        """Return draws of the true means, (DRAWS, rows)."""
+        shared = _student_factor(rng, self.pooled_degrees)
+        factors = [shared if math.isnan(own) else _student_factor(rng, own) for own in self.degrees]
+        normal = rng.standard_normal((DRAWS, len(self.means)))
+        return self.means + self.errors * np.reshape(factors, normal.T.shape).T * normal
+
+
+def _estimate(samples: Sequence[Floats], relative: bool) -> _Estimate:
+    """Return what trainings of each row say of its mean; ``relative``: deviations grow with the mean."""
+    counts = np.array([len(sample) for sample in samples], dtype=float)
+    means = np.array([_mean(sample) for sample in samples])
+    deviations = np.array([sample.std(ddof=1) if len(sample) > 1 else math.nan for sample in samples])
+    units = means if relative else np.ones(len(samples))
+    shares = [(sample - mean) / unit for sample, mean, unit in zip(samples, means, units, strict=True) if unit > 0]
+    degrees = sum(max(0, len(share) - 1) for share in shares)
+    pooled = math.sqrt(sum(float(share @ share) for share in shares) / degrees) if degrees else 0.0
+    has_own = counts >= FEW_SEEDS
+    return _Estimate(
+        means=means,
+        deviations=deviations,
+        errors=np.where(has_own, deviations, pooled * units) / np.sqrt(np.maximum(counts, 1)),
+        degrees=np.where(has_own, counts - 1, math.nan),
+        pooled_degrees=degrees,
+        pooled=pooled,
+    )
+
+
+def _student_factor(rng: np.random.Generator, degrees: float) -> Floats:
+    """Return, (DRAWS,), what turns normal draws into Student's t; 1 for an error that is known."""
+    if not degrees:
+        return np.ones(DRAWS)
+    return np.sqrt(degrees / rng.chisquare(degrees, DRAWS))
+
+
+def _frame(
+    result: Result,
+    records: Sequence[TrialRecord],
+    trainings: Sequence[Sequence[Event]],
+    accuracies: _Estimate,
+    latencies: _Estimate,
+    sampling: Floats,
+) -> pd.DataFrame:
+    seeds = np.array([len(own) for own in trainings], dtype=np.int64)
+    diverged = np.array([sum(_has_diverged(event) for event in own) for own in trainings], dtype=np.int64)
+    objectives = {_column(name): mode for name, mode in result.objectives.items()}
+    exact = [name for name in objectives if name not in _COLUMNS]
+    values: dict[str, Any] = {
+        "trial": [record.trial for record in records],
+        "method": pd.Series([record.baseline for record in records], dtype=object),  # None, where text would be NaN
+        "seeds": seeds,
+        "diverged": diverged,
+        "test_accuracy": accuracies.means,
+        "test_accuracy_std": accuracies.deviations,
+        "test_accuracy_se": accuracies.errors,
+        "test_sampling_se": sampling,
+        "train_latency_s": latencies.means,
+        "train_latency_std_s": latencies.deviations,
+        "train_latency_se_s": latencies.errors,
+        **{f"search_{name}": _searched(records, name) for name in _SEARCHED},
+        **{name: _searched(records, name) for name in exact},
+    }
+    finished = 1.0 - diverged / np.maximum(seeds, 1)
+    estimates = {"test_accuracy": accuracies, "train_latency_s": latencies}
+    values["p_front"] = _front_probabilities(values, objectives, estimates, finished)
+    finishes = finished > 0
+    means = _costs(values, objectives, (1, len(records)))
+    values["fell_off"] = ~finishes | _dominated(means, finishes[None])[0]
+    place = _COLUMNS.index("search_val_accuracy")
+    return pd.DataFrame(values, columns=[*_COLUMNS[:place], *exact, *_COLUMNS[place:]])
+
+
+def _front_probabilities(
+    values: Mapping[str, Any],
+    objectives: Mapping[str, str],
+    estimates: Mapping[str, _Estimate],
+    finished: Floats,
+) -> Floats:
+    """Return, (rows,), how often each row takes part and is not dominated; finished: shares of its seeds."""
+    rng = np.random.default_rng(0)
+    shape = DRAWS, len(finished)
+    drawn = {name: estimate.draw(rng) for name, estimate in estimates.items()}
+    takes_part = rng.random(shape) < finished
+    on_front = takes_part & ~_dominated(_costs({**values, **drawn}, objectives, shape), takes_part)
+    return np.asarray(on_front.mean(axis=0), dtype=np.float64)
+
+
+def _costs(values: Mapping[str, Any], objectives: Mapping[str, str], shape: tuple[int, int]) -> Floats:
+    """Return the objectives, all to be small, (draws, rows, objectives); values: (rows,) or (draws, rows)."""
+    signed = [values[name] * (-1.0 if mode == "max" else 1.0) for name, mode in objectives.items()]
+    return np.stack([np.broadcast_to(column, shape) for column in signed], axis=-1)
+
+
+def _dominated(costs: Floats, takes_part: Bools) -> Bools:
+    """Return, (draws, rows), whether a row that takes part dominates this one; costs: (draws, rows, objectives)."""
+    dominated = np.zeros(costs.shape[:2], dtype=bool)
+    for row in range(costs.shape[1]):  # one row at a time: all pairs of all draws would fill the memory
+        other = costs[:, row : row + 1]
+        is_better = (other <= costs).all(axis=-1) & (other < costs).any(axis=-1)
+        dominated |= is_better & takes_part[:, row : row + 1]
+    return dominated
+
+
+def _front_notes(frame: pd.DataFrame) -> list[str]:
+    notes = []
+    if fallen := _ids(frame[frame["fell_off"] & frame["method"].isna()]):
+        members = int(frame["method"].isna().sum())
+        notes.append(f"{len(fallen)} of {members} members fell off the front: {', '.join(fallen)}")
+    if total := int(frame["diverged"].sum()):
+        rows = frame[frame["diverged"] > 0]
+        each = (f"{t} {d} of {n}" for t, d, n in zip(_ids(rows), rows["diverged"], rows["seeds"], strict=True))
+        notes.append(
+            f"{total} of {frame['seeds'].sum()} trainings diverged ({', '.join(each)}): means are of the others, and "
+            "a diverged one counts as not on the front"
+        )
+    return notes
+
+
+def _spread_notes(frame: pd.DataFrame, accuracies: _Estimate, latencies: _Estimate) -> list[str]:
+    """Return what ± is, and what is not in it."""
+    sampling = frame["test_sampling_se"].mean()
+    if frame.empty or math.isnan(sampling):
+        return []
+    points = 100 * sampling
+    if not accuracies.pooled_degrees:
+        return [
+            f"one seed has no spread: ± is the binomial standard error of the test images, {points:.1f} points, and "
+            "training times are taken as exact; more --seeds tell more"
+        ]
+    notes = [
+        f"all rows share the test images: their common sampling error, {points:.1f} points, is not in the spread",
+    ]
+    if (frame["seeds"] - frame["diverged"]).min() < FEW_SEEDS:
+        notes.insert(
+            0,
+            f"± is the standard error over seeds, from deviations pooled over the rows: {100 * accuracies.pooled:.2g} "
+            f"points of accuracy, {100 * latencies.pooled:.2g} % of the training time "
+            f"({accuracies.pooled_degrees} degree{'s' * (accuracies.pooled_degrees > 1)} of freedom)",
+        )
+    return notes
+
+
+def _missing_notes(frame: pd.DataFrame, asked: Sequence[TrialRecord]) -> list[str]:
+    if frame.empty:
+        return []
+    notes = []
+    if missing := [record.trial for record in asked if record.trial not in set(frame["trial"])]:
+        notes.append(f"not confirmed yet, so not compared with: {', '.join(missing)}")
+    most = frame["seeds"].max()
+    fewer = frame[frame["seeds"] < most]
+    if len(fewer):
+        each = (f"{trial} {seeds}" for trial, seeds in zip(_ids(fewer), fewer["seeds"], strict=True))
+        notes.append(f"not every seed is in: {', '.join(each)} of {most}")
+    return notes
+
+
+def _device_notes(
+    events: Sequence[Event],
+    counted: Mapping[tuple[str, int], Event],
+    device: str | None,
+    records: Sequence[TrialRecord],
+) -> list[str]:
+    notes = []
+    others = Counter(_device(event) for event in events if event["event"] == "confirmed" and _device(event) != device)
+    if others:
+        named = ", ".join(f"{count} on {other}" for other, count in others.items())
+        notes.append(f"of the trainings on {device} alone; left out: {named}")
+    searched = {record.metrics.get("device") for record in records} - {None, device}
+    if counted and searched:
+        notes.append(f"confirmed on {device}; the search's seconds are of {', '.join(sorted(map(str, searched)))}")
+    return notes
+
+
+def _table(confirmed: Confirmation) -> Table:
+    frame = confirmed.frame
+    extra = [name for name in confirmed.objectives if name not in ("test_accuracy", "train_latency_s")]
+    counts = [str(count) for count in sorted({*frame["seeds"]})] or ["no"]
+    seeds = " to ".join(dict.fromkeys([counts[0], counts[-1]]))
+    title = f"the front on {seeds} fresh {'seed' if counts == ['1'] else 'seeds'}: mean ± standard error"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("trial", overflow="fold")
+    headers = [quantity(name).title.replace(" ", "\n", 1) for name in ("test_accuracy", "train_latency_s", *extra)]
+    for header in [*headers, "search:\naccuracy", "search:\ntime", "on the\nfront"]:
+        table.add_column(Text(header), justify="right", overflow="fold")
+    was_member = False
+    for row in frame.to_dict("records"):
+        is_member = row["method"] is None
+        if was_member and not is_member:
+            table.add_section()
+        was_member = is_member
+        style = "dim" if row["fell_off"] or not is_member else None
+        table.add_row(*map(Text, _cells(row, extra)), style=style)
+    if frame.empty:
+        table.caption = "nothing is confirmed yet"
+    return table
+
+
+def _cells(row: Mapping[Any, Any], extra: Sequence[str]) -> list[str]:
+    name = str(row["trial"]) if row["method"] is None else f"{row['method']} (baseline)"
+    return [
+        f"{name} (fell off)" if row["fell_off"] and row["method"] is None else name,
+        quantity("test_accuracy").text(row["test_accuracy"], row["test_accuracy_se"]),
+        _seconds(row["train_latency_s"], row["train_latency_se_s"]),
+        *(quantity(objective).text(row[objective]) for objective in extra),
+        quantity("val_accuracy").text(row["search_val_accuracy"], row["search_val_accuracy_se"]),
+        quantity("train_latency_s").text(row["search_train_latency_s"]),
+        f"{100 * row['p_front']:.0f} %",
+    ]
+
+
+def _seconds(mean: float, error: float) -> str:
+    """Return "12.3 ± 0.04 s"; a time that has no spread stands alone."""
+    if not (math.isfinite(mean) and error > 0):
+        return quantity("train_latency_s").text(mean)
+    return f"{significant(mean)} ± {significant(error, 1)} s"
+
+
+def _column(objective: str) -> str:
+    return "test_accuracy" if objective == "val_accuracy" else objective
+
+
+def _device(event: Event) -> str | None:
+    device = (event.get("metrics") or {}).get("device")
+    return None if device is None else str(device)
+
+
+def _has_diverged(event: Event) -> bool:
+    return event.get("reason") is not None
+
+
+def _finished(trainings: Iterable[Event], metric: str) -> Floats:
+    """Return a metric of the trainings that did not diverge, (trainings,)."""
+    return np.array([event["metrics"][metric] for event in trainings if not _has_diverged(event)], dtype=float)
+
+
+def _searched(records: Sequence[TrialRecord], name: str) -> Floats:
+    """Return what the search found of a metric, (rows,), NaN where it did not."""
+    return np.array([record.metrics.get(name) for record in records], dtype=float)
+
+
+def _mean(values: Floats) -> float:
+    return float(values.mean()) if len(values) else math.nan
+
+
+def _ids(frame: pd.DataFrame) -> list[str]:
+    return [str(trial) for trial in frame["trial"]]

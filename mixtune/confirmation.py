@@ -1,0 +1,135 @@
+"""`mixtune confirm`: the front's members and the baselines, trained again on fresh seeds and tested."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mixtune.analysis.confirmed import Confirmation, confirmation, counted_trainings, members_and_baselines
+from mixtune.analysis.result import load
+from mixtune.errors import RequestError, TrainingError, one_line
+from mixtune.ledger import Ledger, TrialRecord, finite_or_none, read_ledger
+from mixtune.recipe import Recipe, change_recipe
+from mixtune.space import load_space
+from mixtune.training.data import load_test_pools, load_training_data
+from mixtune.training.device import choose_device, describe_device, release_memory
+from mixtune.training.evaluation import measure_accuracies, standard_error
+from mixtune.training.loop import DivergedError, train
+from mixtune.training.metrics import measure
+from mixtune.training.report import duration
+from mixtune.training.state import start_state
+
+Planned = tuple[TrialRecord, int]  # what to train, and its seed
+
+
+def confirm(
+    directory: str | PathLike[str], *, seeds: int = 4, on_line: Callable[[str], None] = lambda _: None
+) -> Confirmation:
+    """Train the front's members and the complete baselines of a run on fresh seeds, and test them; needs no Ray.
+
+    seeds: how many, counted from the one after the recipe's own and the same for all. A seed decides weights, order,
+    augmentation and masks; the split stays the search's, so no validation image is trained on. Every training is kept
+    in the run's ledger before the next one starts, those that it holds of this device are not repeated, and a diverged
+    one is kept as such. Seeds are taken in turn, so that a machine that slows down slows all members. Where the search
+    trained on CPU, so does this, with as many threads. on_line: told of progress, line by line.
+    The caller holds the run's lock. Raises RequestError, DataError, or TrainingError where a GPU's memory is full.
+    """
+    directory = Path(directory)
+    if seeds < 1:
+        raise RequestError(f"seeds: should be at least 1, got {seeds}")
+    result = load(directory)
+    if result.pareto_front().empty:
+        raise RequestError(f"{directory} has no front to confirm: no trial is complete")
+    space = load_space(directory / "space.yaml")
+    device = torch.device("cpu") if space.resources.gpus_per_trial == 0 else choose_device()
+    with _threads(int(space.resources.cpus_per_trial)):
+        events = read_ledger(directory / "ledger.jsonl")
+        held = counted_trainings(events, describe_device(device))
+        fresh = range(space.recipe.seed + 1, space.recipe.seed + 1 + seeds)
+        planned = [(record, seed) for seed in fresh for record in members_and_baselines(result)]
+        missing = [(record, seed) for record, seed in planned if (record.trial, seed) not in held]
+        expected = duration(sum(_search_seconds(record) for record, _ in missing))
+        on_line(
+            f"{len(planned)} trainings ({device.type}), {len(planned) - len(missing)} of them held already; "
+            f"about {expected} of training steps, by the search's"
+        )
+        ledger = Ledger(directory / "ledger.jsonl")
+        for (record, seed), fields in _train_all(missing, space.recipe, device, on_line):
+            events.append(ledger.append("confirmed", trial=record.trial, seed=seed, **fields))
+    return confirmation(events, result)
+
+
+def _train_all(
+    planned: Sequence[Planned], base: Recipe, device: torch.device, on_line: Callable[[str], None]
+) -> Iterator[tuple[Planned, dict[str, Any]]]:
+    """Yield what was trained with the fields of its event, and tell of it once the caller has kept them."""
+    forecasts = [_search_seconds(record) for record, _ in planned]
+    started = time.perf_counter()
+    for number, (record, seed) in enumerate(planned, start=1):
+        recipe = change_recipe(base, record.params)
+        fields = _train_one(recipe, seed, device)
+        release_memory(recipe.compile)
+        yield (record, seed), fields
+        pace = (time.perf_counter() - started) / sum(forecasts[:number])
+        left = f"; about {duration(pace * sum(forecasts[number:]))} left" if number < len(planned) else ""
+        metrics = fields["metrics"]
+        outcome = (
+            f"diverged ({fields['reason']})"
+            if "reason" in fields
+            else f"test accuracy {metrics['test_accuracy']:.3f} in {metrics['train_latency_s']:.1f} s"
+        )
+        on_line(f"[{number}/{len(planned)}] {record.trial}, seed {seed}: {outcome}{left}")
+
+
+def _train_one(recipe: Recipe, seed: int, device: torch.device) -> dict[str, Any]:
+    """Train a recipe on its own split from another seed; return ``metrics``, and a ``reason`` where it diverged."""
+    try:
+        data = load_training_data(recipe, device)
+        pools = load_test_pools(recipe, data)
+        state = start_state(change_recipe(recipe, {"seed": seed}), data, device)
+        for _ in train(state):
+            pass
+        accuracies = measure_accuracies(state, pools)
+    except DivergedError as error:
+        return _diverged(str(error), device)
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(f"the GPU's memory is full: is another process on it? ({one_line(error)})") from error
+    if not all(map(math.isfinite, accuracies)):
+        return _diverged("the trained weights give no finite logits on the test images", device)
+    errors = [standard_error(accuracy, len(pool)) for accuracy, pool in zip(accuracies, pools, strict=True)]
+    tested = {
+        "test_accuracy": sum(accuracies) / len(pools),
+        "test_accuracy_se": math.hypot(*errors) / len(pools),
+        "test_images": sum(map(len, pools)),
+    }
+    if len(pools) > 1:
+        names = (f"test_accuracy_{task.name}" for task in data.tasks)
+        tested |= dict(zip(names, accuracies, strict=True))
+    return {"metrics": finite_or_none(measure(state).to_dict() | tested)}
+
+
+def _diverged(reason: str, device: torch.device) -> dict[str, Any]:
+    return {"reason": reason, "metrics": {"device": describe_device(device)}}
+
+
+def _search_seconds(record: TrialRecord) -> float:
+    """Return the seconds of training steps that the search found; 1 where it did not say."""
+    return float(record.metrics.get("train_latency_s") or 1.0)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Compute with as many CPU threads as a trial of the search had."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, count))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,199 @@
+"""Who may write a run directory: one driver at a time, and not before the last one's workers have ended.
+
+Two files, flock-ed. ``.driver.lock`` is held alone by the process that searches, resumes or confirms, and says who
+that is. ``.trials.lock`` is held shared by each process that trains a trial: it lives on for a second or two when
+its driver is killed. The kernel frees what a dead process held, so nobody has to remove the files.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import platform
+import shlex
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from mixtune.errors import RequestError
+
+DRIVER_LOCK, TRIALS_LOCK = ".driver.lock", ".trials.lock"
+
+_POLL_S = 0.05
+_GLANCE_S = 0.3  # how long a driver tries: holder() may have the lock for a moment, and its owner may be signing it
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+
+_log = logging.getLogger("mixtune")
+_open_locks: dict[int, tuple[int, int]] = {}  # descriptor: the (device, inode) that it was opened for
+
+
+@contextmanager
+def hold_run(
+    directory: str | os.PathLike[str],
+    doing: str,
+    wait_s: float = 30.0,
+    on_wait: Callable[[str], None] = lambda line: None,
+) -> Iterator[None]:
+    """Be the one driver of a run directory, which must exist; ``doing`` is "search", "resume" or "confirm".
+
+    Workers of a former driver are waited for, at most wait_s seconds; ``on_wait`` is told so in a line, once. Raises
+    RequestError where another driver has the directory, where workers do not end, and where there is no directory or
+    none that may be written. A file system without locks gives one warning in the log, and no protection.
+    """
+    directory = Path(directory)
+    driver = _open_or_refuse(directory, DRIVER_LOCK)
+    try:
+        try:
+            if not _take_within(driver, _GLANCE_S):
+                raise RequestError(_in_use(directory, driver))
+            _sign(driver, doing)
+            _await_workers(directory, wait_s, on_wait)
+        except _NoLocksError as error:
+            _log.warning("%s is not protected from another driver: its file system has no locks (%s)", directory, error)
+        yield
+    finally:
+        _close(driver)
+
+
+def share_run(directory: str | os.PathLike[str]) -> int | None:
+    """Note that this process trains a trial of the run, until it ends or closes the descriptor that is returned.
+
+    None where this host has no such folder, as in a cluster without a shared file system, none that may be written,
+    or a file system without locks. Neither a forked child nor a program that is started keeps the lock.
+    """
+    try:
+        file = _open(Path(directory) / TRIALS_LOCK)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH)  # a driver that looks for workers has it for a moment
+    except OSError as error:
+        _close(file)
+        if error.errno in _NO_LOCKS:
+            return None
+        raise
+    return file
+
+
+def holder(directory: str | os.PathLike[str]) -> str | None:
+    """Return who drives the run now, "search, process 1234 on host", or None; nothing is written or waited for."""
+    try:
+        file = _open(Path(directory) / DRIVER_LOCK, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        if _take(file, fcntl.LOCK_SH):
+            return None
+        by = _read_holder(file)
+        return f"{by['doing']}, {_process(by)}" if by else "another process"
+    except _NoLocksError:
+        return None
+    finally:
+        _close(file)
+
+
+class _NoLocksError(Exception):
+    """The file system has no flock."""
+
+
+def _await_workers(directory: Path, wait_s: float, on_wait: Callable[[str], None]) -> None:
+    """Return once no process trains a trial of the run; the lock is given back at once, for our own workers."""
+    workers = _open_or_refuse(directory, TRIALS_LOCK)
+    try:
+        if _take(workers):
+            return
+        on_wait(f"{directory}: waiting for trials of the driver before to end, at most {wait_s:.0f} s")
+        if not _take_within(workers, wait_s):
+            raise RequestError(
+                f"{directory}: trials of the driver before still run after {wait_s:.0f} s: end their processes, which "
+                f"fuser {shlex.quote(str(directory / TRIALS_LOCK))} lists on the host that they run on, and try again"
+            )
+    finally:
+        _close(workers)
+
+
+def _take_within(file: int, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not _take(file):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_POLL_S)
+    return True
+
+
+def _take(file: int, how: int = fcntl.LOCK_EX) -> bool:
+    """Return whether the lock could be had at once. Raises _NoLocksError."""
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            raise _NoLocksError(error.strerror) from error
+        raise
+    return True
+
+
+def _sign(file: int, doing: str) -> None:
+    by = {"pid": os.getpid(), "host": platform.node(), "doing": doing, "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    with suppress(OSError):  # a full disk: the lock holds without a name, and the search will say what is wrong
+        os.ftruncate(file, 0)
+        os.pwrite(file, json.dumps(by).encode(), 0)
+
+
+def _read_holder(file: int) -> dict[str, str] | None:
+    """Return what a driver signed with, or None where it has not done so yet."""
+    try:
+        by = json.loads(os.pread(file, 4096, 0))
+        return {key: str(by[key]) for key in ("pid", "host", "doing", "since")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _in_use(directory: Path, file: int) -> str:
+    by = _read_holder(file)
+    who = f"{_process(by)} ({by['doing']} since {by['since']})" if by else "another process"
+    return f"{directory} is in use by {who}"
+
+
+def _process(by: dict[str, str]) -> str:
+    return f"process {by['pid']} on {by['host']}"
+
+
+def _open_or_refuse(directory: Path, name: str) -> int:
+    try:
+        return _open(directory / name)
+    except (FileNotFoundError, NotADirectoryError):
+        raise RequestError(f"there is no run directory {directory}") from None
+    except OSError as error:
+        raise RequestError(f"{directory / name} cannot be opened: {error.strerror}") from error
+
+
+def _open(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> int:
+    file = os.open(path, flags, 0o666)
+    status = os.fstat(file)
+    _open_locks[file] = status.st_dev, status.st_ino
+    return file
+
+
+def _close(file: int) -> None:
+    """Close a lock, unless this is a forked child, which had to do so at its start: the number may be another's."""
+    if _open_locks.pop(file, None) is not None:
+        os.close(file)
+
+
+def _close_in_child() -> None:
+    for file, opened in _open_locks.items():
+        with suppress(OSError):
+            status = os.fstat(file)
+            if opened == (status.st_dev, status.st_ino):  # else its owner has closed it and the number is another's
+                os.close(file)
+    _open_locks.clear()
+
+
+# a forked child has the same open files: one that outlives a killed parent would keep its locks
+os.register_at_fork(after_in_child=_close_in_child)

@@ -1,0 +1,210 @@
+"""`confirm`, end to end on digits: real trainings on fresh seeds, kept in the ledger of a run written by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from mixtune.analysis.confirmed import Confirmation
+from mixtune.analysis.result import load
+from mixtune.confirmation import confirm
+from mixtune.errors import RequestError
+from mixtune.ledger import Ledger, read_ledger
+from mixtune.recipe import change_recipe
+from mixtune.space import load_space, space_from_dict
+from mixtune.training.data import load_training_data
+from mixtune.training.loop import train
+from mixtune.training.state import start_state
+
+MakeRun = Callable[..., Path]
+FOUND = {  # by trial: parameters, validation accuracy, seconds; t0003 is not on the front
+    "t0001": ({"alpha": 0.2, "rho": 0.5, "epochs.sl": 2}, 0.20, 1.0),
+    "t0002": ({"alpha": 0.5, "rho": 1.0, "epochs.sl": 3}, 0.30, 2.0),
+    "t0003": ({"alpha": 0.5, "rho": 0.0, "epochs.sl": 1}, 0.10, 3.0),
+}
+
+
+@pytest.fixture(scope="module")
+def make_run(tmp_path_factory: pytest.TempPathFactory, small_space_values: dict[str, Any]) -> MakeRun:
+    """Return a function that writes a run of three complete trials and two baselines, one of which failed."""
+
+    def make(seed: int = 5, trials: dict[str, Any] = FOUND, **base: Any) -> Path:
+        directory = tmp_path_factory.mktemp("run")
+        values = space_from_dict(small_space_values, {"seed": seed, **base}).to_dict()
+        reference = {"val_accuracy": 0.1, "train_latency_s": 9.0}
+        (directory / "space.yaml").write_text(yaml.safe_dump({**values, "run": {"reference_point": reference}}))
+        ledger = Ledger(directory / "ledger.jsonl")
+        for method, params in (("sl", {"epochs.ssl": 0}), ("ssl_sl", {"rho": 0.0})):
+            ledger.append("asked", trial=method, baseline=method, params=params)
+        ledger.append("baseline", trial="sl", method="sl", metrics={"val_accuracy": 0.15, "train_latency_s": 0.5})
+        ledger.append("failed", trial="ssl_sl", reason="out of memory", metrics={})
+        for trial, (params, accuracy, seconds) in trials.items():
+            ledger.append("asked", trial=trial, params=params)
+            ledger.append("complete", trial=trial, metrics={"val_accuracy": accuracy, "train_latency_s": seconds})
+        return directory
+
+    return make
+
+
+def confirmed_events(directory: Path) -> list[dict[str, Any]]:
+    return [event for event in read_ledger(directory / "ledger.jsonl") if event["event"] == "confirmed"]
+
+
+@pytest.fixture(scope="module")
+def confirmed(make_run: MakeRun) -> tuple[Path, Confirmation, list[str]]:
+    """A run confirmed on two seeds: its folder, what was returned, and the lines that were told."""
+    directory, lines = make_run(), []
+    return directory, confirm(directory, seeds=2, on_line=lines.append), lines
+
+
+def test_members_and_baselines_are_trained_in_turn_on_fresh_seeds_and_kept(
+    confirmed: tuple[Path, Confirmation, list[str]],
+) -> None:
+    directory, found, lines = confirmed
+    events = confirmed_events(directory)
+    order = [(event["trial"], event["seed"]) for event in events]
+    assert order == [(trial, seed) for seed in (6, 7) for trial in ("t0001", "t0002", "sl")]
+    assert list(found.frame["trial"]) == ["t0001", "t0002", "sl"]
+    assert list(found.frame["seeds"]) == [2, 2, 2]
+    for row in found.frame.to_dict("records"):
+        own = [event["metrics"] for event in events if event["trial"] == row["trial"]]
+        assert row["test_accuracy"] == pytest.approx(sum(m["test_accuracy"] for m in own) / 2)
+        assert row["train_latency_s"] == pytest.approx(sum(m["train_latency_s"] for m in own) / 2)
+        assert row["train_latency_s"] > 0
+        assert 0 <= row["p_front"] <= 1
+    assert lines[0].startswith("6 trainings (cpu), 0 of them held already; about 0:07 of training steps")
+    assert lines[1].startswith("[1/6] t0001, seed 6: test accuracy 0.")
+    assert "left" in lines[1]
+    assert len(lines) == 7
+    assert "left" not in lines[-1]
+
+
+def test_accuracies_are_of_the_test_images_and_the_split_is_the_searchs(
+    confirmed: tuple[Path, Confirmation, list[str]],
+) -> None:
+    for event in confirmed_events(confirmed[0]):
+        metrics = event["metrics"]
+        accuracy = metrics["test_accuracy"]
+        assert metrics["test_images"] == 360
+        assert accuracy * 360 == pytest.approx(round(accuracy * 360))
+        assert metrics["test_accuracy_se"] == pytest.approx(math.sqrt(accuracy * (1 - accuracy) / 360))
+        assert metrics["train_images"] == 259  # a fifth of what validation leaves, as in the search
+        assert metrics["val_accuracy"] * 144 == pytest.approx(round(metrics["val_accuracy"] * 144))
+
+
+def test_a_seed_changes_the_training_but_not_what_it_trains_on(
+    confirmed: tuple[Path, Confirmation, list[str]],
+) -> None:
+    searched = change_recipe(load_space(confirmed[0] / "space.yaml").recipe, FOUND["t0001"][0])
+    losses = []
+    for split in (searched, change_recipe(searched, {"seed": 6})):
+        state = start_state(change_recipe(searched, {"seed": 6}), load_training_data(split))
+        for _ in train(state):
+            pass
+        losses.append(state.history[-1].sl_loss)
+    assert confirmed_events(confirmed[0])[0]["metrics"]["sl_loss"] == losses[0] != losses[1]
+
+
+def test_seeds_matter_and_a_seed_gives_the_same_again(
+    confirmed: tuple[Path, Confirmation, list[str]], make_run: MakeRun
+) -> None:
+    events = confirmed_events(confirmed[0])
+    losses = {(event["trial"], event["seed"]): event["metrics"]["sl_loss"] for event in events}
+    assert losses["t0001", 6] != losses["t0001", 7]
+    again = make_run(trials={"t0001": FOUND["t0001"]})
+    confirm(again, seeds=1)
+    repeated = {(e["trial"], e["seed"]): e["metrics"]["sl_loss"] for e in confirmed_events(again)}
+    assert repeated == {key: losses[key] for key in (("t0001", 6), ("sl", 6))}
+
+
+def test_what_is_held_is_not_trained_again_and_more_seeds_are_added(make_run: MakeRun) -> None:
+    directory = make_run(trials={"t0001": FOUND["t0001"]})
+    seen: list[str] = []
+
+    def stop_after_two(line: str) -> None:
+        seen.append(line)
+        if line.startswith("[2/4]"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        confirm(directory, seeds=2, on_line=stop_after_two)
+    before = confirmed_events(directory)
+    assert len(before) == 2  # kept before it is told
+    lines: list[str] = []
+    confirm(directory, seeds=2, on_line=lines.append)
+    assert lines[0].startswith("4 trainings (cpu), 2 of them held already")
+    assert confirmed_events(directory)[:2] == before
+    assert [(e["trial"], e["seed"]) for e in confirmed_events(directory)] == [
+        ("t0001", 6),
+        ("sl", 6),
+        ("t0001", 7),
+        ("sl", 7),
+    ]
+    three = confirm(directory, seeds=3)
+    assert list(three.frame["seeds"]) == [3, 3]
+    assert {event["seed"] for event in confirmed_events(directory)} == {6, 7, 8}
+    held = confirm(directory, seeds=1)
+    assert len(confirmed_events(directory)) == 6
+    assert held.to_json_dict() == three.to_json_dict()
+
+
+def test_trainings_of_another_device_are_made_again(make_run: MakeRun) -> None:
+    directory = make_run(trials={"t0001": FOUND["t0001"]})
+    metrics = {"test_accuracy": 0.99, "test_accuracy_se": 0.01, "train_latency_s": 0.1, "device": "NVIDIA H200"}
+    for trial in ("t0001", "sl"):
+        Ledger(directory / "ledger.jsonl").append("confirmed", trial=trial, seed=6, metrics=metrics)
+    found = confirm(directory, seeds=1)
+    assert found.frame["test_accuracy"].max() < 0.9
+    assert list(found.frame["seeds"]) == [1, 1]
+    assert any("left out: 2 on NVIDIA H200" in note for note in found.notes)
+
+
+def test_a_diverged_training_is_kept_with_its_reason_and_not_repeated(make_run: MakeRun) -> None:
+    directory = make_run(trials={"t0001": FOUND["t0001"]}, **{"optim.sl.base_lr": 1e30, "optim.sl.warmup_epochs": 0})
+    lines: list[str] = []
+    found = confirm(directory, seeds=1, on_line=lines.append)
+    assert "seed 6: diverged (the loss is " in lines[1]
+    events = confirmed_events(directory)
+    assert [event["reason"].startswith("the loss is ") for event in events] == [True, True]
+    assert list(found.frame["p_front"]) == [0.0, 0.0]
+    assert found.notes[0] == "1 of 1 members fell off the front: t0001"
+    assert found.notes[1].startswith("2 of 2 trainings diverged")
+    confirm(directory, seeds=1, on_line=lines.append)
+    assert confirmed_events(directory) == events
+
+
+def test_the_ledgers_trials_and_front_are_as_before(confirmed: tuple[Path, Confirmation, list[str]]) -> None:
+    result = load(confirmed[0])
+    assert list(result.pareto_front()["trial"]) == ["t0001", "t0002"]
+    assert result.counts()["complete"] == 3
+
+
+def test_a_run_without_a_front_is_refused_in_one_line(make_run: MakeRun, tmp_path: Path) -> None:
+    directory = make_run(trials={})
+    with pytest.raises(RequestError, match="has no front to confirm: no trial is complete") as refused:
+        confirm(directory)
+    assert "\n" not in str(refused.value)
+    assert confirmed_events(directory) == []
+    with pytest.raises(RequestError, match="seeds: should be at least 1, got 0"):
+        confirm(directory, seeds=0)
+    with pytest.raises(RequestError, match="there is no run directory"):
+        confirm(tmp_path / "nowhere")
+
+
+def test_it_computes_with_the_searchs_threads_and_leaves_the_process_its_own(make_run: MakeRun) -> None:
+    directory = make_run(trials={"t0001": FOUND["t0001"]})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = confirm(directory, seeds=1)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert found.device is not None
+    assert found.device.endswith(", 1 thread")
