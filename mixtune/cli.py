@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -33,22 +34,32 @@ Overrides = Annotated[
     typer.Option("--set", metavar="PATH=VALUE", help="set a recipe field, such as epochs.sl=20; repeatable"),
 ]
 
+Gpus = Annotated[int | None, typer.Option(min=0, help="GPUs of this machine to use (default: all)")]
+GpuShare = Annotated[str | None, typer.Option(metavar="SHARE", help="such as 0.25, or auto")]
+CpuShare = Annotated[float | None, typer.Option(help="CPU cores of each trial, and in a new search its threads")]
+Address = Annotated[str | None, typer.Option(help="a Ray cluster's address, or auto")]
+TimeBudget = Annotated[str | None, typer.Option(metavar="TIME", help="such as 2h or 30m; resume goes on after it")]
+
 
 @app.command(epilog="Example: `mixtune search search_spaces/digits.yaml --gpus 1 --gpus-per-trial 0.25`")
 def search(
     space: SpaceFile,
-    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs of this machine to use (default: all)")] = None,
-    gpus_per_trial: Annotated[str | None, typer.Option(metavar="SHARE", help="such as 0.25, or auto")] = None,
-    cpus_per_trial: Annotated[float | None, typer.Option(help="CPU cores, and threads, of each trial")] = None,
+    gpus: Gpus = None,
+    gpus_per_trial: GpuShare = None,
+    cpus_per_trial: CpuShare = None,
     trials: Annotated[int | None, typer.Option(min=1, help="how many trials may end")] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="run directory (default: below runs/)")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="seed of the suggestions")] = None,
     set_: Overrides = None,
-    address: Annotated[str | None, typer.Option(help="a Ray cluster's address, or auto")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything, print the resolved space")] = False,
+    address: Address = None,
+    time_budget: TimeBudget = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything, print space and cost")] = False,
 ) -> None:
-    """Search a space: baselines, trials, front, plot."""
-    from mixtune.tuning import prepare, run
+    """Search a space: baselines, trials, front, plot.
+
+    What ends it (Ctrl-C, a crash, a spent time budget), `mixtune resume` goes on with.
+    """
+    from mixtune.tuning import costs, prepare, run
 
     options: dict[str, Any] = {
         "gpus": gpus,
@@ -62,14 +73,97 @@ def search(
     console = _console()
     if dry_run:
         prepared = prepare.prepare(space, **options)
-        print(f"{prepared.to_yaml()}\n{prepared.describe()}\nnothing was trained, no run directory written")
+        print(f"{prepared.to_yaml()}\n{prepared.describe()}")
+        print(f"{costs.forecast_search(prepared)}\nnothing was trained, no run directory written")
         return
+    _print_search(console, lambda: run.search(space, out=out, console=console, time_budget=time_budget, **options))
+
+
+@app.command(epilog="Example: `mixtune resume runs/digits --trials 40`")
+def resume(
+    directory: RunDirectory,
+    trials: Annotated[int | None, typer.Option(min=1, help="how many trials may end in all: more extend it")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="train failed trials once more")] = False,
+    gpus: Gpus = None,
+    gpus_per_trial: GpuShare = None,
+    cpus_per_trial: CpuShare = None,
+    address: Address = None,
+    time_budget: TimeBudget = None,
+) -> None:
+    """Go on with a search: after a crash, Ctrl-C or a spent time budget, or with more trials.
+
+    Trials that had begun go on from their last stored state.
+    """
+    from mixtune.tuning import run
+
+    console = _console()
+    _print_search(
+        console,
+        lambda: run.resume(
+            directory,
+            trials=trials,
+            retry_failed=retry_failed,
+            gpus=gpus,
+            gpus_per_trial=_gpu_share(gpus_per_trial),
+            cpus_per_trial=cpus_per_trial,
+            address=address,
+            time_budget=time_budget,
+            console=console,
+        ),
+    )
+
+
+@app.command(epilog="Example: `mixtune status runs/digits`")
+def status(directory: RunDirectory) -> None:
+    """Say where a run stands, and how to go on."""
+    from mixtune.analysis.status import run_status
+    from mixtune.run_lock import holder
+
+    print("\n".join(run_status(directory, holder(directory)).lines()))
+
+
+@app.command(epilog="Example: `mixtune clean runs/digits --max-gb 5`")
+def clean(
+    directory: RunDirectory,
+    max_gb: Annotated[float | None, typer.Option(min=0, help="keep up to so much, the latest used")] = None,
+) -> None:
+    """Remove stored training states that no unfinished trial needs."""
+    from mixtune.analysis.files import read_space
+    from mixtune.ledger import read_ledger
+    from mixtune.run_lock import hold_run
+    from mixtune.training.cleaning import clean_states, needed_states
+
+    read_space(directory)
+    with hold_run(directory, "clean"):
+        ledger = directory / "ledger.jsonl"
+        needed = needed_states(read_ledger(ledger) if ledger.exists() else [])
+        removed, freed = clean_states(directory, needed, None if max_gb is None else int(max_gb * 1e9))
+    print(f"{removed} files removed, {freed / 1e9:.3g} GB freed")
+
+
+@app.command(epilog="Example: `mixtune confirm runs/digits --seeds 4`")
+def confirm(
+    directory: RunDirectory,
+    seeds: Annotated[int, typer.Option(min=1, help="fresh seeds of each recipe")] = 4,
+) -> None:
+    """Train the front's members and the baselines again: fresh seeds, one at a time, accuracies on the test split.
+
+    What was confirmed is kept, so the same command goes on after an interruption, and more seeds add to it.
+    """
+    from mixtune.analysis.files import read_space
+    from mixtune.confirmation import confirm as run
+    from mixtune.run_lock import hold_run
+
+    read_space(directory)
     try:
-        result = run.search(space, out=out, console=console, **options)
-    except KeyboardInterrupt as error:
-        _fail(str(error) or "interrupted", 130)
-    _print_front(result, console)
-    console.print(f"plot: {result.directory / 'pareto.html'}", highlight=False, markup=False, soft_wrap=True)
+        with hold_run(directory, "confirm"):
+            confirmed = run(directory, seeds=seeds, on_line=lambda line: print(line, flush=True))
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on", 130)
+    console = _console()
+    console.print(confirmed.table())
+    for note in confirmed.notes:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command(epilog="Example: `mixtune train search_spaces/digits.yaml --set alpha=0.3 --out runs/one`")
@@ -198,6 +292,16 @@ def _console() -> Console:
     return console if console.is_terminal else Console(width=LOG_WIDTH)
 
 
+def _print_search(console: Console, run: Callable[[], Result]) -> None:
+    """Run a search and print its front; an interrupted one says how to go on."""
+    try:
+        result = run()
+    except KeyboardInterrupt as error:
+        _fail(str(error) or "interrupted", 130)
+    _print_front(result, console)
+    console.print(f"plot: {result.directory / 'pareto.html'}", highlight=False, markup=False, soft_wrap=True)
+
+
 def _print_front(result: Result, console: Console) -> None:
     from mixtune.analysis.tables import front_notes, front_table
 
@@ -212,9 +316,11 @@ def _overrides(given: list[str] | None) -> dict[str, Any]:
     return dict(parse_override(text) for text in given or [])
 
 
-def _gpu_share(given: str | None) -> float | str | None:
-    if given is None or given == "auto":
-        return given
+def _gpu_share(given: str | None) -> float | Literal["auto"] | None:
+    if given is None:
+        return None
+    if given == "auto":
+        return "auto"
     try:
         return float(given)
     except ValueError:

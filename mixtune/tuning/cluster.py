@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
@@ -25,6 +25,9 @@ _QUIET = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # the ledger is the one truth; Ray's own state is never read
     "TUNE_WARN_THRESHOLD_S": "10",
 }
+RAY_GRAINS = 10_000  # Ray counts a resource in ten-thousandths
+
+Nodes = Sequence[tuple[int, int]]  # (CPUs, GPUs) of each machine
 
 
 @dataclass(frozen=True)
@@ -42,23 +45,49 @@ class Slots:
         return f"{self.count} at once with {' and '.join(share)} each"
 
 
-def plan_slots(resources: Resources, cpus: int, gpus: int) -> Slots:
-    """Return the packing of trials on a machine. GPU fractions are per device: 0.15 of 8 GPUs is 48 slots, not 53.
+def plan_slots(resources: Resources, nodes: Nodes, auto_share: float = 1.0) -> Slots:
+    """Return the packing of trials on one machine or several, none of which a trial can span.
 
-    Raises RequestError where not one trial fits.
+    GPU fractions are per device: 0.15 of 8 GPUs is 48 slots, not 53. auto_share: what gpus_per_trial ``auto`` stands
+    for. Where no node has a GPU the CPUs train, else only nodes with GPUs do. Raises RequestError where not one trial
+    fits.
     """
-    share = 1.0 if resources.gpus_per_trial == "auto" else resources.gpus_per_trial
-    if share > 1 and not float(share).is_integer():
-        raise RequestError(f"{share:g} GPUs a trial: above 1 it should be a whole number")
-    if resources.cpus_per_trial > cpus:
-        raise RequestError(f"{resources.cpus_per_trial:g} CPUs a trial: there are {cpus}; lower --cpus-per-trial")
-    count = _fitting(resources.cpus_per_trial, cpus)
-    if gpus == 0 or share == 0:
-        return Slots(resources.cpus_per_trial, 0.0, count)
-    if share > gpus:
-        raise RequestError(f"{share:g} GPUs a trial: there are {gpus}; lower --gpus-per-trial")
-    on_gpus = _fitting(share, 1) * gpus if share <= 1 else _fitting(share, gpus)
-    return Slots(resources.cpus_per_trial, share, min(count, on_gpus))
+    cpus = resources.cpus_per_trial
+    gpus = auto_share if resources.gpus_per_trial == "auto" else resources.gpus_per_trial
+    if gpus > 1 and not float(gpus).is_integer():
+        raise RequestError(f"{gpus:g} GPUs a trial: above 1 it should be a whole number")
+    most_cpus, most_gpus = (max(counts) for counts in zip(*nodes, strict=True))
+    where = "there are" if len(nodes) == 1 else "no node has more than"
+    if cpus > most_cpus:
+        raise RequestError(f"{cpus:g} CPUs a trial: {where} {most_cpus}; lower --cpus-per-trial")
+    if most_gpus == 0 or gpus == 0:
+        return Slots(cpus, 0.0, sum(_fitting(cpus, node_cpus) for node_cpus, _ in nodes))
+    if gpus > most_gpus:
+        raise RequestError(f"{gpus:g} GPUs a trial: {where} {most_gpus}; lower --gpus-per-trial")
+    share = _countable(gpus)
+    count = sum(min(_fitting(cpus, node_cpus), _fitting_gpus(share, node_gpus)) for node_cpus, node_gpus in nodes)
+    if count == 0:
+        raise RequestError(
+            f"{cpus:g} CPUs and {gpus:g} GPUs a trial: no node has both; lower --cpus-per-trial or --gpus-per-trial"
+        )
+    return Slots(cpus, share, count)
+
+
+def double_share(share: float) -> float | None:
+    """Return the share of a GPU for another try of a trial that ran out of its memory: twice as much, at most one GPU.
+
+    None where it had a whole GPU, or none.
+    """
+    return min(1.0, 2.0 * share) if 0.0 < share < 1.0 else None
+
+
+def _fitting_gpus(share: float, gpus: int) -> int:
+    return _fitting(share, 1) * gpus if share <= 1 else _fitting(share, gpus)
+
+
+def _countable(share: float) -> float:
+    """Return a share rounded down to what Ray counts in, so that eleven trials of 1/11 are not one too many for it."""
+    return max(1, math.floor(Fraction(str(share)) * RAY_GRAINS)) / RAY_GRAINS
 
 
 def _fitting(share: float, whole: int) -> int:
@@ -85,18 +114,18 @@ def usable_cpus() -> int:
 
 
 @contextmanager
-def ray_session(address: str | None, cpus: int, gpus: int) -> Iterator[tuple[int, int]]:
+def ray_session(address: str | None, cpus: int, gpus: int) -> Iterator[Nodes]:
     """Run with Ray: the cluster at ``address``, the session that is there already, or one of our own.
 
-    Yields how many CPUs and GPUs it has. Only a session of our own is shut down. Raises RequestError for an address
-    that does not answer.
+    Yields the CPUs and GPUs of each of its machines. Only a session of our own is shut down. Raises RequestError for
+    an address that does not answer.
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     session = nullcontext() if ray.is_initialized() else _own_session(address, cpus, gpus)
     with _silenced("ray"), _silenced("ray.tune"), session:
-        resources = ray.cluster_resources()
-        yield int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        yield [(int(has.get("CPU", 0)), int(has.get("GPU", 0))) for has in alive]
 
 
 @contextmanager

@@ -7,15 +7,13 @@ from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any, Literal
 
-import torch
 import yaml
 
 from mixtune.errors import RequestError
 from mixtune.recipe import with_absolute_paths
 from mixtune.space import SearchSpace, load_space, space_from_dict
-from mixtune.training.data import TrainingData, load_training_data, place_images
-from mixtune.training.device import release_memory
-from mixtune.training.forecast import Size, dearest_recipe, forecast_latency, measure_speeds, recipe_flops
+from mixtune.training.data import TrainingData, load_training_data
+from mixtune.training.forecast import Size, recipe_flops
 from mixtune.tuning.cluster import plan_slots, usable_cpus, usable_gpus
 
 MOST_CHECKED = 32  # values of a distribution; of longer ones the ends are checked
@@ -79,27 +77,9 @@ def prepare(
     _check_recipes(resolved, data)
     cpu_count, gpu_count = usable_cpus(), usable_gpus(gpus)
     if address is None:
-        plan_slots(resolved.resources, cpu_count, gpu_count)
+        plan_slots(resolved.resources, [(cpu_count, gpu_count)])
     wanted = bool(gpus) or resolved.resources.gpus_per_trial not in ("auto", 0)
     return Prepared(resolved, data, cpu_count, gpu_count, no_gpu_here=wanted and gpu_count == 0)
-
-
-def reference_point(prepared: Prepared, device: torch.device) -> dict[str, float]:
-    """Return the worst that counts, for the hypervolume: chance accuracy, and the space's dearest recipe forecast."""
-    space, size = prepared.space, Size.of(prepared.data)
-    baselines = [space.recipe_at(params) for params in space.baseline_params().values()]
-    costs = [recipe_flops(recipe, size) for recipe in (dearest_recipe(space, size), *baselines)]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, int(space.resources.cpus_per_trial)))
-    speeds = measure_speeds(space.recipe, load_training_data(space.recipe, device), device)
-    torch.set_num_threads(threads)
-    place_images.cache_clear()  # the GPU is the trials'
-    release_memory(space.recipe.compile)
-    return {
-        "val_accuracy": sum(1.0 / classes for classes in size.classes) / len(size.classes),
-        "train_latency_s": max(forecast_latency(flops, speeds) for flops in costs),
-        "train_flops": max(sum(flops.values()) for flops in costs),
-    }
 
 
 def _resolve(space: AnySpace, overrides: Mapping[str, Any]) -> SearchSpace:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from mixtune.ledger import ENDED, TrialRecord
+from mixtune.ledger import COUNTED, ENDED, TrialRecord
 from mixtune.training.report import duration
 from mixtune.tuning.state import RunningSearch
 
@@ -33,6 +33,10 @@ class Progress:
     ) -> None:
         self._live.stop()
 
+    def begin(self, search: RunningSearch) -> None:
+        """Take what has ended before for told."""
+        self._reported = {trial for trial, record in search.records.items() if record.state in ENDED}
+
     def update(self, search: RunningSearch) -> None:
         """Show what changed."""
         for trial, record in search.records.items():
@@ -46,12 +50,14 @@ class Progress:
 def status_line(search: RunningSearch, slots: int, now: float) -> str:
     """Return counts (running and failed ones with the baselines), the best of the first objective, the time left."""
     records = search.records.values()
-    counts = {state: sum(r.state == state for r in records) for state in ("running", "failed")}
+    counts = {state: sum(r.state == state for r in records) for state in ("running", "failed", "rejected")}
     parts = [
         f"{trials_done(search)}/{search.budget} trials done",
         f"{counts['running']} running",
         f"{counts['failed']} failed",
     ]
+    if counts["rejected"]:
+        parts.append(f"{counts['rejected']} rejected")
     if best := best_so_far(search):
         parts.append(best)
     left = seconds_left(search, slots, now)
@@ -61,7 +67,7 @@ def status_line(search: RunningSearch, slots: int, now: float) -> str:
 
 def trials_done(search: RunningSearch) -> int:
     """Return how many trials of the budget have ended."""
-    return sum(r.state in ENDED for r in search.records.values() if r.trial not in search.baselines)
+    return sum(r.state in COUNTED for r in search.records.values() if r.trial not in search.baselines)
 
 
 def best_so_far(search: RunningSearch) -> str | None:
@@ -83,7 +89,7 @@ def seconds_left(search: RunningSearch, slots: int, now: float) -> float | None:
         return None
     mean = sum(took) / len(took)
     spent = sum(min(now - r.started_time, mean) for r in records if r.state == "running" and r.started_time)
-    waiting = search.budget + len(search.baselines) - sum(r.state in ENDED for r in records)
+    waiting = search.budget + len(search.baselines) - sum(r.state in COUNTED for r in records)
     return max(mean * waiting - spent, 0.0) / slots
 
 

@@ -1,41 +1,59 @@
-"""Run a search: Ray Tune trains what Optuna suggests, and the run directory keeps what came of it."""
+"""Run a search or go on with one: Ray Tune trains what Optuna suggests, the run directory keeps what came of it."""
 
 from __future__ import annotations
 
+import logging
 import platform
+import re
+import signal
 import tempfile
-from collections.abc import Callable, Mapping
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
+import ray
 import yaml
 from ray import tune
 from rich.console import Console
 
 from mixtune import plugins
+from mixtune.analysis.files import read_space
 from mixtune.analysis.result import Result, load
-from mixtune.errors import RequestError, TrainingError
+from mixtune.errors import DataError, RequestError, TrainingError
+from mixtune.files import make_folder, write_whole
+from mixtune.ledger import COUNTED, ENDED, TrialRecord
+from mixtune.run_lock import DRIVER_LOCK, TRIALS_LOCK, hold_run
 from mixtune.space import SearchSpace
-from mixtune.training.device import choose_device
-from mixtune.tuning.adapters import SearchCallback, SearchSearcher
-from mixtune.tuning.cluster import Slots, plan_slots, ray_session
-from mixtune.tuning.prepare import AnySpace, Prepared, prepare, reference_point
+from mixtune.training.forecast import Size, dearest_recipe
+from mixtune.training.memory import allowed_bytes
+from mixtune.tuning.adapters import Drain, SearchCallback, SearchSearcher
+from mixtune.tuning.cluster import Nodes, Slots, double_share, plan_slots, ray_session
+from mixtune.tuning.costs import STATES_BYTES, CostModel, Machine, device_here, look_at_machine, reference_point
+from mixtune.tuning.prepare import AnySpace, Prepared, prepare
 from mixtune.tuning.progress import Progress
-from mixtune.tuning.state import RunningSearch
-from mixtune.tuning.trainable import MixTrainable
+from mixtune.tuning.state import TIMED, Asked, RunningSearch
+from mixtune.tuning.study_file import StudyFile
+from mixtune.tuning.trainable import MixTrainable, SearchContext
+
+LEDGER, SPACE, STUDY = "ledger.jsonl", "space.yaml", "study.db"
 
 _VERSIONS = ("mixtune", "torch", "torchvision", "timm", "ray", "optuna", "moocore")
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+_log = logging.getLogger("mixtune.tuning")
 
 
 class SearchError(TrainingError):
-    """A search ran, and not one of its trials completed."""
+    """A search ran, and not one of its trials completed, or it made no sense to go on."""
 
 
 class InterruptedSearch(KeyboardInterrupt):
-    """Ctrl-C during a search, in words."""
+    """Ctrl-C or SIGTERM during a search, in words."""
 
 
 def search(
@@ -48,6 +66,7 @@ def search(
     seed: int | None = None,
     overrides: Mapping[str, Any] | None = None,
     address: str | None = None,
+    time_budget: float | str | None = None,
     out: str | PathLike[str] | None = None,
     console: Console | None = None,
 ) -> Result:
@@ -55,11 +74,14 @@ def search(
 
     space: a file, plain values in the form of the file, or a SearchSpace; gpus: how many of this machine's (default
     all); gpus_per_trial, cpus_per_trial: each trial's share; overrides: dotted recipe values; address: a Ray
-    cluster's; out: the run directory (default: a new one below ``runs/``). An option that is None leaves the
-    space's own value. Raises RequestError or DataError before anything is trained, SearchError when not one trial
-    completed, and KeyboardInterrupt on Ctrl-C, with the run directory's tables written.
+    cluster's; time_budget: seconds, or text such as "2h", after which no trial is begun and running ones stop at their
+    next epoch, to be gone on with by ``resume``; out: the run directory (default: a new one below ``runs/``). An option
+    that is None leaves the space's own value. Raises RequestError or DataError before anything is trained, DataError
+    when the ledger cannot be written, SearchError when not one trial completed or most failed for one reason, and
+    KeyboardInterrupt on Ctrl-C or SIGTERM, with the run directory's tables written.
     """
     console = console or Console()
+    seconds = parse_duration(time_budget)
     name = Path(space).stem if isinstance(space, str | PathLike) else "search"
     directory = Path(out) if out is not None else free_directory(name)
     refuse_occupied(directory)
@@ -73,61 +95,176 @@ def search(
         overrides=overrides,
         address=address,
     )
-    console.print(f"{prepared.describe()}\nrun directory: {directory}", highlight=False, markup=False, soft_wrap=True)
-    try:
-        with ray_session(address, prepared.cpus, prepared.gpus) as (cpus, gpu_count):
-            slots = plan_slots(prepared.space.resources, cpus, gpu_count)
-            console.print(f"trials: {slots}", highlight=False)
-            with Progress(slots.count, console) as progress:
-                result = run_prepared(prepared, slots, directory, progress.update)
-    except KeyboardInterrupt:
-        kept = (directory / "ledger.jsonl").exists()
-        done = f"what is done is kept: mixtune pareto {directory}" if kept else "nothing was trained yet"
-        raise InterruptedSearch(f"interrupted; {done}") from None
-    if not result.counts()["complete"]:
+    _say(console, f"{prepared.describe()}\nrun directory: {directory}")
+    make_folder(directory)
+    with _interruptible(directory), hold_run(directory, "search", on_wait=lambda line: _say(console, line)):
+        refuse_occupied(directory)  # by another that began meanwhile
+        with ray_session(address, prepared.cpus, prepared.gpus) as nodes:
+            threads = max(1, int(prepared.space.resources.cpus_per_trial))
+            machine: Machine = _where_trials_run(prepared.space, nodes, look_at_machine, prepared.space, threads)
+            write_whole(directory / SPACE, _resolved_space(prepared, machine))
+            return _run(prepared, directory, machine, nodes, seconds, console)
+
+
+def resume(
+    directory: str | PathLike[str],
+    *,
+    trials: int | None = None,
+    retry_failed: bool = False,
+    gpus: int | None = None,
+    gpus_per_trial: float | Literal["auto"] | None = None,
+    cpus_per_trial: float | None = None,
+    address: str | None = None,
+    time_budget: float | str | None = None,
+    console: Console | None = None,
+) -> Result:
+    """Go on with a search after a crash, an interruption or a spent budget; the same as ``mixtune resume``.
+
+    trials: how many may end in all, from now on: more than before extends a finished search; retry_failed: train the
+    failed trials once more; the other options as for :func:`search`, but each trial keeps the threads that the search
+    began with, because its bits and its seconds depend on them. Raises as ``search`` does.
+    """
+    console = console or Console()
+    seconds = parse_duration(time_budget)
+    directory = Path(directory)
+    machine = _known_machine(directory)
+    prepared = prepare(
+        directory / SPACE, gpus=gpus, gpus_per_trial=gpus_per_trial, cpus_per_trial=cpus_per_trial, address=address
+    )
+    _say(console, f"{prepared.describe()}\nrun directory: {directory}")
+    with (
+        _interruptible(directory),
+        hold_run(directory, "resume", on_wait=lambda line: _say(console, line)),
+        ray_session(address, prepared.cpus, prepared.gpus) as nodes,
+    ):
+        if address is None:
+            _refuse_other_device(prepared.space, machine, nodes)
+        return _run(prepared, directory, machine, nodes, seconds, console, trials, retry_failed)
+
+
+def _run(
+    prepared: Prepared,
+    directory: Path,
+    machine: Machine,
+    nodes: Nodes,
+    seconds: float | None,
+    console: Console,
+    trials: int | None = None,
+    retry_failed: bool = False,
+) -> Result:
+    """Train what is left of the budget in the present Ray session, and write the run directory's tables."""
+    space = prepared.space
+    slots = plan_slots(space.resources, nodes, machine.auto_share())
+    costs = CostModel(space, prepared.data, machine)
+    study = StudyFile(directory / STUDY, space)
+    with Progress(slots.count, console) as progress:
+
+        def on_change(search: RunningSearch, record: TrialRecord) -> None:
+            progress.update(search)
+            if record.state in ENDED and record.baseline is None:
+                study.add(record)
+
+        search = RunningSearch(
+            space,
+            directory / LEDGER,
+            on_change,
+            deadline=None if seconds is None else time.time() + seconds,
+            forecast=costs.forecast,
+            larger_share=lambda share: double_share(slots.gpus if share is None else share),
+        )
+        _extend(search, trials)
+        again = search.retry_failed() if retry_failed else 0
+        if search.is_done:
+            _say(console, f"finished already; mixtune resume {directory} --trials {search.budget + 20} would extend it")
+        else:
+            _say(console, _what_is_left(search, slots, again))
+            progress.begin(search)
+            study.sync(search.records.values())
+            _tune(search, slots, directory, machine)
+    result = _write_tables(directory)
+    study.sync(search.records.values())
+    return _judge(search, result, directory, console)
+
+
+def _judge(search: RunningSearch, result: Result, directory: Path, console: Console) -> Result:
+    """Return the result, or raise SearchError where there is none, or none that can be trusted to be all."""
+    if search.stop_reason:
+        raise SearchError(f"{search.stop_reason}; what is done is kept: mixtune pareto {directory}")
+    if not search.is_done:
+        ended = sum(r.state in COUNTED for r in search.records.values() if r.trial not in search.baselines)
+        _say(console, f"time budget spent: {ended} of {search.budget} trials done; mixtune resume {directory} goes on")
+    elif not result.counts()["complete"]:
         raise SearchError(_why_nothing_completed(result))
     return result
 
 
-def run_prepared(
-    prepared: Prepared, slots: Slots, directory: Path, on_change: Callable[[RunningSearch], None] = lambda _: None
-) -> Result:
-    """Train the baselines and the budget's trials in the present Ray session, and write the run directory.
+def _tune(search: RunningSearch, slots: Slots, directory: Path, machine: Machine) -> None:
+    """Let Ray Tune train the search's trials; raises DataError where the ledger cannot be written."""
 
-    ``on_change`` is called after every event. However it ends, the tables are written.
-    """
-    claim(directory, _resolved_space(prepared, slots))
-    search = RunningSearch(prepared.space, directory / "ledger.jsonl", on_change)
-    try:
-        with tempfile.TemporaryDirectory(prefix="mixtune-ray-") as scratch:
-            _tune(prepared.space, slots, search, scratch)
-    finally:
-        if search.records:  # else there is nothing to write, and whatever ended it so early should be heard
-            load(directory).write_tables()
-    return load(directory)
+    def context(asked: Asked) -> SearchContext:
+        share = slots.gpus if asked.gpus is None else asked.gpus
+        memory = None
+        if known := machine.gpu_bytes:
+            memory = allowed_bytes(share, known["total"], known["context"])
+        return SearchContext(
+            directory=str(directory.resolve()),
+            cpus=slots.cpus,
+            gpus=share,
+            threads=machine.threads,
+            step_times={signature: tuple(seconds) for signature, seconds in search.step_times.windows.items()},
+            memory_bytes=memory,
+            deadline=search.deadline,
+            states_bytes=STATES_BYTES,
+        )
+
+    def resources(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
+        share: SearchContext = config["search"]
+        return tune.PlacementGroupFactory([{"CPU": share.cpus, **({"GPU": share.gpus} if share.gpus else {})}])
+
+    space = search.space
+    with tempfile.TemporaryDirectory(prefix="mixtune-ray-", ignore_cleanup_errors=True) as scratch:
+        tuner = tune.Tuner(
+            tune.with_resources(MixTrainable, resources),
+            tune_config=tune.TuneConfig(
+                search_alg=SearchSearcher(search, context),
+                scheduler=plugins.find("tuning.schedulers", space.search.scheduler, "scheduler").build(space),
+                num_samples=-1,  # until the searcher says that it is over
+                max_concurrent_trials=slots.count,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name="search",
+                storage_path=scratch,
+                callbacks=[SearchCallback(search)],
+                stop=Drain(search),
+                verbose=0,
+            ),
+        )
+        try:
+            tuner.fit()
+        except KeyboardInterrupt:
+            _write_tables(directory)
+            raise
+        except Exception as error:
+            if search.error is None:
+                raise
+            problem = getattr(search.error, "strerror", None) or search.error
+            raise DataError(
+                f"{directory / LEDGER} cannot be written ({problem}): what it holds is kept; make room, then "
+                f"mixtune resume {directory}"
+            ) from error
 
 
 def refuse_occupied(directory: Path) -> None:
     """Raise RequestError unless the directory is new or empty: a run is never overwritten."""
-    if (directory / "ledger.jsonl").exists():
+    if (directory / SPACE).exists() or (directory / LEDGER).exists():
         raise RequestError(
-            f"{directory} holds a run already: give another --out, or see it with mixtune pareto {directory}"
+            f"{directory} holds a run already: give another --out, see it with mixtune pareto {directory}, or go on "
+            f"with mixtune resume {directory}"
         )
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    locks = {DRIVER_LOCK, TRIALS_LOCK}
+    if directory.exists() and (not directory.is_dir() or {item.name for item in directory.iterdir()} - locks):
         raise RequestError(f"{directory} is no empty directory: give another --out")
-
-
-def claim(directory: Path, space: str) -> None:
-    """Make the directory ours by writing its space.yaml: of two searches that start at once, one is refused."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with (directory / "space.yaml").open("x", encoding="utf-8") as file:
-            file.write(space)
-    except FileExistsError:
-        refuse_occupied(directory)
-        raise
-    except OSError as error:
-        raise RequestError(f"{directory} cannot be the run directory: {error.strerror}: give another --out") from error
 
 
 def free_directory(name: str) -> Path:
@@ -136,42 +273,120 @@ def free_directory(name: str) -> Path:
     return next(path for path in candidates if not path.exists())
 
 
-def _tune(space: SearchSpace, slots: Slots, search: RunningSearch, scratch: str) -> None:
-    tuner = tune.Tuner(
-        tune.with_resources(MixTrainable, {"cpu": slots.cpus, "gpu": slots.gpus}),
-        tune_config=tune.TuneConfig(
-            search_alg=SearchSearcher(search, space.recipe.to_dict()),
-            scheduler=plugins.find("tuning.schedulers", space.search.scheduler, "scheduler").build(space),
-            num_samples=search.budget + len(search.baselines),
-            max_concurrent_trials=slots.count,
-            reuse_actors=True,
-        ),
-        run_config=tune.RunConfig(name="search", storage_path=scratch, callbacks=[SearchCallback(search)], verbose=0),
-    )
-    tuner.fit()
+def parse_duration(given: float | str | None) -> float | None:
+    """Return the seconds of "90s", "30m", "2h", "1d" or "1h30m"; a bare number is seconds. Raises RequestError."""
+    if given is None:
+        return None
+    text = str(given).strip()
+    parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", text)
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        seconds = float(text)
+    elif parts and "".join(number + unit for number, unit in parts) == text:
+        seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    else:
+        raise RequestError(f"time budget {text}: should be such as 90s, 30m, 2h or 1h30m")
+    if seconds <= 0:
+        raise RequestError(f"time budget {text}: should be above 0")
+    return seconds
 
 
-def _resolved_space(prepared: Prepared, slots: Slots) -> str:
+@contextmanager
+def _interruptible(directory: Path) -> Iterator[None]:
+    """Let SIGTERM do what Ctrl-C does, and say of both how to go on."""
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, _interrupt) if in_main else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        begun = (directory / SPACE).exists()
+        done = f"to go on: mixtune resume {directory}" if begun else "nothing was trained yet"
+        raise InterruptedSearch(f"interrupted; {done}") from None
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _where_trials_run(space: SearchSpace, nodes: Nodes, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call ``function(*arguments, on_gpu)``, on a GPU in a process of its own: none of its memory stays taken."""
+    if plan_slots(space.resources, nodes).gpus == 0:
+        return function(*arguments, False)
+    cpus = space.resources.cpus_per_trial
+    return ray.get(ray.remote(num_gpus=1, num_cpus=cpus, max_calls=1)(function).remote(*arguments, True))
+
+
+def _known_machine(directory: Path) -> Machine:
+    """Return the machine that a run began on."""
+    given = read_space(directory)["run"].get("machine")
+    try:
+        return Machine(**given)
+    except TypeError as error:
+        raise RequestError(f"{directory / SPACE}: run.machine is not what a search wrote there: {error}") from error
+
+
+def _refuse_other_device(space: SearchSpace, machine: Machine, nodes: Nodes) -> None:
+    """Raise RequestError where seconds of this machine would stand beside those of another one."""
+    if TIMED not in space.objectives and TIMED not in space.constraints:
+        return
+    here = _where_trials_run(space, nodes, device_here, machine.threads)
+    if here != machine.device:
+        raise RequestError(
+            f"{TIMED} of this run is of {machine.device}, and here is {here}: seconds of two devices do not compare; "
+            "resume it there, or search anew by train_flops"
+        )
+
+
+def _extend(search: RunningSearch, trials: int | None) -> None:
+    if trials is None or trials == search.budget:
+        return
+    ended = sum(r.state in COUNTED for r in search.records.values() if r.trial not in search.baselines)
+    if trials < ended:
+        raise RequestError(f"--trials {trials}: {ended} have ended already; give at least as many")
+    most = search.space.grid_size() if search.space.search.sampler == "grid" else None
+    if most is not None and trials > most:
+        raise RequestError(f"--trials {trials}: the grid holds {most} recipes")
+    search.extend(trials)
+
+
+def _what_is_left(search: RunningSearch, slots: Slots, again: int) -> str:
+    ended = sum(r.state in ENDED for r in search.records.values() if r.trial not in search.baselines)
+    unfinished = sum(r.state not in ENDED for r in search.records.values()) - again
+    said = f"{ended} of {search.budget} trials are done, " if search.records else ""
+    said += f"{unfinished} go on from their last stored state, " if unfinished else ""
+    said += f"{again} failed ones are trained again, " if again else ""
+    return f"{said}trials: {slots}"
+
+
+def _write_tables(directory: Path) -> Result:
+    """Write what is derived from the ledger; a full disk leaves the tables of before, and costs no result."""
+    result = load(directory)
+    try:
+        result.write_tables()
+    except DataError as error:
+        _log.warning("%s: mixtune resume writes the tables again", error)
+    return result
+
+
+def _resolved_space(prepared: Prepared, machine: Machine) -> str:
     """Return the text of space.yaml, with what it runs on; the hypervolume's reference point is fixed here."""
-    device = choose_device() if slots.gpus else torch.device("cpu")
-    values = prepared.space.to_dict() | {
+    space, data = prepared.space, prepared.data
+    dearest = dearest_recipe(space, Size.of(data))
+    values = space.to_dict() | {
         "run": {
-            "reference_point": reference_point(prepared, device),
+            "reference_point": reference_point(space, data, machine, dearest),
             "tasks": {
                 task.name: {
                     "classes": len(task.classes),
                     "train_images": len(task.train),
                     "val_images": len(task.held_out),
                 }
-                for task in prepared.data.tasks
+                for task in data.tasks
             },
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _VERSIONS}},
-            "machine": {
-                "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
-                "trials_at_once": slots.count,
-                "cpus_per_trial": slots.cpus,
-                "gpus_per_trial": slots.gpus,
-            },
+            "machine": machine.to_dict(),
         }
     }
     return yaml.safe_dump(values, sort_keys=False)
@@ -182,3 +397,7 @@ def _why_nothing_completed(result: Result) -> str:
     if not failed:
         return "no trial completed"
     return f"no trial completed, and {len(failed)} failed; {failed[0].trial}: {failed[0].reason}"
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -1,79 +1,279 @@
-"""What a search knows while it runs: every trial's state, written to the ledger before anything depends on it."""
+"""What a search knows while it runs: every trial's state, written to the ledger before anything depends on it.
+
+A search that goes on starts from the ledger alone, so a suggestion depends on nothing else.
+"""
 
 from __future__ import annotations
 
 import math
+import re
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from mixtune.ledger import Ledger, TrialRecord, apply_event, finite_or_none
+from mixtune.ledger import (
+    COUNTED,
+    ENDED,
+    Ledger,
+    TrialRecord,
+    apply_event,
+    extended_budget,
+    finite_or_none,
+    read_ledger,
+    step_windows,
+    trial_states,
+)
 from mixtune.space import SearchSpace
+from mixtune.training.step_times import StepTimes
 from mixtune.tuning.suggestions import Suggester
+
+Cause = Literal["crash", "out of memory", "permanent"]
+Forecast = Callable[[Mapping[str, Any], StepTimes], Mapping[str, float]]
+
+MOST_REJECTED = 200  # suggestions in a row; then the constraints are taken for ones that cannot be met
+FEWEST_ALIKE = 4  # failures of one kind, and more than half of the trials that ended: then the search stops
+TIMED = "train_latency_s"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A trial to train: its id, its dotted parameters, and its share of a GPU where that is not the search's."""
+
+    trial: str
+    params: dict[str, Any]
+    gpus: float | None = None
 
 
 class RunningSearch:
-    """Baselines first, then trials t0001, t0002, ... until the budget is asked for.
+    """Baselines first, then trials t0001, t0002, ... until the budget has ended; unfinished ones before new ones.
 
-    ``on_change`` is called with this object after every event.
+    ledger: its file, read where it exists; deadline: unix seconds, after which the search drains; forecast: what is
+    known of dotted parameters before training, for the constraints; larger_share: a share of a GPU that is larger than
+    one which was too small (None: the search's), or None where there is no larger one; ``on_change`` is called with
+    this object and a trial's record after each event.
     """
 
-    def __init__(self, space: SearchSpace, ledger: Path, on_change: Callable[[RunningSearch], None]) -> None:
+    def __init__(
+        self,
+        space: SearchSpace,
+        ledger: Path,
+        on_change: Callable[[RunningSearch, TrialRecord], None] = lambda *_: None,
+        *,
+        deadline: float | None = None,
+        forecast: Forecast = lambda params, times: {},
+        larger_share: Callable[[float | None], float | None] = lambda share: None,
+    ) -> None:
         self.space = space
         self.baselines = space.baseline_params()
-        self.budget = space.budget
+        self.stop_reason: str | None = None
+        self.error: Exception | None = None
+        self.deadline = deadline
+        self._forecast, self._larger_share, self._on_change = forecast, larger_share, on_change
         self._ledger = Ledger(ledger)
+        events = read_ledger(ledger) if ledger.exists() else []
+        self.records: dict[str, TrialRecord] = trial_states(events)
+        self.step_times = StepTimes(step_windows(events))
+        self.device: str | None = next((e["factors"]["device"] for e in events if "factors" in e), None)
+        self.budget = extended_budget(events, space.budget)
         self.suggester = Suggester(space)
-        self._on_change = on_change
-        self._waiting_baselines = list(self.baselines)
-        self._asked = 0
-        self.records: dict[str, TrialRecord] = {}
+        self._replay()
+        unfinished = [r.trial for r in self.records.values() if r.state not in ENDED]
+        self._waiting = [*unfinished, *(name for name in self.baselines if name not in self.records)]
+        self._active: set[str] = set()
+        self._ended_here: list[TrialRecord] = []
 
-    def ask(self) -> tuple[str, dict[str, Any]] | None:
-        """Return the next trial's id and dotted parameters, or None once the budget has been asked for."""
-        if self._waiting_baselines:
-            trial = self._waiting_baselines.pop(0)
-            params = self.baselines[trial]
-            self._write("asked", trial, baseline=trial, params=params)
-            return trial, params
-        if self._asked == self.budget:
+    def ask(self) -> Asked | None:
+        """Return the next trial; None where there is none, for now, or at all (``is_over``)."""
+        if self.is_draining:
             return None
-        self._asked += 1
-        trial = f"t{self._asked:04d}"
-        params = self.suggester.ask(trial, self._asked)
-        self._write("asked", trial, params=params)
-        return trial, params
+        if self._waiting:
+            return self._start(self._waiting.pop(0))
+        counted = sum(r.state in COUNTED for r in self.records.values() if r.trial not in self.baselines)
+        if counted + len(self._active - set(self.baselines)) >= self.budget:
+            return None
+        for _ in range(MOST_REJECTED):
+            trial = self._ask_new()
+            if trial is not None:
+                return self._start(trial)
+        kept = " and ".join(str(constraint) for constraint in self.space.constraints.values())
+        self.stop_reason = f"{MOST_REJECTED} suggestions in a row break {kept}: the constraint cannot be met here"
+        return None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing trains any more and nothing is left to be asked."""
+        return not self._active and (self.is_draining or self.is_done)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the baselines have ended and the budget is met."""
+        trials = [r for r in self.records.values() if r.trial not in self.baselines]
+        baselines_ended = all(name in self.records and self.records[name].state in ENDED for name in self.baselines)
+        counted = sum(r.state in COUNTED for r in trials)
+        return baselines_ended and counted >= self.budget and all(r.state in ENDED for r in trials)
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether no more trials are asked for, and running ones should stop at their next epoch, unfinished."""
+        return bool(self.stop_reason) or (self.deadline is not None and time.time() > self.deadline)
+
+    def extend(self, trials: int) -> None:
+        """Let ``trials`` trials end in all."""
+        self._ledger.append("extended", trials=trials)
+        self.budget = trials
+
+    def retry_failed(self) -> int:
+        """Open the failed trials again; return how many there are."""
+        failed = [record.trial for record in self.records.values() if record.state == "failed"]
+        for trial in failed:
+            self._write("retried", trial, reason="asked for")
+        self._waiting = [*failed, *self._waiting]
+        return len(failed)
 
     def start(self, trial: str) -> None:
         """Note that a trial has begun to train."""
         self._write("started", trial)
 
-    def report(self, trial: str, metrics: Mapping[str, Any]) -> None:
-        """Note an epoch's metrics."""
-        self._write("epoch", trial, metrics=finite_or_none(metrics))
+    def report(self, trial: str, to_ledger: Mapping[str, Any]) -> None:
+        """Note epochs, and the windows that were measured meanwhile; see MixTrainable."""
+        for signature, seconds, factors in to_ledger["windows"]:
+            self._keep_window(trial, signature, seconds, factors)
+        known = {epoch.get("epoch") for epoch in self.records[trial].epochs[:-1]}
+        for epoch in to_ledger["epochs"]:
+            if epoch["epoch"] not in known:
+                stored = {"state": epoch["state"]} if "state" in epoch else {}
+                metrics = {name: value for name, value in epoch.items() if name != "state"}
+                self._write("epoch", trial, metrics=finite_or_none(metrics), **stored)
 
-    def end(self, trial: str, metrics: Mapping[str, Any]) -> None:
-        """Note a trial's end: complete if it ran its whole recipe to finite objectives, else stopped or failed."""
-        kept = finite_or_none(metrics)
+    def end(self, trial: str, metrics: Mapping[str, Any], steps: Mapping[str, Any]) -> None:
+        """Note a trial's end: complete if it ran its whole recipe to finite objectives, else stopped or failed.
+
+        steps: (steps, cost signature) by phase; seconds are taken from the ledger's windows, so that equal recipes
+        have equal ones. A trial that was ended by draining stays unfinished.
+        """
+        metrics = {**metrics, **self._latencies(steps)}
         bad = [name for name in self.space.objectives if not math.isfinite(metrics.get(name, math.nan))]
-        if metrics["epochs_trained"] < metrics["epochs_asked"]:
-            self._write("stopped", trial, reason="ended early by the scheduler", metrics=kept)
-            if trial not in self.baselines:
-                self.suggester.tell_stopped(trial)
+        if metrics["epoch"] < metrics["epochs_asked"]:
+            self._active.discard(trial)
+            if not self.is_draining:
+                self._end("stopped", trial, reason="ended early by the scheduler", metrics=metrics)
         elif bad:
-            self.fail(trial, f"{bad[0]} is {metrics.get(bad[0], 'missing')}", metrics)
-        elif trial in self.baselines:
-            self._write("baseline", trial, method=trial, metrics=kept)
+            self.fail(trial, f"{bad[0]} is {metrics.get(bad[0], 'missing')}", metrics=metrics)
+        elif self._is_timed and self.device not in (None, metrics.get("device", self.device)):
+            self.fail(trial, f"trained on {metrics['device']}, where seconds are not those of {self.device}")
         else:
-            self._write("complete", trial, metrics=kept)
-            self.suggester.tell_complete(trial, metrics)
+            self._end("baseline" if trial in self.baselines else "complete", trial, metrics=metrics, steps=steps)
 
-    def fail(self, trial: str, reason: str, metrics: Mapping[str, Any] | None = None) -> None:
-        """Note that a trial has no result, and why."""
-        self._write("failed", trial, reason=reason, metrics=finite_or_none(metrics or {}))
-        if trial not in self.baselines:
-            self.suggester.tell_failed(trial)
+    def fail(
+        self, trial: str, reason: str, cause: Cause = "permanent", metrics: Mapping[str, Any] | None = None
+    ) -> None:
+        """Note that a trial has no result, and why; it is tried again where that can help.
+
+        A crash is retried up to ``search.max_failures`` times, out of memory as long as there is a larger share of a
+        GPU to be had; both go on from the last stored state.
+        """
+        record = self.records[trial]
+        share = self._larger_share(record.gpus) if cause == "out of memory" else None
+        crashed_too_often = record.retries >= self.space.search.max_failures
+        if share is not None or (cause == "crash" and not crashed_too_often and not self.stop_reason):
+            self._active.discard(trial)
+            self._write("retried", trial, reason=reason, **({} if share is None else {"gpus_per_trial": share}))
+            self._waiting.insert(0, trial)
+        else:
+            self._end("failed", trial, reason=reason, metrics=metrics or {})
+
+    def _start(self, trial: str) -> Asked:
+        """Hand out a trial, which is asked for in the ledger already, unless it is a baseline's first time."""
+        if trial not in self.records:
+            self._write("asked", trial, baseline=trial, params=self.baselines[trial])
+        self._active.add(trial)
+        record = self.records[trial]
+        return Asked(trial, record.params, record.gpus)
+
+    def _ask_new(self) -> str | None:
+        """Ask the sampler for a trial; return None where it breaks a constraint."""
+        number = 1 + sum(name not in self.baselines for name in self.records)
+        trial = f"t{number:04d}"
+        params = self.suggester.ask(trial, number)
+        fields = {"params": params, "sampler": self.suggester.notes(trial)}
+        if self.space.constraints:
+            forecast = self._forecast(params, self.step_times)
+            limits = self.space.constraints.items()
+            broken = next((c for name, c in limits if name in forecast and not c.holds(forecast[name])), None)
+            if broken is not None:
+                reason = f"{broken.metric} would be {forecast[broken.metric]:.4g}, not {broken.to_yaml()}"
+                self._write("rejected", trial, reason=reason, metrics=finite_or_none(forecast), **fields)
+                self.suggester.tell_rejected(trial, forecast)
+                return None
+        self._write("asked", trial, **fields)
+        return trial
+
+    def _end(self, event: str, trial: str, **fields: Any) -> None:
+        metrics = fields.pop("metrics")
+        self._active.discard(trial)
+        self._write(event, trial, metrics=finite_or_none(metrics), **fields)
+        self._tell(self.records[trial])
+        self._ended_here.append(self.records[trial])
+        if event == "failed":
+            self._stop_if_most_fail_alike()
+
+    def _tell(self, record: TrialRecord) -> None:
+        """Tell Optuna how a trial ended."""
+        if record.trial in self.baselines:
+            return
+        if record.state == "complete":
+            self.suggester.tell_complete(record.trial, record.metrics)
+        elif record.state == "stopped":
+            self.suggester.tell_stopped(record.trial)
+        elif record.state == "rejected":
+            self.suggester.tell_rejected(record.trial, record.metrics)
+        elif record.state == "failed":
+            self.suggester.tell_failed(record.trial)
+
+    def _replay(self) -> None:
+        for record in self.records.values():
+            if record.trial not in self.baselines:
+                self.suggester.ask_again(record.trial, record.params, record.sampler)
+                self._tell(record)
+
+    def _stop_if_most_fail_alike(self) -> None:
+        reasons = Counter(_kind(r.reason) for r in self._ended_here if r.state == "failed")
+        kind, count = reasons.most_common(1)[0]
+        if count >= FEWEST_ALIKE and 2 * count > len(self._ended_here):
+            reason = next(r.reason for r in self._ended_here if r.state == "failed" and _kind(r.reason) == kind)
+            self.stop_reason = f"{count} of {len(self._ended_here)} trials failed for one reason: {reason}"
+
+    @property
+    def _is_timed(self) -> bool:
+        return TIMED in self.space.objectives or TIMED in self.space.constraints
+
+    def _latencies(self, steps: Mapping[str, Any]) -> dict[str, float]:
+        seconds = {phase: self.step_times.latency([(count, sig)]) for phase, (count, sig) in steps.items()}
+        return {TIMED: sum(seconds.values()), **{f"latency_{phase}_s": s for phase, s in seconds.items()}}
+
+    def _keep_window(self, trial: str, signature: str, seconds: float, factors: Mapping[str, Any]) -> None:
+        if not self.step_times.missing(signature):
+            return
+        self.device = self.device or factors["device"]
+        known = {} if signature in self.step_times.windows else {"factors": factors}
+        self._append("step_time", trial=trial, signature=signature, seconds=seconds, **known)
+        self.step_times.add(signature, seconds)
 
     def _write(self, event: str, trial: str, **fields: Any) -> None:
-        apply_event(self.records, self._ledger.append(event, trial=trial, **fields))
-        self._on_change(self)
+        apply_event(self.records, self._append(event, trial=trial, **fields))
+        self._on_change(self, self.records[trial])
+
+    def _append(self, event: str, **fields: Any) -> dict[str, Any]:
+        try:
+            return self._ledger.append(event, **fields)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+
+def _kind(reason: str | None) -> str:
+    """Return a failure's reason without what differs from trial to trial."""
+    return re.sub(r"\d+", "#", reason or "")

@@ -39,29 +39,82 @@ class Suggester:
         directions = [better[direction] for direction in space.objectives.values()]
         self.study = optuna.create_study(directions=directions, sampler=optuna.samplers.RandomSampler(seed=0))
         self._asked: dict[str, optuna.Trial] = {}
-        if space.search.sampler != "grid" and (first := first_point(space)):
-            self.study.enqueue_trial({path: encode(value) for path, value in first.items()})
+        self._complete = 0
+        self._noted: set[str] = set()
 
     def ask(self, trial: str, number: int) -> dict[str, Any]:
         """Return the dotted parameters of a new trial; ``number`` counts the search's trials from 1."""
-        self.study.sampler = self._sampler.build(self._space, _trial_seed(self._space.search.seed, number))
+        seed = _trial_seed(self._space.search.seed, number)
+        self.study.sampler = self._sampler.build(self._space, seed, self._complete)
+        if number == 1 and self._space.search.sampler != "grid" and (first := first_point(self._space)):
+            self.study.enqueue_trial({path: encode(value) for path, value in first.items()})
         asked = self.study.ask(fixed_distributions=self._distributions)
         self._asked[trial] = asked
         return {path: decode(self._space.space[path], value) for path, value in asked.params.items()}
+
+    def notes(self, trial: str) -> dict[str, Any]:
+        """Return what the sampler has put down while it was asked for a trial, for ask_again(): once for each trial."""
+        storage, study = self.study._storage, self.study._study_id
+        own = storage.get_trial_system_attrs(self._asked[trial]._trial_id)
+        notes = {
+            "trial": {key: value for key, value in own.items() if key != "fixed_params"},
+            "study": {k: v for k, v in storage.get_study_system_attrs(study).items() if k not in self._noted},
+        }
+        self._noted |= set(notes["study"])
+        return {about: what for about, what in notes.items() if what}
+
+    def ask_again(self, trial: str, params: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
+        """Open a trial of a search that goes on, as ask() left it; to be called in the order of the first asking.
+
+        Where the space does not hold the parameters any more, Optuna does not hear of the trial.
+        """
+        if set(params) != set(self._distributions):
+            return
+        known = optuna.trial.create_trial(
+            state=optuna.trial.TrialState.RUNNING,
+            params={path: encode(value) for path, value in params.items()},
+            distributions=self._distributions,
+            system_attrs=dict(notes.get("trial", {})),
+        )
+        self.study.add_trial(known)
+        self._asked[trial] = optuna.Trial(self.study, self.study.get_trials(deepcopy=False)[-1]._trial_id)
+        for key, value in notes.get("study", {}).items():
+            self.study._storage.set_study_system_attr(self.study._study_id, key, value)
+            self._noted.add(key)
 
     def tell_complete(self, trial: str, metrics: Mapping[str, Any]) -> None:
         """Take a trial that ran its own whole recipe; its objectives must be finite."""
         values = [float(metrics[name]) for name in self._space.objectives]
         assert all(math.isfinite(v) for v in values), values
-        self.study.tell(self._asked.pop(trial), values)
+        self._complete += 1
+        self._tell(trial, optuna.trial.TrialState.COMPLETE, metrics, values)
 
     def tell_stopped(self, trial: str) -> None:
         """Take a trial that a scheduler ended early."""
-        self.study.tell(self._asked.pop(trial), state=optuna.trial.TrialState.PRUNED)
+        self._tell(trial, optuna.trial.TrialState.PRUNED, {})
+
+    def tell_rejected(self, trial: str, forecast: Mapping[str, Any]) -> None:
+        """Take a trial that was not trained because its forecast metrics break a constraint."""
+        self._tell(trial, optuna.trial.TrialState.PRUNED, forecast)
 
     def tell_failed(self, trial: str) -> None:
         """Take a trial that has no result."""
-        self.study.tell(self._asked.pop(trial), state=optuna.trial.TrialState.FAIL)
+        self._tell(trial, optuna.trial.TrialState.FAIL, {})
+
+    def _tell(
+        self,
+        trial: str,
+        state: optuna.trial.TrialState,
+        metrics: Mapping[str, Any],
+        values: list[float] | None = None,
+    ) -> None:
+        asked = self._asked.pop(trial, None)
+        if asked is None:
+            return
+        for name, constraint in self._space.constraints.items():
+            if name in metrics and math.isfinite(violation := constraint.violation(metrics[name])):
+                asked.set_constraint(name, violation)
+        self.study.tell(asked, values, state=state)
 
 
 def first_point(space: SearchSpace) -> dict[str, Any]:

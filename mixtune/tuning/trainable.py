@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-from collections.abc import Mapping
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +16,44 @@ import torch
 from ray import tune
 
 from mixtune.errors import RequestError
+from mixtune.ledger import EPOCH_METRICS
 from mixtune.recipe import Recipe, change_recipe, flatten, parse_recipe
+from mixtune.run_lock import share_run
 from mixtune.space import load_space
 from mixtune.training.data import load_training_data
-from mixtune.training.device import choose_device, release_memory
+from mixtune.training.device import choose_device, limit_memory, release_memory
+from mixtune.training.device_lock import DeviceLock
 from mixtune.training.loop import train
+from mixtune.training.meter import phase_signature, state_factors
 from mixtune.training.metrics import measure
+from mixtune.training.plan import Phase, make_plan
+from mixtune.training.recovery import Recovery
 from mixtune.training.state import TrainState, start_state
+from mixtune.training.step_times import StepTimes
 
-RESERVED = ("recipe", "trial")  # every other key of the config is a dotted recipe path
+RESERVED = ("recipe", "trial", "search")  # every other key of the config is a dotted recipe path
 CHECKPOINT = "state.pt"
+TO_LEDGER = "to_ledger"  # in a search's results: what its ledger keeps beside the metrics
+
+
+@dataclass(frozen=True)
+class SearchContext:
+    """What a search tells its trials, in the config's ``search``.
+
+    directory: the run's, whose stages/ holds the states that a trial goes on from; cpus, gpus: this trial's share;
+    threads: of each trial, the same for the whole run, because bits and step times depend on them; step_times:
+    windows measured so far, by cost signature; memory_bytes: the most that a trial may allocate on its GPU; deadline:
+    unix seconds after which each epoch's state is stored, since it may be the last; states_bytes: of all stored states.
+    """
+
+    directory: str
+    cpus: float = 1.0
+    gpus: float = 0.0
+    threads: int = 1
+    step_times: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    memory_bytes: int | None = None
+    deadline: float | None = None
+    states_bytes: int | None = None
 
 
 class MixTrainable(tune.Trainable):  # type: ignore[misc]
@@ -38,31 +70,74 @@ class MixTrainable(tune.Trainable):  # type: ignore[misc]
 
     def setup(self, config: dict[str, Any]) -> None:
         """Build the recipe's data and models on the trial's device, with as many threads as it has CPUs."""
+        context: SearchContext | None = config.get("search")
         resources = self.trial_resources
-        has_gpu = True
-        if resources is not None:
+        device = torch.device("cpu")
+        if resources is None or resources.required_resources.get("GPU", 0) > 0:
+            device = choose_device()
+        if context is not None:
+            hold_directory(context.directory)
+            torch.set_num_threads(context.threads)
+            limit_memory(device, context.memory_bytes)
+        elif resources is not None:
             torch.set_num_threads(max(1, int(resources.head_cpus)))
-            has_gpu = resources.required_resources.get("GPU", 0) > 0
         # Ray moves a worker into the trial's folder; relative paths mean the folder that the search started in
         with contextlib.chdir(os.environ.get("TUNE_ORIG_WORKING_DIR", ".")):
             recipe = recipe_from_config(config)
-            device = choose_device() if has_gpu else torch.device("cpu")
             self.state: TrainState = start_state(recipe, load_training_data(recipe, device), device)
-        self._epochs = train(self.state)
+        self._recovery = None
+        if context is not None:
+            self.state.step_times = StepTimes(context.step_times)
+            self._recovery = Recovery(
+                self.state, Path(context.directory) / "stages", context.states_bytes, context.deadline
+            )
+        self._train()
+
+    def _train(self) -> None:
+        self._windows: list[tuple[str, float, dict[str, Any]]] = []
+        self._reported = 0  # epochs
+        self._epochs = train(self.state, self._keep_window)
+
+    def _keep_window(self, signature: str, seconds: float) -> None:
+        phase = make_plan(self.state.recipe)[len(self.state.history)].phase
+        self._windows.append((signature, seconds, state_factors(self.state, phase)))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Start another trial in this worker process, once the memory of the one before is free."""
         compiled = self.state.recipe.compile
-        del self.state, self._epochs
+        del self.state, self._epochs, self._recovery
         release_memory(compiled)
         self.setup(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
-        """Train one epoch and report."""
-        next(self._epochs)
+        """Train one epoch and report; a trial whose every epoch was stored reports its end."""
+        next(self._epochs, None)
+        if self._recovery is None:
+            metrics = measure(self.state)
+            return {**metrics.to_dict(), "done": metrics.epoch == metrics.epochs_asked}
+        started = time.perf_counter()
+        with DeviceLock.of(self.state.device).shared():
+            key = self._recovery.save_if_due()
+        self.state.checkpoint_seconds += time.perf_counter() - started
         metrics = measure(self.state)
-        return {**metrics.to_dict(), "done": metrics.epochs_trained == metrics.epochs_asked}
+        return {**metrics.to_dict(), "done": metrics.epoch == metrics.epochs_asked, TO_LEDGER: self._to_ledger(key)}
+
+    def _to_ledger(self, key: str | None) -> dict[str, Any]:
+        """Return what this epoch adds to the ledger, and before it the epochs of a state that was gone on from."""
+        epochs = []
+        for count in range(self._reported + 1, len(self.state.history) + 1):
+            metrics = measure(self.state, count).to_dict()
+            epochs.append({name: metrics[name] for name in EPOCH_METRICS})
+        windows, self._windows = self._windows, []
+        self._reported = len(self.state.history)
+        if key is not None:
+            epochs[-1]["state"] = key
+        counts: Counter[Phase] = Counter()
+        for result in self.state.history:
+            counts[result.phase] += result.steps
+        steps = {phase: (count, phase_signature(self.state, phase)) for phase, count in counts.items()}
+        return {"windows": windows, "epochs": epochs, "steps": steps}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Write weights, optimizer state and history."""
@@ -71,7 +146,13 @@ class MixTrainable(tune.Trainable):  # type: ignore[misc]
     def load_checkpoint(self, checkpoint: str) -> None:
         """Go on from a checkpoint of the same recipe, bit for bit on CPU."""
         self.state.load_state_dict(torch.load(Path(checkpoint) / CHECKPOINT, map_location="cpu", weights_only=True))
-        self._epochs = train(self.state)
+        self._train()
+
+
+@functools.cache
+def hold_directory(directory: str) -> int | None:
+    """Keep, as long as this process lives, another driver from taking over the run directory."""
+    return share_run(Path(directory))
 
 
 def recipe_from_config(config: Mapping[str, Any]) -> Recipe:

@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 
-from mixtune.tuning.adapters import failure_reason
+from mixtune.errors import DataError, RequestError
+from mixtune.training.loop import DivergedError
+from mixtune.tuning.adapters import failure_cause, failure_reason, read_error
 
 
 class TwoArgumentError(Exception):
@@ -40,4 +43,20 @@ def left_behind(folder: Path, error: Exception | None, text: str) -> Any:
 )
 def test_a_failure_has_a_reason(tmp_path: Path, error: Exception | None, reason: str) -> None:
     trial = left_behind(tmp_path, error, "Failure # 1\n  the last line of Ray's text\n")
-    assert failure_reason(trial) == reason
+    assert failure_reason(trial, read_error(trial)) == reason
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), "out of memory"),
+        (DivergedError("the loss is nan in epoch 1"), "permanent"),  # the same bits would diverge again
+        (RequestError("optim.batch_size 4096 is more than there are images"), "permanent"),
+        (DataError("the disk does not answer"), "crash"),
+        (ray.exceptions.RayActorError(), "crash"),
+        (ValueError("anything"), "crash"),
+        (None, "crash"),
+    ],
+)
+def test_what_a_failed_trial_needs(error: BaseException | None, cause: str) -> None:
+    assert failure_cause(error) == cause

@@ -13,19 +13,21 @@ from mixtune.space import space_from_dict
 from mixtune.tuning.progress import Progress, seconds_left, status_line
 from mixtune.tuning.state import RunningSearch
 
-WHOLE = {"val_accuracy": 0.91, "train_latency_s": 2.0, "epochs_trained": 5, "epochs_asked": 5}
+WHOLE = {"val_accuracy": 0.91, "train_latency_s": 2.0, "epoch": 5, "epochs_asked": 5}
+STEPS = {"sl": (20, "signature")}
 
 
 @pytest.fixture
 def search(small_space: Any, tmp_path: Path) -> RunningSearch:
     """A search of six trials: the baselines are done, t0001 complete, t0002 failed, t0003 running."""
-    search = RunningSearch(space_from_dict(small_space()), tmp_path / "ledger.jsonl", lambda _: None)
+    search = RunningSearch(space_from_dict(small_space()), tmp_path / "ledger.jsonl")
+    search.step_times.add("signature", 0.1)
     for _ in range(5):
         asked = search.ask()
         assert asked
-        search.start(asked[0])
+        search.start(asked.trial)
     for trial in ("sl", "ssl_sl", "t0001"):
-        search.end(trial, WHOLE)
+        search.end(trial, WHOLE, STEPS)
     search.fail("t0002", "OSError: [/data/x.png] is gone")
     for i, record in enumerate(search.records.values()):
         record.started_time = 100.0 + i
@@ -43,7 +45,7 @@ def test_the_status_counts_and_forecasts(search: RunningSearch) -> None:
 
 
 def test_nothing_is_forecast_before_a_trial_has_ended(small_space: Any, tmp_path: Path) -> None:
-    search = RunningSearch(space_from_dict(small_space()), tmp_path / "ledger.jsonl", lambda _: None)
+    search = RunningSearch(space_from_dict(small_space()), tmp_path / "ledger.jsonl")
     assert status_line(search, 2, 0.0) == "0/6 trials done · 0 running · 0 failed · time left: not known yet"
 
 

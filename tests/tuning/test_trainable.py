@@ -51,7 +51,7 @@ def test_a_checkpoint_goes_on_bit_for_bit(recipe: dict[str, Any], tmp_path: Path
         resumed.load_checkpoint(str(tmp_path / str(epoch)))
         while not (result := resumed.train())["done"]:
             pass
-        assert result["epochs_trained"] == 4
+        assert (result["epoch"], result["epochs_reused"]) == (4, epoch)
         for name, value in weights(straight).items():
             assert torch.equal(value, weights(resumed)[name]), name
         resumed.stop()
@@ -106,6 +106,6 @@ def test_anyone_can_hand_it_to_their_own_tuner(recipe: dict[str, Any], ray_quiet
     assert {r.metrics["config"]["alpha"] for r in results} == {0.2, 0.8}
     for result in results:
         assert result.metrics["done"]
-        assert result.metrics["epochs_trained"] == result.metrics["epochs_asked"] == 3
+        assert result.metrics["epoch"] == result.metrics["epochs_asked"] == 3
         assert result.checkpoint is not None
     assert results.get_best_result().metrics["val_accuracy"] == max(r.metrics["val_accuracy"] for r in results)

@@ -24,7 +24,7 @@ class _AskedGrid(optuna.samplers.GridSampler):
         """Nothing: the search counts its budget itself."""
 
 
-def build(space: SearchSpace, seed: int) -> optuna.samplers.BaseSampler:
+def build(space: SearchSpace, seed: int, complete: int) -> optuna.samplers.BaseSampler:
     """Return the sampler over the space's grid. Its shuffle, and so its seed, is the same for every trial."""
     grid: dict[str, Sequence[Any]] = {
         path: [encode(value) for value in distribution.grid() or ()] for path, distribution in space.space.items()

@@ -9,7 +9,7 @@ from mixtune.space import SearchSpace
 LARGEST_POPULATION = 50
 
 
-def build(space: SearchSpace, seed: int) -> optuna.samplers.BaseSampler:
+def build(space: SearchSpace, seed: int, complete: int) -> optuna.samplers.BaseSampler:
     """Return Optuna's sampler with a population of a fifth of the budget, 4 to 50: five generations or more."""
     population = min(max(space.budget // 5, 4), LARGEST_POPULATION)
     return optuna.samplers.NSGAIISampler(population_size=population, seed=seed)

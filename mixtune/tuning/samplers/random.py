@@ -7,6 +7,6 @@ import optuna
 from mixtune.space import SearchSpace
 
 
-def build(space: SearchSpace, seed: int) -> optuna.samplers.BaseSampler:
+def build(space: SearchSpace, seed: int, complete: int) -> optuna.samplers.BaseSampler:
     """Return Optuna's sampler."""
     return optuna.samplers.RandomSampler(seed=seed)

@@ -1,0 +1,205 @@
+"""What trials will cost: measured on the machine before the first one, exact for steps that were timed since."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from mixtune.errors import RequestError
+from mixtune.recipe import Recipe
+from mixtune.space import SearchSpace
+from mixtune.training.data import TrainingData, load_training_data, place_images
+from mixtune.training.device import choose_device, choose_dtype, describe_device, release_memory
+from mixtune.training.device_lock import DeviceLock
+from mixtune.training.forecast import Size, forecast_latency, largest_recipe, measure_speeds, recipe_flops
+from mixtune.training.memory import context_bytes, largest_packing, peak_memory
+from mixtune.training.meter import cost_factors, cost_signature, data_shape
+from mixtune.training.plan import Phase, make_plan
+from mixtune.training.report import duration
+from mixtune.training.state import build_parts
+from mixtune.training.step_times import StepTimes
+from mixtune.tuning.cluster import plan_slots
+from mixtune.tuning.prepare import Prepared
+from mixtune.tuning.suggestions import Suggester
+
+SAMPLED = 64  # recipes, for what a search will cost
+STATES_BYTES = 20 * 10**9  # of all stored states of a run; the least recently used go first
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a search trains, as it was found before the first trial.
+
+    device: as describe_device() says it; threads: of each trial; precision: of ``precision: auto``; speeds: FLOP/s of
+    the base recipe's steps by phase; gpu_bytes: of the GPU, what a process holds of it beside its tensors, and what
+    the largest recipe of the space needs for these; None on a CPU.
+    """
+
+    device: str
+    threads: int
+    precision: str
+    speeds: dict[str, float]
+    gpu_bytes: dict[str, int] | None = None
+
+    def auto_share(self) -> float:
+        """Return the share of a GPU that ``gpus_per_trial: auto`` stands for: the least that fits every recipe."""
+        if self.gpu_bytes is None:
+            return 1.0
+        return 1.0 / largest_packing(self.gpu_bytes["total"], self.gpu_bytes["context"], self.gpu_bytes["peak"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for a file; Machine(**values) reads them."""
+        return asdict(self)
+
+
+def look_at_machine(space: SearchSpace, threads: int, on_gpu: bool) -> Machine:
+    """Time a few steps of the base recipe on an idle device, and measure the memory of the largest one on a GPU."""
+    device = choose_device() if on_gpu else torch.device("cpu")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    data = load_training_data(space.recipe, device)
+    with DeviceLock.of(device).exclusive():
+        speeds = measure_speeds(space.recipe, data, device)
+    size = Size.of(data)
+    del data
+    machine = Machine(
+        device=describe_device(device),
+        threads=threads,
+        precision=str(choose_dtype("auto", device)).removeprefix("torch."),
+        speeds={str(phase): speed for phase, speed in speeds.items()},
+        gpu_bytes=_measure_memory(largest_recipe(space, size), device) if device.type == "cuda" else None,
+    )
+    torch.set_num_threads(before)
+    _release(space.recipe)
+    return machine
+
+
+def _measure_memory(largest: Recipe, device: torch.device) -> dict[str, int]:
+    """Return Machine.gpu_bytes; a recipe that does not fit at all needs everything."""
+    _release(largest)
+    total = torch.cuda.get_device_properties(device).total_memory
+    try:
+        peak = peak_memory(largest, load_training_data(largest, device), device)
+    except torch.OutOfMemoryError:
+        peak = total
+    return {"total": total, "context": context_bytes(device), "peak": peak}
+
+
+def _release(recipe: Recipe) -> None:
+    """Give back what was held for a recipe: the GPU is the trials'."""
+    place_images.cache_clear()
+    release_memory(recipe.compile)
+
+
+def device_here(threads: int, on_gpu: bool) -> str:
+    """Return the name of the device that trials of so many threads would train on here."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    name = describe_device(choose_device() if on_gpu else torch.device("cpu"))
+    torch.set_num_threads(before)
+    return name
+
+
+class CostModel:
+    """Forecasts of recipes' costs: timed steps count as they were timed, the others by their operations."""
+
+    def __init__(self, space: SearchSpace, data: TrainingData, machine: Machine) -> None:
+        self._space, self._machine = space, machine
+        self._size, self._shape, self._tasks = Size.of(data), data_shape(data), len(data.tasks)
+
+    def latency(self, recipe: Recipe, times: StepTimes) -> float:
+        """Return seconds of a whole recipe's training steps."""
+        flops = recipe_flops(recipe, self._size)
+        epochs = [epoch.phase for epoch in make_plan(recipe)]
+        steps = self._size.epoch_images(recipe) // (recipe.optim.batch_size * self._tasks)
+        seconds = 0.0
+        for phase in set(epochs):
+            signature = self._signature(recipe, phase)
+            if times.windows.get(signature):
+                seconds += times.latency([(steps * epochs.count(phase), signature)])
+            else:
+                seconds += flops[phase] / self._machine.speeds[phase]
+        return seconds
+
+    def forecast(self, params: Mapping[str, Any], times: StepTimes) -> dict[str, float]:
+        """Return what is known before training of the base recipe with dotted values set.
+
+        Nothing is, of values that are right one by one but not together: such a trial fails by itself.
+        """
+        try:
+            recipe = self._space.recipe_at(params)
+            flops = sum(recipe_flops(recipe, self._size).values())
+        except RequestError:
+            return {}
+        return {"train_latency_s": self.latency(recipe, times), "train_flops": flops}
+
+    def _signature(self, recipe: Recipe, phase: Phase) -> str:
+        machine = self._machine
+        precision = machine.precision if recipe.precision == "auto" else recipe.precision
+        shape = {**self._shape, "image_size": recipe.data.image_size or self._shape["image_size"]}
+        return cost_signature(cost_factors(recipe, phase, machine.device, machine.threads, precision, shape))
+
+
+def reference_point(space: SearchSpace, data: TrainingData, machine: Machine, dearest: Recipe) -> dict[str, float]:
+    """Return the worst that counts, for the hypervolume.
+
+    Chance accuracy, and for each cost its constraint, or that of the dearest recipe, forecast.
+    """
+    size = Size.of(data)
+    baselines = [space.recipe_at(params) for params in space.baseline_params().values()]
+    flops = [recipe_flops(recipe, size) for recipe in (dearest, *baselines)]
+    speeds: Any = machine.speeds
+    worst = {
+        "val_accuracy": sum(1.0 / classes for classes in size.classes) / len(size.classes),
+        "train_latency_s": max(forecast_latency(each, speeds) for each in flops),
+        "train_flops": max(sum(each.values()) for each in flops),
+    }
+    return worst | {name: constraint.bound for name, constraint in space.constraints.items()}
+
+
+def forecast_search(prepared: Prepared) -> str:
+    """Return lines that say what a search will cost, from recipes drawn at random and a few steps timed now."""
+    space, data = prepared.space, prepared.data
+    threads = max(1, int(space.resources.cpus_per_trial))
+    nodes = [(prepared.cpus, prepared.gpus)]
+    machine = look_at_machine(space, threads, on_gpu=plan_slots(space.resources, nodes).gpus > 0)
+    slots = plan_slots(space.resources, nodes, machine.auto_share())
+    costs, times = CostModel(space, data, machine), StepTimes()
+    drawn = list(_recipes_at_random(space))
+    baselines = [space.recipe_at(params) for params in space.baseline_params().values()]
+    seconds = space.budget * _mean(costs.latency(recipe, times) for recipe in drawn)
+    seconds += sum(costs.latency(recipe, times) for recipe in baselines)
+    epochs = space.budget * _mean(len(make_plan(recipe)) for recipe in drawn)
+    epochs += sum(len(make_plan(recipe)) for recipe in baselines)
+    stored = (space.budget + len(baselines)) * _mean(_stored_bytes(recipe, Size.of(data)) for recipe in drawn)
+    return (
+        f"forecast: {space.budget} trials and {len(baselines)} baselines, about {epochs:,.0f} epochs, "
+        f"{duration(seconds)} of training steps on {machine.device}\n"
+        f"trials: {slots}: {duration(seconds / slots.count)} or more\n"
+        f"disk: up to {min(stored, STATES_BYTES) / 1e9:.2g} GB of training states"
+    )
+
+
+def _recipes_at_random(space: SearchSpace) -> Iterator[Recipe]:
+    drawing = Suggester(space.with_search(sampler="random"))
+    for number in range(2, SAMPLED + 2):  # the first would be the paper's point
+        with suppress(RequestError):  # right one by one, but not together
+            yield space.recipe_at(drawing.ask(str(number), number))
+
+
+def _stored_bytes(recipe: Recipe, size: Size) -> float:
+    """Return the bytes of the states that a trial stores: float32 weights and AdamW's two moments, at each border."""
+    with torch.device("meta"):
+        image_size = recipe.data.image_size or size.image_size
+        parts = build_parts(recipe, image_size, size.channels, size.classes)
+    weights = sum(weight.numel() for part in parts for weight in part.parameters())
+    return 3 * 4.0 * weights * len({epoch.phase for epoch in make_plan(recipe)})
+
+
+def _mean(values: Iterable[float]) -> float:
+    return statistics.fmean(values)
