@@ -12,12 +12,13 @@ if TYPE_CHECKING:
     from mixtune.analysis.front import hypervolume, knee, pareto_front
     from mixtune.analysis.result import Result, load
     from mixtune.comparison import Comparison, compare
+    from mixtune.confirmation import confirm
     from mixtune.errors import DataError, RequestError
     from mixtune.recipe import Recipe, parse_recipe
     from mixtune.space import SearchSpace, load_space
     from mixtune.training.single import Trained
     from mixtune.training.single import train_recipe as train
-    from mixtune.tuning.run import search
+    from mixtune.tuning.run import resume, search
     from mixtune.tuning.trainable import MixTrainable
 
 __version__ = "0.1.0"
@@ -32,12 +33,14 @@ _HOMES = {
     "SearchSpace": "mixtune.space",
     "Trained": "mixtune.training.single",
     "compare": "mixtune.comparison",
+    "confirm": "mixtune.confirmation",
     "hypervolume": "mixtune.analysis.front",
     "knee": "mixtune.analysis.front",
     "load": "mixtune.analysis.result",
     "load_space": "mixtune.space",
     "pareto_front": "mixtune.analysis.front",
     "parse_recipe": "mixtune.recipe",
+    "resume": "mixtune.tuning.run",
     "search": "mixtune.tuning.run",
     "train": "mixtune.training.single:train_recipe",
 }
@@ -52,12 +55,14 @@ __all__ = [
     "SearchSpace",
     "Trained",
     "compare",
+    "confirm",
     "hypervolume",
     "knee",
     "load",
     "load_space",
     "pareto_front",
     "parse_recipe",
+    "resume",
     "search",
     "train",
 ]

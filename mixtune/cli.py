@@ -150,14 +150,10 @@ def confirm(
 
     What was confirmed is kept, so the same command goes on after an interruption, and more seeds add to it.
     """
-    from mixtune.analysis.files import read_space
     from mixtune.confirmation import confirm as run
-    from mixtune.run_lock import hold_run
 
-    read_space(directory)
     try:
-        with hold_run(directory, "confirm"):
-            confirmed = run(directory, seeds=seeds, on_line=lambda line: print(line, flush=True))
+        confirmed = run(directory, seeds=seeds, on_line=lambda line: print(line, flush=True))
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on", 130)
     console = _console()

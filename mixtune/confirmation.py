@@ -17,6 +17,7 @@ from mixtune.analysis.result import load
 from mixtune.errors import RequestError, TrainingError, one_line
 from mixtune.ledger import Ledger, TrialRecord, finite_or_none, read_ledger
 from mixtune.recipe import Recipe, change_recipe
+from mixtune.run_lock import hold_run
 from mixtune.space import load_space
 from mixtune.training.data import load_test_pools, load_training_data
 from mixtune.training.device import choose_device, describe_device, release_memory
@@ -39,11 +40,17 @@ def confirm(
     in the run's ledger before the next one starts, those that it holds of this device are not repeated, and a diverged
     one is kept as such. Seeds are taken in turn, so that a machine that slows down slows all members. Where the search
     trained on CPU, so does this, with as many threads. on_line: told of progress, line by line.
-    The caller holds the run's lock. Raises RequestError, DataError, or TrainingError where a GPU's memory is full.
+    Raises RequestError, also while a search runs there, DataError, or TrainingError where a GPU's memory is full.
     """
     directory = Path(directory)
     if seeds < 1:
         raise RequestError(f"seeds: should be at least 1, got {seeds}")
+    load(directory)  # says what is wrong with a directory that holds no run
+    with hold_run(directory, "confirm", on_wait=on_line):
+        return _confirm(directory, seeds, on_line)
+
+
+def _confirm(directory: Path, seeds: int, on_line: Callable[[str], None]) -> Confirmation:
     result = load(directory)
     if result.pareto_front().empty:
         raise RequestError(f"{directory} has no front to confirm: no trial is complete")

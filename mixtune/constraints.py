@@ -31,8 +31,8 @@ class Constraint:
         return self.violation(value) <= 0
 
     def to_yaml(self) -> str:
-        """Return the bound as its file spells it: ``<= 60``."""
-        return f"{self.sense} {self.bound:g}"
+        """Return the bound as its file spells it, in full precision: ``<= 60``."""
+        return f"{self.sense} {repr(float(self.bound)).removesuffix('.0')}"
 
     def __str__(self) -> str:
         return f"{self.metric} {self.to_yaml()}"
@@ -50,6 +50,8 @@ def parse_constraint(metric: str, given: Any, sense: Sense) -> Constraint:
         bound = float(match[2])
     except ValueError:
         bound = math.nan
+    if metric.endswith("accuracy") and bound > 1:
+        raise RequestError(f"should be {sense} and a share of 1, {example}, got {show(given)}")
     if not math.isfinite(bound):
         raise RequestError(f"should be {sense} and a finite number, {example}, got {show(given)}")
     return Constraint(metric, sense, bound)

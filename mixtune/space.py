@@ -36,7 +36,13 @@ from mixtune.recipe import (
 Direction = Literal["max", "min"]
 
 # what a trial reports that a search can aim at, and which way is better
-OBJECTIVES: dict[str, Direction] = {"val_accuracy": "max", "train_latency_s": "min", "train_flops": "min"}
+OBJECTIVES: dict[str, Direction] = {
+    "val_accuracy": "max",
+    "train_latency_s": "min",
+    "train_flops": "min",
+    "infer_latency_ms": "min",
+    "peak_memory_mb": "min",  # on a GPU
+}
 DEFAULT_OBJECTIVES: dict[str, Direction] = {"val_accuracy": "max", "train_latency_s": "min"}
 DEFAULT_TRIALS = 20
 

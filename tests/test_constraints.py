@@ -19,11 +19,18 @@ def test_a_limit_is_a_sense_and_a_number(text: str) -> None:
     assert (str(limit), limit.to_yaml()) == ("train_latency_s <= 60", "<= 60")
 
 
+@pytest.mark.parametrize("bound", [0.1 + 0.2, 59.9999999, 123_456_789.0, 1.2345678e15, 1e300, -0.5, 0.0])
+def test_a_limit_is_written_in_full_precision(bound: float) -> None:
+    limit = Constraint("train_flops", "<=", bound)
+    assert parse_constraint("train_flops", limit.to_yaml(), "<=") == limit
+
+
 def test_a_violation_is_how_far_a_value_is_past_the_bound() -> None:
     most, least = Constraint("train_latency_s", "<=", 60.0), Constraint("val_accuracy", ">=", 0.5)
     assert [most.violation(v) for v in (50.0, 60.0, 75.0)] == [-10.0, 0.0, 15.0]
     assert [least.violation(v) for v in (0.75, 0.5, 0.25)] == [-0.25, 0.0, 0.25]
     assert [most.holds(v) for v in (60.0, 60.001, math.nan)] == [True, False, False]
+    assert most.violation(math.nan) == least.violation(math.nan) == math.inf
 
 
 @pytest.mark.parametrize(
@@ -36,7 +43,11 @@ def test_a_violation_is_how_far_a_value_is_past_the_bound() -> None:
         ("train_latency_s", "<= inf", "should be <= and a finite number"),
         ("train_latency_s", ">= 60", 'should be <=, such as "<= 60", got ">= 60": less train_latency_s is better'),
         ("val_accuracy", "<= 0.9", 'should be >=, such as ">= 0.9", got "<= 0.9": less val_accuracy is worse'),
-        ("train_latncy_s", "<= 60", "unknown constraint; known are val_accuracy, train_latency_s, train_flops; did"),
+        (
+            "train_latncy_s",
+            "<= 60",
+            "unknown constraint; known are val_accuracy, train_latency_s, train_flops, infer_la",
+        ),
     ],
 )
 def test_a_limit_that_makes_no_sense_is_refused(small_space: Any, metric: str, given: Any, message: str) -> None:

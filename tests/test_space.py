@@ -48,6 +48,7 @@ def test_a_resolved_space_survives_its_file(seed: int, tmp_path: Path) -> None:
             "recipe": {**DIGITS, "rho": rng.choice([0.25, 1]), "seed": rng.randrange(2**40)},
             "space": {path: rng.choice(CANDIDATES[path]) for path in paths},
             "objectives": rng.choice([{}, {"train_flops": "min", "val_accuracy": "max"}]),
+            "constraints": rng.choice([{}, {"train_latency_s": f"<= {rng.uniform(1, 99)}", "val_accuracy": ">=0.5"}]),
             "baselines": rng.choice([[], ["sl"], ["ssl_sl", "sl"]]),
             "search": {"sampler": sampler, "seed": rng.randrange(9)},
             "resources": {"gpus_per_trial": rng.choice([0.25, 1, "auto"])},
@@ -88,7 +89,7 @@ def test_every_default_is_spelled_out() -> None:
 
 
 def test_sections_left_empty_are_sections_left_out() -> None:
-    empty = {"space": None, "objectives": None, "search": None, "resources": None}
+    empty = {"space": None, "objectives": None, "constraints": None, "search": None, "resources": None}
     assert space_from_dict({"recipe": DIGITS, **empty}) == space_from_dict({"recipe": DIGITS})
 
 

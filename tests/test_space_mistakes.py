@@ -107,12 +107,37 @@ def test_an_unknown_key_lists_the_known_and_the_closest(text: str, message: str,
         ("resources: {cpus_per_trial: .inf}", "resources.cpus_per_trial: should be a finite number, got Infinity"),
         (
             "objectives: {val_acuracy: max}",
-            "objectives.val_acuracy: unknown objective; known are val_accuracy, train_latency_s, train_flops; "
+            "objectives.val_acuracy: unknown objective; known are val_accuracy, train_latency_s, train_flops, "
+            "infer_latency_ms, peak_memory_mb; "
             "did you mean 'val_accuracy'?",
         ),
         ("objectives: {val_accuracy: min}", 'objectives.val_accuracy: should be max, got "min"'),
         ("objectives: {train_flops: }", "objectives.train_flops: should be min, got null"),
         ("objectives: [val_accuracy]", 'objectives: should be a mapping of keys to values, got ["val_accuracy"]'),
+        (
+            "constraints: {train_latency: <= 60}",
+            "constraints.train_latency: unknown constraint; known are val_accuracy, train_latency_s, train_flops, "
+            "infer_latency_ms, peak_memory_mb; "
+            "did you mean 'train_latency_s'?",
+        ),
+        (
+            "constraints: {train_latency_s: < 60}",
+            'constraints.train_latency_s: should be <= and a number, such as "<= 60", got "< 60"',
+        ),
+        (
+            "constraints: {train_latency_s: 60}",
+            'constraints.train_latency_s: should be <= and a number, such as "<= 60", got 60',
+        ),
+        (
+            "constraints: {train_flops: <= .nan}",
+            'constraints.train_flops: should be <= and a finite number, such as "<= 60", got "<= .nan"',
+        ),
+        (
+            "constraints: {val_accuracy: '<= 0.9'}",
+            'constraints.val_accuracy: should be >=, such as ">= 0.9", got "<= 0.9": less val_accuracy is worse',
+        ),
+        ("constraints: [fast]", 'constraints: should be a mapping of keys to values, got ["fast"]'),
+        ("search: {max_failures: -1}", "search.max_failures: should be at least 0, got -1"),
         (
             "baselines: [sl, ssl-sl]",
             "baselines: unknown baseline 'ssl-sl': known are sl, ssl_sl; did you mean 'ssl_sl'?",

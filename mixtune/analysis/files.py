@@ -62,7 +62,7 @@ def _constraint(path: Path, name: str, given: Any) -> Constraint:
     try:
         return parse_constraint(name, given, ">=" if ">=" in str(given) else "<=")
     except RequestError as error:
-        raise RequestError(f"{path}: constraints.{name} {error}") from error
+        raise RequestError(f"{path}: constraints.{name}: {error}") from error
 
 
 def _reference(path: Path, name: str, given: Any) -> float | None:

@@ -82,10 +82,11 @@ class Result:
         return self.trials[self.trials["state"] == "complete"]
 
     def feasible(self) -> pd.DataFrame:
-        """Return the complete trials that keep every constraint of the search."""
+        """Return the complete trials that keep every constraint of the search; a metric that is missing keeps none."""
         rows = self.complete()
         for name, constraint in self.constraints.items():
-            kept = [constraint.holds(value) for value in front.numeric_column(rows, name)]
+            values = front.numeric_column(rows, name) if name in rows else np.full(len(rows), np.nan)
+            kept = [constraint.holds(value) for value in values]
             rows = rows[np.array(kept, dtype=bool)]
         return rows
 

@@ -17,6 +17,7 @@ from mixtune.analysis.files import read_space
 from mixtune.analysis.frames import plain, trial_frame
 from mixtune.analysis.front import pareto_front
 from mixtune.analysis.labels import quantity
+from mixtune.constraints import Constraint
 from mixtune.distributions import parse_distribution
 from mixtune.errors import RequestError
 from mixtune.ledger import COUNTED, ENDED, TrialRecord, extended_budget, read_ledger, trial_states
@@ -128,7 +129,7 @@ def run_status(directory: Path, holder: str | None) -> RunStatus:
     counts = _count(trials, holder)
     budget = extended_budget(events, _asked_budget(directory, space))
     done = sum(counts.get(state, 0) for state in COUNTED)
-    front, best = _front(trials, space["objectives"])
+    front, best = _front(trials, space["objectives"], space["constraints"])
     ended = [record for record in records if record.state in ENDED]
     stages, stages_mb = _measure_stages(directory / "stages")
     return RunStatus(
@@ -173,15 +174,22 @@ def _count(records: Iterable[TrialRecord], holder: str | None) -> dict[str, int]
     return {state: states[state] for state in order if states[state]}
 
 
-def _front(trials: Iterable[TrialRecord], objectives: Mapping[str, str]) -> tuple[int, dict[str, Best]]:
-    """Return how many trials no other dominates, and the best of each objective."""
-    complete = trial_frame((r for r in trials if r.state == "complete"), (), objectives, ["trial"])
-    members = pareto_front(complete, objectives)
+def _front(
+    trials: Iterable[TrialRecord], objectives: Mapping[str, str], constraints: Mapping[str, Constraint]
+) -> tuple[int, dict[str, Best]]:
+    """Return how many trials that keep the constraints no other dominates, and the best of each objective."""
+    feasible = (r for r in trials if r.state == "complete" and _keeps(r, constraints))
+    members = pareto_front(trial_frame(feasible, (), objectives, ["trial"]), objectives)
     best = {}
     for name, mode in objectives.items() if len(members) else ():
         row = members.sort_values(name, ascending=mode == "min", kind="stable").iloc[0]
         best[name] = Best(str(row["trial"]), float(row[name]), plain(row.get(f"{name}_se")))
     return len(members), best
+
+
+def _keeps(record: TrialRecord, constraints: Mapping[str, Constraint]) -> bool:
+    values = {name: record.metrics.get(name) for name in constraints}
+    return all(value is not None and constraints[name].holds(value) for name, value in values.items())
 
 
 def _wall_s(record: TrialRecord) -> float:

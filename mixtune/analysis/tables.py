@@ -34,7 +34,7 @@ def front_table(result: Result, width: int = WIDTH) -> Table:
 def front_notes(result: Result) -> list[str]:
     """Return a line each: knee and hypervolume with its reference point, noise, and baselines that beat the front."""
     notes = []
-    if (volume := result.hypervolume()) is not None and not result.complete().empty:
+    if (volume := result.hypervolume()) is not None and not result.feasible().empty:
         point = ", ".join(f"{name} {setting(value)}" for name, value in result.reference_point.items())
         notes.append(f"knee {result.knee()}; hypervolume {significant(volume)} against the reference point {point}")
     if broken := len(result.complete()) - len(result.feasible()):
@@ -76,7 +76,8 @@ def _table(result: Result, share_column: bool) -> Table:
             head = f"{row['method']} (baseline, {row['state']})"
         table.add_row(*_cells(result, row, head, varying, share_column), style="dim")
     if members.empty:
-        table.caption = "no trial is complete yet"
+        keeps = " and keeps the constraints" if result.constraints else ""
+        table.caption = f"no trial is complete yet{keeps}"
     return table
 
 

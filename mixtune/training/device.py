@@ -56,6 +56,11 @@ def allowed_memory(device: torch.device) -> int:
     return _limits.get(device.index) or torch.cuda.mem_get_info(device)[1]
 
 
+def peak_memory_mb(device: torch.device) -> float | None:
+    """Return what PyTorch held at most on a GPU, in megabytes, since release_memory(); None on a CPU."""
+    return torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None
+
+
 def release_memory(compiled: bool) -> None:
     """Give back what a training held, once nothing refers to it any more; ``compiled``: by torch.compile.
 
@@ -66,6 +71,8 @@ def release_memory(compiled: bool) -> None:
         torch.compiler.reset()
         gc.collect()
     torch.cuda.empty_cache()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.reset_peak_memory_stats()
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixtune.errors import TrainingError, one_line
+from mixtune.training.device import peak_memory_mb
 from mixtune.training.device_lock import DeviceLock
 from mixtune.training.evaluation import measure_accuracies
 from mixtune.training.meter import Meter, OnWindow, phase_signature
@@ -17,6 +18,8 @@ from mixtune.training.optimizer import set_rates
 from mixtune.training.plan import Epoch, make_plan
 from mixtune.training.state import EpochResult, TrainState
 from mixtune.training.streams import torch_generator
+
+INFERENCE_STEPS = 18  # three to warm up, and three windows of five
 
 
 class DivergedError(TrainingError):
@@ -32,13 +35,32 @@ def train(state: TrainState, on_window: OnWindow = lambda *_: None) -> Iterator[
     """
     meter = Meter(DeviceLock.of(state.device), state.step_times, on_window)
     plan = make_plan(state.recipe)
+    if len(state.history) == len(plan):
+        time_inference(state, meter)
     for epoch in plan[len(state.history) :]:
         crosses_border = epoch.index > 0 and plan[epoch.index - 1].phase != epoch.phase
         if crosses_border and not state.recipe.optim.carry_state:
             state.optimizer.state.clear()
         result = _train_epoch(state, epoch, meter, last=epoch == plan[-1])
         state.history.append(result)
+        if epoch == plan[-1]:
+            time_inference(state, meter)
         yield result
+
+
+@torch.no_grad()
+def time_inference(state: TrainState, meter: Meter) -> None:
+    """Measure what one image takes from pixels to class, alone on the device, where state.step_times lacks it."""
+    signature = phase_signature(state, "infer")
+    if not state.step_times.missing(signature):
+        return
+    task = state.data.tasks[0]
+    state.backbone.eval()
+    with meter.epoch(signature, INFERENCE_STEPS):
+        for step in range(INFERENCE_STEPS):
+            meter.border(step)
+            with state.autocast():
+                state.classifiers[0](state.backbone.forward(task.train.plain(task.train.indices[:1])))
 
 
 def phase_losses(
@@ -118,6 +140,7 @@ def _train_epoch(state: TrainState, epoch: Epoch, meter: Meter, last: bool) -> E
         compile_seconds=compile_seconds,
         validation_seconds=validation_seconds,
         waiting_seconds=lock.waited - waited,
+        peak_memory_mb=peak_memory_mb(state.device),
     )
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -33,9 +33,11 @@ def data_shape(data: TrainingData) -> dict[str, Any]:
 
 
 def cost_factors(
-    recipe: Recipe, phase: Phase, device: str, threads: int, precision: str, shape: Mapping[str, Any]
+    recipe: Recipe, phase: Phase | Literal["infer"], device: str, threads: int, precision: str, shape: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return what the cost of a phase's step depends on, as plain values for a ledger; what might matter is in it.
+    """Return what the cost of a phase's step, or of classifying an image, depends on, as plain values for a ledger.
+
+    What might matter is in it, and more, where only a part of it counts.
 
     device: as describe_device() says it; threads: of the process; precision: the resolved dtype's name, ``float32``;
     shape: data_shape() of the data. Rates, alpha, lambda, seed, epochs and the share of the data change no step's cost.
@@ -44,17 +46,17 @@ def cost_factors(
     machine = {"device": device, "threads": threads, "precision": precision, "torch": torch.__version__}
     settings = {key: plain[key] for key in ("model", "augment", "compile")}
     settings |= {"batch_size": recipe.optim.batch_size, "optimizer": "AdamW"}
-    return {**machine, "phase": phase, **settings, "ssl": None if phase == "sl" else plain["ssl"], **shape}
+    return {**machine, "phase": phase, **settings, "ssl": plain["ssl"] if phase in ("ssl", "mix") else None, **shape}
 
 
-def state_factors(state: TrainState, phase: Phase) -> dict[str, Any]:
-    """Return the cost factors of a state's steps, here and now."""
+def state_factors(state: TrainState, phase: Phase | Literal["infer"]) -> dict[str, Any]:
+    """Return the cost factors of a state's steps, or of its inference, here and now."""
     device, precision = describe_device(state.device), str(state.autocast_dtype).removeprefix("torch.")
     return cost_factors(state.recipe, phase, device, torch.get_num_threads(), precision, data_shape(state.data))
 
 
-def phase_signature(state: TrainState, phase: Phase) -> str:
-    """Return the cost signature of a state's steps, here and now."""
+def phase_signature(state: TrainState, phase: Phase | Literal["infer"]) -> str:
+    """Return the cost signature of a state's steps, or of its inference, here and now."""
     return cost_signature(state_factors(state, phase))
 
 

@@ -25,7 +25,9 @@ class Metrics:
     device of their own, from step times measured in quiet windows (mixtune.training.meter), and its shares by phase;
     train_clock_s: the same steps by the wall clock, slowed by whatever else ran on the device; validation_s,
     compile_s, checkpoint_s, waiting_s: seconds of what is in neither; train_flops: floating-point operations of the
-    whole recipe, counted from shapes; ssl_loss, sl_loss: means over the latest epoch; epoch: epochs done, of
+    whole recipe, counted from shapes; infer_latency_ms: milliseconds from one image's pixels to its class, measured
+    as the steps are, after the last epoch; peak_memory_mb: megabytes (10**6 bytes) that PyTorch held at most on the
+    GPU, NaN on a CPU; ssl_loss, sl_loss: means over the latest epoch; epoch: epochs done, of
     epochs_asked: trained here, or reused from a stored state; lr_ssl, lr_sl: the peak rates used (base_lr * batch /
     256); device: the GPU, or the CPU and its threads.
     """
@@ -45,6 +47,8 @@ class Metrics:
     checkpoint_s: float
     waiting_s: float
     train_flops: float
+    infer_latency_ms: float
+    peak_memory_mb: float
     ssl_loss: float
     sl_loss: float
     method: str
@@ -116,6 +120,8 @@ def measure(state: TrainState, epochs: int | None = None) -> Metrics:
         checkpoint_s=state.checkpoint_seconds,
         waiting_s=sum(result.waiting_seconds for result in history),
         train_flops=state.flops(),
+        infer_latency_ms=1e3 * state.step_times.step_time(phase_signature(state, "infer")),
+        peak_memory_mb=max((math.nan if r.peak_memory_mb is None else r.peak_memory_mb) for r in history),
         ssl_loss=math.nan if latest.ssl_loss is None else latest.ssl_loss,
         sl_loss=math.nan if latest.sl_loss is None else latest.sl_loss,
         method=method_of(state.recipe),

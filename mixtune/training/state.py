@@ -47,7 +47,8 @@ class EpochResult:
     SSL phase, where no classifier learns, and for test images, until the last epoch; steps: how many it took;
     seconds: the steps by the wall clock, without waiting, held-out images and compilation, slowed by whatever else
     ran on the device; compile_seconds: torch.compile's, where this epoch began with it; validation_seconds: of
-    held-out images; waiting_seconds: for others' quiet windows and for quiet ones of its own.
+    held-out images; waiting_seconds: for others' quiet windows and for quiet ones of its own; peak_memory_mb: what
+    PyTorch held at most on the GPU until then, None on a CPU.
     """
 
     epoch: int
@@ -60,6 +61,7 @@ class EpochResult:
     compile_seconds: float
     validation_seconds: float
     waiting_seconds: float
+    peak_memory_mb: float | None
 
 
 @dataclass

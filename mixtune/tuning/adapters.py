@@ -91,7 +91,7 @@ class SearchCallback(_DrivenBySearch, Callback):  # type: ignore[misc]
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """The trial ran to its end, or the scheduler ended it."""
         result = trial.last_result
-        self._search.end(trial.config["trial"], own_metrics(result), result[TO_LEDGER]["steps"])
+        self._search.end(trial.config["trial"], own_metrics(result), result[TO_LEDGER])
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """The trial raised, or its worker died."""

@@ -77,7 +77,9 @@ def prepare(
     _check_recipes(resolved, data)
     cpu_count, gpu_count = usable_cpus(), usable_gpus(gpus)
     if address is None:
-        plan_slots(resolved.resources, [(cpu_count, gpu_count)])
+        slots = plan_slots(resolved.resources, [(cpu_count, gpu_count)])
+        if slots.gpus == 0 and "peak_memory_mb" in {*resolved.objectives, *resolved.constraints}:
+            raise RequestError("peak_memory_mb is measured on a GPU, and these trials train on a CPU: drop it")
     wanted = bool(gpus) or resolved.resources.gpus_per_trial not in ("auto", 0)
     return Prepared(resolved, data, cpu_count, gpu_count, no_gpu_here=wanted and gpu_count == 0)
 

@@ -153,6 +153,7 @@ def _run(
     retry_failed: bool = False,
 ) -> Result:
     """Train what is left of the budget in the present Ray session, and write the run directory's tables."""
+    _catch_sigterm()  # again: Ray's start puts a handler of its own in place
     space = prepared.space
     slots = plan_slots(space.resources, nodes, machine.auto_share())
     costs = CostModel(space, prepared.data, machine)
@@ -294,7 +295,8 @@ def parse_duration(given: float | str | None) -> float | None:
 def _interruptible(directory: Path) -> Iterator[None]:
     """Let SIGTERM do what Ctrl-C does, and say of both how to go on."""
     in_main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, _interrupt) if in_main else None
+    before = signal.getsignal(signal.SIGTERM)
+    _catch_sigterm()
     try:
         yield
     except KeyboardInterrupt:
@@ -306,8 +308,14 @@ def _interruptible(directory: Path) -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def _interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
+def _catch_sigterm() -> None:
+    """Let SIGTERM raise KeyboardInterrupt, where signals can be caught: in the main thread."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, interrupt)
 
 
 def _where_trials_run(space: SearchSpace, nodes: Nodes, function: Callable[..., Any], *arguments: Any) -> Any:

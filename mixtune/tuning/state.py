@@ -141,20 +141,21 @@ class RunningSearch:
         """Note epochs, and the windows that were measured meanwhile; see MixTrainable."""
         for signature, seconds, factors in to_ledger["windows"]:
             self._keep_window(trial, signature, seconds, factors)
-        known = {epoch.get("epoch") for epoch in self.records[trial].epochs[:-1]}
+        known = {epoch.get("epoch") for epoch in self.records[trial].epochs}
         for epoch in to_ledger["epochs"]:
-            if epoch["epoch"] not in known:
+            if epoch["epoch"] not in known or "state" in epoch:
                 stored = {"state": epoch["state"]} if "state" in epoch else {}
                 metrics = {name: value for name, value in epoch.items() if name != "state"}
                 self._write("epoch", trial, metrics=finite_or_none(metrics), **stored)
 
-    def end(self, trial: str, metrics: Mapping[str, Any], steps: Mapping[str, Any]) -> None:
+    def end(self, trial: str, metrics: Mapping[str, Any], to_ledger: Mapping[str, Any]) -> None:
         """Note a trial's end: complete if it ran its whole recipe to finite objectives, else stopped or failed.
 
-        steps: (steps, cost signature) by phase; seconds are taken from the ledger's windows, so that equal recipes
-        have equal ones. A trial that was ended by draining stays unfinished.
+        to_ledger: with (steps, cost signature) by phase; seconds are taken from the ledger's windows, so that equal
+        recipes have equal ones. A trial that was ended by draining stays unfinished.
         """
-        metrics = {**metrics, **self._latencies(steps)}
+        steps = to_ledger["steps"]
+        metrics = {**metrics, **self._latencies(to_ledger)}
         bad = [name for name in self.space.objectives if not math.isfinite(metrics.get(name, math.nan))]
         if metrics["epoch"] < metrics["epochs_asked"]:
             self._active.discard(trial)
@@ -250,9 +251,12 @@ class RunningSearch:
     def _is_timed(self) -> bool:
         return TIMED in self.space.objectives or TIMED in self.space.constraints
 
-    def _latencies(self, steps: Mapping[str, Any]) -> dict[str, float]:
-        seconds = {phase: self.step_times.latency([(count, sig)]) for phase, (count, sig) in steps.items()}
-        return {TIMED: sum(seconds.values()), **{f"latency_{phase}_s": s for phase, s in seconds.items()}}
+    def _latencies(self, to_ledger: Mapping[str, Any]) -> dict[str, float]:
+        steps = to_ledger["steps"].items()
+        seconds = {phase: self.step_times.latency([(count, signature)]) for phase, (count, signature) in steps}
+        by_phase = {f"latency_{phase}_s": s for phase, s in seconds.items()}
+        infer = 1e3 * self.step_times.step_time(to_ledger["infer"])
+        return {TIMED: sum(seconds.values()), **by_phase, "infer_latency_ms": infer}
 
     def _keep_window(self, trial: str, signature: str, seconds: float, factors: Mapping[str, Any]) -> None:
         if not self.step_times.missing(signature):

@@ -82,10 +82,8 @@ class StudyFile:
         self._gave_up = False
         with self._one_warning():
             held = self._read()
-            if held is None or not _is_part(held, wanted):
+            if held is None or not _is_part(held, wanted) or not self._takes(wanted.values()):
                 self._build(wanted.values())
-            for trial in wanted.values():
-                self._append(trial)
 
     @contextmanager
     def _one_warning(self) -> Iterator[None]:
@@ -151,6 +149,15 @@ class StudyFile:
     def _keep(self, study: optuna.Study, trials: Iterable[FrozenTrial]) -> None:
         self._study, self._held = study, {_name(trial) for trial in trials}
 
+    def _takes(self, trials: Iterable[FrozenTrial]) -> bool:
+        """Append what the file lacks, and return whether it took it: what it should not hold may be in the way."""
+        try:
+            for trial in trials:
+                self._append(trial)
+        except _DAMAGED:
+            return False
+        return True
+
     def _append(self, trial: FrozenTrial) -> None:
         assert self._study is not None
         if _name(trial) not in self._held:
@@ -176,11 +183,17 @@ class StudyFile:
                 "state": record.state,
                 **({"reason": record.reason} if record.reason else {}),
             },
+            constraints=self._violations(metrics) if record.state in ("complete", "rejected") else None,
         )
         ended = record.ended_time or record.started_time or 0.0
         trial.datetime_start = datetime.fromtimestamp(record.started_time or record.asked_time or ended)
         trial.datetime_complete = datetime.fromtimestamp(ended)
         return trial
+
+    def _violations(self, metrics: dict[str, Any]) -> dict[str, float]:
+        """Return how far past its bounds a trial's whole recipe is, or would be, each in its metric's unit."""
+        bounded = {name: bound for name, bound in self._space.constraints.items() if name in metrics}
+        return {name: bound.violation(metrics[name]) for name, bound in bounded.items()}
 
     def _holds(self, path: str, value: Any) -> bool:
         """Return whether the space has a parameter; it may have been edited since the trial was asked."""
@@ -199,9 +212,10 @@ def _belongs(record: TrialRecord) -> bool:
 
 
 def _is_part(held: list[FrozenTrial], wanted: dict[str, FrozenTrial]) -> bool:
-    """Return whether every trial that is held is a wanted one, as it is wanted, and there once."""
+    """Return whether every trial that is held is a wanted one, as it is wanted, and there once, in unbroken numbers."""
     names = {_name(trial) for trial in held}
-    return len(names) == len(held) and names <= wanted.keys() and all(_agree(t, wanted[_name(t)]) for t in held)
+    numbered = [trial.number for trial in held] == list(range(len(names)))
+    return numbered and names <= wanted.keys() and all(_agree(trial, wanted[_name(trial)]) for trial in held)
 
 
 def _agree(held: FrozenTrial, wanted: FrozenTrial) -> bool:
@@ -212,6 +226,7 @@ def _agree(held: FrozenTrial, wanted: FrozenTrial) -> bool:
         and held.params == wanted.params
         and held.distributions == wanted.distributions
         and held.user_attrs == held.user_attrs | wanted.user_attrs
+        and held.system_attrs == held.system_attrs | wanted.system_attrs
     )
 
 

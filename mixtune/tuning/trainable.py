@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from ray import tune
@@ -99,8 +99,9 @@ class MixTrainable(tune.Trainable):  # type: ignore[misc]
         self._epochs = train(self.state, self._keep_window)
 
     def _keep_window(self, signature: str, seconds: float) -> None:
-        phase = make_plan(self.state.recipe)[len(self.state.history)].phase
-        self._windows.append((signature, seconds, state_factors(self.state, phase)))
+        plan, done = make_plan(self.state.recipe), len(self.state.history)
+        about: Phase | Literal["infer"] = "infer" if done == len(plan) else plan[done].phase
+        self._windows.append((signature, seconds, state_factors(self.state, about)))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Start another trial in this worker process, once the memory of the one before is free."""
@@ -137,7 +138,7 @@ class MixTrainable(tune.Trainable):  # type: ignore[misc]
         for result in self.state.history:
             counts[result.phase] += result.steps
         steps = {phase: (count, phase_signature(self.state, phase)) for phase, count in counts.items()}
-        return {"windows": windows, "epochs": epochs, "steps": steps}
+        return {"windows": windows, "epochs": epochs, "steps": steps, "infer": phase_signature(self.state, "infer")}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Write weights, optimizer state and history."""

@@ -12,7 +12,7 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from mixtune.analysis.result import load
-from mixtune.analysis.tables import front_notes
+from mixtune.analysis.tables import front_notes, front_table
 from mixtune.errors import RequestError
 from mixtune.ledger import Ledger
 
@@ -233,6 +233,26 @@ def test_a_trial_that_breaks_a_constraint_is_never_on_the_front(make_run: MakeRu
     assert "2 complete trials do not keep train_latency_s <= 30 and val_accuracy >= 0.6" in front_notes(result)
 
 
+def test_where_every_complete_trial_breaks_a_constraint_the_front_is_empty_and_says_why(make_run: MakeRun) -> None:
+    result = load(make_run(FIVE, constraints={"train_latency_s": "<= 1"}))
+    assert result.feasible().empty
+    assert result.knee() is None
+    assert result.hypervolume() == 0
+    assert front_notes(result) == ["5 complete trials do not keep train_latency_s <= 1"]
+    assert front_table(result).caption == "no trial is complete yet and keeps the constraints"
+    with pytest.raises(RequestError, match="is complete yet and keeps its constraints"):
+        result.best("val_accuracy")
+
+
+def test_a_constraint_on_a_metric_that_no_trial_has_reported_yet_is_not_kept(make_run: MakeRun) -> None:
+    limits = {"train_flops": "<= 1e9"}
+    assert load(make_run([], constraints=limits, name="empty")).pareto_front().empty
+    rows = [{"val_accuracy": 0.9, "train_latency_s": 9.0}, {"val_accuracy": 0.5, "train_latency_s": 5.0}]
+    assert load(make_run(rows, constraints=limits, name="none")).feasible().empty
+    some = [rows[0], {**rows[1], "train_flops": 1e8}]
+    assert list(load(make_run(some, constraints=limits, name="some")).feasible()["trial"]) == ["t0002"]
+
+
 def test_a_directory_that_holds_no_run_is_told(make_run: MakeRun) -> None:
     directory = make_run(FIVE)
     (directory / "space.yaml").unlink()
@@ -257,6 +277,8 @@ def test_a_run_that_ended_before_its_first_trial_is_an_empty_one(make_run: MakeR
         ("", "no mapping"),
         ("space: {}", "no objectives"),
         ("objectives: [val_accuracy]", "'objectives' is a mapping"),
+        ("objectives: {a: max}\nconstraints: [a]", "'constraints' is a mapping"),
+        ("objectives: {a: max}\nconstraints: {a: 60}", "constraints.a: should be <= and a number"),
         ("objectives: {a: up}", "'a': the mode is 'max' or 'min'"),
         ("objectives: {a: max}\nrun: {reference_point: {a: high}}", "reference_point.a is a finite number"),
     ],

@@ -5,11 +5,8 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -227,28 +224,6 @@ def test_the_command_prints_its_own_lines_and_nothing_of_rays(small_space: Any, 
         mixtune_command("pareto", "run", "--format", "json"), cwd=tmp_path, capture_output=True, check=True
     )
     assert json.loads(listed.stdout)["trials"]["complete"] == 3
-
-
-def test_ctrl_c_ends_with_130_and_keeps_what_is_done(small_space: Any, tmp_path: Path) -> None:
-    (tmp_path / "space.yaml").write_text(yaml.safe_dump(small_space(search={"trials": 500})))
-    command = mixtune_command("search", "space.yaml", "--out", "run")
-    running = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    ledger = tmp_path / "run" / "ledger.jsonl"
-    deadline = time.monotonic() + 120
-    while not (ledger.exists() and '"complete"' in ledger.read_text()):
-        assert time.monotonic() < deadline
-        assert running.poll() is None, running.stderr and running.stderr.read()
-        time.sleep(0.2)
-    os.kill(running.pid, signal.SIGINT)
-    out, err = running.communicate(timeout=60)
-    assert running.returncode == 130, out + err
-    assert err.strip().splitlines()[-1].startswith("mixtune: interrupted")
-    assert "Traceback" not in out + err
-    result = mixtune.load(tmp_path / "run")
-    assert result.counts()["complete"] >= 1
-    assert (tmp_path / "run" / "trials.csv").exists()
 
 
 def test_fractions_of_logical_gpus_pack_trials(small_space: Any, tmp_path: Path) -> None:

@@ -6,12 +6,15 @@ import gc
 import json
 import logging
 import os
+import pickle
+import resource
 import sqlite3
 import subprocess
 import sys
 import textwrap
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
+import mixtune
 from mixtune.ledger import TrialRecord
 from mixtune.space import space_from_dict
 from mixtune.tuning.study_file import STUDY_NAME, StudyFile
@@ -45,6 +49,14 @@ def space(small_space: Any) -> Any:
     return space_from_dict(small_space(space=SPACE))
 
 
+@pytest.fixture(scope="module")
+def sound(small_space_values: Any, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Return the content of a file that holds some_records()."""
+    path = tmp_path_factory.mktemp("sound") / "study.db"
+    StudyFile(path, space_from_dict(small_space_values | {"space": SPACE})).sync(some_records())
+    return path.read_bytes()
+
+
 def record(number: int, state: str = "complete", **changes: Any) -> TrialRecord:
     params = {
         "alpha": 0.05 + number / 100,
@@ -66,20 +78,30 @@ def record(number: int, state: str = "complete", **changes: Any) -> TrialRecord:
 
 
 def some_records() -> list[TrialRecord]:
-    return [record(number, list(STATES)[number % 4]) for number in range(1, 13)]
+    return [record(number, list(STATES)[number % 4]) for number in range(1, 9)]
 
 
-def study_at(path: Path) -> optuna.Study:
-    return optuna.load_study(study_name=STUDY_NAME, storage=f"sqlite:///{path}")
+@contextmanager
+def study_at(path: Path) -> Iterator[optuna.Study]:
+    """Open the file as anyone does, and close it again."""
+    storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
+    try:
+        yield optuna.load_study(study_name=STUDY_NAME, storage=storage)
+    finally:
+        storage.engine.dispose()
 
 
 def trials_at(path: Path) -> list[FrozenTrial]:
-    """Return the trials as Optuna reads them, with its connection closed again."""
-    storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
-    try:
-        return optuna.load_study(study_name=STUDY_NAME, storage=storage).get_trials()
-    finally:
-        storage.engine.dispose()
+    with study_at(path) as study:
+        return study.get_trials()
+
+
+def assert_is_ours(path: Path, space: Any) -> None:
+    better = {"max": optuna.study.StudyDirection.MAXIMIZE, "min": optuna.study.StudyDirection.MINIMIZE}
+    with study_at(path) as study:
+        assert study.metric_names == list(space.objectives)
+        assert study.directions == [better[direction] for direction in space.objectives.values()]
+        assert study.user_attrs == {"mixtune": mixtune.__version__}
 
 
 def assert_holds(path: Path, records: list[TrialRecord], space: Any) -> None:
@@ -119,14 +141,11 @@ def test_the_study_agrees_with_the_records(tmp_path: Path, space: Any, caplog: p
 
 def test_the_study_says_what_it_is(tmp_path: Path, space: Any) -> None:
     StudyFile(tmp_path / "study.db", space).sync(some_records())
-    storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/study.db")
-    study = optuna.load_study(study_name=STUDY_NAME, storage=storage)
-    assert study.metric_names == list(space.objectives)
-    assert study.directions == [optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE]
-    assert {trial.user_attrs["state"] for trial in study.best_trials} == {"complete"}
-    table = study.trials_dataframe()
+    assert_is_ours(tmp_path / "study.db", space)
+    with study_at(tmp_path / "study.db") as study:
+        assert {trial.user_attrs["state"] for trial in study.best_trials} == {"complete"}
+        table = study.trials_dataframe()
     assert {"values_val_accuracy", "params_alpha", "user_attrs_trial"} <= set(table.columns)
-    storage.engine.dispose()
 
 
 def test_a_dashboard_finds_plain_values_alone(tmp_path: Path, space: Any) -> None:
@@ -208,11 +227,9 @@ def test_a_trial_that_is_tried_again_leaves_and_comes_back(tmp_path: Path, space
 
 
 @pytest.mark.parametrize("kept", [0, 1, 60, 512, 4096, 4097, 50_000, 0.5, 0.9, -4096, -1])
-def test_a_truncated_file_is_built_anew(tmp_path: Path, space: Any, kept: float) -> None:
+def test_a_truncated_file_is_built_anew(tmp_path: Path, space: Any, sound: bytes, kept: float) -> None:
     path, records = tmp_path / "study.db", some_records()
-    StudyFile(path, space).sync(records)
-    size = path.stat().st_size
-    os.truncate(path, int(kept * size) if isinstance(kept, float) else kept % size)
+    path.write_bytes(sound[: int(kept * len(sound)) if isinstance(kept, float) else kept])
     StudyFile(path, space).sync(records)
     assert_holds(path, records, space)
     assert os.listdir(tmp_path) == ["study.db"]
@@ -234,40 +251,60 @@ def test_another_study_is_not_joined(tmp_path: Path, space: Any, name: str) -> N
     storage.engine.dispose()
     StudyFile(path, space).add(record(1))
     assert_holds(path, [record(1)], space)
+    assert_is_ours(path, space)
 
 
 def test_the_file_of_another_search_is_not_joined(tmp_path: Path, space: Any, small_space: Any) -> None:
     path = tmp_path / "study.db"
     other = space_from_dict(small_space(objectives={"train_latency_s": "min", "val_accuracy": "max"}))
-    StudyFile(path, other).sync([record(1)])
-    StudyFile(path, space).sync([record(2)])
-    assert_holds(path, [record(2)], space)
+    StudyFile(path, other).sync([record(1, "failed")])
+    StudyFile(path, space).sync([record(1, "failed")])
+    assert_holds(path, [record(1, "failed")], space)
+    assert_is_ours(path, space)
 
 
 @pytest.mark.parametrize(
     "edit",
     [
         "DROP TABLE trial_params",
+        "DELETE FROM trials",
+        "DELETE FROM trials WHERE number = 3",
+        "UPDATE trials SET number = NULL",
         "DELETE FROM version_info",
         "UPDATE alembic_version SET version_num = 'v9.9.9'",
         "UPDATE trials SET state = 'ASLEEP'",
         "UPDATE trials SET state = 'RUNNING' WHERE number = 2",
         "UPDATE trial_params SET distribution_json = '{}'",
         "UPDATE trial_user_attributes SET value_json = NULL",
-        "UPDATE trial_values SET objective = 7",
+        "UPDATE trial_values SET objective = 7 WHERE trial_value_id = 1",
         "UPDATE study_user_attributes SET value_json = '{'",
-        "INSERT INTO trials (study_id, number, state) VALUES (1, 12, 'WAITING')",
+        "INSERT INTO trials (study_id, number, state) VALUES (1, 8, 'WAITING')",
         "PRAGMA journal_mode = WAL",
     ],
 )
-def test_whatever_is_done_to_its_tables_is_put_right(tmp_path: Path, space: Any, edit: str) -> None:
+def test_whatever_is_done_to_its_tables_is_put_right(tmp_path: Path, space: Any, sound: bytes, edit: str) -> None:
     path, records = tmp_path / "study.db", some_records()
-    StudyFile(path, space).sync(records)
+    path.write_bytes(sound)
     with closing(sqlite3.connect(path)) as other:
         other.execute(edit)
         other.commit()
     StudyFile(path, space).sync(records)
     assert_holds(path, records, space)
+
+
+@pytest.mark.parametrize("table", ["trial_user_attributes", "trial_heartbeats"])
+def test_a_damaged_page_is_found_though_no_trial_is_on_it(tmp_path: Path, space: Any, sound: bytes, table: str) -> None:
+    path, records = tmp_path / "study.db", some_records()
+    path.write_bytes(sound)
+    find = f"SELECT rootpage FROM sqlite_master WHERE type = 'index' AND tbl_name = '{table}'"
+    with closing(sqlite3.connect(path)) as other:
+        ((page,),) = other.execute(find).fetchall()
+    start = (page - 1) * 4096
+    path.write_bytes(sound[:start] + b"\xaa" * 4096 + sound[start + 4096 :])
+    StudyFile(path, space).sync(records)
+    assert_holds(path, records, space)
+    with closing(sqlite3.connect(path)) as other:
+        assert other.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
 def test_an_old_journal_is_not_played_into_the_new_file(tmp_path: Path, space: Any) -> None:
@@ -283,7 +320,7 @@ def test_an_old_journal_is_not_played_into_the_new_file(tmp_path: Path, space: A
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
     assert (tmp_path / "study.db-journal").stat().st_size > 0
-    path.write_bytes(b"")
+    path.unlink()
     StudyFile(path, space).sync(records)
     assert os.listdir(tmp_path) == ["study.db"]
     assert_holds(path, records, space)
@@ -304,11 +341,21 @@ def test_a_trial_whose_parameters_the_space_no_longer_holds_stays_in_it(tmp_path
     first, last = trials_at(path)[0], trials_at(path)[-1]
     assert first.params.keys() == {"alpha", "rho", "optim.sl.weight_decay"}
     assert last.params.keys() == {"rho", "optim.sl.weight_decay"}
-    assert last.user_attrs["alpha"] == record(12).params["alpha"]
+    assert last.user_attrs["alpha"] == record(8).params["alpha"]
     assert last.user_attrs["optim.sl.betas"] == [0.9, 0.999]
     assert first.user_attrs["epochs.sl"] == record(1).params["epochs.sl"]
     file.add(record(13, params={}))
     assert trials_at(path)[-1].params == {}
+
+
+def test_a_space_that_became_wider_has_its_trials_in_it(tmp_path: Path, small_space: Any, sound: bytes) -> None:
+    path = tmp_path / "study.db"
+    path.write_bytes(sound)
+    space = space_from_dict(small_space(space=SPACE | {"optim.sl.betas": {"choice": [[0.9, 0.999], [0.8, 0.99]]}}))
+    file = StudyFile(path, space)
+    file.sync(some_records())
+    file.add(record(20))
+    assert_holds(path, [*some_records(), record(20)], space)
 
 
 def test_a_complete_trial_that_lacks_an_objective_has_no_values(tmp_path: Path, space: Any) -> None:
@@ -318,6 +365,18 @@ def test_a_complete_trial_that_lacks_an_objective_has_no_values(tmp_path: Path, 
     assert trial.state == TrialState.FAIL
     assert trial.user_attrs["state"] == "complete"
     assert trial.user_attrs["val_accuracy"] == 0.5
+
+
+def test_a_constraints_violation_is_known_where_a_whole_recipe_is(tmp_path: Path, small_space: Any) -> None:
+    path = tmp_path / "study.db"
+    space = space_from_dict(small_space(space=SPACE, constraints={"train_latency_s": "<= 60"}))
+    forecast, result = {"train_latency_s": 61.5}, {"val_accuracy": 0.5, "train_latency_s": 59.0}
+    records = [record(1, metrics=result), record(2, "rejected", metrics=forecast), record(3, "stopped", metrics=result)]
+    StudyFile(path, space).sync(records)
+    assert [trial.constraints for trial in trials_at(path)] == [{"train_latency_s": v} for v in (-1.0, 1.5)] + [{}]
+    stricter = space_from_dict(small_space(space=SPACE, constraints={"train_latency_s": "<= 50"}))
+    StudyFile(path, stricter).sync(records)
+    assert trials_at(path)[0].constraints == {"train_latency_s": 9.0}
 
 
 def test_a_single_objective_is_a_study_too(tmp_path: Path, small_space: Any) -> None:
@@ -364,7 +423,7 @@ def test_a_file_that_is_gone_costs_one_warning_until_the_next_sync(
     began = time.monotonic()
     file.add(records[2])
     file.add(records[3])
-    assert time.monotonic() - began < 0.5  # Optuna alone would try again for seconds
+    assert time.monotonic() - began < 1  # Optuna alone would try again for seconds
     (message,) = warned(caplog)
     assert str(path) in message
     assert caplog.records[0].name == "mixtune.tuning"
@@ -389,63 +448,72 @@ def test_a_place_that_takes_no_file_costs_one_warning(
     assert len(warned(caplog)) == 1
 
 
-SEARCH = """
-    import logging, os, pickle, resource, sys, tempfile, time
-    from pathlib import Path
-    from mixtune.tuning.study_file import StudyFile
-
-    logging.basicConfig(stream=sys.stdout, format="%(name)s %(levelname)s %(message)s")
-    path, pickled = Path(sys.argv[1]), Path(sys.argv[2])
-    space, records = pickle.loads(pickled.read_bytes())
+def test_a_full_disk_costs_one_warning_and_the_next_sync_repairs_it(
+    tmp_path: Path, space: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, records = tmp_path / "study.db", [record(number) for number in range(1, 60)]
     file = StudyFile(path, space)
-"""
-
-
-def in_another_process(tmp_path: Path, space: Any, records: list[TrialRecord], code: str) -> str:
-    """Return what the code, which has path, space, records and file, writes on its terminal."""
-    import pickle
-
-    pickled = tmp_path / "given.pickle"
-    pickled.write_bytes(pickle.dumps((space, records)))
-    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(SEARCH) + textwrap.dedent(code)]
-    done = subprocess.run([*command, tmp_path / "study.db", pickled], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
-
-
-def test_a_full_disk_costs_one_warning_and_the_next_sync_repairs_it(tmp_path: Path, space: Any) -> None:
-    records = [record(number) for number in range(1, 90)]
-    code = """
-        file.sync(records[:2])
-        unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20_000, unlimited[1]))
+    file.sync(records[:2])
+    with files_end_at(path.stat().st_size + 8192):
         began = time.monotonic()
-        for record in records[2:40]:
-            file.add(record)
-        file.sync(records)
+        for known in records[2:50]:
+            file.add(known)
+        file.sync(records[:50])
         assert time.monotonic() - began < 20
-        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
-        file.sync(records[:60])
-        for record in records[60:]:
-            file.add(record)
-    """
-    output = in_another_process(tmp_path, space, records, code)
-    assert output.startswith("mixtune.tuning WARNING ")
-    assert output.count("\n") == 1
-    assert_holds(tmp_path / "study.db", records, space)
+    (message,) = warned(caplog)
+    assert str(path) in message
+    assert 2 < len(trials_at(path)) < 50
+    file.sync(records[:55])
+    for known in records[55:]:
+        file.add(known)
+    assert_holds(path, records, space)
+    assert len(warned(caplog)) == 1
 
 
-def test_a_folder_that_may_not_be_written_costs_one_warning(tmp_path: Path, space: Any) -> None:
+def test_a_disk_that_is_full_from_the_start_leaves_nothing_behind(
+    tmp_path: Path, space: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = StudyFile(tmp_path / "study.db", space)
+    with files_end_at(8192):
+        file.sync(some_records())
+        file.add(record(20))
+    assert os.listdir(tmp_path) == []
+    assert len(warned(caplog)) == 1
+
+
+@contextmanager
+def files_end_at(size: int) -> Iterator[None]:
+    """Let no file grow past a size in bytes: to SQLite and to Python a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_folder_that_may_not_be_written_costs_one_line_on_the_terminal(tmp_path: Path, space: Any) -> None:
+    pickled = tmp_path / "given.pickle"
+    pickled.write_bytes(pickle.dumps((space, some_records())))
     code = """
+        import logging, os, pickle, sys, tempfile
+        from pathlib import Path
+        from mixtune.tuning.study_file import StudyFile
+
+        logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(name)s %(levelname)s")
+        space, records = pickle.loads(Path(sys.argv[1]).read_bytes())
         with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to other users
             path = Path(folder) / "study.db"
-            StudyFile(path, space).sync(records[:2])
-            path.chmod(0o444)
-            os.chmod(folder, 0o555)
-            if os.geteuid() == 0:
-                os.seteuid(65534)
+            path.write_bytes(b"garbage")
             file = StudyFile(path, space)
             file.sync(records[:2])
+            file.add(records[2])
+            path.chmod(0o444)
+            os.chmod(folder, 0o555)
+            if os.getuid() == 0:
+                os.seteuid(65534)
+            file = StudyFile(path, space)
+            file.sync(records[:3])
             print("right as it is")
             file.sync(records)
             file.add(records[-1])
@@ -453,19 +521,10 @@ def test_a_folder_that_may_not_be_written_costs_one_warning(tmp_path: Path, spac
                 os.seteuid(0)
             os.chmod(folder, 0o755)
     """
-    first, second = in_another_process(tmp_path, space, some_records(), code).splitlines()
-    assert first == "right as it is"
-    assert second.startswith("mixtune.tuning WARNING ")
-
-
-def test_nothing_is_said_on_the_terminal(tmp_path: Path, space: Any) -> None:
-    code = """
-        logging.getLogger().setLevel(logging.INFO)
-        path.write_bytes(b"garbage")
-        file.sync(records[:-1])
-        file.add(records[-1])
-    """
-    assert in_another_process(tmp_path, space, some_records(), code) == ""
+    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(code), pickled]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == ["right as it is", "mixtune.tuning WARNING"]
 
 
 def test_optunas_command_reads_it(tmp_path: Path, space: Any) -> None:
@@ -473,11 +532,12 @@ def test_optunas_command_reads_it(tmp_path: Path, space: Any) -> None:
     StudyFile(path, space).sync(records)
 
     def ask(command: str, *arguments: str) -> Any:
-        line = [sys.executable, "-m", "optuna.cli", command, "--storage", f"sqlite:///{path}", "-f", "json", *arguments]
+        optuna_command = Path(sys.executable).with_name("optuna")
+        line = [optuna_command, command, "--storage", f"sqlite:///{path}", "-f", "json", *arguments]
         done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=True)
         return json.loads(done.stdout)
 
     assert [study["name"] for study in ask("studies")] == [STUDY_NAME]
     trials = ask("trials", "--study-name", STUDY_NAME)
-    assert [trial["user_attrs_trial"] for trial in trials] == [r.trial for r in records]
+    assert [trial["user_attrs"]["trial"] for trial in trials] == [r.trial for r in records]
     assert [trial["state"] for trial in trials] == [STATES[r.state].name for r in records]

@@ -86,7 +86,8 @@ def front_data(result: Result) -> FrontData:
     x_mode, y_mode = result.objectives.get(x_name or ""), result.objectives[y_name]
     line_x, line_y = front.x, front.y
     if x_name is None:
-        line_x, so_far = points(complete).x, pd.Series(_scaled(complete, y), dtype=float)
+        feasible = result.feasible().dropna(subset=names)
+        line_x, so_far = points(feasible).x, pd.Series(_scaled(feasible, y), dtype=float)
         line_y = list(so_far.cummax() if y_mode == "max" else so_far.cummin())
     elif colour:
         line_x, line_y = [], []

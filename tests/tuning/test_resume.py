@@ -1,0 +1,245 @@
+"""Searches that end before they are done, and go on: real processes, real signals."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+import pytest
+import yaml
+from rich.console import Console
+
+import mixtune
+from mixtune.errors import RequestError
+from mixtune.ledger import read_ledger, trial_states
+from mixtune.run_lock import hold_run
+from mixtune.tuning.run import SearchError, parse_duration, resume
+
+UNTIMED = {"val_accuracy": "max", "train_flops": "min"}
+OUTCOME = ["trial", "state", "alpha", "rho", "epochs.sl", "val_accuracy", "train_flops", "ssl_loss", "sl_loss", "epoch"]
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=100)
+
+
+def said(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def mixtune_command(*words: str) -> list[str]:
+    return [str(Path(sys.executable).with_name("mixtune")), *words]
+
+
+def run_command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(mixtune_command(*words), cwd=folder, capture_output=True, text=True, check=False)
+
+
+def start_until(folder: Path, reached: Callable[[str], bool], *words: str) -> subprocess.Popen[str]:
+    """Start a search in ``folder``/run, in a process group of its own, and wait until its ledger says enough."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    running = subprocess.Popen(mixtune_command(*words), cwd=folder, text=True, start_new_session=True, **pipes)
+    ledger, deadline = folder / "run" / "ledger.jsonl", time.monotonic() + 120
+    while not (ledger.exists() and reached(ledger.read_text())):
+        assert time.monotonic() < deadline
+        assert running.poll() is None, running.communicate()
+        time.sleep(0.05)
+    return running
+
+
+@pytest.fixture
+def longer_space(small_space: Any) -> dict[str, Any]:
+    """A search of six trials, each of which takes a second or two."""
+    values: dict[str, Any] = small_space(objectives=UNTIMED)
+    values["recipe"]["epochs"] = {"ssl": 10, "sl": 40}
+    values["space"]["epochs.sl"] = {"randint": [20, 50]}
+    return values
+
+
+def assert_the_files_agree(run: Path) -> None:
+    """Ledger, tables, study and front of a run say the same."""
+    records = {k: r for k, r in trial_states(read_ledger(run / "ledger.jsonl")).items() if r.baseline is None}
+    table = pd.read_csv(run / "trials.csv").set_index("trial")
+    assert list(table.index) == list(records)
+    study = optuna.load_study(study_name=None, storage=f"sqlite:///{run / 'study.db'}")
+    told = {trial.user_attrs["trial"]: trial for trial in study.trials}
+    assert set(told) == {key for key, record in records.items() if record.ended_time}
+    objectives = list(mixtune.load(run).objectives)
+    for key, record in records.items():
+        assert table.loc[key, "state"] == record.state
+        if record.state == "complete":
+            assert told[key].values == [record.metrics[name] for name in objectives]
+            assert list(table.loc[key, objectives]) == told[key].values
+    front = list(pd.read_csv(run / "pareto.csv")["trial"])
+    assert sorted(front) == sorted(trial.user_attrs["trial"] for trial in study.best_trials)
+
+
+def test_a_killed_search_goes_on_and_ends_as_one_that_was_never_killed(longer_space: Any, tmp_path: Path) -> None:
+    """One trial at a time, and objectives without a clock: bit for bit."""
+    space = {**longer_space, "resources": {"cpus_per_trial": (os.cpu_count() or 1) / 2 + 0.5}}
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
+    whole = run_command(tmp_path, "search", "space.yaml", "--out", "whole")
+    assert whole.returncode == 0, whole.stderr
+    enough: list[Callable[[str], bool]] = [
+        lambda text: '"epoch"' in text,  # in the first baseline
+        lambda text: text.count('"complete"') >= 2,
+        lambda text: text.count('"complete"') >= 4 and '"epoch"' in text.rpartition('"complete"')[2],
+    ]
+    words: tuple[str, ...] = ("search", "space.yaml", "--out", "run")
+    for reached in enough:
+        running = start_until(tmp_path, reached, *words)
+        os.killpg(running.pid, signal.SIGKILL)
+        running.communicate()
+        words = ("resume", "run")
+    done = run_command(tmp_path, "resume", "run")
+    assert done.returncode == 0, done.stderr
+    one, other = mixtune.load(tmp_path / "whole"), mixtune.load(tmp_path / "run")
+    pd.testing.assert_frame_equal(one.trials[OUTCOME], other.trials[OUTCOME])
+    assert list(one.pareto_front()["trial"]) == list(other.pareto_front()["trial"])
+    assert_the_files_agree(tmp_path / "run")
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_say_how_to_go_on(longer_space: Any, tmp_path: Path, end: signal.Signals) -> None:
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(longer_space))
+    running = start_until(tmp_path, lambda text: '"complete"' in text, "search", "space.yaml", "--out", "run")
+    os.kill(running.pid, end)
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 130, out + err
+    assert err.strip().splitlines()[-1] == "mixtune: interrupted; to go on: mixtune resume run"
+    assert "Traceback" not in out + err
+    assert "SIGTERM" not in out + err
+    assert (tmp_path / "run" / "trials.csv").exists()
+    status = run_command(tmp_path, "status", "run").stdout
+    assert status.startswith("run: interrupted, ")
+    assert "go on: mixtune resume run" in status
+
+
+def test_a_spent_time_budget_leaves_a_run_that_can_be_gone_on_with_and_extended(
+    longer_space: Any, ray_quietly: None, tmp_path: Path
+) -> None:
+    run, console = tmp_path / "run", quiet()
+    mixtune.search(longer_space, out=run, time_budget="1s", console=console)
+    assert f"of 6 trials done; mixtune resume {run} goes on" in said(console)
+    unfinished = [r for r in trial_states(read_ledger(run / "ledger.jsonl")).values() if not r.ended_time]
+    assert all(record.state in ("asked", "running") for record in unfinished)
+    result = resume(run, console=quiet())
+    assert result.counts() == {"complete": 6, "stopped": 0, "failed": 0, "rejected": 0, "running": 0}
+    before = result.trials.set_index("trial")
+    extended = resume(run, trials=8, console=quiet())
+    assert extended.counts()["complete"] == 8
+    pd.testing.assert_frame_equal(extended.trials.set_index("trial").loc[before.index], before)
+    assert_the_files_agree(run)
+    again = quiet()
+    resume(run, console=again)
+    assert f"finished already; mixtune resume {run} --trials 28 would extend it" in said(again)
+    with pytest.raises(RequestError, match="--trials 3: 8 have ended already"):
+        resume(run, trials=3, console=quiet())
+
+
+def test_seconds_of_another_device_are_refused_and_another_packing_is_not(
+    small_space: Any, ray_quietly: None, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    mixtune.search(small_space(search={"trials": 2}), out=run, console=quiet())
+    console = quiet()
+    result = resume(run, trials=4, cpus_per_trial=2, console=console)
+    assert "1 at once with 2 CPUs each" in said(console)
+    assert result.trials["device"].nunique() == 1  # threads, and so bits and seconds, stay those of the first start
+    text = (run / "space.yaml").read_text()
+    device = yaml.safe_load(text)["run"]["machine"]["device"]
+    (run / "space.yaml").write_text(text.replace(device, "an abacus"))
+    with pytest.raises(RequestError, match="train_latency_s of this run is of an abacus, and here is "):
+        resume(run, trials=5, console=quiet())
+
+
+def test_a_run_in_use_is_not_taken_over(small_space: Any, ray_quietly: None, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    mixtune.search(small_space(search={"trials": 1}, baselines=[]), out=run, console=quiet())
+    with hold_run(run, "search"), pytest.raises(RequestError, match=r"run is in use by process \d+"):
+        resume(run, trials=2, console=quiet())
+
+
+def test_what_a_stored_state_holds_is_not_trained_again(small_space: Any, ray_quietly: None, tmp_path: Path) -> None:
+    values = small_space(space={"optim.sl.base_lr": {"uniform": [0.01, 0.05]}}, search={"trials": 3}, baselines=[])
+    values["recipe"]["rho"] = 0.0
+    trials = mixtune.search(values, out=tmp_path / "run", cpus_per_trial=2, console=quiet()).trials
+    assert list(trials["epochs_reused"]) == [0, 2, 2]  # the SSL phase is the same in all
+    assert list(trials["epochs_trained"]) == [5, 3, 3]
+    assert trials["latency_ssl_s"].nunique() == 1  # and counts in full
+
+
+def test_constraints_are_known_before_training_and_kept_by_the_front(
+    small_space: Any, ray_quietly: None, tmp_path: Path
+) -> None:
+    values = small_space(objectives=UNTIMED, search={"trials": 4, "sampler": "random"}, baselines=[])
+    free = mixtune.search(values, out=tmp_path / "free", console=quiet())
+    limit = float(free.trials["train_flops"].median())
+    limited = mixtune.search(
+        {**values, "constraints": {"train_flops": f"<= {limit}"}}, out=tmp_path / "limited", console=quiet()
+    )
+    complete = limited.trials[limited.trials["state"] == "complete"]
+    assert len(complete) == 4
+    assert (complete["train_flops"] <= limit).all()
+    assert limited.counts()["rejected"] > 0
+    assert limited.reference_point["train_flops"] == limit
+    with pytest.raises(SearchError, match="200 suggestions in a row break train_flops <= 1: the constraint cannot"):
+        mixtune.search({**values, "constraints": {"train_flops": "<= 1"}}, out=tmp_path / "none", console=quiet())
+
+
+def test_status_clean_and_confirm_from_the_command_line(small_space: Any, tmp_path: Path) -> None:
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(small_space(search={"trials": 2}, baselines=["sl"])))
+    assert run_command(tmp_path, "search", "space.yaml", "--out", "run").returncode == 0
+    status = run_command(tmp_path, "status", "run").stdout
+    assert status.startswith("run: finished, 2 of 2 trials done\n")
+    assert "go on: mixtune resume run --trials 22\n" in status
+    confirmed = run_command(tmp_path, "confirm", "run", "--seeds", "2")
+    assert confirmed.returncode == 0, confirmed.stderr
+    seeds = [
+        (e["trial"], e["seed"]) for e in read_ledger(tmp_path / "run" / "ledger.jsonl") if e["event"] == "confirmed"
+    ]
+    front = [entry["trial"] for entry in json.loads(_front(tmp_path))["front"]]
+    assert sorted(seeds) == sorted((trial, seed) for trial in [*front, "sl"] for seed in (1, 2))
+    states = list((tmp_path / "run" / "stages").glob("*.state"))
+    assert states
+    cleaned = run_command(tmp_path, "clean", "run").stdout
+    assert cleaned.startswith(f"{len(states)} files removed, ")
+    assert not list((tmp_path / "run" / "stages").glob("*.state"))
+
+
+def _front(folder: Path) -> str:
+    return run_command(folder, "pareto", "run", "--format", "json").stdout
+
+
+def test_a_dry_run_says_what_a_search_will_cost(small_space: Any, tmp_path: Path) -> None:
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(small_space()))
+    lines = run_command(tmp_path, "search", "space.yaml", "--dry-run").stdout.splitlines()
+    assert lines[-4].startswith("forecast: 6 trials and 2 baselines, about ")
+    assert lines[-3].startswith("trials: ")
+    assert lines[-2].startswith("disk: up to ")
+    assert lines[-1] == "nothing was trained, no run directory written"
+    assert [path.name for path in tmp_path.iterdir()] == ["space.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("2h", 7200), ("1h30m", 5400), ("1.5d", 129600), ("12", 12), (3.5, 3.5)]
+)
+def test_a_time_budget_is_read(text: str | float, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["soon", "2 hours", "h", "-3", "0s", "2h later"])
+def test_a_time_budget_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(RequestError, match="time budget"):
+        parse_duration(text)
