@@ -64,13 +64,14 @@ def look_at_machine(space: SearchSpace, threads: int, on_gpu: bool) -> Machine:
     torch.set_num_threads(threads)
     data = load_training_data(space.recipe, device)
     with DeviceLock.of(device).exclusive():
+        precision = str(choose_dtype("auto", device)).removeprefix("torch.")
         speeds = measure_speeds(space.recipe, data, device)
     size = Size.of(data)
     del data
     machine = Machine(
         device=describe_device(device),
         threads=threads,
-        precision=str(choose_dtype("auto", device)).removeprefix("torch."),
+        precision=precision,
         speeds={str(phase): speed for phase, speed in speeds.items()},
         gpu_bytes=_measure_memory(largest_recipe(space, size), device) if device.type == "cuda" else None,
     )

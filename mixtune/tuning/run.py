@@ -212,6 +212,7 @@ def _tune(search: RunningSearch, slots: Slots, directory: Path, machine: Machine
             cpus=slots.cpus,
             gpus=share,
             threads=machine.threads,
+            precision=machine.precision,
             step_times={signature: tuple(seconds) for signature, seconds in search.step_times.windows.items()},
             memory_bytes=memory,
             deadline=search.deadline,

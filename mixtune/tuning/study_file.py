@@ -70,10 +70,11 @@ class StudyFile:
         """Append one ended trial; one that the file holds already is left to sync()."""
         if self._gave_up or not _belongs(record):
             return
+        trial = self._to_trial(record)
         with self._one_warning():
             if self._study is None and self._read() is None:
                 self._build([])
-            self._append(self._to_trial(record))
+            self._append(trial)
 
     def sync(self, records: Iterable[TrialRecord]) -> None:
         """Make the file hold the ended trials among ``records`` and nothing else; a right file is not touched."""
@@ -154,15 +155,19 @@ class StudyFile:
         try:
             for trial in trials:
                 self._append(trial)
-        except _DAMAGED:
+        except _UNUSABLE:
             return False
         return True
 
     def _append(self, trial: FrozenTrial) -> None:
         assert self._study is not None
-        if _name(trial) not in self._held:
+        if _name(trial) in self._held:
+            return
+        try:
             self._study.add_trial(trial)
-            self._held.add(_name(trial))
+        except _DAMAGED as error:  # Optuna reads an earlier trial's distributions
+            raise sqlite3.DatabaseError(one_line(error)) from error
+        self._held.add(_name(trial))
 
     def _to_trial(self, record: TrialRecord) -> FrozenTrial:
         """Return Optuna's form of an ended trial."""

@@ -41,7 +41,8 @@ class SearchContext:
     """What a search tells its trials, in the config's ``search``.
 
     directory: the run's, whose stages/ holds the states that a trial goes on from; cpus, gpus: this trial's share;
-    threads: of each trial, the same for the whole run, because bits and step times depend on them; step_times:
+    threads, precision: of each trial, the same for the whole run, because bits and step times depend on them;
+    ``precision`` is what a recipe's ``auto`` stands for, so that no trial asks a busy GPU; step_times:
     windows measured so far, by cost signature; memory_bytes: the most that a trial may allocate on its GPU; deadline:
     unix seconds after which each epoch's state is stored, since it may be the last; states_bytes: of all stored states.
     """
@@ -50,6 +51,7 @@ class SearchContext:
     cpus: float = 1.0
     gpus: float = 0.0
     threads: int = 1
+    precision: str = "float32"
     step_times: Mapping[str, Sequence[float]] = field(default_factory=dict)
     memory_bytes: int | None = None
     deadline: float | None = None
@@ -84,6 +86,8 @@ class MixTrainable(tune.Trainable):  # type: ignore[misc]
         # Ray moves a worker into the trial's folder; relative paths mean the folder that the search started in
         with contextlib.chdir(os.environ.get("TUNE_ORIG_WORKING_DIR", ".")):
             recipe = recipe_from_config(config)
+            if context is not None and recipe.precision == "auto":
+                recipe = change_recipe(recipe, {"precision": context.precision})
             self.state: TrainState = start_state(recipe, load_training_data(recipe, device), device)
         self._recovery = None
         if context is not None:

@@ -122,6 +122,12 @@ def assert_holds(path: Path, records: list[TrialRecord], space: Any) -> None:
         assert trial.datetime_complete.timestamp() == known.ended_time
 
 
+def change(path: Path, edit: str) -> None:
+    with closing(sqlite3.connect(path)) as other:
+        other.execute(edit)
+        other.commit()
+
+
 def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [entry.getMessage() for entry in caplog.records]
 
@@ -189,9 +195,7 @@ def test_sync_does_not_touch_a_file_that_is_right(tmp_path: Path, space: Any) ->
 def test_sync_appends_what_is_missing_and_leaves_a_note_alone(tmp_path: Path, space: Any) -> None:
     path, records = tmp_path / "study.db", some_records()
     StudyFile(path, space).sync(records[:5])
-    with closing(sqlite3.connect(path)) as other:
-        other.execute("INSERT INTO trial_user_attributes (trial_id, key, value_json) VALUES (1, 'note', '\"mine\"')")
-        other.commit()
+    change(path, "INSERT INTO trial_user_attributes (trial_id, key, value_json) VALUES (1, 'note', '\"mine\"')")
     inode = path.stat().st_ino
     StudyFile(path, space).sync(records)
     assert_holds(path, records, space)
@@ -285,9 +289,7 @@ def test_the_file_of_another_search_is_not_joined(tmp_path: Path, space: Any, sm
 def test_whatever_is_done_to_its_tables_is_put_right(tmp_path: Path, space: Any, sound: bytes, edit: str) -> None:
     path, records = tmp_path / "study.db", some_records()
     path.write_bytes(sound)
-    with closing(sqlite3.connect(path)) as other:
-        other.execute(edit)
-        other.commit()
+    change(path, edit)
     StudyFile(path, space).sync(records)
     assert_holds(path, records, space)
 
@@ -413,13 +415,17 @@ def is_open(descriptor: str) -> bool:
     return os.path.lexists(f"/proc/self/fd/{descriptor}")
 
 
-def test_a_file_that_is_gone_costs_one_warning_until_the_next_sync(
-    tmp_path: Path, space: Any, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("edit", [None, "DROP TABLE trials", "UPDATE trial_params SET distribution_json = '{'"])
+def test_a_file_that_is_damaged_meanwhile_costs_one_warning_until_the_next_sync(
+    tmp_path: Path, space: Any, caplog: pytest.LogCaptureFixture, edit: str | None
 ) -> None:
     path, records = tmp_path / "study.db", some_records()
     file = StudyFile(path, space)
     file.sync(records[:2])
-    path.unlink()
+    if edit is None:
+        path.unlink()
+    else:
+        change(path, edit)
     began = time.monotonic()
     file.add(records[2])
     file.add(records[3])
