@@ -68,7 +68,8 @@ class Suggester:
 
         Where the space does not hold the parameters any more, Optuna does not hear of the trial.
         """
-        if set(params) != set(self._distributions):
+        space = self._space.space
+        if set(params) != set(space) or not all(space[path].contains(value) for path, value in params.items()):
             return
         known = optuna.trial.create_trial(
             state=optuna.trial.TrialState.RUNNING,

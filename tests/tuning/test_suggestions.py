@@ -116,6 +116,14 @@ def test_lists_can_be_choices(small_space: Any) -> None:
     assert {space.recipe_at(params).optim.sl.betas for params in drawn} == {(0.9, 0.95), (0.9, 0.999)}
 
 
+def test_a_trial_from_before_the_space_was_edited_is_left_out(small_space: Any) -> None:
+    suggester = Suggester(space_from_dict(small_space(space={"alpha": {"uniform": [0.1, 0.5]}})))
+    for trial, params in {"t0001": {"alpha": 0.9}, "t0002": {"rho": 0.5}, "t0003": {"alpha": 0.3}}.items():
+        suggester.ask_again(trial, params, {})
+        suggester.tell_complete(trial, {"val_accuracy": 0.5, "train_latency_s": 1.0})
+    assert [t.params for t in suggester.study.trials] == [{"alpha": 0.3}]
+
+
 def test_an_infinite_objective_is_never_told_as_a_result(small_space: Any) -> None:
     suggester = Suggester(space_from_dict(small_space()))
     suggester.ask("t0001", 1)
