@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import platform
 import re
 import signal
 import tempfile
@@ -11,38 +10,40 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
 import ray
-import yaml
 from ray import tune
 from rich.console import Console
 
 from mixtune import plugins
-from mixtune.analysis.files import read_space
 from mixtune.analysis.result import Result, load
 from mixtune.errors import DataError, RequestError, TrainingError
 from mixtune.files import make_folder, write_whole
 from mixtune.ledger import COUNTED, ENDED, TrialRecord
-from mixtune.run_lock import DRIVER_LOCK, TRIALS_LOCK, hold_run
+from mixtune.run_lock import hold_run
 from mixtune.space import SearchSpace
-from mixtune.training.forecast import Size, dearest_recipe
 from mixtune.training.memory import allowed_bytes
 from mixtune.tuning.adapters import Drain, SearchCallback, SearchSearcher
 from mixtune.tuning.cluster import Nodes, Slots, double_share, plan_slots, ray_session
-from mixtune.tuning.costs import STATES_BYTES, CostModel, Machine, device_here, look_at_machine, reference_point
+from mixtune.tuning.costs import STATES_BYTES, CostModel, Machine, device_here, look_at_machine
+from mixtune.tuning.directory import (
+    LEDGER,
+    SPACE,
+    STUDY,
+    free_directory,
+    known_machine,
+    refuse_occupied,
+    resolved_space,
+)
 from mixtune.tuning.prepare import AnySpace, Prepared, prepare
 from mixtune.tuning.progress import Progress
 from mixtune.tuning.state import TIMED, Asked, RunningSearch
 from mixtune.tuning.study_file import StudyFile
 from mixtune.tuning.trainable import MixTrainable, SearchContext
 
-LEDGER, SPACE, STUDY = "ledger.jsonl", "space.yaml", "study.db"
-
-_VERSIONS = ("mixtune", "torch", "torchvision", "timm", "ray", "optuna", "moocore")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 _log = logging.getLogger("mixtune.tuning")
@@ -102,7 +103,7 @@ def search(
         with ray_session(address, prepared.cpus, prepared.gpus) as nodes:
             threads = max(1, int(prepared.space.resources.cpus_per_trial))
             machine: Machine = _where_trials_run(prepared.space, nodes, look_at_machine, prepared.space, threads)
-            write_whole(directory / SPACE, _resolved_space(prepared, machine))
+            write_whole(directory / SPACE, resolved_space(prepared, machine))
             return _run(prepared, directory, machine, nodes, seconds, console)
 
 
@@ -127,7 +128,7 @@ def resume(
     console = console or Console()
     seconds = parse_duration(time_budget)
     directory = Path(directory)
-    machine = _known_machine(directory)
+    machine = known_machine(directory)
     prepared = prepare(
         directory / SPACE, gpus=gpus, gpus_per_trial=gpus_per_trial, cpus_per_trial=cpus_per_trial, address=address
     )
@@ -203,7 +204,7 @@ def _tune(search: RunningSearch, slots: Slots, directory: Path, machine: Machine
     """Let Ray Tune train the search's trials; raises DataError where the ledger cannot be written."""
 
     def context(asked: Asked) -> SearchContext:
-        share = slots.gpus if asked.gpus is None else asked.gpus
+        share = max(slots.gpus, asked.gpus or 0.0) if slots.gpus else 0.0
         memory = None
         if known := machine.gpu_bytes:
             memory = allowed_bytes(share, known["total"], known["context"])
@@ -255,24 +256,6 @@ def _tune(search: RunningSearch, slots: Slots, directory: Path, machine: Machine
                 f"{directory / LEDGER} cannot be written ({problem}): what it holds is kept; make room, then "
                 f"mixtune resume {directory}"
             ) from error
-
-
-def refuse_occupied(directory: Path) -> None:
-    """Raise RequestError unless the directory is new or empty: a run is never overwritten."""
-    if (directory / SPACE).exists() or (directory / LEDGER).exists():
-        raise RequestError(
-            f"{directory} holds a run already: give another --out, see it with mixtune pareto {directory}, or go on "
-            f"with mixtune resume {directory}"
-        )
-    locks = {DRIVER_LOCK, TRIALS_LOCK}
-    if directory.exists() and (not directory.is_dir() or {item.name for item in directory.iterdir()} - locks):
-        raise RequestError(f"{directory} is no empty directory: give another --out")
-
-
-def free_directory(name: str) -> Path:
-    """Return ``runs/<name>``, or the first of ``runs/<name>-2``, ... that does not exist."""
-    candidates = (Path("runs") / (name if i == 1 else f"{name}-{i}") for i in range(1, 10**6))
-    return next(path for path in candidates if not path.exists())
 
 
 def parse_duration(given: float | str | None) -> float | None:
@@ -327,15 +310,6 @@ def _where_trials_run(space: SearchSpace, nodes: Nodes, function: Callable[..., 
     return ray.get(ray.remote(num_gpus=1, num_cpus=cpus, max_calls=1)(function).remote(*arguments, True))
 
 
-def _known_machine(directory: Path) -> Machine:
-    """Return the machine that a run began on."""
-    given = read_space(directory)["run"].get("machine")
-    try:
-        return Machine(**given)
-    except TypeError as error:
-        raise RequestError(f"{directory / SPACE}: run.machine is not what a search wrote there: {error}") from error
-
-
 def _refuse_other_device(space: SearchSpace, machine: Machine, nodes: Nodes) -> None:
     """Raise RequestError where seconds of this machine would stand beside those of another one."""
     if TIMED not in space.objectives and TIMED not in space.constraints:
@@ -377,28 +351,6 @@ def _write_tables(directory: Path) -> Result:
     except DataError as error:
         _log.warning("%s: mixtune resume writes the tables again", error)
     return result
-
-
-def _resolved_space(prepared: Prepared, machine: Machine) -> str:
-    """Return the text of space.yaml, with what it runs on; the hypervolume's reference point is fixed here."""
-    space, data = prepared.space, prepared.data
-    dearest = dearest_recipe(space, Size.of(data))
-    values = space.to_dict() | {
-        "run": {
-            "reference_point": reference_point(space, data, machine, dearest),
-            "tasks": {
-                task.name: {
-                    "classes": len(task.classes),
-                    "train_images": len(task.train),
-                    "val_images": len(task.held_out),
-                }
-                for task in data.tasks
-            },
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in _VERSIONS}},
-            "machine": machine.to_dict(),
-        }
-    }
-    return yaml.safe_dump(values, sort_keys=False)
 
 
 def _why_nothing_completed(result: Result) -> str:
