@@ -72,6 +72,15 @@ class MixTrainable(tune.Trainable):  # type: ignore[misc]
 
     def setup(self, config: dict[str, Any]) -> None:
         """Build the recipe's data and models on the trial's device, with as many threads as it has CPUs."""
+        self._failed: Exception | None = None
+        try:
+            self._build(config)
+        except Exception as error:  # of a constructor that raises Ray keeps the text alone
+            if "search" not in config:
+                raise
+            self._failed = error
+
+    def _build(self, config: dict[str, Any]) -> None:
         context: SearchContext | None = config.get("search")
         resources = self.trial_resources
         device = torch.device("cpu")
@@ -117,6 +126,8 @@ class MixTrainable(tune.Trainable):  # type: ignore[misc]
 
     def step(self) -> dict[str, Any]:
         """Train one epoch and report; a trial whose every epoch was stored reports its end."""
+        if self._failed is not None:
+            raise self._failed
         next(self._epochs, None)
         if self._recovery is None:
             metrics = measure(self.state)

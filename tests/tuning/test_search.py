@@ -106,6 +106,20 @@ def test_failing_trials_say_why_and_never_reach_the_front(small_space: Any, ray_
     assert list(result.pareto_front()["optim.sl.base_lr"]) == [0.02]
 
 
+def test_a_trial_that_cannot_even_begin_says_why(small_space: Any, ray_quietly: None, tmp_path: Path) -> None:
+    """Each value is right by itself; together, the heads do not share the width."""
+    values = small_space(
+        space={"model.num_heads": {"choice": [2, 8]}, "model.embed_dim": {"choice": [16, 20]}},
+        search={"sampler": "grid", "trials": 4},
+        baselines=[],
+    )
+    result = mixtune.search(values, out=tmp_path / "run", console=quiet())
+    assert result.counts()["complete"] == 3
+    failed = result.trials[result.trials["state"] == "failed"].iloc[0]
+    assert (failed["model.num_heads"], failed["model.embed_dim"]) == (8, 20)
+    assert failed["reason"].startswith("RequestError: model.embed_dim 20 ")
+
+
 def test_a_search_whose_every_trial_fails_says_why(small_space: Any, ray_quietly: None, tmp_path: Path) -> None:
     values = small_space(space={"alpha": {"choice": [0.4, 0.6]}}, search={"trials": 2}, baselines=[])
     values["recipe"]["optim"]["ssl"]["base_lr"] = 1e30
