@@ -128,16 +128,9 @@ def clean(
     max_gb: Annotated[float | None, typer.Option(min=0, help="keep up to so much, the latest used")] = None,
 ) -> None:
     """Remove stored training states that no unfinished trial needs."""
-    from mixtune.analysis.files import read_space
-    from mixtune.ledger import read_ledger
-    from mixtune.run_lock import hold_run
-    from mixtune.training.cleaning import clean_states, needed_states
+    from mixtune.training.cleaning import clean_run
 
-    read_space(directory)
-    with hold_run(directory, "clean"):
-        ledger = directory / "ledger.jsonl"
-        needed = needed_states(read_ledger(ledger) if ledger.exists() else [])
-        removed, freed = clean_states(directory, needed, None if max_gb is None else int(max_gb * 1e9))
+    removed, freed = clean_run(directory, None if max_gb is None else int(max_gb * 1e9))
     print(f"{removed} files removed, {freed / 1e9:.3g} GB freed")
 
 

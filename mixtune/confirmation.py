@@ -54,9 +54,12 @@ def _confirm(directory: Path, seeds: int, on_line: Callable[[str], None]) -> Con
     result = load(directory)
     if result.pareto_front().empty:
         raise RequestError(f"{directory} has no front to confirm: no trial is complete")
-    space = load_space(directory / "space.yaml")
-    device = torch.device("cpu") if space.resources.gpus_per_trial == 0 else choose_device()
-    with _threads(int(space.resources.cpus_per_trial)):
+    space, machine = load_space(directory / "space.yaml"), result.space["run"].get("machine") or {}
+    device = choose_device() if machine.get("gpu_bytes") else torch.device("cpu")
+    base = space.recipe
+    if base.precision == "auto" and "precision" in machine:
+        base = change_recipe(base, {"precision": machine["precision"]})
+    with _threads(machine.get("threads", 1)):
         events = read_ledger(directory / "ledger.jsonl")
         held = counted_trainings(events, describe_device(device))
         fresh = range(space.recipe.seed + 1, space.recipe.seed + 1 + seeds)
@@ -68,7 +71,7 @@ def _confirm(directory: Path, seeds: int, on_line: Callable[[str], None]) -> Con
             f"about {expected} of training steps, by the search's"
         )
         ledger = Ledger(directory / "ledger.jsonl")
-        for (record, seed), fields in _train_all(missing, space.recipe, device, on_line):
+        for (record, seed), fields in _train_all(missing, base, device, on_line):
             events.append(ledger.append("confirmed", trial=record.trial, seed=seed, **fields))
     return confirmation(events, result)
 

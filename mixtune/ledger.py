@@ -70,7 +70,7 @@ class TrialRecord:
     ``state`` is asked, running, complete, stopped, rejected or failed. ``metrics`` are those of the ending
     event, before that of the latest epoch. ``epochs`` holds each epoch's metrics once, the latest report of
     it. ``started_time`` is the latest start, so that ended - started is the wall time of the last attempt.
-    ``retries`` counts attempts that failed and were made again; ``gpus`` is the share of a GPU that the next one
+    ``crashes`` counts attempts that ended so and were made again; ``gpus`` is the share of a GPU that the next one
     gets, where it is not the search's; ``sampler`` is what the sampler wants to find with its trial again.
     """
 
@@ -84,7 +84,7 @@ class TrialRecord:
     asked_time: float | None = None
     started_time: float | None = None
     ended_time: float | None = None
-    retries: int = 0
+    crashes: int = 0
     gpus: float | None = None
     sampler: dict[str, Any] = field(default_factory=dict)
 
@@ -164,7 +164,8 @@ def _apply(record: TrialRecord, event: Mapping[str, Any]) -> None:
     kind, moment = event["event"], event.get("time")
     if kind == "retried":
         record.state, record.reason, record.ended_time = "asked", event.get("reason"), None
-        record.retries += 1
+        cause = event.get("cause")
+        record.crashes = 0 if cause == "asked for" else record.crashes + (cause == "crash")
         record.gpus = event.get("gpus_per_trial", record.gpus)
         record.metrics = record.epochs[-1] if record.epochs else {}
     elif record.state in ENDED:

@@ -38,7 +38,7 @@ def hold_run(
     wait_s: float = 30.0,
     on_wait: Callable[[str], None] = lambda line: None,
 ) -> Iterator[None]:
-    """Be the one driver of a run directory, which must exist; ``doing`` is "search", "resume" or "confirm".
+    """Be the one driver of a run directory, which must exist; ``doing``: "search", "resume", "confirm" or "clean".
 
     Workers of a former driver are waited for, at most wait_s seconds; ``on_wait`` is told so in a line, once. Raises
     RequestError where another driver has the directory, where workers do not end, and where there is no directory or

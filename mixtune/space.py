@@ -58,7 +58,7 @@ class Search(Section):
 
 
 class Resources(Section):
-    """What one trial gets: the ``resources`` section. ``auto`` is a whole GPU where the machine has one."""
+    """What one trial gets: the ``resources`` section. ``auto``: as much of a GPU as the largest recipe needs."""
 
     cpus_per_trial: Positive = 1.0
     gpus_per_trial: NonNegative | Literal["auto"] = "auto"

@@ -50,7 +50,8 @@ class RunStatus:
     """Where a run stands; trials and baselines are counted apart, by state.
 
     ``state``: running while somebody drives it (``holder``), else finished when as many trials have ended as the
-    ``budget`` says, else interrupted; trials that began or wait are "unfinished" where nobody drives them.
+    ``budget`` says and nothing is unfinished, else interrupted; trials that began or wait are "unfinished" where
+    nobody drives them.
     ``last_event``: unix seconds; ``wall_s``: seconds from start to end, of all ended trials and baselines together;
     ``train_latency_s``: their sum of it, more than was trained where epochs were reused; ``stages_mb``: of all files
     in stages/, ``stages``: how many are states; ``confirmed``: how many seeds, by trial; ``extend_to``: a larger
@@ -134,7 +135,7 @@ def run_status(directory: Path, holder: str | None) -> RunStatus:
     stages, stages_mb = _measure_stages(directory / "stages")
     return RunStatus(
         directory=directory,
-        state="running" if holder else "finished" if done >= budget else "interrupted",
+        state="running" if holder else "finished" if done >= budget and len(ended) == len(records) else "interrupted",
         holder=holder,
         budget=budget,
         extend_to=_more_trials(space, budget),

@@ -7,8 +7,22 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mixtune.ledger import ENDED, TrialRecord, apply_event
+from mixtune.errors import RequestError
+from mixtune.ledger import ENDED, TrialRecord, apply_event, read_ledger
+from mixtune.run_lock import hold_run
 from mixtune.training.store import DAMAGED, StateStore
+
+
+def clean_run(directory: Path, max_bytes: int | None) -> tuple[int, int]:
+    """Remove states that no unfinished trial of a run goes on from; see clean_states.
+
+    Raises RequestError where the directory holds no run, and while somebody drives it.
+    """
+    if not (directory / "space.yaml").exists():
+        raise RequestError(f"{directory} holds no run: space.yaml is missing")
+    with hold_run(directory, "clean"):
+        ledger = directory / "ledger.jsonl"
+        return clean_states(directory, needed_states(read_ledger(ledger) if ledger.exists() else []), max_bytes)
 
 
 def needed_states(events: Iterable[Mapping[str, Any]]) -> set[str]:

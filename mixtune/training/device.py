@@ -43,7 +43,7 @@ _limits: dict[int | None, int] = {}  # bytes, of GPUs that are shared
 
 
 def limit_memory(device: torch.device, limit_bytes: int | None) -> None:
-    """Let PyTorch allocate at most ``limit_bytes`` on a GPU from now on, in this process; None and a CPU: no limit."""
+    """Let PyTorch allocate at most ``limit_bytes`` on a GPU from now on, in this process; None and a CPU: as before."""
     if limit_bytes is None or device.type != "cuda":
         return
     _, total = torch.cuda.mem_get_info(device)
@@ -52,8 +52,8 @@ def limit_memory(device: torch.device, limit_bytes: int | None) -> None:
 
 
 def allowed_memory(device: torch.device) -> int:
-    """Return the bytes of a GPU that this process may allocate: limit_memory()'s, or all."""
-    return _limits.get(device.index) or torch.cuda.mem_get_info(device)[1]
+    """Return the bytes of a GPU that this process may allocate: limit_memory()'s, or what is free now."""
+    return _limits.get(device.index) or torch.cuda.mem_get_info(device)[0]
 
 
 def peak_memory_mb(device: torch.device) -> float | None:

@@ -118,7 +118,7 @@ def forecast_latency(flops: dict[Phase, float], speeds: dict[Phase, float]) -> f
 
 def measure_speeds(recipe: Recipe, data: TrainingData, device: torch.device) -> dict[Phase, float]:
     """Return the operations per second of each phase's training steps, measured here and now over a few of them."""
-    batch = min(recipe.optim.batch_size, TIMED_BATCH)
+    batch = recipe.optim.batch_size if device.type == "cuda" else min(recipe.optim.batch_size, TIMED_BATCH)
     small = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"batch_size": batch})})
     state = start_state(small, replace(data, batch_size=batch), device)
     per_image = phase_flops(state.backbone, state.objective, [len(task.classes) for task in data.tasks])

@@ -27,9 +27,9 @@ WARM_UP_STEPS = 3  # of every epoch, not timed: kernels load, memory is allocate
 
 
 def data_shape(data: TrainingData) -> dict[str, Any]:
-    """Return what the cost of a step depends on in the data: sizes, tasks, and whether Eq. 2 mixes two datasets."""
-    classes = [len(task.classes) for task in data.tasks]
-    return {k: getattr(data, k) for k in ("image_size", "channels", "two_datasets")} | {"classes": classes}
+    """Return what the cost of a step depends on in the data: sizes, tasks, two datasets or one, where images lie."""
+    tasks = {"classes": [len(task.classes) for task in data.tasks], "images_on": data.tasks[0].train.images.device.type}
+    return {k: getattr(data, k) for k in ("image_size", "channels", "two_datasets")} | tasks
 
 
 def cost_factors(

@@ -28,8 +28,8 @@ class Metrics:
     whole recipe, counted from shapes; infer_latency_ms: milliseconds from one image's pixels to its class, measured
     as the steps are, after the last epoch; peak_memory_mb: megabytes (10**6 bytes) that PyTorch held at most on the
     GPU, NaN on a CPU; ssl_loss, sl_loss: means over the latest epoch; epoch: epochs done, of
-    epochs_asked: trained here, or reused from a stored state; lr_ssl, lr_sl: the peak rates used (base_lr * batch /
-    256); device: the GPU, or the CPU and its threads.
+    epochs_asked: trained by the trial's latest attempt, or reused from a stored state; lr_ssl, lr_sl: the peak rates
+    used (base_lr * batch / 256); device: the GPU, or the CPU and its threads.
     """
 
     val_accuracy: float

@@ -20,13 +20,14 @@ class Recovery:
     """Brings a fresh state to the longest stored beginning of its recipe, and stores it as training goes on.
 
     States are stored at phase borders and at the end, and every SAVE_EVERY_S seconds between, where the one before is
-    then removed; after ``deadline`` (unix seconds) at each epoch's end. folder, max_bytes: see StateStore.
+    then removed; after ``deadline`` (unix seconds) at each epoch's end: ``after_deadline`` says whether the latest
+    epoch was one of these. folder, max_bytes: see StateStore.
     """
 
     def __init__(
         self, state: TrainState, folder: Path, max_bytes: int | None = None, deadline: float | None = None
     ) -> None:
-        self._state, self._deadline = state, deadline
+        self._state, self._deadline, self.after_deadline = state, deadline, False
         self._store = StateStore(folder, max_bytes)
         self._plan = make_plan(state.recipe)
         self._keys = stage_keys(state.recipe, state.data, state.device)
@@ -43,12 +44,15 @@ class Recovery:
         is_border = done == len(self._plan) or self._plan[done].phase != self._plan[done - 1].phase
         now = time.monotonic()
         due = now - self._saved_at > max(SAVE_EVERY_S, self._took / SAVE_SHARE)
-        last_call = self._deadline is not None and time.time() > self._deadline
-        if not (is_border or due or last_call) or not self._store.save(self._keys[done], self._state.state_dict()):
+        self.after_deadline = self._deadline is not None and time.time() > self._deadline
+        if not (is_border or due or self.after_deadline):
+            return None
+        is_shared = is_border or self._keys[done] in self._store  # another trial's border, perhaps
+        if not self._store.save(self._keys[done], self._state.state_dict()):
             return None
         if self._rolling is not None:
             self._store.remove(self._rolling)
-        self._rolling = None if is_border else self._keys[done]
+        self._rolling = None if is_shared else self._keys[done]
         self._saved_at = time.monotonic()
         self._took = self._saved_at - now
         return self._keys[done]

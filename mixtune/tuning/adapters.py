@@ -64,8 +64,8 @@ class Drain(_DrivenBySearch, Stopper):  # type: ignore[misc]
         self._search = search
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Return whether a trial should stop now."""
-        return self._search.is_draining
+        """Return whether a trial should stop now: after a deadline once its worker has stored this epoch's state."""
+        return bool(self._search.stop_reason) or (self._search.is_draining and result[TO_LEDGER]["after_deadline"])
 
     def stop_all(self) -> bool:
         """Return False: it would end trials in the middle of an epoch."""

@@ -73,6 +73,12 @@ def plan_slots(resources: Resources, nodes: Nodes, auto_share: float = 1.0) -> S
     return Slots(cpus, share, count)
 
 
+def trials_for_a_gpu(resources: Resources, nodes: Nodes) -> int:
+    """Return for how many trials a GPU the CPUs are enough, on the node that has the most; 1 without a GPU."""
+    counts = [_fitting(resources.cpus_per_trial, cpus) // gpus for cpus, gpus in nodes if gpus]
+    return max([1, *counts])
+
+
 def double_share(share: float) -> float | None:
     """Return the share of a GPU for another try of a trial that ran out of its memory: twice as much, at most one GPU.
 

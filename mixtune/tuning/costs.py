@@ -23,11 +23,14 @@ from mixtune.training.plan import Phase, make_plan
 from mixtune.training.report import duration
 from mixtune.training.state import build_parts
 from mixtune.training.step_times import StepTimes
-from mixtune.tuning.cluster import plan_slots
+from mixtune.tuning.cluster import plan_slots, trials_for_a_gpu
 from mixtune.tuning.prepare import Prepared
 from mixtune.tuning.suggestions import Suggester
 
 SAMPLED = 64  # recipes, for what a search will cost
+MOST_A_GPU = 16  # trials
+MOST_CONTEXT = 2 * 2**30  # bytes; more is other processes' memory, which is not there for ever
+SURELY = 0.5  # of a forecast by operations: a constraint rejects before anything was timed only what is far too dear
 STATES_BYTES = 20 * 10**9  # of all stored states of a run; the least recently used go first
 
 
@@ -46,11 +49,15 @@ class Machine:
     speeds: dict[str, float]
     gpu_bytes: dict[str, int] | None = None
 
-    def auto_share(self) -> float:
-        """Return the share of a GPU that ``gpus_per_trial: auto`` stands for: the least that fits every recipe."""
+    def auto_share(self, most: int) -> float:
+        """Return the share of a GPU that ``gpus_per_trial: auto`` stands for: the least that fits every recipe.
+
+        most: how many trials a GPU should have at most, as many as there are CPUs for.
+        """
         if self.gpu_bytes is None:
             return 1.0
-        return 1.0 / largest_packing(self.gpu_bytes["total"], self.gpu_bytes["context"], self.gpu_bytes["peak"])
+        known = self.gpu_bytes
+        return 1.0 / largest_packing(known["total"], known["context"], known["peak"], max(1, min(most, MOST_A_GPU)))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for a file; Machine(**values) reads them."""
@@ -88,7 +95,7 @@ def _measure_memory(largest: Recipe, device: torch.device) -> dict[str, int]:
         peak = peak_memory(largest, load_training_data(largest, device), device)
     except torch.OutOfMemoryError:
         peak = total
-    return {"total": total, "context": context_bytes(device), "peak": peak}
+    return {"total": total, "context": min(context_bytes(device), MOST_CONTEXT), "peak": peak}
 
 
 def _release(recipe: Recipe) -> None:
@@ -113,8 +120,8 @@ class CostModel:
         self._space, self._machine = space, machine
         self._size, self._shape, self._tasks = Size.of(data), data_shape(data), len(data.tasks)
 
-    def latency(self, recipe: Recipe, times: StepTimes) -> float:
-        """Return seconds of a whole recipe's training steps."""
+    def latency(self, recipe: Recipe, times: StepTimes, untimed: float = 1.0) -> float:
+        """Return seconds of a whole recipe's training steps; ``untimed`` scales those that are forecast alone."""
         flops = recipe_flops(recipe, self._size)
         epochs = [epoch.phase for epoch in make_plan(recipe)]
         steps = self._size.epoch_images(recipe) // (recipe.optim.batch_size * self._tasks)
@@ -124,25 +131,26 @@ class CostModel:
             if times.windows.get(signature):
                 seconds += times.latency([(steps * epochs.count(phase), signature)])
             else:
-                seconds += flops[phase] / self._machine.speeds[phase]
+                seconds += untimed * flops[phase] / self._machine.speeds[phase]
         return seconds
 
     def forecast(self, params: Mapping[str, Any], times: StepTimes) -> dict[str, float]:
-        """Return what is known before training of the base recipe with dotted values set.
+        """Return the least that the base recipe with dotted values set may cost, for constraints.
 
-        Nothing is, of values that are right one by one but not together: such a trial fails by itself.
+        Nothing is known of values that are right one by one but not together: such a trial fails by itself.
         """
         try:
             recipe = self._space.recipe_at(params)
             flops = sum(recipe_flops(recipe, self._size).values())
         except RequestError:
             return {}
-        return {"train_latency_s": self.latency(recipe, times), "train_flops": flops}
+        return {"train_latency_s": self.latency(recipe, times, SURELY), "train_flops": flops}
 
     def _signature(self, recipe: Recipe, phase: Phase) -> str:
         machine = self._machine
         precision = machine.precision if recipe.precision == "auto" else recipe.precision
         shape = {**self._shape, "image_size": recipe.data.image_size or self._shape["image_size"]}
+        shape["images_on"] = "cpu" if machine.gpu_bytes is None else "cuda"
         return cost_signature(cost_factors(recipe, phase, machine.device, machine.threads, precision, shape))
 
 
@@ -169,9 +177,11 @@ def forecast_search(prepared: Prepared) -> str:
     threads = max(1, int(space.resources.cpus_per_trial))
     nodes = [(prepared.cpus, prepared.gpus)]
     machine = look_at_machine(space, threads, on_gpu=plan_slots(space.resources, nodes).gpus > 0)
-    slots = plan_slots(space.resources, nodes, machine.auto_share())
+    slots = plan_slots(space.resources, nodes, machine.auto_share(trials_for_a_gpu(space.resources, nodes)))
     costs, times = CostModel(space, data, machine), StepTimes()
-    drawn = list(_recipes_at_random(space))
+    drawn = list(_recipes_at_random(space, Size.of(data)))
+    if not drawn:
+        raise RequestError(f"not one of {SAMPLED} recipes drawn from the space has values that go together")
     baselines = [space.recipe_at(params) for params in space.baseline_params().values()]
     seconds = space.budget * _mean(costs.latency(recipe, times) for recipe in drawn)
     seconds += sum(costs.latency(recipe, times) for recipe in baselines)
@@ -186,11 +196,13 @@ def forecast_search(prepared: Prepared) -> str:
     )
 
 
-def _recipes_at_random(space: SearchSpace) -> Iterator[Recipe]:
+def _recipes_at_random(space: SearchSpace, size: Size) -> Iterator[Recipe]:
     drawing = Suggester(space.with_search(sampler="random"))
     for number in range(2, SAMPLED + 2):  # the first would be the paper's point
         with suppress(RequestError):  # right one by one, but not together
-            yield space.recipe_at(drawing.ask(str(number), number))
+            recipe = space.recipe_at(drawing.ask(str(number), number))
+            recipe_flops(recipe, size)
+            yield recipe
 
 
 def _stored_bytes(recipe: Recipe, size: Size) -> float:

@@ -52,7 +52,7 @@ def status_line(search: RunningSearch, slots: int, now: float) -> str:
     records = search.records.values()
     counts = {state: sum(r.state == state for r in records) for state in ("running", "failed", "rejected")}
     parts = [
-        f"{trials_done(search)}/{search.budget} trials done",
+        f"{search.done}/{search.budget} trials done",
         f"{counts['running']} running",
         f"{counts['failed']} failed",
     ]
@@ -63,11 +63,6 @@ def status_line(search: RunningSearch, slots: int, now: float) -> str:
     left = seconds_left(search, slots, now)
     parts.append("time left: not known yet" if left is None else f"about {duration(left)} left")
     return " · ".join(parts)
-
-
-def trials_done(search: RunningSearch) -> int:
-    """Return how many trials of the budget have ended."""
-    return sum(r.state in COUNTED for r in search.records.values() if r.trial not in search.baselines)
 
 
 def best_so_far(search: RunningSearch) -> str | None:
@@ -100,7 +95,7 @@ def _ended_line(search: RunningSearch, record: TrialRecord) -> str:
         said = f"{record.state}: {record.reason}"
     params = " ".join(f"{path}={_short(value)}" for path, value in record.params.items())
     kind = "baseline" if record.baseline else "trial"
-    return f"[{trials_done(search)}/{search.budget}] {kind} {record.trial}  {said}  ({params})"
+    return f"[{search.done}/{search.budget}] {kind} {record.trial}  {said}  ({params})"
 
 
 def _short(value: object) -> str:

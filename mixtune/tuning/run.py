@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
+import shlex
 import signal
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -20,14 +23,14 @@ from rich.console import Console
 
 from mixtune import plugins
 from mixtune.analysis.result import Result, load
-from mixtune.errors import DataError, RequestError, TrainingError
+from mixtune.errors import DataError, RequestError, TrainingError, one_line
 from mixtune.files import make_folder, write_whole
-from mixtune.ledger import COUNTED, ENDED, TrialRecord
+from mixtune.ledger import ENDED, TrialRecord
 from mixtune.run_lock import hold_run
 from mixtune.space import SearchSpace
 from mixtune.training.memory import allowed_bytes
 from mixtune.tuning.adapters import Drain, SearchCallback, SearchSearcher
-from mixtune.tuning.cluster import Nodes, Slots, double_share, plan_slots, ray_session
+from mixtune.tuning.cluster import Nodes, Slots, double_share, plan_slots, ray_session, trials_for_a_gpu
 from mixtune.tuning.costs import STATES_BYTES, CostModel, Machine, device_here, look_at_machine
 from mixtune.tuning.directory import (
     LEDGER,
@@ -101,6 +104,7 @@ def search(
     with _interruptible(directory), hold_run(directory, "search", on_wait=lambda line: _say(console, line)):
         refuse_occupied(directory)  # by another that began meanwhile
         with ray_session(address, prepared.cpus, prepared.gpus) as nodes:
+            _catch_sigterm()  # again: Ray's start puts a handler of its own in place
             threads = max(1, int(prepared.space.resources.cpus_per_trial))
             machine: Machine = _where_trials_run(prepared.space, nodes, look_at_machine, prepared.space, threads)
             write_whole(directory / SPACE, resolved_space(prepared, machine))
@@ -129,6 +133,8 @@ def resume(
     seconds = parse_duration(time_budget)
     directory = Path(directory)
     machine = known_machine(directory)
+    if gpus is None and address is None and machine.gpu_bytes is None:
+        gpus = 0  # as the search began
     prepared = prepare(
         directory / SPACE, gpus=gpus, gpus_per_trial=gpus_per_trial, cpus_per_trial=cpus_per_trial, address=address
     )
@@ -138,8 +144,9 @@ def resume(
         hold_run(directory, "resume", on_wait=lambda line: _say(console, line)),
         ray_session(address, prepared.cpus, prepared.gpus) as nodes,
     ):
+        _catch_sigterm()  # again: Ray's start puts a handler of its own in place
         if address is None:
-            _refuse_other_device(prepared.space, machine, nodes)
+            machine = _machine_to_go_on_with(prepared.space, machine, nodes)
         return _run(prepared, directory, machine, nodes, seconds, console, trials, retry_failed)
 
 
@@ -154,9 +161,8 @@ def _run(
     retry_failed: bool = False,
 ) -> Result:
     """Train what is left of the budget in the present Ray session, and write the run directory's tables."""
-    _catch_sigterm()  # again: Ray's start puts a handler of its own in place
     space = prepared.space
-    slots = plan_slots(space.resources, nodes, machine.auto_share())
+    slots = plan_slots(space.resources, nodes, machine.auto_share(trials_for_a_gpu(space.resources, nodes)))
     costs = CostModel(space, prepared.data, machine)
     study = StudyFile(directory / STUDY, space)
     with Progress(slots.count, console) as progress:
@@ -174,34 +180,51 @@ def _run(
             forecast=costs.forecast,
             larger_share=lambda share: double_share(slots.gpus if share is None else share),
         )
-        _extend(search, trials)
-        again = search.retry_failed() if retry_failed else 0
+        with _saying_that_the_ledger_is_full(search, directory):
+            _extend(search, trials)
+            again = search.retry_failed() if retry_failed else 0
         if search.is_done:
-            _say(console, f"finished already; mixtune resume {directory} --trials {search.budget + 20} would extend it")
+            _say(console, f"finished already; mixtune resume {_quoted(directory)} --trials N extends it")
         else:
             _say(console, _what_is_left(search, slots, again))
             progress.begin(search)
             study.sync(search.records.values())
-            _tune(search, slots, directory, machine)
+            with _saying_that_the_ledger_is_full(search, directory):
+                _tune(search, slots, directory, machine)
     result = _write_tables(directory)
     study.sync(search.records.values())
     return _judge(search, result, directory, console)
 
 
+@contextmanager
+def _saying_that_the_ledger_is_full(search: RunningSearch, directory: Path) -> Iterator[None]:
+    """Raise DataError where the ledger could not be written, whatever Ray made of it."""
+    try:
+        yield
+    except Exception as error:
+        if search.error is None:
+            raise
+        problem = getattr(search.error, "strerror", None) or search.error
+        raise DataError(
+            f"{directory / LEDGER} cannot be written ({problem}): what it holds is kept; make room, then "
+            f"mixtune resume {_quoted(directory)}"
+        ) from error
+
+
 def _judge(search: RunningSearch, result: Result, directory: Path, console: Console) -> Result:
     """Return the result, or raise SearchError where there is none, or none that can be trusted to be all."""
     if search.stop_reason:
-        raise SearchError(f"{search.stop_reason}; what is done is kept: mixtune pareto {directory}")
+        raise SearchError(f"{search.stop_reason}; what is done is kept: mixtune pareto {_quoted(directory)}")
     if not search.is_done:
-        ended = sum(r.state in COUNTED for r in search.records.values() if r.trial not in search.baselines)
-        _say(console, f"time budget spent: {ended} of {search.budget} trials done; mixtune resume {directory} goes on")
+        done = f"{search.done} of {search.budget} trials done"
+        _say(console, f"time budget spent: {done}; mixtune resume {_quoted(directory)} goes on")
     elif not result.counts()["complete"]:
         raise SearchError(_why_nothing_completed(result))
     return result
 
 
 def _tune(search: RunningSearch, slots: Slots, directory: Path, machine: Machine) -> None:
-    """Let Ray Tune train the search's trials; raises DataError where the ledger cannot be written."""
+    """Let Ray Tune train the search's trials."""
 
     def context(asked: Asked) -> SearchContext:
         share = max(slots.gpus, asked.gpus or 0.0) if slots.gpus else 0.0
@@ -243,19 +266,18 @@ def _tune(search: RunningSearch, slots: Slots, directory: Path, machine: Machine
                 verbose=0,
             ),
         )
+        interrupted = False
         try:
             tuner.fit()
         except KeyboardInterrupt:
+            interrupted = True
+        if (
+            interrupted
+        ):  # outside of the except, which keeps the trials' actors: in a session that is not ours they live on
+            del tuner
+            gc.collect()
             _write_tables(directory)
-            raise
-        except Exception as error:
-            if search.error is None:
-                raise
-            problem = getattr(search.error, "strerror", None) or search.error
-            raise DataError(
-                f"{directory / LEDGER} cannot be written ({problem}): what it holds is kept; make room, then "
-                f"mixtune resume {directory}"
-            ) from error
+            raise KeyboardInterrupt
 
 
 def parse_duration(given: float | str | None) -> float | None:
@@ -285,11 +307,11 @@ def _interruptible(directory: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         begun = (directory / SPACE).exists()
-        done = f"to go on: mixtune resume {directory}" if begun else "nothing was trained yet"
+        done = f"to go on: mixtune resume {_quoted(directory)}" if begun else "nothing was trained yet"
         raise InterruptedSearch(f"interrupted; {done}") from None
     finally:
         if in_main:
-            signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _catch_sigterm() -> None:
@@ -307,27 +329,37 @@ def _where_trials_run(space: SearchSpace, nodes: Nodes, function: Callable[..., 
     if plan_slots(space.resources, nodes).gpus == 0:
         return function(*arguments, False)
     cpus = space.resources.cpus_per_trial
-    return ray.get(ray.remote(num_gpus=1, num_cpus=cpus, max_calls=1)(function).remote(*arguments, True))
+    try:
+        return ray.get(ray.remote(num_gpus=1, num_cpus=cpus, max_calls=1)(function).remote(*arguments, True))
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, RequestError | DataError | TrainingError):
+            raise cause from None
+        raise TrainingError(f"the GPU could not be measured: {one_line(cause or error)}") from error
 
 
-def _refuse_other_device(space: SearchSpace, machine: Machine, nodes: Nodes) -> None:
-    """Raise RequestError where seconds of this machine would stand beside those of another one."""
-    if TIMED not in space.objectives and TIMED not in space.constraints:
-        return
+def _machine_to_go_on_with(space: SearchSpace, machine: Machine, nodes: Nodes) -> Machine:
+    """Return the machine that a run began on, or this one with the threads and the precision of that.
+
+    Raises RequestError where seconds of this machine would stand beside those of another one.
+    """
     here = _where_trials_run(space, nodes, device_here, machine.threads)
-    if here != machine.device:
+    if here == machine.device:
+        return machine
+    if TIMED in space.objectives or TIMED in space.constraints:
         raise RequestError(
             f"{TIMED} of this run is of {machine.device}, and here is {here}: seconds of two devices do not compare; "
             "resume it there, or search anew by train_flops"
         )
+    found: Machine = _where_trials_run(space, nodes, look_at_machine, space, machine.threads)
+    return replace(found, precision=machine.precision)
 
 
 def _extend(search: RunningSearch, trials: int | None) -> None:
     if trials is None or trials == search.budget:
         return
-    ended = sum(r.state in COUNTED for r in search.records.values() if r.trial not in search.baselines)
-    if trials < ended:
-        raise RequestError(f"--trials {trials}: {ended} have ended already; give at least as many")
+    if trials < search.done:
+        raise RequestError(f"--trials {trials}: {search.done} have ended already; give at least as many")
     most = search.space.grid_size() if search.space.search.sampler == "grid" else None
     if most is not None and trials > most:
         raise RequestError(f"--trials {trials}: the grid holds {most} recipes")
@@ -335,9 +367,8 @@ def _extend(search: RunningSearch, trials: int | None) -> None:
 
 
 def _what_is_left(search: RunningSearch, slots: Slots, again: int) -> str:
-    ended = sum(r.state in ENDED for r in search.records.values() if r.trial not in search.baselines)
     unfinished = sum(r.state not in ENDED for r in search.records.values()) - again
-    said = f"{ended} of {search.budget} trials are done, " if search.records else ""
+    said = f"{search.done} of {search.budget} trials are done, " if search.records else ""
     said += f"{unfinished} go on from their last stored state, " if unfinished else ""
     said += f"{again} failed ones are trained again, " if again else ""
     return f"{said}trials: {slots}"
@@ -358,6 +389,10 @@ def _why_nothing_completed(result: Result) -> str:
     if not failed:
         return "no trial completed"
     return f"no trial completed, and {len(failed)} failed; {failed[0].trial}: {failed[0].reason}"
+
+
+def _quoted(directory: Path) -> str:
+    return shlex.quote(str(directory))
 
 
 def _say(console: Console, text: str) -> None:

@@ -91,13 +91,14 @@ class RunningSearch:
             return None
         if self._waiting:
             return self._start(self._waiting.pop(0))
-        counted = sum(r.state in COUNTED for r in self.records.values() if r.trial not in self.baselines)
-        if counted + len(self._active - set(self.baselines)) >= self.budget:
+        if self.done + len(self._active - set(self.baselines)) >= self._wanted:
             return None
         for _ in range(MOST_REJECTED):
             trial = self._ask_new()
             if trial is not None:
                 return self._start(trial)
+            if self.done + len(self._active - set(self.baselines)) >= self._wanted:
+                return None
         kept = " and ".join(str(constraint) for constraint in self.space.constraints.values())
         self.stop_reason = f"{MOST_REJECTED} suggestions in a row break {kept}: the constraint cannot be met here"
         return None
@@ -110,10 +111,21 @@ class RunningSearch:
     @property
     def is_done(self) -> bool:
         """Whether the baselines have ended and the budget is met."""
-        trials = [r for r in self.records.values() if r.trial not in self.baselines]
-        baselines_ended = all(name in self.records and self.records[name].state in ENDED for name in self.baselines)
-        counted = sum(r.state in COUNTED for r in trials)
-        return baselines_ended and counted >= self.budget and all(r.state in ENDED for r in trials)
+        all_asked = set(self.baselines) <= self.records.keys() and self.done >= self._wanted
+        return all_asked and all(record.state in ENDED for record in self.records.values())
+
+    @property
+    def done(self) -> int:
+        """How many trials of the budget have ended."""
+        return sum(r.state in COUNTED for r in self.records.values() if r.trial not in self.baselines)
+
+    @property
+    def _wanted(self) -> int:
+        """How many trials should end: the budget, or all of a grid that no constraint forbids."""
+        size = self.space.grid_size() if self.space.search.sampler == "grid" else None
+        if size is None:
+            return self.budget
+        return min(self.budget, size - sum(record.state == "rejected" for record in self.records.values()))
 
     @property
     def is_draining(self) -> bool:
@@ -122,15 +134,17 @@ class RunningSearch:
 
     def extend(self, trials: int) -> None:
         """Let ``trials`` trials end in all."""
-        self._ledger.append("extended", trials=trials)
+        self._append("extended", trials=trials)
         self.budget = trials
 
     def retry_failed(self) -> int:
         """Open the failed trials again; return how many there are."""
         failed = [record.trial for record in self.records.values() if record.state == "failed"]
         for trial in failed:
-            self._write("retried", trial, reason="asked for")
+            self._write("retried", trial, reason="asked for", cause="asked for")
         self._waiting = [*failed, *self._waiting]
+        self.suggester = Suggester(self.space)  # which has been told that they failed
+        self._replay()
         return len(failed)
 
     def start(self, trial: str) -> None:
@@ -156,7 +170,8 @@ class RunningSearch:
         """
         steps = to_ledger["steps"]
         metrics = {**metrics, **self._latencies(to_ledger)}
-        bad = [name for name in self.space.objectives if not math.isfinite(metrics.get(name, math.nan))]
+        needed = {**self.space.objectives, **self.space.constraints}
+        bad = [name for name in needed if not math.isfinite(metrics.get(name, math.nan))]
         if metrics["epoch"] < metrics["epochs_asked"]:
             self._active.discard(trial)
             if not self.is_draining:
@@ -177,11 +192,14 @@ class RunningSearch:
         GPU to be had; both go on from the last stored state.
         """
         record = self.records[trial]
-        share = self._larger_share(record.gpus) if cause == "out of memory" else None
-        crashed_too_often = record.retries >= self.space.search.max_failures
-        if share is not None or (cause == "crash" and not crashed_too_often and not self.stop_reason):
+        if record.state in ENDED:  # what failed is not the trial, but something that heard of its end
             self._active.discard(trial)
-            self._write("retried", trial, reason=reason, **({} if share is None else {"gpus_per_trial": share}))
+            return
+        share = self._larger_share(record.gpus) if cause == "out of memory" else None
+        if share is not None or (cause == "crash" and record.crashes < self.space.search.max_failures):
+            self._active.discard(trial)
+            larger = {} if share is None else {"gpus_per_trial": share}
+            self._write("retried", trial, reason=reason, cause=cause, **larger)
             self._waiting.insert(0, trial)
         else:
             self._end("failed", trial, reason=reason, metrics=metrics or {})

@@ -113,8 +113,9 @@ class Suggester:
         if asked is None:
             return
         for name, constraint in self._space.constraints.items():
-            if name in metrics and math.isfinite(violation := constraint.violation(metrics[name])):
-                asked.set_constraint(name, violation)
+            value = metrics.get(name)
+            if value is not None and math.isfinite(value):
+                asked.set_constraint(name, constraint.violation(value))
         self.study.tell(asked, values, state=state)
 
 

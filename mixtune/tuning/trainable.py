@@ -20,7 +20,7 @@ from mixtune.ledger import EPOCH_METRICS
 from mixtune.recipe import Recipe, change_recipe, flatten, parse_recipe
 from mixtune.run_lock import share_run
 from mixtune.space import load_space
-from mixtune.training.data import load_training_data
+from mixtune.training.data import load_training_data, place_images
 from mixtune.training.device import choose_device, limit_memory, release_memory
 from mixtune.training.device_lock import DeviceLock
 from mixtune.training.loop import train
@@ -118,9 +118,11 @@ class MixTrainable(tune.Trainable):  # type: ignore[misc]
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Start another trial in this worker process, once the memory of the one before is free."""
-        compiled = self.state.recipe.compile
+        before = self.state.recipe
         del self.state, self._epochs, self._recovery
-        release_memory(compiled)
+        if recipe_from_config(new_config).data != before.data:
+            place_images.cache_clear()
+        release_memory(before.compile)
         self.setup(new_config)
         return True
 
@@ -153,7 +155,14 @@ class MixTrainable(tune.Trainable):  # type: ignore[misc]
         for result in self.state.history:
             counts[result.phase] += result.steps
         steps = {phase: (count, phase_signature(self.state, phase)) for phase, count in counts.items()}
-        return {"windows": windows, "epochs": epochs, "steps": steps, "infer": phase_signature(self.state, "infer")}
+        assert self._recovery is not None
+        return {
+            "windows": windows,
+            "epochs": epochs,
+            "steps": steps,
+            "infer": phase_signature(self.state, "infer"),
+            "after_deadline": self._recovery.after_deadline,
+        }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Write weights, optimizer state and history."""

@@ -320,13 +320,15 @@ def test_a_lock_that_cannot_be_opened_says_where_and_what_to_do(tmp_path):
 
 def test_the_lock_of_the_cpu_lies_in_the_temporary_folder(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    DeviceLock.of.__func__.cache_clear()  # one a process otherwise
     with DeviceLock.of(torch.device("cpu")).shared():
         names = sorted(file.name for file in tmp_path.iterdir())
+    DeviceLock.of.__func__.cache_clear()
     assert names == [f"mixtune-{os.getuid()}-cpu-{os.uname().nodename}.{end}" for end in ("device", "gate")]
 
 
 MACHINE = {"device": "x86_64 CPU, 1 thread", "threads": 1, "precision": "float32"}
-SHAPE = {"image_size": 8, "channels": 1, "two_datasets": False, "classes": [10]}
+SHAPE = {"image_size": 8, "channels": 1, "two_datasets": False, "classes": [10], "images_on": "cpu"}
 
 
 def signature(recipe, phase="mix", **changes):

@@ -143,7 +143,7 @@ def test_a_spent_time_budget_leaves_a_run_that_can_be_gone_on_with_and_extended(
     assert_the_files_agree(run)
     again = quiet()
     resume(run, console=again)
-    assert f"finished already; mixtune resume {run} --trials 28 would extend it" in said(again)
+    assert f"finished already; mixtune resume {run} --trials N extends it" in said(again)
     with pytest.raises(RequestError, match="--trials 3: 8 have ended already"):
         resume(run, trials=3, console=quiet())
 

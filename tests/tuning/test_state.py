@@ -254,13 +254,49 @@ def test_a_finished_search_is_over_until_it_is_extended(search: RunningSearch, t
     assert sorted(going_on.records)[-1] == "t0008"
 
 
-def test_failed_trials_can_be_asked_for_once_more(search: RunningSearch) -> None:
+def test_failed_trials_can_be_asked_for_once_more_and_their_results_are_told(search: RunningSearch) -> None:
     trial = first_trial(search)
     search.fail(trial, "DataError: the disk is gone")
     assert search.retry_failed() == 1
     asked = search.ask()
     assert asked
     assert asked.trial == trial
+    search.start(trial)
+    finish(search, trial)
+    assert optuna_states(search) == [optuna.trial.TrialState.COMPLETE]
+
+
+def test_whoever_fails_to_hear_of_a_trials_end_does_not_undo_it(space: SearchSpace, tmp_path: Path) -> None:
+    search = RunningSearch(space, tmp_path / "ledger.jsonl")
+    trial = first_trial(search)
+    finish(search, trial)
+    search.fail(trial, "ZeroDivisionError: in a callback", "crash")
+    assert search.records[trial].state == "complete"
+
+
+def test_a_grid_that_a_constraint_cuts_is_trained_once_each(small_space: Any, tmp_path: Path) -> None:
+    grid = {"alpha": {"choice": [0.1, 0.3, 0.6, 0.7]}}
+    search = RunningSearch(
+        limited(small_space, space=grid, search={"sampler": "grid"}), tmp_path / "ledger.jsonl", forecast=by_alpha
+    )
+    while asked := search.ask():
+        search.start(asked.trial)
+        search.report(asked.trial, {"windows": WINDOWS, "epochs": []})
+        finish(search, asked.trial)
+    states = {record.params["alpha"]: record.state for record in search.records.values()}
+    assert states == {0.1: "complete", 0.3: "complete", 0.6: "rejected", 0.7: "rejected"}
+    assert len(search.records) == 4
+    assert search.is_over
+    assert search.stop_reason is None
+
+
+def test_a_constrained_metric_that_is_not_finite_fails_the_trial(small_space: Any, tmp_path: Path) -> None:
+    values = small_space(objectives={"train_flops": "min"}, constraints={"val_accuracy": ">= 0.5"}, baselines=[])
+    search = RunningSearch(space_from_dict(values), tmp_path / "ledger.jsonl")
+    trial = begin(search)
+    search.end(trial, {**WHOLE, "val_accuracy": math.nan, "train_flops": 1.0}, STEPS)
+    assert search.records[trial].reason == "val_accuracy is nan"
+    assert again(search, tmp_path).records[trial].state == "failed"
 
 
 def test_after_its_deadline_a_search_asks_no_more_and_running_trials_stay_unfinished(
