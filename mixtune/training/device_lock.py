@@ -29,12 +29,15 @@ class DeviceLock:
     measurers queue at the gate and measure a signature three times only, so steppers are not kept out for long. The
     kernel frees what a dead holder held; a holder that hangs, hangs its neighbours.
 
-    path: of the files, without their suffixes; synchronise: waits until the device has done what this process asked.
+    path: of the files, without their suffixes; synchronise: waits until the device has done what this process asked;
+    on_cpu: whether the device is the CPU that this process runs on.
     ``waited`` counts the seconds spent waiting for others. Raises TrainingError where the files cannot be opened.
     """
 
-    def __init__(self, path: str | os.PathLike[str], synchronise: Callable[[], None] = lambda: None) -> None:
-        self.synchronise = synchronise
+    def __init__(
+        self, path: str | os.PathLike[str], synchronise: Callable[[], None] = lambda: None, on_cpu: bool = False
+    ) -> None:
+        self.synchronise, self.on_cpu = synchronise, on_cpu
         self.waited = 0.0
         self._shares = False
         self._gate, self._device = (_open(f"{path}{end}") for end in (".gate", ".device"))
@@ -52,7 +55,7 @@ class DeviceLock:
         """
         prefix = f"{tempfile.gettempdir()}/mixtune-{os.getuid()}"
         if device.type != "cuda":
-            return cls(f"{prefix}-cpu-{platform.node()}")
+            return cls(f"{prefix}-cpu-{platform.node()}", on_cpu=True)
         uuid = torch.cuda.get_device_properties(device).uuid
         return cls(f"{prefix}-gpu-{uuid}", partial(torch.cuda.synchronize, device))
 

@@ -19,7 +19,7 @@ from mixtune.training.plan import Epoch, make_plan
 from mixtune.training.state import EpochResult, TrainState
 from mixtune.training.streams import torch_generator
 
-INFERENCE_STEPS = 18  # three to warm up, and three windows of five
+INFERENCE_STEPS = 30  # three to warm up, three windows of seven, and some to make a disturbed one again
 
 
 class DivergedError(TrainingError):
@@ -43,8 +43,6 @@ def train(state: TrainState, on_window: OnWindow = lambda *_: None) -> Iterator[
             state.optimizer.state.clear()
         result = _train_epoch(state, epoch, meter, last=epoch == plan[-1])
         state.history.append(result)
-        if epoch == plan[-1]:
-            time_inference(state, meter)
         yield result
 
 
@@ -128,6 +126,8 @@ def _train_epoch(state: TrainState, epoch: Epoch, meter: Meter, last: bool) -> E
         waited_before = lock.waited
         accuracies = measure_accuracies(state, before_batch=lock.offer) if evaluates else None
         validation_seconds = time.perf_counter() - trained - (lock.waited - waited_before)
+        if last:
+            time_inference(state, meter)
     ssl_mean, sl_mean = measured.mean(dim=0).tolist()
     return EpochResult(
         epoch=epoch.index + 1,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -19,10 +18,13 @@ from mixtune.training.device import describe_device
 from mixtune.training.device_lock import DeviceLock
 from mixtune.training.plan import Phase
 from mixtune.training.state import TrainState
-from mixtune.training.step_times import StepTimes
+from mixtune.training.step_times import WINDOWS, StepTimes
 
 OnWindow = Callable[[str, float], None]
 WINDOW_STEPS = 5
+SETTLE_STEPS = 2  # alone, but not timed: what the neighbours left in the caches goes
+QUIET = 0.9  # the least share of a window that its thread runs, of a quiet one
+MOST_DISTURBED = 6  # windows of an epoch that are made again
 WARM_UP_STEPS = 3  # of every epoch, not timed: kernels load, memory is allocated, the epoch's order is drawn
 
 
@@ -66,15 +68,15 @@ def cost_signature(factors: Mapping[str, Any]) -> str:
 
 
 def place_windows(steps: int, missing: int) -> list[range]:
-    """Return which steps of an epoch are timed: at most ``missing`` windows, in the middles of equal shares.
+    """Return which steps of an epoch are made alone: at most ``missing`` windows, in the middles of equal shares.
 
-    The first steps are left out. A short epoch has shorter windows, the shortest fewer, but any has one while one is
-    missing.
+    The first steps are left out. A window has SETTLE_STEPS and WINDOW_STEPS, in a short epoch fewer; the shortest has
+    fewer windows, but any has one while one is missing.
     """
-    if not missing:
+    if not missing or not steps:
         return []
     first = min(WARM_UP_STEPS, steps // 2)
-    length = max(1, min(WINDOW_STEPS, (steps - first) // missing))
+    length = max(1, min(SETTLE_STEPS + WINDOW_STEPS, (steps - first) // missing))
     count = min(missing, (steps - first) // length)
     shares = [(steps - first) * i // count for i in range(count + 1)]
     starts = [first + (low + high - length) // 2 for low, high in pairwise(shares)]
@@ -85,7 +87,9 @@ class Meter:
     """Times some of a loop's own steps, alone on the device; nothing is computed that would not be otherwise.
 
     times: what is known already; it grows. ``on_window(signature, seconds)`` is told of each window, once the
-    neighbours go on; it is called within the shared stretch, so it should not wait. ::
+    neighbours go on; it is called within the shared stretch, so it should not wait. On a CPU, where others than those
+    that know the lock may run, a window in which this thread had to wait for a core is made again, a few times an
+    epoch; where none was quiet, the shortest counts. ::
 
         with meter.epoch(signature, steps):
             for step in range(steps):
@@ -100,22 +104,42 @@ class Meter:
     @contextmanager
     def epoch(self, signature: str, steps: int) -> Iterator[None]:
         """Hold the device for an epoch of ``steps`` steps; a window that an exception cuts short does not count."""
-        self._signature, self._started = signature, math.nan
+        self._signature, self._steps, self._disturbed = signature, steps, list[float]()
         self._due = place_windows(steps, self.times.missing(signature))
         with self.lock.shared(), ExitStack() as self._window:
             yield
             self.border(steps)
+            if self._disturbed and self.times.missing(signature) == WINDOWS:
+                self._keep(min(self._disturbed))
 
     def border(self, step: int) -> None:
         """Say that ``step`` steps are done: a window ends or begins, or waiting neighbours get theirs."""
         if self._due and step == self._due[0].stop:
-            self.lock.synchronise()
-            seconds = (time.perf_counter() - self._started) / len(self._due.pop(0))
-            self._window.close()
-            self.times.add(self._signature, seconds)
-            self.on_window(self._signature, seconds)
-        if self._due and step == self._due[0].start:
-            self._window.enter_context(self.lock.exclusive())
-            self._started = time.perf_counter()
-        elif not self._due or step not in self._due[0]:
+            self._end_window(step)
+        if not self._due or step not in self._due[0]:
             self.lock.offer()
+            return
+        window = self._due[0]
+        if step == window.start:
+            self._window.enter_context(self.lock.exclusive())
+        if step == window.start + min(SETTLE_STEPS, len(window) - 1):
+            self.lock.synchronise()
+            self._timed_from, self._started, self._ran = step, time.perf_counter(), time.thread_time()
+
+    def _end_window(self, step: int) -> None:
+        self.lock.synchronise()
+        took, ran = time.perf_counter() - self._started, time.thread_time() - self._ran
+        self._window.close()
+        self._due.pop(0)
+        seconds = took / (step - self._timed_from)
+        if ran >= QUIET * took or not self.lock.on_cpu:
+            self._keep(seconds)
+            return
+        self._disturbed.append(seconds)
+        if len(self._disturbed) <= MOST_DISTURBED:
+            again = place_windows(self._steps - step, self.times.missing(self._signature))
+            self._due = [range(step + window.start, step + window.stop) for window in again]
+
+    def _keep(self, seconds: float) -> None:
+        self.times.add(self._signature, seconds)
+        self.on_window(self._signature, seconds)

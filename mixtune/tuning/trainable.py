@@ -93,7 +93,8 @@ class MixTrainable(tune.Trainable):  # type: ignore[misc]
         elif resources is not None:
             torch.set_num_threads(max(1, int(resources.head_cpus)))
         # Ray moves a worker into the trial's folder; relative paths mean the folder that the search started in
-        with contextlib.chdir(os.environ.get("TUNE_ORIG_WORKING_DIR", ".")):
+        orig = os.environ.get("TUNE_ORIG_WORKING_DIR", ".")
+        with contextlib.chdir(orig), DeviceLock.of(device).shared():  # a start should not fall into another's window
             recipe = recipe_from_config(config)
             if context is not None and recipe.precision == "auto":
                 recipe = change_recipe(recipe, {"precision": context.precision})
@@ -113,7 +114,8 @@ class MixTrainable(tune.Trainable):  # type: ignore[misc]
 
     def _keep_window(self, signature: str, seconds: float) -> None:
         plan, done = make_plan(self.state.recipe), len(self.state.history)
-        about: Phase | Literal["infer"] = "infer" if done == len(plan) else plan[done].phase
+        inferring = signature == phase_signature(self.state, "infer")
+        about: Phase | Literal["infer"] = "infer" if inferring else plan[done].phase
         self._windows.append((signature, seconds, state_factors(self.state, about)))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -134,10 +136,10 @@ class MixTrainable(tune.Trainable):  # type: ignore[misc]
         if self._recovery is None:
             metrics = measure(self.state)
             return {**metrics.to_dict(), "done": metrics.epoch == metrics.epochs_asked}
-        started = time.perf_counter()
         with DeviceLock.of(self.state.device).shared():
+            started = time.perf_counter()
             key = self._recovery.save_if_due()
-        self.state.checkpoint_seconds += time.perf_counter() - started
+            self.state.checkpoint_seconds += time.perf_counter() - started
         metrics = measure(self.state)
         return {**metrics.to_dict(), "done": metrics.epoch == metrics.epochs_asked, TO_LEDGER: self._to_ledger(key)}
 
