@@ -1,0 +1,856 @@
+"""Does the latency meter read the step time that a recipe has alone, while neighbours train on the same device?
+
+    python benchmarks/latency_meter.py
+
+trains on scikit-learn's digits, each training in a process of its own with a table of step times of its own, as a
+trial does, and answers beside the naive clock, which is an epoch's wall clock over its steps:
+
+a. four recipes of different cost, each alone and all four packed on one device: step times within 5 % of those alone;
+b. four copies of one recipe, packed in fresh processes: from a shared table equal latencies, and what each process
+   would have had by itself; and the recipe while other processes start, which no lock holds still;
+c. searches of 20 trials, four at once: waiting for quiet windows takes under 3 % of the trials' seconds, and the step
+   times that came of it are within 5 % of those alone; what a step border costs, and the loop with the meter against
+   the loop without;
+d. fresh processes, alone: the meter within 3 % of the clock of later epochs, by the number of steps of an epoch, and
+   the fewest WARM_UP_STEPS that bring it there.
+
+Processes have one thread each. They meet at a barrier, and who has measured trains on until all have. The naive clock
+is of epochs in which the process itself measured nothing, and leaves out waiting, as `train_clock_s` does. Rounds alone
+and packed take turns, so a machine that drifts hits both. It needs an idle machine. Results go to benchmarks/results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from datetime import date
+from importlib.metadata import version
+from itertools import pairwise
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import mean, median
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, TypeVar
+from unittest.mock import patch
+
+import pandas as pd
+import torch
+import yaml
+from rich.console import Console
+from training_report import count_cores, cpu_model, format_table
+
+import mixtune
+from mixtune.ledger import read_ledger, step_windows
+from mixtune.recipe import Recipe, parse_recipe, with_values
+from mixtune.training import meter
+from mixtune.training.data import TrainingData, load_training_data
+from mixtune.training.device_lock import DeviceLock
+from mixtune.training.loop import train
+from mixtune.training.metrics import measure
+from mixtune.training.plan import PHASES, Phase, make_plan
+from mixtune.training.state import EpochResult, TrainState, start_state
+from mixtune.training.step_times import WINDOWS, StepTimes
+
+RESULTS = Path(__file__).parent / "results"
+SPACE = Path(__file__).parents[1] / "search_spaces" / "digits.yaml"
+
+PACKED = 4  # trainings at once
+PACKED_GOAL, COST_GOAL, FRESH_GOAL = 0.05, 0.03, 0.03
+PATIENCE = 300.0  # seconds for all processes to be ready
+
+BASE: dict[str, Any] = {
+    "data": {"dataset": "digits"},
+    "model": {"patch_size": 2, "embed_dim": 64, "depth": 4, "num_heads": 2},
+    "optim": {"batch_size": 32},
+    "augment": {"pad": 0},
+}
+
+# Two epochs of each phase: the meter's windows lie in the first, the clock is the second's.
+RECIPES: dict[str, dict[str, Any]] = {
+    "SL, depth 2": {"epochs.ssl": 0, "epochs.sl": 2, "model.depth": 2},
+    "SSL+SL, visible": {"epochs.ssl": 2, "epochs.sl": 2, "rho": 0.0, "ssl.encode": "visible"},
+    "SSL+SL, full": {"epochs.ssl": 2, "epochs.sl": 2, "rho": 0.0, "ssl.encode": "full"},
+    "MixTraining, depth 6": {"epochs.ssl": 4, "epochs.sl": 4, "rho": 0.5, "model.depth": 6},
+}
+COPIED = "SSL+SL, visible"
+
+# Searches: the shipped one's recipe with fewer epochs. FREE changes no step's cost; by the rate no trial goes on from a
+# state of another, whose seconds would count twice.
+FREE: dict[str, Any] = {"alpha": {"uniform": [0.05, 0.95]}, "optim.ssl.base_lr": {"loguniform": [0.01, 0.05]}}
+ONE_SIZE = "one size of model and batch"
+SEARCHES: dict[str, dict[str, Any]] = {
+    ONE_SIZE: {"rho": {"choice": [0.0, 0.5, 1.0]}},
+    "four depths, two batch sizes": {
+        "rho": {"choice": [0.0, 0.5, 1.0]},
+        "model.depth": {"choice": [1, 2, 3, 4]},
+        "optim.batch_size": {"choice": [32, 64]},
+    },
+}
+
+FRESH_BATCH = 16
+FRESH_FRACTIONS = {8: 0.1, 20: 0.25, 40: 0.5, 80: 1.0}  # steps of an epoch by share of the images; same cost a step
+MOST_WARM_UP = 20
+SHOWN_WARM_UPS = (0, 1, 2, 3, 4, 5, 8, 12, 20)
+SHOWN_STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 40, 80)
+
+Rows = list[tuple[Any, ...]]  # of the CSV file
+CSV_HEAD = ("part", "what", "phase", "round", "process", "quantity", "value")
+
+
+class Scale(NamedTuple):
+    """How much is done."""
+
+    rounds: int = 2  # alone and packed
+    repeats: int = 2  # trainings of a process in each, after one that does not count
+    fresh: int = 3  # processes, for each number of steps of an epoch
+    traces: int = 4  # processes whose every step is timed
+    trials: int = 20
+    offers: int = 20_000
+    loops: int = 8  # epochs with the meter and without
+    settled_steps: int = 80  # of a phase after its first epoch
+    fractions: Mapping[int, float] = FRESH_FRACTIONS
+    changes: Mapping[str, Any] = MappingProxyType({})  # to every recipe
+    searches: tuple[str, ...] = tuple(SEARCHES)
+
+
+SMALL = Scale(
+    *(1, 1, 1, 1, 2, 500, 2, 8),
+    fractions={8: 0.1},
+    changes={"data.fraction": 0.2, "model.embed_dim": 16, "model.depth": 1},
+    searches=(ONE_SIZE,),
+)
+
+
+class Job(NamedTuple):
+    """What one process does; ``warms_up``: by a training that does not count, as in a worker that had a trial."""
+
+    recipe: dict[str, Any]
+    device: str
+    repeats: int = 1
+    warms_up: bool = False
+    warm_up_steps: int | None = None  # in place of the meter's
+
+
+class Window(NamedTuple):
+    """A quiet window: its step time, that of each step, and when it ended by a clock that all processes share."""
+
+    phase: Phase | Literal["infer"]
+    seconds: float
+    steps: list[float]
+    ended: float
+
+
+class Training(NamedTuple):
+    """What a training measured; ``core_share``: of its time that it had a core, 1 on an idle machine."""
+
+    windows: list[Window]
+    epochs: list[EpochResult]
+    latency_to_clock: float
+    core_share: float
+
+    @property
+    def phases(self) -> list[Phase]:
+        return [phase for phase in PHASES if any(epoch.phase == phase for epoch in self.epochs)]
+
+    def metered(self, phase: Phase) -> float:
+        """Return a step's seconds by the meter, from the windows of this process alone."""
+        return median(window.seconds for window in self.windows if window.phase == phase)
+
+    def metered_without(self, phase: Phase, steps: int) -> float:
+        """Return what the meter would read without the first few steps of each window."""
+        return median(mean(window.steps[steps:]) for window in self.windows if window.phase == phase)
+
+    def clocked(self, phase: Phase) -> float:
+        """Return a step's seconds by the wall clock of the epochs after the phase's first, which has the windows."""
+        _, *later = (epoch for epoch in self.epochs if epoch.phase == phase)
+        return sum(epoch.seconds for epoch in later) / sum(epoch.steps for epoch in later)
+
+
+# In the processes.
+
+
+class _Party:
+    """What the processes that train together share, set once in each of them."""
+
+    barrier: Any
+    unfinished: Any
+
+
+def _join(barrier: Any, unfinished: Any) -> None:
+    _Party.barrier, _Party.unfinished = barrier, unfinished
+    torch.set_num_threads(1)
+
+
+def train_job(job: Job) -> list[Training]:
+    """Train a recipe again and again beside the others, then on until all have finished."""
+    if job.warm_up_steps is not None:
+        meter.WARM_UP_STEPS = job.warm_up_steps
+    try:
+        recipe = parse_recipe(job.recipe)
+        data = load_training_data(recipe, job.device)
+        if job.warms_up:
+            train_once(recipe, data, job.device)
+        _Party.barrier.wait(PATIENCE)
+        trainings = [train_once(recipe, data, job.device) for _ in range(job.repeats)]
+    except BaseException:
+        _Party.barrier.abort()
+        _Party.unfinished.value = 0
+        raise
+    with _Party.unfinished.get_lock():
+        _Party.unfinished.value -= 1
+    keep_training(recipe, data, job.device)
+    return trainings
+
+
+def train_once(recipe: Recipe, data: TrainingData, device: str) -> Training:
+    """Train a recipe with a table of its own."""
+    state, plan, windows = start_state(recipe, data, device), make_plan(recipe), []
+    borders: list[list[float]] = []  # when each began and ended
+    length = len(meter.place_windows(data.steps, WINDOWS)[0])
+
+    def keep_window(signature: str, seconds: float) -> None:
+        phase = plan[len(state.history)].phase if len(state.history) < len(plan) else "infer"
+        steps = [after[0] - before[1] for before, after in pairwise(borders[-length - 1 :])]
+        windows.append(Window(phase, seconds, steps, time.monotonic()))
+
+    original = meter.Meter.border
+
+    def noted_border(self: meter.Meter, step: int) -> None:
+        borders.append([time.perf_counter()])
+        original(self, step)
+        borders[-1].append(time.perf_counter())
+
+    started, cpu_started = time.perf_counter(), time.process_time()
+    with patch.object(meter.Meter, "border", noted_border):
+        epochs = list(train(state, keep_window))
+    wall, cpu = time.perf_counter() - started, time.process_time() - cpu_started
+    metrics = measure(state)
+    return Training(windows, epochs, metrics.train_latency_s / metrics.train_clock_s, cpu / wall)
+
+
+def keep_training(recipe: Recipe, data: TrainingData, device: str) -> None:
+    """Be a neighbour that measures nothing, until all have finished."""
+    while _Party.unfinished.value > 0:
+        for _ in train(know_steps(start_state(recipe, data, device))):
+            if _Party.unfinished.value <= 0:
+                return
+
+
+def know_steps(state: TrainState) -> TrainState:
+    """Fill a state's table, so that nothing is left to measure."""
+    known = {meter.phase_signature(state, phase): [1.0] * WINDOWS for phase in (*PHASES, "infer")}
+    state.step_times = StepTimes(known)
+    return state
+
+
+class Trace(NamedTuple):
+    """The seconds of each step of a phase's epochs, by the wall clock and by the process's CPU time."""
+
+    phase: Phase
+    wall: list[list[float]]
+    cpu: list[list[float]]
+
+
+def trace_job(job: Job) -> list[Trace]:
+    """Train a recipe without windows, and time every step of it."""
+    recipe = parse_recipe(job.recipe)
+    state = know_steps(start_state(recipe, load_training_data(recipe, job.device), job.device))
+    borders: list[tuple[float, float]] = []
+    original = meter.Meter.border
+
+    def timed_border(self: meter.Meter, step: int) -> None:
+        self.lock.synchronise()
+        borders.append((time.perf_counter(), time.process_time()))
+        original(self, step)
+
+    traces = {epoch.phase: Trace(epoch.phase, [], []) for epoch in make_plan(recipe)}
+    with patch.object(meter.Meter, "border", timed_border):
+        for result in train(state):
+            for clock, epochs in enumerate((traces[result.phase].wall, traces[result.phase].cpu)):
+                epochs.append([after[clock] - before[clock] for before, after in pairwise(borders)])
+            borders.clear()
+    return list(traces.values())
+
+
+def offer_job(job: Job, offers: int) -> float:
+    """Return the seconds of a step border at which nobody waits."""
+    lock = DeviceLock.of(torch.device(job.device))
+    with lock.shared():
+        started = time.perf_counter()
+        for _ in range(offers):
+            lock.offer()
+        return (time.perf_counter() - started) / offers
+
+
+def compare_job(job: Job) -> dict[str, list[float]]:
+    """Return an epoch's seconds without the meter, with its borders, and with its windows, which take turns."""
+    recipe = parse_recipe(job.recipe)
+    state = start_state(recipe, load_training_data(recipe, job.device), job.device)
+    known = know_steps(state).step_times.windows
+    full, epochs = dict(known), train(state)
+    seconds: dict[str, list[float]] = {"none": [], "borders": [], "windows": []}
+    for round_ in range(recipe.epochs.sl // len(seconds)):
+        for kind, taken in seconds.items():
+            known.clear()
+            known.update({} if kind == "windows" else full)
+            with patch.object(meter.Meter, "border", _no_border if kind == "none" else meter.Meter.border):
+                result = next(epochs)
+            if round_ > 0:
+                taken.append(result.seconds)
+    return seconds
+
+
+def _no_border(self: meter.Meter, step: int) -> None:
+    pass
+
+
+# Running them.
+
+Result = TypeVar("Result")
+
+
+def run_together(function: Callable[..., Result], jobs: Sequence[Job], *arguments: Any) -> list[Result]:
+    """Call a function for each job, in new processes at once. They have imported torch, and not taken a step."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["mixtune.training.loop", "mixtune.training.metrics", "pandas", "rich.console"])
+    party = context.Barrier(len(jobs)), context.Value("i", len(jobs))
+    with ProcessPoolExecutor(len(jobs), context, _join, party) as pool:
+        futures = [pool.submit(function, job, *arguments) for job in jobs]
+        for future in as_completed(futures):
+            future.result()  # the first to fail is the cause
+        return [future.result() for future in futures]
+
+
+def run_alone(function: Callable[..., Result], job: Job, *arguments: Any) -> Result:
+    """Call a function for a job in a new process."""
+    return run_together(function, [job], *arguments)[0]
+
+
+class Bench(NamedTuple):
+    """One run of this benchmark: where, how much, and what was measured, for the CSV file."""
+
+    device: str
+    scale: Scale
+    rows: Rows
+    say: Callable[[str], None]
+
+    def job(self, changes: dict[str, Any], **options: Any) -> Job:
+        return Job(with_values(BASE, {**self.scale.changes, **changes}), self.device, **options)
+
+
+class Ratio(NamedTuple):
+    """A median ratio and the lowest and highest single one."""
+
+    middle: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Iterable[float], to: float = 1.0) -> Ratio:
+        ratios = [value / to for value in values]
+        return cls(median(ratios), min(ratios), max(ratios))
+
+    @property
+    def off(self) -> float:
+        """How far the median is from 1."""
+        return abs(self.middle - 1)
+
+    @property
+    def most_off(self) -> float:
+        return max(abs(self.low - 1), abs(self.high - 1))
+
+    def __str__(self) -> str:
+        return f"{self.middle:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+class Section(NamedTuple):
+    """A part of the results file; ``goals`` are (what, whether it is met)."""
+
+    title: str
+    text: str
+    goals: list[tuple[str, bool]]
+
+
+def met(is_met: bool) -> str:
+    return "met" if is_met else "missed"
+
+
+# a. Alone and packed.
+
+Measured = dict[str, list[Training]]  # by recipe
+
+ALONE_HEAD = (
+    "recipe | phase | alone: clock, ms | alone: meter, ms | alone: each training to their median, by the meter | "
+    "packed to alone, by the meter | packed to alone, by the clock | meter within 5 %"
+)
+
+
+def measure_packed(bench: Bench) -> tuple[Measured, Measured]:
+    """Train the four recipes, each alone and all packed, in turns."""
+    scale, options = bench.scale, {"repeats": bench.scale.repeats, "warms_up": True}
+    jobs = {name: bench.job(changes, **options) for name, changes in RECIPES.items()}
+    alone: Measured = {name: [] for name in jobs}
+    packed: Measured = {name: [] for name in jobs}
+    for round_ in range(1, scale.rounds + 1):
+        ones = [run_alone(train_job, job) for job in jobs.values()]
+        bench.say(f"a. alone: round {round_} of {scale.rounds}")
+        together = run_together(train_job, list(jobs.values()))
+        bench.say(f"a. packed: round {round_} of {scale.rounds}")
+        for how, all_trainings, results in (("alone", alone, ones), ("packed", packed, together)):
+            for process, (name, trainings) in enumerate(zip(jobs, results, strict=True)):
+                all_trainings[name] += trainings
+                note(bench.rows, f"a {how}", name, round_, process, trainings)
+    return alone, packed
+
+
+def report_packed(alone: Measured, packed: Measured) -> Section:
+    """Compare step times packed with those alone."""
+    lines, by_meter, by_clock = [], [], []
+    for name, phase in [(recipe, phase) for recipe in alone for phase in alone[recipe][0].phases]:
+        clock = median(t.clocked(phase) for t in alone[name])
+        step = median(t.metered(phase) for t in alone[name])
+        spread = Ratio.of((t.metered(phase) for t in alone[name]), step)
+        by_meter.append(Ratio.of((t.metered(phase) for t in packed[name]), step))
+        by_clock.append(Ratio.of((t.clocked(phase) for t in packed[name]), clock))
+        times = [f"{1e3 * clock:.2f}", f"{1e3 * step:.2f}", f"{spread.low:.3f} to {spread.high:.3f}"]
+        verdict = met(by_meter[-1].off <= PACKED_GOAL)
+        lines.append([name, phase, *times, str(by_meter[-1]), str(by_clock[-1]), verdict])
+    most, naive = (max(ratio.off for ratio in ratios) for ratios in (by_meter, by_clock))
+    single, naive_single = (max(ratio.most_off for ratio in ratios) for ratios in (by_meter, by_clock))
+    text = [
+        f"Furthest from alone: the meter by {most:.1%} (a single training: {single:.1%}), the naive clock by "
+        f"{naive:.1%} ({naive_single:.1%}). Ratios are medians over trainings, in brackets the lowest and the highest "
+        "of a single one.",
+        format_table(ALONE_HEAD, lines),
+        *report_window_steps(alone, packed),
+        describe_idleness(alone),
+    ]
+    goal = f"packed, each phase's step time is within {PACKED_GOAL:.0%} of alone: off by at most {most:.1%}"
+    return Section("Four recipes, alone and packed", "\n\n".join(filter(None, text)), [(goal, most <= PACKED_GOAL)])
+
+
+WINDOW_HEAD = (
+    "recipe | phase | alone: steps of a window | packed: steps of a window | packed to alone, all steps | "
+    "without the first | without the first two"
+)
+
+
+def report_window_steps(alone: Measured, packed: Measured) -> list[str]:
+    """Compare a window's steps with its last three, and say what the meter would read without the first.
+
+    Nothing where windows are shorter; on a GPU, whose steps end at no border, the figures are of the host.
+    """
+    if any(len(w.steps) < 5 for t in packed[COPIED] for w in t.windows):
+        return []
+    lines, off = [], []
+    for name, phase in [(recipe, phase) for recipe in alone for phase in alone[recipe][0].phases]:
+        profiles = []
+        for trainings in (alone[name], packed[name]):
+            windows = [w.steps for t in trainings for w in t.windows if w.phase == phase]
+            by_step = zip(*([step / mean(steps[-3:]) for step in steps] for steps in windows), strict=True)
+            profiles.append(", ".join(f"{median(ratios):.2f}" for ratios in by_step))
+        ratios = [
+            median(t.metered_without(phase, count) for t in packed[name])
+            / median(t.metered_without(phase, count) for t in alone[name])
+            for count in range(3)
+        ]
+        off.append([abs(ratio - 1) for ratio in ratios])
+        lines.append([name, phase, *profiles, *(f"{ratio:.3f}" for ratio in ratios)])
+    most = ", ".join(f"{max(values):.1%}" for values in zip(*off, strict=True))
+    return [
+        "A window's steps to the mean of its last three, medians; the first ones find what neighbours left in the "
+        f"caches. Furthest from alone with all steps, without the first, without the first two: {most}.",
+        format_table(WINDOW_HEAD, lines),
+    ]
+
+
+def describe_idleness(alone: Measured) -> str:
+    """Return how idle the machine was, by the processes that trained alone."""
+    shares = [training.core_share for trainings in alone.values() for training in trainings]
+    return (
+        f"Alone, a process had a core {median(shares):.0%} of its time, at least {min(shares):.0%}: much less than "
+        "100 % on a CPU is a machine that was not idle, whose figures say little."
+    )
+
+
+def note(rows: Rows, part: str, what: str, round_: int, process: int, trainings: Iterable[Training]) -> None:
+    """Keep what trainings measured for the CSV file; seconds are of a step."""
+    for training in trainings:
+        for phase in training.phases:
+            rows.append((part, what, phase, round_, process, "clock_s", training.clocked(phase)))
+            rows.append((part, what, phase, round_, process, "meter_s", training.metered(phase)))
+        rows += [(part, what, w.phase, round_, process, "window_s", w.seconds) for w in training.windows]
+        rows.append((part, what, "", round_, process, "latency_to_clock", training.latency_to_clock))
+
+
+# b. Copies.
+
+COPIES_HEAD = (
+    "round | phase | shared table, ms | to alone | own windows by process, ms | highest / lowest | "
+    "clock by process, ms | highest / lowest"
+)
+
+
+def compare_copies(bench: Bench, alone: list[Training]) -> Section:
+    """Train copies of a recipe at once, in fresh processes; the first three windows of a phase are everyone's."""
+    job, lines, errors, apart = bench.job(RECIPES[COPIED]), [], [], []
+    for round_ in range(1, bench.scale.rounds + 1):
+        copies = [trainings[0] for trainings in run_together(train_job, [job] * PACKED)]
+        for process, training in enumerate(copies):
+            note(bench.rows, "b copies", COPIED, round_, process, [training])
+        table = share_windows(copies)
+        for phase in copies[0].phases:
+            shared, reference = table.step_time(phase), median(t.metered(phase) for t in alone)
+            ranges = [sorted(c.metered(phase) for c in copies), sorted(c.clocked(phase) for c in copies)]
+            errors.append(shared / reference)
+            apart.append([values[-1] / values[0] for values in ranges])
+            cells = [f"{1e3 * shared:.2f}", f"{shared / reference:.3f}"]
+            for values, ratio in zip(ranges, apart[-1], strict=True):
+                cells += [", ".join(f"{1e3 * value:.2f}" for value in values), f"{ratio:.3f}"]
+            lines.append([str(round_), phase, *cells])
+        bench.say(f"b. copies: round {round_} of {bench.scale.rounds}")
+    own, clocked = (max(ratios) for ratios in zip(*apart, strict=True))
+    most = max(abs(error - 1) for error in errors)
+    text = (
+        f"{COPIED}, {PACKED} copies, whose processes are new. A search has one table, so their step times are equal by "
+        f"construction. With tables of their own they would be up to {own - 1:.1%} apart by the meter; by the naive "
+        f"clock they are up to {clocked - 1:.1%} apart.\n\n{format_table(COPIES_HEAD, lines)}"
+    )
+    goal = f"copies: the shared step time is within {PACKED_GOAL:.0%} of alone: off by at most {most:.1%}"
+    return Section("Four copies of one recipe", text, [(goal, most <= PACKED_GOAL)])
+
+
+STARTS = "import ray.tune, mixtune.training.loop"  # what a trial's new process does before its first lock
+START_HEAD = "phase | meter to alone | clock to alone | within 5 %"
+
+
+def train_beside_starters(bench: Bench, alone: list[Training]) -> Section:
+    """Train a recipe while other processes start, which no lock holds still, as at the beginning of a search."""
+    trainings = []
+    for round_ in range(1, bench.scale.rounds + 1):
+        starters = [subprocess.Popen([sys.executable, "-c", STARTS]) for _ in range(PACKED - 1)]
+        trainings += run_alone(train_job, bench.job(RECIPES[COPIED]))
+        for starter in starters:
+            starter.wait()
+        note(bench.rows, "b starters", COPIED, round_, 0, trainings[-1:])
+        bench.say(f"b. beside processes that start: round {round_} of {bench.scale.rounds}")
+    lines, ratios = [], []
+    for phase in alone[0].phases:
+        ratios.append(Ratio.of((t.metered(phase) for t in trainings), median(t.metered(phase) for t in alone)))
+        clocked = Ratio.of((t.clocked(phase) for t in trainings), median(t.clocked(phase) for t in alone))
+        lines.append([phase, str(ratios[-1]), str(clocked), met(ratios[-1].off <= PACKED_GOAL)])
+    most = max(ratio.off for ratio in ratios)
+    text = f"{COPIED}, while {PACKED - 1} processes import what a trial needs.\n\n{format_table(START_HEAD, lines)}"
+    goal = f"beside processes that start, step times are within {PACKED_GOAL:.0%} of alone: off by at most {most:.1%}"
+    return Section("Beside processes that start", text, [(goal, most <= PACKED_GOAL)])
+
+
+def share_windows(trainings: Iterable[Training]) -> StepTimes:
+    """Return the table of a search by phase: the windows that ended first, by whatever process, are all that count."""
+    table = StepTimes()
+    for window in sorted((w for t in trainings for w in t.windows), key=lambda window: window.ended):
+        table.add(window.phase, window.seconds)
+    return table
+
+
+# c. Cost.
+
+Events = list[dict[str, Any]]
+
+SPENT = ("waiting_s", "train_clock_s", "validation_s", "compile_s", "checkpoint_s")  # of trials.csv
+COST_HEAD = "search | trials | cost signatures | wall, s | trials' seconds | of these waiting | share | under 3 %"
+EQUAL_HEAD = "search | groups of equals | largest | train_latency_s: most / least | train_clock_s: most / least"
+CHECK_HEAD = "phase | the search's table, ms | alone, ms | ratio | within 5 %"
+LOOP_HEAD = "an epoch with | its seconds to those without the meter"
+
+
+def measure_cost(bench: Bench) -> Section:
+    """Run searches, and time borders, and epochs with and without the meter."""
+    costs, equals, goals = [], [], []
+    for name in bench.scale.searches:
+        trials, all_trained, events, wall = run_search(bench, SEARCHES[name])
+        spent = {column: float(all_trained[column].sum()) for column in SPENT}
+        bench.rows.extend(("c search", name, "", "", "", column, seconds) for column, seconds in spent.items())
+        total, waiting = sum(spent.values()), spent["waiting_s"]
+        share = waiting / total
+        figures = [
+            len(all_trained),
+            len(step_windows(events)),
+            f"{wall:.1f}",
+            f"{total:.1f}",
+            f"{waiting:.2f}",
+            f"{share:.2%}",
+        ]
+        costs.append([name, *map(str, figures), met(share < COST_GOAL)])
+        goals.append((f"search, {name}: waiting takes under {COST_GOAL:.0%}: {share:.2%}", share < COST_GOAL))
+        equals.append([name, *compare_equals(trials, list(SEARCHES[name]))])
+        if name == ONE_SIZE:
+            checks, goal = check_search(bench, events)
+            goals.append(goal)
+        bench.say(f"c. search: {name}")
+    offers = [run_alone(offer_job, bench.job({}), bench.scale.offers) for _ in range(bench.scale.fresh)]
+    bench.rows.extend(("c border", "", "", "", i, "offer_s", seconds) for i, seconds in enumerate(offers))
+    text = [
+        f"{PACKED} trials at once. Their seconds are of steps, waiting, held-out images and storing; baselines are in.",
+        format_table(COST_HEAD, costs),
+        "Trials that differ only in what changes no step's cost have equal latencies, and clocks that differ:",
+        format_table(EQUAL_HEAD, equals),
+        f"Search, {ONE_SIZE}: the step times that its trials measured, new processes and packed, and the same alone:",
+        format_table(CHECK_HEAD, checks),
+        f"A step border at which nobody waits takes {1e6 * median(offers):.2f} microseconds "
+        f"({1e6 * min(offers):.2f} to {1e6 * max(offers):.2f}). Alone, epochs that take turns in one process:",
+        format_table(LOOP_HEAD, compare_loops(bench)),
+    ]
+    return Section("What it costs", "\n\n".join(text), goals)
+
+
+def search_recipe(bench: Bench) -> dict[str, Any]:
+    """Return the base recipe of a search."""
+    shipped = yaml.safe_load(SPACE.read_text())["recipe"]
+    return with_values(shipped, {"epochs.ssl": 5, "epochs.sl": 10, **bench.scale.changes})
+
+
+def run_search(bench: Bench, space: Mapping[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame, Events, float]:
+    """Search; return the trials, these and the baselines, what the ledger has, and the wall seconds."""
+    values: dict[str, Any] = {
+        "recipe": search_recipe(bench),
+        "space": {**FREE, **space},
+        "objectives": {"val_accuracy": "max", "train_latency_s": "min"},
+        "baselines": ["sl", "ssl_sl"],
+        "search": {"sampler": "random", "trials": bench.scale.trials, "seed": 0},
+    }
+    shares: dict[str, Any] = {"cpus_per_trial": count_cores() / PACKED, "gpus": 0}
+    if bench.device == "cuda":
+        shares |= {"gpus": 1, "gpus_per_trial": 1 / PACKED}
+    with tempfile.TemporaryDirectory() as scratch:
+        run, started = Path(scratch, "run"), time.perf_counter()
+        result = mixtune.search(values, out=run, console=Console(quiet=True), **shares)
+        wall = time.perf_counter() - started
+        events = read_ledger(run / "ledger.jsonl")
+    return result.trials, pd.concat([result.trials, result.baselines]), events, wall
+
+
+def check_search(bench: Bench, events: Events) -> tuple[list[list[str]], tuple[str, bool]]:
+    """Compare the step times of a search of one size with those that its recipe has alone."""
+    recipe = with_values(search_recipe(bench), {"epochs.ssl": 4, "epochs.sl": 4, "rho": 0.5})
+    alone = run_alone(train_job, Job(recipe, bench.device, bench.scale.repeats, warms_up=True))
+    note(bench.rows, "c alone", ONE_SIZE, 1, 0, alone)
+    table, lines, off = StepTimes(step_windows(events)), [], []
+    for event in (event for event in events if event.get("factors", {}).get("phase") in PHASES):
+        searched, phase = table.step_time(event["signature"]), event["factors"]["phase"]
+        expected = median(training.metered(phase) for training in alone)
+        bench.rows.append(("c search", ONE_SIZE, phase, "", "", "table_s", searched))
+        off.append(abs(searched / expected - 1))
+        verdict = met(off[-1] <= PACKED_GOAL)
+        lines.append([phase, f"{1e3 * searched:.2f}", f"{1e3 * expected:.2f}", f"{searched / expected:.3f}", verdict])
+    goal = f"search, {ONE_SIZE}: step times are within {PACKED_GOAL:.0%} of alone: off by at most {max(off):.1%}"
+    return lines, (goal, max(off) <= PACKED_GOAL)
+
+
+def compare_equals(trials: pd.DataFrame, varied: list[str]) -> list[str]:
+    """Return, of trials that differ in FREE alone, how many groups there are, and the largest ratio within one."""
+    groups = [group for _, group in trials.groupby(varied) if len(group) > 1]
+    apart = [
+        max((group[name].max() / group[name].min() for group in groups), default=1.0)
+        for name in ("train_latency_s", "train_clock_s")
+    ]
+    return [str(len(groups)), str(max(map(len, groups), default=0)), *(f"{ratio:.3f}" for ratio in apart)]
+
+
+def compare_loops(bench: Bench) -> list[list[str]]:
+    """Compare epochs with the meter's borders, and with its windows, with epochs without."""
+    epochs = run_alone(compare_job, bench.job({"epochs.ssl": 0, "epochs.sl": 3 * (1 + bench.scale.loops)}))
+    lines = []
+    for kind, what in {"borders": "borders", "windows": "borders and three windows"}.items():
+        ratios = [with_it / without for with_it, without in zip(epochs[kind], epochs["none"], strict=True)]
+        bench.rows.extend(("c loop", kind, "sl", i, 0, "to_without", ratio) for i, ratio in enumerate(ratios))
+        lines.append([what, str(Ratio.of(ratios))])
+    bench.say("c. borders and loops")
+    return lines
+
+
+# d. Fresh processes.
+
+FRESH_HEAD = (
+    "steps of an epoch | WARM_UP_STEPS | phase | meter to the clock of later epochs | "
+    "train_latency_s / train_clock_s of the whole training | within 3 %"
+)
+
+
+def measure_fresh(bench: Bench) -> Section:
+    """Trace the first steps of fresh processes, find how many to leave out, and see what the meter reads then."""
+    job = fresh_job(bench, max(bench.scale.fractions.values()), later=0)
+    traces = [run_alone(trace_job, job) for _ in range(bench.scale.traces)]
+    bench.say(f"d. traces of {len(traces)} processes")
+    clocks = {"wall": "wall clock"} | ({} if bench.device == "cuda" else {"cpu": "CPU time"})
+    starts, fewest, found = [], [], []
+    for name, said in clocks.items():
+        of_phase = {phase: relative_steps(traces, phase, name) for phase in PHASES}
+        note_steps(bench.rows, of_phase, name)
+        starts += [[said, phase, *start_cells(of_phase[phase])] for phase in PHASES]
+        for steps in bench.scale.fractions:
+            cells, enough = try_warm_ups(of_phase, steps)
+            fewest.append([said, str(steps), *cells, "none" if enough is None else str(enough)])
+            found += [] if enough is None else [enough]
+    lines, goals = check_fresh(bench, sorted({meter.WARM_UP_STEPS, max([meter.WARM_UP_STEPS, *found])}))
+    text = [
+        f"Batch {FRESH_BATCH}, one process after another, each new. The steps of a "
+        "phase's first epoch to the median of that epoch's second half, medians over processes; SSL comes first. CPU "
+        "time is what a busy machine disturbs least:",
+        format_table("by | phase | " + " | ".join(f"step {n}" for n in SHOWN_STEPS), starts),
+        "What three windows of the first epoch would read to that median: the phase that is furthest off, by "
+        f"WARM_UP_STEPS (now {meter.WARM_UP_STEPS}; at most half an epoch's steps are left out), and the fewest with "
+        f"all phases within {FRESH_GOAL:.0%}:",
+        format_table("by | steps of an epoch | " + " | ".join(map(str, SHOWN_WARM_UPS)) + " | fewest", fewest),
+        "What the meter did read:",
+        format_table(FRESH_HEAD, lines),
+    ]
+    return Section("Fresh processes, alone", "\n\n".join(text), goals)
+
+
+def fresh_job(bench: Bench, fraction: float, later: int, warm_up_steps: int | None = None) -> Job:
+    """Return a training of all three phases, each of one epoch and ``later`` more."""
+    count = 2 * (1 + later)
+    changes = {"data.fraction": fraction, "optim.batch_size": FRESH_BATCH, "rho": 0.5}
+    return bench.job({**changes, "epochs.ssl": count, "epochs.sl": count}, warm_up_steps=warm_up_steps)
+
+
+def relative_steps(traces: Iterable[list[Trace]], phase: Phase, clock: str) -> list[list[float]]:
+    """Return, for each process, the steps of a phase's first epoch to the median of that epoch's second half."""
+    epochs = [getattr(trace, clock)[0] for process in traces for trace in process if trace.phase == phase]
+    return [[seconds / median(steps[len(steps) // 2 :]) for seconds in steps] for steps in epochs]
+
+
+def note_steps(rows: Rows, of_phase: dict[Phase, list[list[float]]], clock: str) -> None:
+    """Keep the steps of traces for the CSV file; the column of rounds has the step."""
+    for phase, processes in of_phase.items():
+        for process, steps in enumerate(processes):
+            quantity = f"step_to_settled_{clock}"
+            rows += [
+                ("d trace", "", phase, step, process, quantity, ratio) for step, ratio in enumerate(steps, start=1)
+            ]
+
+
+def start_cells(processes: list[list[float]]) -> list[str]:
+    by_step = [f"{median(ratios):.2f}" for ratios in zip(*processes, strict=True)]
+    return [by_step[n - 1] if n <= len(by_step) else "" for n in SHOWN_STEPS]
+
+
+def try_warm_ups(of_phase: dict[Phase, list[list[float]]], steps: int) -> tuple[list[str], int | None]:
+    """Return what windows would read at SHOWN_WARM_UPS, and the fewest steps to leave out; None: none is enough."""
+    worst = {}
+    for warm_up in range(MOST_WARM_UP + 1):
+        with patch.object(meter, "WARM_UP_STEPS", warm_up):
+            windows = meter.place_windows(steps, WINDOWS)
+        reads = [
+            (median(median(mean(trace[step] for step in window) for window in windows) for trace in processes), phase)
+            for phase, processes in of_phase.items()
+        ]
+        worst[warm_up] = max(reads, key=lambda read: abs(read[0] - 1))
+    cells = ["{:.3f} ({})".format(*worst[warm_up]) for warm_up in SHOWN_WARM_UPS]
+    return cells, next((w for w, (read, _) in worst.items() if abs(read - 1) <= FRESH_GOAL), None)
+
+
+def check_fresh(bench: Bench, warm_ups: list[int]) -> tuple[list[list[str]], list[tuple[str, bool]]]:
+    """Train in fresh processes with the real meter; the goals are of its own WARM_UP_STEPS."""
+    lines, goals = [], []
+    for steps, fraction in bench.scale.fractions.items():
+        later = -(-bench.scale.settled_steps // steps)
+        for warm_up in warm_ups:
+            job = fresh_job(bench, fraction, later, warm_up)
+            trainings = [run_alone(train_job, job)[0] for _ in range(bench.scale.fresh)]
+            whole = Ratio.of(training.latency_to_clock for training in trainings)
+            for process, training in enumerate(trainings):
+                note(bench.rows, f"d fresh, {warm_up} left out", f"{steps} steps", 1, process, [training])
+            for phase in trainings[0].phases:
+                read = Ratio.of(training.metered(phase) / training.clocked(phase) for training in trainings)
+                lines.append([str(steps), str(warm_up), phase, str(read), str(whole), met(read.off <= FRESH_GOAL)])
+                if warm_up == meter.WARM_UP_STEPS:
+                    goal = f"fresh, {steps} steps an epoch, {phase}: within {FRESH_GOAL:.0%}: {read.middle - 1:+.1%}"
+                    goals.append((goal, read.off <= FRESH_GOAL))
+        bench.say(f"d. the meter in fresh processes, {steps} steps an epoch")
+    return lines, goals
+
+
+# The results file.
+
+
+def write_report(sections: Sequence[Section], about: Sequence[str]) -> str:
+    """Return the results file."""
+    goals = [goal for section in sections for goal in section.goals]
+    verdicts = [f"- {met(is_met)}: {what}" for what, is_met in goals]
+    parts = [
+        "# The latency meter",
+        "Printed by benchmarks/latency_meter.py, which says what is measured and how.",
+        "\n".join(f"- {line}" for line in about),
+        f"{sum(is_met for _, is_met in goals)} of {len(goals)} goals are met:",
+        "\n".join(verdicts),
+        *(f"## {section.title}\n\n{section.text}" for section in sections),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def describe_run(options: argparse.Namespace, load_before: float) -> list[str]:
+    """Return machine, versions, date, command and the models, a line each."""
+    machine = f"{cpu_model()}, {count_cores()} cores; load before: {load_before:.1f}"
+    if options.device == "cuda":
+        machine = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}; {machine}"
+    packages = [f"{name} {version(name)}" for name in ("torch", "timm", "ray", "numpy")]
+    model = BASE["model"]
+    return [
+        f"{machine}; a thread a process",
+        ", ".join([f"mixtune {mixtune.__version__}", f"Python {platform.python_version()}", *packages]),
+        date.today().isoformat(),
+        f"`python benchmarks/latency_meter.py --device {options.device}{' --small' * options.small}`",
+        f"digits, 8 x 8 pixels; width {model['embed_dim']}, depth {model['depth']} where no other is named, patch "
+        f"{model['patch_size']}, batch {BASE['optim']['batch_size']}{'; smaller, with --small' * options.small}",
+    ]
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS, help="a folder; latency_meter.md and .csv are written there"
+    )
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--small", action="store_true", help="only see that it runs: its figures say nothing")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure all parts, print the results and write them."""
+    options, load_before, started = parse_options(), os.getloadavg()[0], time.perf_counter()
+
+    def say(line: str) -> None:
+        print(f"[{time.perf_counter() - started:.0f} s] {line}", flush=True)
+
+    bench = Bench(options.device, SMALL if options.small else Scale(), [], say)
+    alone, packed = measure_packed(bench)
+    sections = [
+        report_packed(alone, packed),
+        compare_copies(bench, alone[COPIED]),
+        train_beside_starters(bench, alone[COPIED]),
+        measure_cost(bench),
+        measure_fresh(bench),
+    ]
+    about = [*describe_run(options, load_before), f"it took {time.perf_counter() - started:.0f} s"]
+    text = write_report(sections, about)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "latency_meter.md").write_text(text)
+    with (options.out / "latency_meter.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(CSV_HEAD)
+        writer.writerows((*row[:-1], f"{row[-1]:.6g}") for row in bench.rows)
+    print(f"\n{text}\nwritten to {options.out}")
+
+
+if __name__ == "__main__":
+    main()
