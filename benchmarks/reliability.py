@@ -244,8 +244,7 @@ class Driver:
 
     def kill(self) -> None:
         """Kill the driver, and nothing else that it started."""
-        with suppress(ProcessLookupError):
-            os.kill(self._process.pid, signal.SIGKILL)
+        self._process.kill()
         self._process.wait()
 
     def finish(self) -> list[Answer]:
