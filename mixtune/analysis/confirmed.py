@@ -7,9 +7,10 @@ because a long training varies by more seconds than a short one. A row with more
 
 ``p_front`` comes from ``DRAWS`` draws with a fixed seed. In each, every mean is moved by its standard error times a
 draw of Student's t with the deviation's degrees of freedom (the rows that share a deviation share its chi-square),
-other objectives stay as the search found them, and rows take part with the share of their seeds that did not diverge.
-``p_front`` is how often a row takes part and no other dominates it. Rows are drawn independently of each other: that
-they have their seeds in common makes differences more certain than this assumes, if anything.
+other objectives stay as the search found them, and rows take part with the share of their seeds that did not diverge,
+where they keep the search's constraints. ``p_front`` is how often a row takes part and no other dominates it. Rows are
+drawn independently of each other: that they have their seeds in common makes differences more certain than this
+assumes, if anything.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from rich.text import Text
 from mixtune.analysis.frames import csv_text, plain
 from mixtune.analysis.labels import quantity, significant
 from mixtune.analysis.result import Result
+from mixtune.constraints import Constraint
 from mixtune.ledger import TrialRecord
 
 Floats = npt.NDArray[np.float64]
@@ -68,7 +70,7 @@ class Confirmation:
     for one; test_accuracy_se, the mean's standard error (see the module); test_sampling_se, the binomial standard
     error of one training's accuracy on that many test images, common to all rows; train_latency_s, train_latency_std_s
     and train_latency_se_s, the same in seconds; every other objective and search_*, as the search found them; p_front;
-    fell_off, whether another row's means dominate this one's, or all its trainings diverged.
+    fell_off, whether another row's means dominate this one's or they break a constraint, or all its trainings diverged.
     notes: what a reader needs beside the numbers, a line each. device: what the trainings ran on, None without any.
     """
 
@@ -123,6 +125,7 @@ def confirmation(events: Iterable[Event], result: Result) -> Confirmation:
     frame = _frame(result, kept, trainings, accuracies, latencies, sampling)
     notes = [
         *_front_notes(frame),
+        *_constraint_notes(frame, result),
         *_spread_notes(frame, accuracies, latencies),
         *_missing_notes(frame, asked),
         *_device_notes(events, counted, device, kept),
@@ -233,10 +236,12 @@ def _frame(
     }
     finished = 1.0 - diverged / np.maximum(seeds, 1)
     estimates = {"test_accuracy": accuracies, "train_latency_s": latencies}
-    values["p_front"] = _front_probabilities(values, objectives, estimates, finished)
-    finishes = finished > 0
+    bounds = {_column(name): constraint for name, constraint in result.constraints.items()}
+    known = {name: _searched(records, name) for name in bounds} | values
+    values["p_front"] = _front_probabilities(known, objectives, bounds, estimates, finished)
+    takes_part = (finished > 0) & _keeps(known, bounds, (1, len(records)))
     means = _costs(values, objectives, (1, len(records)))
-    values["fell_off"] = ~finishes | _dominated(means, finishes[None])[0]
+    values["fell_off"] = ~takes_part[0] | _dominated(means, takes_part)[0]
     place = _COLUMNS.index("search_val_accuracy")
     return pd.DataFrame(values, columns=[*_COLUMNS[:place], *exact, *_COLUMNS[place:]])
 
@@ -244,6 +249,7 @@ def _frame(
 def _front_probabilities(
     values: Mapping[str, Any],
     objectives: Mapping[str, str],
+    bounds: Mapping[str, Constraint],
     estimates: Mapping[str, _Estimate],
     finished: Floats,
 ) -> Floats:
@@ -251,8 +257,9 @@ def _front_probabilities(
     rng = np.random.default_rng(0)
     shape = DRAWS, len(finished)
     drawn = {name: estimate.draw(rng) for name, estimate in estimates.items()}
-    takes_part = rng.random(shape) < finished
-    on_front = takes_part & ~_dominated(_costs({**values, **drawn}, objectives, shape), takes_part)
+    values = {**values, **drawn}
+    takes_part = (rng.random(shape) < finished) & _keeps(values, bounds, shape)
+    on_front = takes_part & ~_dominated(_costs(values, objectives, shape), takes_part)
     return np.asarray(on_front.mean(axis=0), dtype=np.float64)
 
 
@@ -260,6 +267,14 @@ def _costs(values: Mapping[str, Any], objectives: Mapping[str, str], shape: tupl
     """Return the objectives, all to be small, (draws, rows, objectives); values: (rows,) or (draws, rows)."""
     signed = [values[name] * (-1.0 if mode == "max" else 1.0) for name, mode in objectives.items()]
     return np.stack([np.broadcast_to(column, shape) for column in signed], axis=-1)
+
+
+def _keeps(values: Mapping[str, Any], bounds: Mapping[str, Constraint], shape: tuple[int, int]) -> Bools:
+    """Return, (draws, rows), whether a row keeps every bound; values: (rows,) or (draws, rows), NaN keeps none."""
+    kept = np.ones(shape, dtype=bool)
+    for name, constraint in bounds.items():
+        kept &= values[name] <= constraint.bound if constraint.sense == "<=" else values[name] >= constraint.bound
+    return kept
 
 
 def _dominated(costs: Floats, takes_part: Bools) -> Bools:
@@ -284,6 +299,19 @@ def _front_notes(frame: pd.DataFrame) -> list[str]:
             f"{total} of {frame['seeds'].sum()} trainings diverged ({', '.join(each)}): means are of the others, and "
             "a diverged one counts as not on the front"
         )
+    return notes
+
+
+def _constraint_notes(frame: pd.DataFrame, result: Result) -> list[str]:
+    notes = []
+    for metric, constraint in result.constraints.items():
+        name = _column(metric)
+        if name not in frame:  # no seed changes it, so members keep it
+            continue
+        members = frame[frame["method"].isna() & frame[name].notna()]
+        broken = [t for t, mean in zip(_ids(members), members[name], strict=True) if not constraint.holds(mean)]
+        if broken:
+            notes.append(f"{name} {constraint.to_yaml()} does not hold on fresh seeds: {', '.join(broken)}")
     return notes
 
 

@@ -199,6 +199,27 @@ def test_a_member_that_always_diverged_fell_off_and_beats_nobody(make_run: MakeR
     assert "- " in printed(read(directory))[-2]
 
 
+def test_a_member_that_breaks_a_constraint_on_fresh_seeds_fell_off_and_beats_nobody(make_run: MakeRun) -> None:
+    directory = make_run(FOUND, objectives={"val_accuracy": "max"}, constraints={"train_latency_s": "<= 25"})
+    add(directory, "t0001", around(0.90, 10.0))
+    assert list(read(directory).frame["trial"]) == []  # t0002 alone is the front of this one objective
+    add(directory, "t0002", around(0.95, 30.0))
+    confirmed = read(directory)
+    (row,) = confirmed.frame.to_dict("records")
+    assert (row["trial"], row["fell_off"], row["p_front"]) == ("t0002", True, 0.0)
+    assert "train_latency_s <= 25 does not hold on fresh seeds: t0002" in confirmed.notes
+
+    bounded = make_run(FOUND, BASELINE, constraints={"train_latency_s": "<= 20"}, name="bounded")
+    add(bounded, "t0001", around(0.90, 10.0))
+    add(bounded, "t0002", around(0.95, 20.0))  # half of its mean's draws are above
+    add(bounded, "sl", [(0.99, 30.0)] * 4)  # the best, and forbidden
+    frame = read(bounded).frame.set_index("trial")
+    assert not frame.loc["t0001", "fell_off"]
+    assert frame.loc["t0001", "p_front"] == 1.0
+    assert frame.loc["t0002", "p_front"] == pytest.approx(0.5, abs=0.02)
+    assert frame.loc["sl", "p_front"] == 0.0
+
+
 def test_one_seed_takes_the_binomial_error_and_says_so(make_run: MakeRun) -> None:
     directory = make_run(FOUND)
     add(directory, "t0001", [(0.90, 10.0)])

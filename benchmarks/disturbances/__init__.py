@@ -1,0 +1,1 @@
+"""What benchmarks/reliability.py does to searches, and what must hold afterwards."""

@@ -1,0 +1,87 @@
+"""SIGKILL at random moments."""
+
+from __future__ import annotations
+
+import argparse
+import random
+from pathlib import Path
+
+from disturbances.checks import (
+    Row,
+    Undisturbed,
+    count_problems,
+    litter,
+    lost_endings,
+    read_endings,
+    read_events,
+    run_undisturbed,
+    timed,
+)
+from disturbances.damage import damage_states
+from disturbances.searches import Driver, Harness, Say, Values, small_space, to_go_on
+
+
+def kill_searches(
+    harness: Harness, undisturbed: Undisturbed, kills: int, rng: random.Random, say: Say, damaged: float = 0.0
+) -> list[Row]:
+    """Kill searches until there were so many kills; every run is brought to its end and compared.
+
+    damaged: after which share of the kills all stored states are damaged too.
+    """
+    alone, all_of_it = Row("kills", "SIGKILL of the driver"), Row("kills", "SIGKILL of all processes")
+    alone.checked = all_of_it.checked = "what had ended is there again, bit for bit"
+    runs = Row("kills", "runs finished in spite of that")
+    runs.checked = "as the undisturbed run: budget, trials, epochs, front, tables, study.db; no process is left"
+    early = late = 0
+    while alone.times + all_of_it.times < kills:
+        directory = harness.new_run("killed")
+        seen: dict[str, Values] = {}
+        while True:
+            row = rng.choice([alone, all_of_it])
+            with timed(row):
+                driver = harness.start(to_go_on(undisturbed.space, directory))
+                left = kills - alone.times - all_of_it.times
+                if not left or not reaches_its_kill(driver, directory, undisturbed, len(seen), rng):
+                    break
+                driver.kill()
+                if row is all_of_it:
+                    harness.kill_all()
+                row.times += 1
+                row.problems += lost_endings(seen, directory)
+                seen |= read_endings(read_events(directory))
+                early += not (directory / "ledger.jsonl").exists()
+                late += len(seen) == undisturbed.count
+                if rng.random() < damaged:
+                    damage_states(directory / "stages", rng)
+        with timed(runs):
+            runs.times += 1
+            answer = driver.finish()[-1]
+            problems = lost_endings(seen, directory) + ([f"{answer} {answer.trace}"] if answer.error else [])
+            if answer.error is None:
+                problems += undisturbed.check(directory) + litter(directory)
+            runs.problems += [f"run {runs.times}: {problem}" for problem in problems + harness.left_behind()]
+        done = alone.times + all_of_it.times
+        say(f"kills: {done} of {kills}, {runs.times} runs finished, lost {count_problems([alone, all_of_it, runs])}")
+    runs.done += f"; {early} of the kills fell before their first word, {late} after their last trial"
+    return [alone, all_of_it, runs]
+
+
+def reaches_its_kill(driver: Driver, directory: Path, undisturbed: Undisturbed, ended: int, rng: random.Random) -> bool:
+    """Wait for a random moment; return whether it comes before the driver's end.
+
+    As a rule it is in the time between a driver's first word and its expected end, now and then before that.
+    """
+    if rng.random() < 0.15:
+        return not driver.ends_within(rng.uniform(0.5, 1.0) * undisturbed.startup)
+    ledger = directory / "ledger.jsonl"
+    words = len(read_events(directory))
+    if not driver.wait_until(lambda: ledger.exists() and len(read_events(directory)) > words):
+        return False
+    expected = (undisturbed.seconds - undisturbed.startup) * (1 - ended / undisturbed.count)
+    return not driver.ends_within(rng.uniform(0.0, expected + 2.0))
+
+
+def run_kills(harness: Harness, options: argparse.Namespace, rng: random.Random, say: Say) -> list[Row]:
+    undisturbed = run_undisturbed(harness, small_space(options.trials))
+    say(f"kills: an undisturbed search takes {undisturbed.seconds:.0f} s, {undisturbed.startup:.0f} s of it to start")
+    return kill_searches(harness, undisturbed, options.kills, rng, say)
