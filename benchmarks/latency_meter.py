@@ -7,16 +7,17 @@ trial does, and answers beside the naive clock, which is an epoch's wall clock o
 
 a. four recipes of different cost, each alone and all four packed on one device: step times within 5 % of those alone;
 b. four copies of one recipe, packed in fresh processes: from a shared table equal latencies, and what each process
-   would have had by itself; and the recipe while other processes start, which no lock holds still;
+   would have had by itself; and the recipe while other processes start, which know nothing of the lock;
 c. searches of 20 trials, four at once: waiting for quiet windows takes under 3 % of the trials' seconds, and the step
    times that came of it are within 5 % of those alone; what a step border costs, and the loop with the meter against
    the loop without;
 d. fresh processes, alone: the meter within 3 % of the clock of later epochs, by the number of steps of an epoch, and
    the fewest WARM_UP_STEPS that bring it there.
 
-Processes have one thread each. They meet at a barrier, and who has measured trains on until all have. The naive clock
-is of epochs in which the process itself measured nothing, and leaves out waiting, as `train_clock_s` does. Rounds alone
-and packed take turns, so a machine that drifts hits both. It needs an idle machine. Results go to benchmarks/results/.
+Processes have one thread each. Alone and packed take turns in the same processes, seconds apart, so a machine that
+drifts hits both: a ratio is of one turn and the next. Who has measured trains on until all have. The naive clock is of
+epochs in which the process itself measured nothing, and leaves out waiting, as `train_clock_s` does. It needs an idle
+machine. Results go to benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -108,8 +109,8 @@ CSV_HEAD = ("part", "what", "phase", "round", "process", "quantity", "value")
 class Scale(NamedTuple):
     """How much is done."""
 
-    rounds: int = 2  # alone and packed
-    repeats: int = 2  # trainings of a process in each, after one that does not count
+    rounds: int = 6  # of alone and packed, in the same processes
+    repeats: int = 2  # of new processes, and of trainings that only one figure comes of
     fresh: int = 3  # processes, for each number of steps of an epoch
     traces: int = 4  # processes whose every step is timed
     trials: int = 20
@@ -122,20 +123,27 @@ class Scale(NamedTuple):
 
 
 SMALL = Scale(
-    *(1, 1, 1, 1, 2, 500, 2, 8),
+    *(2, 1, 1, 1, 2, 500, 2, 8),
     fractions={8: 0.1},
     changes={"data.fraction": 0.2, "model.embed_dim": 16, "model.depth": 1},
     searches=(ONE_SIZE,),
 )
 
 
+ALONE, PACKED_TURN = "alone", "packed"
+
+
 class Job(NamedTuple):
-    """What one process does; ``warms_up``: by a training that does not count, as in a worker that had a trial."""
+    """What one process does: trainings, in each turn alone, one process after another, or packed, all at once.
+
+    ``warms_up``: by a training that does not count, as in a worker that had a trial; ``place``: among the processes.
+    """
 
     recipe: dict[str, Any]
     device: str
-    repeats: int = 1
+    turns: tuple[str, ...] = (ALONE,)
     warms_up: bool = False
+    place: int = 0
     warm_up_steps: int | None = None  # in place of the meter's
 
 
@@ -175,17 +183,18 @@ class Training(NamedTuple):
 class _Party:
     """What the processes that train together share, set once in each of them."""
 
+    size: int
     barrier: Any
     unfinished: Any
 
 
-def _join(barrier: Any, unfinished: Any) -> None:
-    _Party.barrier, _Party.unfinished = barrier, unfinished
+def _join(size: int, barrier: Any, unfinished: Any) -> None:
+    _Party.size, _Party.barrier, _Party.unfinished = size, barrier, unfinished
     torch.set_num_threads(1)
 
 
-def train_job(job: Job) -> list[Training]:
-    """Train a recipe again and again beside the others, then on until all have finished."""
+def train_in_turns(job: Job) -> list[Training]:
+    """Train a recipe, once a turn; in a packed turn train on until all have finished."""
     if job.warm_up_steps is not None:
         meter.WARM_UP_STEPS = job.warm_up_steps
     try:
@@ -193,16 +202,28 @@ def train_job(job: Job) -> list[Training]:
         data = load_training_data(recipe, job.device)
         if job.warms_up:
             train_once(recipe, data, job.device)
-        _Party.barrier.wait(PATIENCE)
-        trainings = [train_once(recipe, data, job.device) for _ in range(job.repeats)]
+        trainings = []
+        for turn in job.turns:
+            for places in [[i] for i in range(_Party.size)] if turn == ALONE else [[*range(_Party.size)]]:
+                begin_together(job, len(places))
+                if job.place in places:
+                    trainings.append(train_once(recipe, data, job.device))
+                    with _Party.unfinished.get_lock():
+                        _Party.unfinished.value -= 1
+                    keep_training(recipe, data, job.device)
+        return trainings
     except BaseException:
         _Party.barrier.abort()
         _Party.unfinished.value = 0
         raise
-    with _Party.unfinished.get_lock():
-        _Party.unfinished.value -= 1
-    keep_training(recipe, data, job.device)
-    return trainings
+
+
+def begin_together(job: Job, count: int) -> None:
+    """Wait for the other processes, ``count`` of which will train now."""
+    _Party.barrier.wait(PATIENCE)
+    if job.place == 0:
+        _Party.unfinished.value = count
+    _Party.barrier.wait(PATIENCE)
 
 
 def train_once(recipe: Recipe, data: TrainingData, device: str) -> Training:
@@ -306,9 +327,9 @@ def run_together(function: Callable[..., Result], jobs: Sequence[Job], *argument
     """Call a function for each job, in new processes at once. They have imported torch, and not taken a step."""
     context = get_context("forkserver")
     context.set_forkserver_preload(["mixtune.training.loop", "mixtune.training.metrics", "pandas", "rich.console"])
-    party = context.Barrier(len(jobs)), context.Value("i", len(jobs))
+    party = len(jobs), context.Barrier(len(jobs)), context.Value("i", 0)
     with ProcessPoolExecutor(len(jobs), context, _join, party) as pool:
-        futures = [pool.submit(function, job, *arguments) for job in jobs]
+        futures = [pool.submit(function, job._replace(place=i), *arguments) for i, job in enumerate(jobs)]
         for future in as_completed(futures):
             future.result()  # the first to fail is the cause
         return [future.result() for future in futures]
@@ -373,47 +394,48 @@ def met(is_met: bool) -> str:
 Measured = dict[str, list[Training]]  # by recipe
 
 ALONE_HEAD = (
-    "recipe | phase | alone: clock, ms | alone: meter, ms | alone: each training to their median, by the meter | "
+    "recipe | phase | alone: clock, ms | alone: meter, ms | alone: each turn to their median, by the meter | "
     "packed to alone, by the meter | packed to alone, by the clock | meter within 5 %"
 )
 
 
 def measure_packed(bench: Bench) -> tuple[Measured, Measured]:
     """Train the four recipes, each alone and all packed, in turns."""
-    scale, options = bench.scale, {"repeats": bench.scale.repeats, "warms_up": True}
-    jobs = {name: bench.job(changes, **options) for name, changes in RECIPES.items()}
-    alone: Measured = {name: [] for name in jobs}
-    packed: Measured = {name: [] for name in jobs}
-    for round_ in range(1, scale.rounds + 1):
-        ones = [run_alone(train_job, job) for job in jobs.values()]
-        bench.say(f"a. alone: round {round_} of {scale.rounds}")
-        together = run_together(train_job, list(jobs.values()))
-        bench.say(f"a. packed: round {round_} of {scale.rounds}")
-        for how, all_trainings, results in (("alone", alone, ones), ("packed", packed, together)):
-            for process, (name, trainings) in enumerate(zip(jobs, results, strict=True)):
-                all_trainings[name] += trainings
-                note(bench.rows, f"a {how}", name, round_, process, trainings)
+    turns = (ALONE, PACKED_TURN) * bench.scale.rounds
+    jobs = [bench.job(changes, turns=turns, warms_up=True) for changes in RECIPES.values()]
+    found = dict(zip(RECIPES, run_together(train_in_turns, jobs), strict=True))
+    bench.say(f"a. {bench.scale.rounds} rounds alone and packed")
+    alone = {name: trainings[0::2] for name, trainings in found.items()}
+    packed = {name: trainings[1::2] for name, trainings in found.items()}
+    for how, measured in (("alone", alone), ("packed", packed)):
+        for process, (name, trainings) in enumerate(measured.items()):
+            for round_, training in enumerate(trainings, start=1):
+                note(bench.rows, f"a {how}", name, round_, process, [training])
     return alone, packed
 
 
 def report_packed(alone: Measured, packed: Measured) -> Section:
-    """Compare step times packed with those alone."""
-    lines, by_meter, by_clock = [], [], []
+    """Compare step times packed with those alone, round by round."""
+    lines, by_meter, by_clock, drift = [], [], [], []
     for name, phase in [(recipe, phase) for recipe in alone for phase in alone[recipe][0].phases]:
+        rounds = list(zip(packed[name], alone[name], strict=True))
+        by_meter.append(Ratio.of(p.metered(phase) / a.metered(phase) for p, a in rounds))
+        by_clock.append(Ratio.of(p.clocked(phase) / a.clocked(phase) for p, a in rounds))
         clock = median(t.clocked(phase) for t in alone[name])
         step = median(t.metered(phase) for t in alone[name])
-        spread = Ratio.of((t.metered(phase) for t in alone[name]), step)
-        by_meter.append(Ratio.of((t.metered(phase) for t in packed[name]), step))
-        by_clock.append(Ratio.of((t.clocked(phase) for t in packed[name]), clock))
-        times = [f"{1e3 * clock:.2f}", f"{1e3 * step:.2f}", f"{spread.low:.3f} to {spread.high:.3f}"]
+        drift.append(Ratio.of((t.metered(phase) for t in alone[name]), step))
+        times = [f"{1e3 * clock:.2f}", f"{1e3 * step:.2f}", f"{drift[-1].low:.3f} to {drift[-1].high:.3f}"]
         verdict = met(by_meter[-1].off <= PACKED_GOAL)
         lines.append([name, phase, *times, str(by_meter[-1]), str(by_clock[-1]), verdict])
-    most, naive = (max(ratio.off for ratio in ratios) for ratios in (by_meter, by_clock))
-    single, naive_single = (max(ratio.most_off for ratio in ratios) for ratios in (by_meter, by_clock))
+    most, naive, alone_most = (
+        max(ratio.off for ratio in by_meter),
+        max(ratio.off for ratio in by_clock),
+        max(ratio.most_off for ratio in drift),
+    )
     text = [
-        f"Furthest from alone: the meter by {most:.1%} (a single training: {single:.1%}), the naive clock by "
-        f"{naive:.1%} ({naive_single:.1%}). Ratios are medians over trainings, in brackets the lowest and the highest "
-        "of a single one.",
+        f"Furthest from alone: the meter by {most:.1%}, the naive clock by {naive:.1%}; trainings alone are up to "
+        f"{alone_most:.1%} from their own median. Ratios are of a round's two turns: the median over "
+        f"{len(rounds)} rounds, in brackets the lowest and the highest.",
         format_table(ALONE_HEAD, lines),
         describe_idleness(alone),
     ]
@@ -448,13 +470,15 @@ COPIES_HEAD = (
 )
 
 
-def compare_copies(bench: Bench, alone: list[Training]) -> Section:
+def compare_copies(bench: Bench) -> Section:
     """Train copies of a recipe at once, in fresh processes; the first three windows of a phase are everyone's."""
-    job, lines, errors, apart = bench.job(RECIPES[COPIED]), [], [], []
-    for round_ in range(1, bench.scale.rounds + 1):
-        copies = [trainings[0] for trainings in run_together(train_job, [job] * PACKED)]
-        for process, training in enumerate(copies):
-            note(bench.rows, "b copies", COPIED, round_, process, [training])
+    job, lines, errors, apart = bench.job(RECIPES[COPIED], turns=(PACKED_TURN, ALONE)), [], [], []
+    for round_ in range(1, bench.scale.repeats + 1):
+        found = run_together(train_in_turns, [job] * PACKED)
+        copies, alone = [trainings[0] for trainings in found], [trainings[1] for trainings in found]
+        for process, trainings in enumerate(found):
+            note(bench.rows, "b copies", COPIED, round_, process, trainings[:1])
+            note(bench.rows, "b alone", COPIED, round_, process, trainings[1:])
         table = share_windows(copies)
         for phase in copies[0].phases:
             shared, reference = table.step_time(phase), median(t.metered(phase) for t in alone)
@@ -465,11 +489,12 @@ def compare_copies(bench: Bench, alone: list[Training]) -> Section:
             for values, ratio in zip(ranges, apart[-1], strict=True):
                 cells += [", ".join(f"{1e3 * value:.2f}" for value in values), f"{ratio:.3f}"]
             lines.append([str(round_), phase, *cells])
-        bench.say(f"b. copies: round {round_} of {bench.scale.rounds}")
+        bench.say(f"b. copies: round {round_} of {bench.scale.repeats}")
     own, clocked = (max(ratios) for ratios in zip(*apart, strict=True))
     most = max(abs(error - 1) for error in errors)
     text = (
-        f"{COPIED}, {PACKED} copies, whose processes are new. A search has one table, so their step times are equal by "
+        f"{COPIED}, {PACKED} copies, whose processes are new; alone is the median of each one's turn alone, right "
+        "after. A search has one table, so their step times are equal by "
         f"construction. With tables of their own they would be up to {own - 1:.1%} apart by the meter; by the naive "
         f"clock they are up to {clocked - 1:.1%} apart.\n\n{format_table(COPIES_HEAD, lines)}"
     )
@@ -481,23 +506,29 @@ STARTS = "import ray.tune, mixtune.training.loop"  # what a trial's new process 
 START_HEAD = "phase | meter to alone | clock to alone | within 5 %"
 
 
-def train_beside_starters(bench: Bench, alone: list[Training]) -> Section:
-    """Train a recipe while other processes start, which no lock holds still, as at the beginning of a search."""
-    trainings = []
-    for round_ in range(1, bench.scale.rounds + 1):
+def train_beside_starters(bench: Bench) -> Section:
+    """Train a recipe while other processes start, which know nothing of the lock, as at the beginning of a search."""
+    job, alone, beside = bench.job(RECIPES[COPIED]), list[Training](), list[Training]()
+    for round_ in range(1, bench.scale.repeats + 1):
+        alone += run_alone(train_in_turns, job)
         starters = [subprocess.Popen([sys.executable, "-c", STARTS]) for _ in range(PACKED - 1)]
-        trainings += run_alone(train_job, bench.job(RECIPES[COPIED]))
+        beside += run_alone(train_in_turns, job)
         for starter in starters:
             starter.wait()
-        note(bench.rows, "b starters", COPIED, round_, 0, trainings[-1:])
-        bench.say(f"b. beside processes that start: round {round_} of {bench.scale.rounds}")
+        bench.say(f"b. beside processes that start: round {round_} of {bench.scale.repeats}")
+    alone += run_alone(train_in_turns, job)
+    note(bench.rows, "b no starters", COPIED, 1, 0, alone)
+    note(bench.rows, "b starters", COPIED, 1, 0, beside)
     lines, ratios = [], []
     for phase in alone[0].phases:
-        ratios.append(Ratio.of((t.metered(phase) for t in trainings), median(t.metered(phase) for t in alone)))
-        clocked = Ratio.of((t.clocked(phase) for t in trainings), median(t.clocked(phase) for t in alone))
+        ratios.append(Ratio.of((t.metered(phase) for t in beside), median(t.metered(phase) for t in alone)))
+        clocked = Ratio.of((t.clocked(phase) for t in beside), median(t.clocked(phase) for t in alone))
         lines.append([phase, str(ratios[-1]), str(clocked), met(ratios[-1].off <= PACKED_GOAL)])
     most = max(ratio.off for ratio in ratios)
-    text = f"{COPIED}, while {PACKED - 1} processes import what a trial needs.\n\n{format_table(START_HEAD, lines)}"
+    text = (
+        f"{COPIED}, while {PACKED - 1} processes import what a trial needs; alone before, between and after.\n\n"
+        f"{format_table(START_HEAD, lines)}"
+    )
     goal = f"beside processes that start, step times are within {PACKED_GOAL:.0%} of alone: off by at most {most:.1%}"
     return Section("Beside processes that start", text, [(goal, most <= PACKED_GOAL)])
 
@@ -594,7 +625,7 @@ def run_search(bench: Bench, space: Mapping[str, Any]) -> tuple[pd.DataFrame, pd
 def train_search_recipe(bench: Bench, when: str) -> list[Training]:
     """Train the base recipe of a search of one size, alone."""
     recipe = with_values(search_recipe(bench), {"epochs.ssl": 4, "epochs.sl": 4, "rho": 0.5})
-    alone = run_alone(train_job, Job(recipe, bench.device, bench.scale.repeats, warms_up=True))
+    alone = run_alone(train_in_turns, Job(recipe, bench.device, (ALONE,) * bench.scale.repeats, warms_up=True))
     note(bench.rows, f"c alone {when}", ONE_SIZE, 1, 0, alone)
     return alone
 
@@ -732,7 +763,7 @@ def check_fresh(bench: Bench, warm_ups: list[int]) -> tuple[list[list[str]], lis
         later = -(-bench.scale.settled_steps // steps)
         for warm_up in warm_ups:
             job = fresh_job(bench, fraction, later, warm_up)
-            trainings = [run_alone(train_job, job)[0] for _ in range(bench.scale.fresh)]
+            trainings = [run_alone(train_in_turns, job)[0] for _ in range(bench.scale.fresh)]
             whole = Ratio.of(training.latency_to_clock for training in trainings)
             for process, training in enumerate(trainings):
                 note(bench.rows, f"d fresh, {warm_up} left out", f"{steps} steps", 1, process, [training])
@@ -802,8 +833,8 @@ def main() -> None:
     alone, packed = measure_packed(bench)
     sections = [
         report_packed(alone, packed),
-        compare_copies(bench, alone[COPIED]),
-        train_beside_starters(bench, alone[COPIED]),
+        compare_copies(bench),
+        train_beside_starters(bench),
         measure_cost(bench),
         measure_fresh(bench),
     ]

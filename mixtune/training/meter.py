@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
@@ -17,13 +16,13 @@ from mixtune.training.data import TrainingData
 from mixtune.training.device import describe_device
 from mixtune.training.device_lock import DeviceLock
 from mixtune.training.plan import Phase
+from mixtune.training.quiet import Moment
 from mixtune.training.state import TrainState
 from mixtune.training.step_times import WINDOWS, StepTimes
 
 OnWindow = Callable[[str, float], None]
 WINDOW_STEPS = 5
 SETTLE_STEPS = 2  # alone, but not timed: what the neighbours left in the caches goes
-QUIET = 0.9  # the least share of a window that its thread runs, of a quiet one
 MOST_DISTURBED = 6  # windows of an epoch that are made again
 WARM_UP_STEPS = 3  # of every epoch, not timed: kernels load, memory is allocated, the epoch's order is drawn
 
@@ -88,7 +87,7 @@ class Meter:
 
     times: what is known already; it grows. ``on_window(signature, seconds)`` is told of each window, once the
     neighbours go on; it is called within the shared stretch, so it should not wait. On a CPU, where others than those
-    that know the lock may run, a window in which this thread had to wait for a core is made again, a few times an
+    that know the lock may run, a window that was not quiet (mixtune.training.quiet) is made again, a few times an
     epoch; where none was quiet, the shortest counts. ::
 
         with meter.epoch(signature, steps):
@@ -124,15 +123,15 @@ class Meter:
             self._window.enter_context(self.lock.exclusive())
         if step == window.start + min(SETTLE_STEPS, len(window) - 1):
             self.lock.synchronise()
-            self._timed_from, self._started, self._ran = step, time.perf_counter(), time.thread_time()
+            self._timed_from, self._began = step, Moment.now()
 
     def _end_window(self, step: int) -> None:
         self.lock.synchronise()
-        took, ran = time.perf_counter() - self._started, time.thread_time() - self._ran
+        ended = Moment.now()
         self._window.close()
         self._due.pop(0)
-        seconds = took / (step - self._timed_from)
-        if ran >= QUIET * took or not self.lock.on_cpu:
+        seconds = (ended.wall - self._began.wall) / (step - self._timed_from)
+        if ended.was_quiet_since(self._began) or not self.lock.on_cpu:
             self._keep(seconds)
             return
         self._disturbed.append(seconds)

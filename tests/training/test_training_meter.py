@@ -487,6 +487,26 @@ def test_a_window_in_which_the_thread_waited_for_a_core_is_made_again(path):
     assert max(told) < 1.5 * STEP_S
 
 
+def compute(computes):
+    """Be a program that knows nothing of the lock."""
+    computes.set()
+    while True:
+        pass
+
+
+def test_a_window_beside_a_program_that_knows_no_lock_is_made_again(path):
+    meter, windows, computes = Meter(DeviceLock(path, on_cpu=True), StepTimes()), 0, PROCESSES.Event()
+    with started(compute, computes):
+        assert computes.wait(LIMIT_S)
+        with meter.epoch("a", 300):
+            for step in range(300):
+                meter.border(step)
+                windows += bool(meter._due) and step == meter._due[0].start
+                busy(0.01)
+    assert MOST_DISTURBED <= windows <= MOST_DISTURBED + WINDOWS
+    assert meter.times.missing("a") == WINDOWS - 1  # none was quiet, so the shortest counts
+
+
 def test_where_no_window_was_quiet_the_shortest_counts(path):
     told = []
     meter = Meter(DeviceLock(path, on_cpu=True), StepTimes(), lambda *window: told.append(window[1]))
