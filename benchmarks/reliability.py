@@ -85,7 +85,7 @@ def parse_options(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--epochs", default="0,1,2,3,4,5,6", help="at which faults are injected")
     parser.add_argument("--only", default=",".join(PARTS), help=",".join(PARTS))
     parser.add_argument("--seed", type=int, default=0, help="of every random choice")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of reliability.md")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of reliability_PARTS.md")
     options = parser.parse_args(given)
     options.only = options.only.split(",")
     options.epochs = [int(epoch) for epoch in options.epochs.split(",")]
@@ -112,8 +112,9 @@ def main() -> None:
             rows += PARTS[part](harness, options, random.Random(f"{options.seed}/{part}"), say)
     text = write_report(rows, options, time.perf_counter() - started)
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "reliability.md").write_text(text)
-    print(f"\n{text}\nwritten to {options.out / 'reliability.md'}")
+    path = options.out / f"{'_'.join(['reliability', *options.only])}.md"
+    path.write_text(text)
+    print(f"\n{text}\nwritten to {path}")
     sys.exit(1 if count_problems(rows) else 0)
 
 
