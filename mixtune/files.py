@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
+from contextlib import suppress
 from pathlib import Path
 
 from mixtune.errors import DataError, RequestError
+
+
+_TEMPORARY = re.compile(r"\..+\.(?P<process>\d+)\.tmp")
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -24,9 +29,33 @@ def write_whole(path: Path, content: str | bytes) -> None:
         raise DataError(f"{path} cannot be written: {error.strerror}") from error
 
 
+def is_temporary(path: Path) -> bool:
+    """Return whether a file is what write_whole() has not finished, by its name."""
+    return _TEMPORARY.fullmatch(path.name) is not None
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove what write_whole() left unfinished in a folder, in processes that have ended."""
+    for path in folder.iterdir():
+        match = _TEMPORARY.fullmatch(path.name)
+        if match and not _runs(int(match["process"])):
+            with suppress(OSError):
+                path.unlink()
+
+
 def make_folder(path: Path) -> None:
     """Make a folder and those above it, if they are not there. Raises RequestError."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RequestError(f"{path} cannot be made: {error.strerror}") from error
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # someone else's, or no number of a process at all
+        return True
+    return True

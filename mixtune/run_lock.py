@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mixtune.errors import RequestError
+from mixtune.files import remove_temporary
 
 DRIVER_LOCK, TRIALS_LOCK = ".driver.lock", ".trials.lock"
 
@@ -52,6 +53,7 @@ def hold_run(
                 raise RequestError(_in_use(directory, driver))
             _sign(driver, doing)
             _await_workers(directory, wait_s, on_wait)
+            remove_temporary(directory)  # what a killed driver has left
         except _NoLocksError as error:
             _log.warning("%s is not protected from another driver: its file system has no locks (%s)", directory, error)
         yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import random
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -233,8 +234,10 @@ def leave_litter(harness: Harness, undisturbed: Undisturbed, say: Say) -> Row:
     with timed(row):
         fresh, finished = harness.new_run("begun"), copy_run(harness, undisturbed.directory)
         fresh.mkdir()
-        for file in (fresh / ".space.yaml.1.tmp", finished / ".pareto.html.1.tmp", finished / ".study.db.1.tmp"):
-            file.write_text("half of")
+        writer = subprocess.Popen(["true"])
+        writer.wait()
+        for file in (fresh / ".space.yaml", finished / ".pareto.html", finished / ".study.db"):
+            file.with_name(f"{file.name}.{writer.pid}.tmp").write_text("half of")
         answers = harness.run(to_search(undisturbed.space, fresh), to_resume(finished))
         row.problems += [str(answer) for answer in answers if answer.error is not None]
         for directory in (fresh, finished):
@@ -279,7 +282,10 @@ def resume_with_damaged_files(
 
 
 def damage_file(path: Path, rng: random.Random) -> str:
-    """Damage a file, remove it or put a folder in its place, and say how; a ledger loses its end or a byte."""
+    """Damage a file or remove it, and say how; a ledger loses its end or a byte.
+
+    Of what is not derived from the ledger a folder may take the place.
+    """
     whole, how = path.read_bytes(), rng.random()
     if path.name == "ledger.jsonl":
         place = rng.randrange(len(whole))
@@ -290,7 +296,7 @@ def damage_file(path: Path, rng: random.Random) -> str:
         path.write_bytes(content)
         return f"{kind}, {len(content)} of {len(whole)} bytes"
     path.unlink()
-    if how < 0.1:
+    if how < 0.1 or path.name != "space.yaml":
         return "removed"
     path.mkdir()
     return "a folder"

@@ -27,6 +27,8 @@ def read_space(directory: Path) -> dict[str, Any]:
         space = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RequestError(f"{directory} holds no run: space.yaml is missing") from None
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RequestError(f"{path} is no readable YAML: {' '.join(str(error).split())}") from error
     if not isinstance(space, dict):

@@ -10,6 +10,7 @@ import yaml
 
 from mixtune.analysis.files import read_space
 from mixtune.errors import RequestError
+from mixtune.files import is_temporary
 from mixtune.run_lock import DRIVER_LOCK, TRIALS_LOCK
 from mixtune.training.forecast import Size, dearest_recipe
 from mixtune.tuning.costs import Machine, reference_point
@@ -27,8 +28,10 @@ def refuse_occupied(directory: Path) -> None:
             f"{directory} holds a run already: give another --out, see it with mixtune pareto {directory}, or go on "
             f"with mixtune resume {directory}"
         )
-    locks = {DRIVER_LOCK, TRIALS_LOCK}
-    if directory.exists() and (not directory.is_dir() or {item.name for item in directory.iterdir()} - locks):
+    locks = (DRIVER_LOCK, TRIALS_LOCK)
+    if directory.is_dir() and all(item.name in locks or is_temporary(item) for item in directory.iterdir()):
+        return
+    if directory.exists():
         raise RequestError(f"{directory} is no empty directory: give another --out")
 
 
