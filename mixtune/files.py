@@ -9,7 +9,6 @@ from pathlib import Path
 
 from mixtune.errors import DataError, RequestError
 
-
 _TEMPORARY = re.compile(r"\..+\.(?P<process>\d+)\.tmp")
 
 
