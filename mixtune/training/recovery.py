@@ -38,6 +38,11 @@ class Recovery:
         self._saved_at = time.monotonic()
         self._took = 0.0
 
+    def take_warnings(self) -> list[str]:
+        """Return what the store has warned of since the last call."""
+        warnings, self._store.warnings = self._store.warnings, []
+        return warnings
+
     def save_if_due(self) -> str | None:
         """Store the state where that is due; return its key if it is stored now."""
         done = len(self._state.history)

@@ -40,6 +40,7 @@ class StateStore:
     A state is a dict of tensors and plain values. max_bytes: of all files together, None for no bound; above it the
     states that were not read or written for longest go first, never the one just written. pinned: asked, whenever
     some have to go, for keys that this process must keep. A writer that died has its temporary file removed here.
+    ``warnings`` holds what went to the log, for a process whose log nobody reads.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class StateStore:
         self.folder = Path(folder)
         self.max_bytes = max_bytes
         self._pinned = pinned
+        self.warnings: list[str] = []
         self._warned = False
         self._sweep()
 
@@ -178,7 +180,7 @@ class StateStore:
 
     def _set_aside(self, key: str, opened: os.stat_result, reason: str) -> None:
         path = self._path(key)
-        _log.warning("%s is damaged (%s): it is set aside, and its epochs are trained again", path, reason)
+        self._warn(f"{path} is damaged ({reason}): it is set aside, and its epochs are trained again")
         self._touch(key)
         with suppress(OSError):
             if os.path.samestat(opened, path.stat()):  # else another process has replaced it meanwhile
@@ -190,7 +192,11 @@ class StateStore:
     def _warn_once(self, problem: str) -> None:
         if not self._warned:
             self._warned = True
-            _log.warning("a trial's state in %s %s: epochs are trained again instead of reused", self.folder, problem)
+            self._warn(f"a trial's state in {self.folder} {problem}: epochs are trained again instead of reused")
+
+    def _warn(self, text: str) -> None:
+        self.warnings.append(text)
+        _log.warning(text)
 
 
 def _header(key: str, content: bytes | memoryview) -> bytes:

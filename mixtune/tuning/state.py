@@ -5,6 +5,7 @@ A search that goes on starts from the ledger alone, so a suggestion depends on n
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import time
@@ -36,6 +37,8 @@ Forecast = Callable[[Mapping[str, Any], StepTimes], Mapping[str, float]]
 MOST_REJECTED = 200  # suggestions in a row; then the constraints are taken for ones that cannot be met
 FEWEST_ALIKE = 4  # failures of one kind, and more than half of the trials that ended: then the search stops
 TIMED = "train_latency_s"
+
+_log = logging.getLogger("mixtune.tuning")
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class RunningSearch:
         self._waiting = [*unfinished, *(name for name in self.baselines if name not in self.records)]
         self._active: set[str] = set()
         self._ended_here: list[TrialRecord] = []
+        self._warned: set[str] = set()
 
     def ask(self) -> Asked | None:
         """Return the next trial; None where there is none, for now, or at all (``is_over``)."""
@@ -152,7 +156,11 @@ class RunningSearch:
         self._write("started", trial)
 
     def report(self, trial: str, to_ledger: Mapping[str, Any]) -> None:
-        """Note epochs, and the windows that were measured meanwhile; see MixTrainable."""
+        """Note epochs, and the windows that were measured meanwhile; see MixTrainable. Its warnings are logged once."""
+        for warning in to_ledger.get("warnings", ()):
+            if _kind(warning) not in self._warned:
+                self._warned.add(_kind(warning))
+                _log.warning(warning)
         for signature, seconds, factors in to_ledger["windows"]:
             self._keep_window(trial, signature, seconds, factors)
         known = {epoch.get("epoch") for epoch in self.records[trial].epochs}
@@ -297,5 +305,5 @@ class RunningSearch:
 
 
 def _kind(reason: str | None) -> str:
-    """Return a failure's reason without what differs from trial to trial."""
+    """Return a failure's reason, or a warning, without what differs from trial to trial."""
     return re.sub(r"\d+", "#", reason or "")

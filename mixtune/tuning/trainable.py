@@ -164,6 +164,7 @@ class MixTrainable(tune.Trainable):  # type: ignore[misc]
             "steps": steps,
             "infer": phase_signature(self.state, "infer"),
             "after_deadline": self._recovery.after_deadline,
+            "warnings": self._recovery.take_warnings(),
         }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:

@@ -351,3 +351,15 @@ def test_a_constraint_that_cannot_be_met_ends_the_search_and_is_named(small_spac
     assert search.stop_reason == (
         f"{MOST_REJECTED} suggestions in a row break train_latency_s <= 2: the constraint cannot be met here"
     )
+
+
+def test_what_a_worker_warns_of_is_logged_once(search: RunningSearch, caplog: pytest.LogCaptureFixture) -> None:
+    trial = first_trial(search)
+    for megabytes in (12, 11):
+        warning = f"a trial's state cannot be written (no space: {megabytes} MB are free)"
+        search.report(trial, {"windows": [], "epochs": [], "warnings": [warning]})
+    search.report(trial, {"windows": [], "epochs": [], "warnings": ["another one"]})
+    assert [record.getMessage() for record in caplog.records] == [
+        "a trial's state cannot be written (no space: 12 MB are free)",
+        "another one",
+    ]
