@@ -30,7 +30,7 @@ ENDED = frozenset(_STATE_AFTER.values())
 COUNTED = frozenset({"complete", "stopped", "failed"})  # in a search's budget
 
 # what an epoch event has of a trial's metrics
-EPOCH_METRICS = ("epoch", "phase", "val_accuracy", "ssl_loss", "sl_loss", "train_latency_s")
+EPOCH_METRICS = ("epoch", "phase", "val_accuracy", "ssl_loss", "sl_loss", "train_latency_s", "forecast_latency_s")
 
 
 class Ledger:
@@ -137,6 +137,11 @@ def step_windows(events: Iterable[Mapping[str, Any]]) -> dict[str, list[float]]:
         if event["event"] == "step_time":
             windows.setdefault(event["signature"], []).append(float(event["seconds"]))
     return windows
+
+
+def waited_seconds(events: Iterable[Mapping[str, Any]]) -> float:
+    """Return for how many seconds slots had nothing to do but wait for a stage."""
+    return sum((float(event["seconds"]) for event in events if event["event"] == "waited"), 0.0)
 
 
 def extended_budget(events: Iterable[Mapping[str, Any]], budget: int) -> int:

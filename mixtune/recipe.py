@@ -95,8 +95,8 @@ class Schedule(Section):
     base_lr: Positive
     weight_decay: NonNegative = 0.05
     betas: Annotated[tuple[ShareBelowOne, ShareBelowOne], Strict(False)] = (0.9, 0.95)
-    warmup_epochs: Count  # at most; never more than a fifth of the epoch budget (ours)
-    schedule: Literal["cosine"] = "cosine"
+    warmup_epochs: Count  # cosine: at most, never more than a fifth of the epoch budget (ours); wsd: exactly
+    schedule: Literal["cosine", "wsd"] = "cosine"  # wsd: warm-up, stable, decay; budgets share all but the decay
 
 
 class SslSchedule(Schedule):

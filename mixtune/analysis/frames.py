@@ -13,6 +13,7 @@ COSTS = [
     "latency_ssl_s",
     "latency_mix_s",
     "latency_sl_s",
+    "latency_reused_s",
     "wall_s",
     "epochs_asked",
     "epochs_trained",

@@ -15,13 +15,14 @@ import pandas as pd
 
 from mixtune import plugins
 from mixtune.analysis import front
+from mixtune.analysis.accounting import Account, account
 from mixtune.analysis.files import html_page, read_space
 from mixtune.analysis.frames import csv_text, plain, trial_frame
 from mixtune.analysis.labels import quantity
 from mixtune.constraints import Constraint
 from mixtune.errors import RequestError, suggest
 from mixtune.files import write_whole
-from mixtune.ledger import TrialRecord, read_ledger, trial_states
+from mixtune.ledger import TrialRecord, read_ledger, trial_states, waited_seconds
 
 STATES = ("complete", "stopped", "failed", "rejected", "running")
 
@@ -33,8 +34,9 @@ class Result:
     ``space`` is space.yaml as a dict, ``records`` the ledger's word on each trial and baseline by id, and
     ``parameters`` the dotted recipe paths that the search varies. ``trials`` has a row a trial: trial, state,
     reason, parameters, objectives, every other metric, latency_ssl_s, latency_mix_s, latency_sl_s, wall_s,
-    epochs_asked, epochs_trained, epochs_reused; ``baselines`` the same after a column ``method``. Names that
-    end in ``_s`` are seconds; accuracies are shares of 1.
+    epochs_asked, epochs_trained, epochs_reused; ``baselines`` the same after a column ``method``; ``waited_s``: for
+    which slots had nothing to do but wait for a stage. Names that end in ``_s`` are seconds; accuracies are shares
+    of 1.
     """
 
     directory: Path
@@ -44,6 +46,7 @@ class Result:
     parameters: tuple[str, ...]
     trials: pd.DataFrame
     baselines: pd.DataFrame
+    waited_s: float = 0.0
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{count} {state}" for state, count in self.counts().items() if count)
@@ -100,6 +103,10 @@ class Result:
         if len(reference) < len(self.objectives):
             return None
         return front.hypervolume(self.feasible(), self.objectives, reference)
+
+    def account(self) -> Account:
+        """Return epochs and seconds that trials and baselines asked for, trained and reused."""
+        return account(self.records.values(), self.waited_s)
 
     def knee(self) -> str | None:
         """Return the id of the front's knee (``front.knee``), None while no trial is feasible."""
@@ -219,7 +226,8 @@ def load(directory: str | os.PathLike[str]) -> Result:
     directory = Path(directory)
     space = read_space(directory)
     ledger = directory / "ledger.jsonl"
-    records = trial_states(read_ledger(ledger) if ledger.exists() else [])  # a run may have ended before its first word
+    events = read_ledger(ledger) if ledger.exists() else []  # a run may have ended before its first word
+    records = trial_states(events)
     objectives: dict[str, str] = space["objectives"]
     trials = [record for record in records.values() if record.baseline is None]
     asked = (name for record in trials for name in record.params)
@@ -234,4 +242,5 @@ def load(directory: str | os.PathLike[str]) -> Result:
         parameters=parameters,
         trials=trial_frame(trials, parameters, objectives, named),
         baselines=trial_frame(baselines, parameters, objectives, ["method", *named]),
+        waited_s=waited_seconds(events),
     )

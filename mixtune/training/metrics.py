@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from mixtune.training.device import describe_device
 from mixtune.training.evaluation import standard_error
 from mixtune.training.meter import phase_signature
-from mixtune.training.plan import Phase, make_plan, method_of, peak_rate
-from mixtune.training.state import TrainState
+from mixtune.training.plan import PHASES, Phase, make_plan, method_of, peak_rate
+from mixtune.training.state import EpochResult, TrainState
 
 TASK_PREFIXES = ("val_accuracy_", "test_accuracy_")  # before a task's name, where there are several
 
@@ -23,8 +24,10 @@ class Metrics:
     error; test_accuracy: the same on the test images, under ``protocol: paper`` alone; task_accuracies: of the split
     that is measured, by task, where there are several; train_latency_s: seconds of the training steps so far on a
     device of their own, from step times measured in quiet windows (mixtune.training.meter), and its shares by phase;
-    train_clock_s: the same steps by the wall clock, slowed by whatever else ran on the device; validation_s,
-    compile_s, checkpoint_s, waiting_s: seconds of what is in neither; train_flops: floating-point operations of the
+    latency_reused_s: its share of epochs_reused; forecast_latency_s: the same for the whole recipe, phases that were
+    not timed yet by their operations; train_clock_s: the steps of epochs_trained by the wall clock, slowed by whatever
+    else ran on the device; validation_s, compile_s, checkpoint_s, waiting_s: seconds of what is in neither, of these
+    epochs; train_flops: floating-point operations of the
     whole recipe, counted from shapes; infer_latency_ms: milliseconds from one image's pixels to its class, measured
     as the steps are, after the last epoch; peak_memory_mb: megabytes (10**6 bytes) that PyTorch held at most on the
     GPU, NaN on a CPU; ssl_loss, sl_loss: means over the latest epoch; epoch: epochs done, of
@@ -41,6 +44,8 @@ class Metrics:
     latency_ssl_s: float
     latency_mix_s: float
     latency_sl_s: float
+    latency_reused_s: float
+    forecast_latency_s: float
     train_clock_s: float
     validation_s: float
     compile_s: float
@@ -89,6 +94,7 @@ class Metrics:
 def measure(state: TrainState, epochs: int | None = None) -> Metrics:
     """Return the figures of a state after its first ``epochs`` epochs, at least one; default: all that it has."""
     history, optim = state.history[:epochs], state.recipe.optim
+    reused, own = history[: state.epochs_reused], history[state.epochs_reused :]
     latest = history[-1]
     tasks = state.data.tasks
     accuracies = latest.accuracies or (math.nan,) * len(tasks)
@@ -101,8 +107,8 @@ def measure(state: TrainState, epochs: int | None = None) -> Metrics:
 
     signatures = {phase: phase_signature(state, phase) for phase in {result.phase for result in history}}
 
-    def seconds(*phases: Phase) -> float:
-        return state.step_times.latency((r.steps, signatures[r.phase]) for r in history if r.phase in phases)
+    def seconds(results: list[EpochResult], *phases: Phase) -> float:
+        return state.step_times.latency((r.steps, signatures[r.phase]) for r in results if r.phase in phases)
 
     return Metrics(
         val_accuracy=val_accuracy,
@@ -110,15 +116,17 @@ def measure(state: TrainState, epochs: int | None = None) -> Metrics:
         test_accuracy=test_accuracy,
         test_accuracy_se=test_se,
         task_accuracies={t.name: a for t, a in zip(tasks, accuracies, strict=True)} if len(tasks) > 1 else {},
-        train_latency_s=seconds("ssl", "mix", "sl"),
-        latency_ssl_s=seconds("ssl"),
-        latency_mix_s=seconds("mix"),
-        latency_sl_s=seconds("sl"),
-        train_clock_s=sum(result.seconds for result in history),
-        validation_s=sum(result.validation_seconds for result in history),
-        compile_s=sum(result.compile_seconds for result in history),
+        train_latency_s=seconds(history, *PHASES),
+        latency_ssl_s=seconds(history, "ssl"),
+        latency_mix_s=seconds(history, "mix"),
+        latency_sl_s=seconds(history, "sl"),
+        latency_reused_s=seconds(reused, *PHASES),
+        forecast_latency_s=_forecast_latency(state),
+        train_clock_s=sum(result.seconds for result in own),
+        validation_s=sum(result.validation_seconds for result in own),
+        compile_s=sum(result.compile_seconds for result in own),
         checkpoint_s=state.checkpoint_seconds,
-        waiting_s=sum(result.waiting_seconds for result in history),
+        waiting_s=sum(result.waiting_seconds for result in own),
         train_flops=state.flops(),
         infer_latency_ms=1e3 * state.step_times.step_time(phase_signature(state, "infer")),
         peak_memory_mb=max((math.nan if r.peak_memory_mb is None else r.peak_memory_mb) for r in history),
@@ -128,12 +136,27 @@ def measure(state: TrainState, epochs: int | None = None) -> Metrics:
         phase=latest.phase,
         epoch=latest.epoch,
         epochs_asked=len(make_plan(state.recipe)),
-        epochs_trained=max(0, latest.epoch - state.epochs_reused),
-        epochs_reused=min(latest.epoch, state.epochs_reused),
+        epochs_trained=len(own),
+        epochs_reused=len(reused),
         train_images=sum(len(task.train) for task in tasks),
         lr_ssl=peak_rate(optim.ssl, optim.batch_size),
         lr_sl=peak_rate(optim.sl, optim.batch_size),
         device=describe_device(state.device),
         protocol=state.recipe.protocol,
         precision=str(state.autocast_dtype).removeprefix("torch."),
+    )
+
+
+def _forecast_latency(state: TrainState) -> float:
+    """Return the seconds of the whole recipe's training steps: untimed phases go as fast, by operations, as others."""
+    epochs = Counter(epoch.phase for epoch in make_plan(state.recipe))
+    flops = state.phase_flops()
+    timed = {phase: state.step_times.step_time(phase_signature(state, phase)) for phase in epochs}
+    known = [phase for phase in epochs if math.isfinite(timed[phase])]
+    if not known:
+        return math.nan
+    pace = sum(timed[phase] for phase in known) / sum(flops[phase] for phase in known)
+    return sum(
+        count * state.data.steps * (timed[phase] if phase in known else pace * flops[phase])
+        for phase, count in epochs.items()
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from fractions import Fraction
@@ -14,6 +15,7 @@ Method = Literal["sl", "ssl_sl", "mixtraining"]
 PHASES: tuple[Phase, ...] = ("ssl", "mix", "sl")
 
 REFERENCE_BATCH = 256  # base learning rates are stated for this batch size
+DECAY = 5  # wsd: the last fifth of a budget, in whole epochs, is its decay (Haegele et al. 2024, arXiv 2405.18392)
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Epoch:
     sl_epoch: int | None
 
 
+@functools.cache
 def mix_epochs(rho: float, ssl_epochs: int, sl_epochs: int) -> int:
     """Return e_mix = floor(rho * min(e_ssl, e_sl)) (Eq. 1).
 
@@ -63,15 +66,37 @@ def peak_rate(schedule: Schedule, batch_size: int) -> float:
     return schedule.base_lr * batch_size / REFERENCE_BATCH
 
 
-def rate_factor(schedule: Schedule, budget: int, progress: float) -> float:
+def warmup_length(schedule: Schedule, budget: int) -> float:
+    """Return the epochs of a budget's linear warm-up.
+
+    cosine: at most a fifth of the budget (ours): the paper's 20 of 100 epochs, and still a decay where a search
+    tries 5. wsd: ``warmup_epochs``, whatever the budget.
+    """
+    return schedule.warmup_epochs if schedule.schedule == "wsd" else min(schedule.warmup_epochs, budget / 5)
+
+
+def decay_start(budget: int, mix: int = 0) -> int:
+    """Return after how many epochs of a budget its wsd rate goes down: all but the last fifth.
+
+    mix: of an SSL budget the epochs in the mix phase; where there are some, the decay is among them, so that the SSL
+    phase is the beginning of every longer one.
+    """
+    start = budget - math.ceil(budget / DECAY)
+    return max(start, budget - mix) if mix else start
+
+
+def rate_factor(schedule: Schedule, budget: int, progress: float, decays_from: int = 0) -> float:
     """Return the learning rate's share of its peak after ``progress`` epochs of a ``budget`` of epochs.
 
-    Linear warm-up, then half a cosine down to 0 (He et al. 2022). The warm-up takes at most a fifth of the
-    budget (ours): the paper's 20 of 100 epochs, and still a decay where a search tries 5.
+    cosine: linear warm-up, then half a cosine down to 0 (He et al. 2022). wsd: linear warm-up, the peak, and from
+    ``decays_from`` on down to 0 as 1 - sqrt (Haegele et al. 2024); before that nothing depends on the budget.
     """
-    warmup = min(schedule.warmup_epochs, budget / 5)
+    warmup = warmup_length(schedule, budget)
+    rise = min(1.0, progress / warmup) if warmup else 1.0
+    if schedule.schedule == "wsd":
+        return rise * (1.0 - math.sqrt(max(0.0, progress - decays_from) / (budget - decays_from)))
     if progress < warmup:
-        return progress / warmup
+        return rise
     return 0.5 * (1.0 + math.cos(math.pi * (progress - warmup) / (budget - warmup)))
 
 
@@ -81,11 +106,12 @@ def learning_rates(recipe: Recipe, epoch: Epoch, step: int, steps: int) -> dict[
     A loss that the phase does not have is left out. Each schedule spans its own epoch budget, so the SSL rate ends
     and the SL rate begins in the mix phase (ours: the paper does not say).
     """
-    rates = {}
+    budgets, rates = recipe.epochs, {}
     if epoch.ssl_epoch is not None:
-        factor = rate_factor(recipe.optim.ssl, recipe.epochs.ssl, epoch.ssl_epoch + step / steps)
+        decays_from = decay_start(budgets.ssl, mix_epochs(recipe.rho, budgets.ssl, budgets.sl))
+        factor = rate_factor(recipe.optim.ssl, budgets.ssl, epoch.ssl_epoch + step / steps, decays_from)
         rates["ssl"] = peak_rate(recipe.optim.ssl, recipe.optim.batch_size) * factor
     if epoch.sl_epoch is not None:
-        factor = rate_factor(recipe.optim.sl, recipe.epochs.sl, epoch.sl_epoch + step / steps)
+        factor = rate_factor(recipe.optim.sl, budgets.sl, epoch.sl_epoch + step / steps, decay_start(budgets.sl))
         rates["sl"] = peak_rate(recipe.optim.sl, recipe.optim.batch_size) * factor
     return rates

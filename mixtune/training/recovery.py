@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from mixtune.training.meter import phase_signature
@@ -19,15 +20,22 @@ SAVE_SHARE = 0.05  # of the time that storing may take, between phase borders
 class Recovery:
     """Brings a fresh state to the longest stored beginning of its recipe, and stores it as training goes on.
 
-    States are stored at phase borders and at the end, and every SAVE_EVERY_S seconds between, where the one before is
-    then removed; after ``deadline`` (unix seconds) at each epoch's end: ``after_deadline`` says whether the latest
-    epoch was one of these. folder, max_bytes: see StateStore.
+    States are stored at phase borders, after ``branches`` epochs, since others may go on from there, and at the end;
+    and every SAVE_EVERY_S seconds between, where the one before is then removed; after ``deadline`` (unix seconds) at
+    each epoch's end: ``after_deadline`` says whether the latest epoch was one of these. folder, max_bytes: see
+    StateStore.
     """
 
     def __init__(
-        self, state: TrainState, folder: Path, max_bytes: int | None = None, deadline: float | None = None
+        self,
+        state: TrainState,
+        folder: Path,
+        max_bytes: int | None = None,
+        deadline: float | None = None,
+        branches: Collection[int] = (),
     ) -> None:
         self._state, self._deadline, self.after_deadline = state, deadline, False
+        self._branches = frozenset(branches)
         self._store = StateStore(folder, max_bytes)
         self._plan = make_plan(state.recipe)
         self._keys = stage_keys(state.recipe, state.data, state.device)
@@ -47,6 +55,7 @@ class Recovery:
         """Store the state where that is due; return its key if it is stored now."""
         done = len(self._state.history)
         is_border = done == len(self._plan) or self._plan[done].phase != self._plan[done - 1].phase
+        is_border |= done in self._branches
         now = time.monotonic()
         due = now - self._saved_at > max(SAVE_EVERY_S, self._took / SAVE_SHARE)
         self.after_deadline = self._deadline is not None and time.time() > self._deadline

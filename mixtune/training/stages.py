@@ -30,6 +30,7 @@ from mixtune.training.optimizer import followed_schedules
 from mixtune.training.plan import Epoch, Phase, learning_rates, make_plan
 
 _KEY_LENGTH = 40  # hexadecimal digits
+_RATES_TOLD = 8  # of an epoch, and its last: a schedule has two smooth pieces at most, which so many points tell apart
 _PACKAGES = ("numpy", "timm", "torch", "torchvision")
 
 _digests = WeakTensorKeyDictionary()  # of the images that trial after trial shares
@@ -79,11 +80,12 @@ def _describe_start(recipe: Recipe, data: TrainingData, device: torch.device) ->
 
 def _describe_epoch(recipe: Recipe, epoch: Epoch, steps: int) -> dict[str, Any]:
     """Return what an epoch depends on beside its images and the state that it begins with."""
-    rates = [learning_rates(recipe, epoch, step, steps) for step in range(steps)]
+    told = {*range(0, steps, max(1, steps // _RATES_TOLD)), steps - 1}
+    rates = [learning_rates(recipe, epoch, step, steps) for step in sorted(told)]
     description: dict[str, Any] = {
         "index": epoch.index,  # of its random streams
         "phase": epoch.phase,
-        "rates": {loss: _digest_rates([at_step[loss] for at_step in rates]) for loss in rates[0]},  # of every step
+        "rates": {loss: _digest_rates([at_step[loss] for at_step in rates]) for loss in rates[0]},
         "schedules": {
             loss: getattr(recipe.optim, loss).model_dump(mode="json", include={"weight_decay", "betas"})
             for loss in rates[0]

@@ -96,9 +96,13 @@ class TrainState:
         dtype = self.autocast_dtype
         return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
 
+    def phase_flops(self) -> dict[Phase, float]:
+        """Return the training operations of one image in each phase."""
+        return phase_flops(self.backbone, self.objective, [len(task.classes) for task in self.data.tasks])
+
     def flops(self) -> float:
         """Return the training operations of the whole recipe, trained or not."""
-        per_image = phase_flops(self.backbone, self.objective, [len(task.classes) for task in self.data.tasks])
+        per_image = self.phase_flops()
         return sum(per_image[epoch.phase] * self.data.epoch_images for epoch in make_plan(self.recipe))
 
     def state_dict(self) -> dict[str, Any]:

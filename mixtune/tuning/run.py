@@ -30,6 +30,7 @@ from mixtune.run_lock import hold_run
 from mixtune.space import SearchSpace
 from mixtune.training.memory import allowed_bytes
 from mixtune.tuning.adapters import Drain, SearchCallback, SearchSearcher
+from mixtune.tuning.branches import RecipePaths
 from mixtune.tuning.cluster import Nodes, Slots, double_share, plan_slots, ray_session, trials_for_a_gpu
 from mixtune.tuning.costs import STATES_BYTES, CostModel, Machine, device_here, look_at_machine
 from mixtune.tuning.directory import (
@@ -163,7 +164,7 @@ def _run(
     """Train what is left of the budget in the present Ray session, and write the run directory's tables."""
     space = prepared.space
     slots = plan_slots(space.resources, nodes, machine.auto_share(trials_for_a_gpu(space.resources, nodes)))
-    costs = CostModel(space, prepared.data, machine)
+    costs, paths = CostModel(space, prepared.data, machine), RecipePaths(space)
     study = StudyFile(directory / STUDY, space)
     with Progress(slots.count, console) as progress:
 
@@ -179,6 +180,8 @@ def _run(
             deadline=None if seconds is None else time.time() + seconds,
             forecast=costs.forecast,
             larger_share=lambda share: double_share(slots.gpus if share is None else share),
+            paths=paths,
+            slots=slots.count,
         )
         with _saying_that_the_ledger_is_full(search, directory):
             _extend(search, trials)
@@ -190,8 +193,9 @@ def _run(
             progress.begin(search)
             study.sync(search.records.values())
             with _saying_that_the_ledger_is_full(search, directory):
-                _tune(search, slots, directory, machine)
+                _tune(search, slots, directory, machine, paths)
     result = _write_tables(directory)
+    _say(console, str(result.account()))
     study.sync(search.records.values())
     return _judge(search, result, directory, console)
 
@@ -223,7 +227,7 @@ def _judge(search: RunningSearch, result: Result, directory: Path, console: Cons
     return result
 
 
-def _tune(search: RunningSearch, slots: Slots, directory: Path, machine: Machine) -> None:
+def _tune(search: RunningSearch, slots: Slots, directory: Path, machine: Machine, paths: RecipePaths) -> None:
     """Let Ray Tune train the search's trials."""
 
     def context(asked: Asked) -> SearchContext:
@@ -241,6 +245,7 @@ def _tune(search: RunningSearch, slots: Slots, directory: Path, machine: Machine
             memory_bytes=memory,
             deadline=search.deadline,
             states_bytes=STATES_BYTES,
+            branches=tuple(paths(asked.params).stored_after),
         )
 
     def resources(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:

@@ -29,6 +29,7 @@ from mixtune.ledger import (
 )
 from mixtune.space import SearchSpace
 from mixtune.training.step_times import StepTimes
+from mixtune.tuning.stage_table import Paths, StageTable, TrialPath
 from mixtune.tuning.suggestions import Suggester
 
 Cause = Literal["crash", "out of memory", "permanent"]
@@ -36,6 +37,7 @@ Forecast = Callable[[Mapping[str, Any], StepTimes], Mapping[str, float]]
 
 MOST_REJECTED = 200  # suggestions in a row; then the constraints are taken for ones that cannot be met
 FEWEST_ALIKE = 4  # failures of one kind, and more than half of the trials that ended: then the search stops
+LEAST_WAITED_S = 0.1  # of slots, to be noted
 TIMED = "train_latency_s"
 
 _log = logging.getLogger("mixtune.tuning")
@@ -55,8 +57,9 @@ class RunningSearch:
 
     ledger: its file, read where it exists; deadline: unix seconds, after which the search drains; forecast: what is
     known of dotted parameters before training, for the constraints; larger_share: a share of a GPU that is larger than
-    one which was too small (None: the search's), or None where there is no larger one; ``on_change`` is called with
-    this object and a trial's record after each event.
+    one which was too small (None: the search's), or None where there is no larger one; paths: of dotted parameters
+    through the stage tree, by which a trial waits for a stage that another one trains; slots: how many run at once;
+    ``on_change`` is called with this object and a trial's record after each event.
     """
 
     def __init__(
@@ -68,6 +71,8 @@ class RunningSearch:
         deadline: float | None = None,
         forecast: Forecast = lambda params, times: {},
         larger_share: Callable[[float | None], float | None] = lambda share: None,
+        paths: Paths = lambda params: TrialPath(()),
+        slots: int = 1,
     ) -> None:
         self.space = space
         self.baselines = space.baseline_params()
@@ -83,6 +88,11 @@ class RunningSearch:
         self.budget = extended_budget(events, space.budget)
         self.suggester = Suggester(space)
         self._replay()
+        self.stages = StageTable(paths)
+        self._slots, self._idle_since, self._idle_s = slots, math.nan, 0.0
+        for event in events:
+            if event["event"] == "epoch" and "state" in event:
+                self.stages.note_stored(self.records[event["trial"]].params, event["metrics"]["epoch"])
         unfinished = [r.trial for r in self.records.values() if r.state not in ENDED]
         self._waiting = [*unfinished, *(name for name in self.baselines if name not in self.records)]
         self._active: set[str] = set()
@@ -90,22 +100,38 @@ class RunningSearch:
         self._warned: set[str] = set()
 
     def ask(self) -> Asked | None:
-        """Return the next trial; None where there is none, for now, or at all (``is_over``)."""
-        if self.is_draining:
-            return None
+        """Return the next trial; None where there is none, for now, or at all (``is_over``).
+
+        A trial whose beginning another one is training waits for it, and one that needs no waiting goes first.
+        """
+        self._count_idle()
+        while not self.is_draining:
+            for trial in self._waiting:
+                if self.stages.awaited(self._params(trial)) is None:
+                    self._waiting.remove(trial)
+                    return self._start(trial)
+            if len(self._waiting) >= self._slots or not self._wants_more:
+                break
+            if (asked := self._ask_new()) is not None:
+                self._waiting.append(asked)
         if self._waiting:
-            return self._start(self._waiting.pop(0))
-        if self.done + len(self._active - set(self.baselines)) >= self._wanted:
-            return None
-        for _ in range(MOST_REJECTED):
-            trial = self._ask_new()
-            if trial is not None:
-                return self._start(trial)
-            if self.done + len(self._active - set(self.baselines)) >= self._wanted:
-                return None
-        kept = " and ".join(str(constraint) for constraint in self.space.constraints.values())
-        self.stop_reason = f"{MOST_REJECTED} suggestions in a row break {kept}: the constraint cannot be met here"
+            self._idle_since = time.monotonic()
         return None
+
+    @property
+    def _wants_more(self) -> bool:
+        """Whether a new trial has to be asked for, to meet the budget."""
+        records = (r for r in self.records.values() if r.trial not in self.baselines)
+        return sum(r.state not in ENDED or r.state in COUNTED for r in records) < self._wanted
+
+    def _params(self, trial: str) -> dict[str, Any]:
+        return self.records[trial].params if trial in self.records else self.baselines[trial]
+
+    def _count_idle(self) -> None:
+        """Count the seconds of slots that had nothing to do but to wait for a stage."""
+        if not math.isnan(self._idle_since):
+            slots = max(0, self._slots - len(self._active))
+            self._idle_s, self._idle_since = self._idle_s + slots * (time.monotonic() - self._idle_since), math.nan
 
     @property
     def is_over(self) -> bool:
@@ -169,6 +195,9 @@ class RunningSearch:
                 stored = {"state": epoch["state"]} if "state" in epoch else {}
                 metrics = {name: value for name, value in epoch.items() if name != "state"}
                 self._write("epoch", trial, metrics=finite_or_none(metrics), **stored)
+            if "state" in epoch:
+                self.stages.note_stored(self.records[trial].params, epoch["epoch"])
+        self.stages.advance(trial, max((epoch["epoch"] for epoch in to_ledger["epochs"]), default=0))
 
     def end(self, trial: str, metrics: Mapping[str, Any], to_ledger: Mapping[str, Any]) -> None:
         """Note a trial's end: complete if it ran its whole recipe to finite objectives, else stopped or failed.
@@ -178,10 +207,12 @@ class RunningSearch:
         """
         steps = to_ledger["steps"]
         metrics = {**metrics, **self._latencies(to_ledger)}
+        if metrics["epoch"] == metrics["epochs_asked"]:
+            metrics["forecast_latency_s"] = metrics[TIMED]
         needed = {**self.space.objectives, **self.space.constraints}
         bad = [name for name in needed if not math.isfinite(metrics.get(name, math.nan))]
         if metrics["epoch"] < metrics["epochs_asked"]:
-            self._active.discard(trial)
+            self._leave(trial)
             if not self.is_draining:
                 self._end("stopped", trial, reason="ended early by the scheduler", metrics=metrics)
         elif bad:
@@ -201,11 +232,11 @@ class RunningSearch:
         """
         record = self.records[trial]
         if record.state in ENDED:  # what failed is not the trial, but something that heard of its end
-            self._active.discard(trial)
+            self._leave(trial)
             return
         share = self._larger_share(record.gpus) if cause == "out of memory" else None
         if share is not None or (cause == "crash" and record.crashes < self.space.search.max_failures):
-            self._active.discard(trial)
+            self._leave(trial)
             larger = {} if share is None else {"gpus_per_trial": share}
             self._write("retried", trial, reason=reason, cause=cause, **larger)
             self._waiting.insert(0, trial)
@@ -216,11 +247,31 @@ class RunningSearch:
         """Hand out a trial, which is asked for in the ledger already, unless it is a baseline's first time."""
         if trial not in self.records:
             self._write("asked", trial, baseline=trial, params=self.baselines[trial])
+        if self._idle_s > LEAST_WAITED_S:
+            self._append("waited", trial=trial, seconds=self._idle_s)
+            self._idle_s = 0.0
         self._active.add(trial)
         record = self.records[trial]
+        self.stages.begin(trial, record.params)
         return Asked(trial, record.params, record.gpus)
 
+    def _leave(self, trial: str) -> None:
+        """Take a trial that trains no more from those that do."""
+        self._count_idle()
+        self._active.discard(trial)
+        self.stages.leave(trial)
+
     def _ask_new(self) -> str | None:
+        """Ask the sampler until a trial keeps the constraints; None where there is none, or too many break them."""
+        for _ in range(MOST_REJECTED):
+            trial = self._ask_once()
+            if trial is not None or not self._wants_more:
+                return trial
+        kept = " and ".join(str(constraint) for constraint in self.space.constraints.values())
+        self.stop_reason = f"{MOST_REJECTED} suggestions in a row break {kept}: the constraint cannot be met here"
+        return None
+
+    def _ask_once(self) -> str | None:
         """Ask the sampler for a trial; return None where it breaks a constraint."""
         number = 1 + sum(name not in self.baselines for name in self.records)
         trial = f"t{number:04d}"
@@ -240,7 +291,7 @@ class RunningSearch:
 
     def _end(self, event: str, trial: str, **fields: Any) -> None:
         metrics = fields.pop("metrics")
-        self._active.discard(trial)
+        self._leave(trial)
         self._write(event, trial, metrics=finite_or_none(metrics), **fields)
         self._tell(self.records[trial])
         self._ended_here.append(self.records[trial])
@@ -278,9 +329,9 @@ class RunningSearch:
         return TIMED in self.space.objectives or TIMED in self.space.constraints
 
     def _latencies(self, to_ledger: Mapping[str, Any]) -> dict[str, float]:
-        steps = to_ledger["steps"].items()
-        seconds = {phase: self.step_times.latency([(count, signature)]) for phase, (count, signature) in steps}
+        seconds = {phase: self.step_times.latency([steps]) for phase, steps in to_ledger["steps"].items()}
         by_phase = {f"latency_{phase}_s": s for phase, s in seconds.items()}
+        by_phase["latency_reused_s"] = self.step_times.latency(to_ledger["reused_steps"].values())
         infer = 1e3 * self.step_times.step_time(to_ledger["infer"])
         return {TIMED: sum(seconds.values()), **by_phase, "infer_latency_ms": infer}
 

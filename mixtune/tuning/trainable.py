@@ -28,7 +28,7 @@ from mixtune.training.meter import phase_signature, state_factors
 from mixtune.training.metrics import measure
 from mixtune.training.plan import Phase, make_plan
 from mixtune.training.recovery import Recovery
-from mixtune.training.state import TrainState, start_state
+from mixtune.training.state import EpochResult, TrainState, start_state
 from mixtune.training.step_times import StepTimes
 
 RESERVED = ("recipe", "trial", "search")  # every other key of the config is a dotted recipe path
@@ -44,7 +44,8 @@ class SearchContext:
     threads, precision: of each trial, the same for the whole run, because bits and step times depend on them;
     ``precision`` is what a recipe's ``auto`` stands for, so that no trial asks a busy GPU; step_times:
     windows measured so far, by cost signature; memory_bytes: the most that a trial may allocate on its GPU; deadline:
-    unix seconds after which each epoch's state is stored, since it may be the last; states_bytes: of all stored states.
+    unix seconds after which each epoch's state is stored, since it may be the last; states_bytes: of all stored states;
+    branches: epochs after which other recipes of the space may go on from this trial's state.
     """
 
     directory: str
@@ -56,6 +57,7 @@ class SearchContext:
     memory_bytes: int | None = None
     deadline: float | None = None
     states_bytes: int | None = None
+    branches: tuple[int, ...] = ()
 
 
 class MixTrainable(tune.Trainable):  # type: ignore[misc]
@@ -103,7 +105,7 @@ class MixTrainable(tune.Trainable):  # type: ignore[misc]
         if context is not None:
             self.state.step_times = StepTimes(context.step_times)
             self._recovery = Recovery(
-                self.state, Path(context.directory) / "stages", context.states_bytes, context.deadline
+                self.state, Path(context.directory) / "stages", context.states_bytes, context.deadline, context.branches
             )
         self._train()
 
@@ -153,15 +155,17 @@ class MixTrainable(tune.Trainable):  # type: ignore[misc]
         self._reported = len(self.state.history)
         if key is not None:
             epochs[-1]["state"] = key
-        counts: Counter[Phase] = Counter()
-        for result in self.state.history:
-            counts[result.phase] += result.steps
-        steps = {phase: (count, phase_signature(self.state, phase)) for phase, count in counts.items()}
+        reused = self.state.history[: self.state.epochs_reused]
+        steps, reused_steps = (
+            {phase: (count, phase_signature(self.state, phase)) for phase, count in _count_steps(results).items()}
+            for results in (self.state.history, reused)
+        )
         assert self._recovery is not None
         return {
             "windows": windows,
             "epochs": epochs,
             "steps": steps,
+            "reused_steps": reused_steps,
             "infer": phase_signature(self.state, "infer"),
             "after_deadline": self._recovery.after_deadline,
             "warnings": self._recovery.take_warnings(),
@@ -175,6 +179,13 @@ class MixTrainable(tune.Trainable):  # type: ignore[misc]
         """Go on from a checkpoint of the same recipe, bit for bit on CPU."""
         self.state.load_state_dict(torch.load(Path(checkpoint) / CHECKPOINT, map_location="cpu", weights_only=True))
         self._train()
+
+
+def _count_steps(results: Sequence[EpochResult]) -> Counter[Phase]:
+    counts: Counter[Phase] = Counter()
+    for result in results:
+        counts[result.phase] += result.steps
+    return counts
 
 
 @functools.cache

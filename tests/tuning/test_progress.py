@@ -14,7 +14,7 @@ from mixtune.tuning.progress import Progress, seconds_left, status_line
 from mixtune.tuning.state import RunningSearch
 
 WHOLE = {"val_accuracy": 0.91, "train_latency_s": 2.0, "epoch": 5, "epochs_asked": 5}
-STEPS = {"steps": {"sl": (20, "signature")}, "infer": "inference"}
+STEPS = {"steps": {"sl": (20, "signature")}, "reused_steps": {}, "infer": "inference"}
 
 
 @pytest.fixture

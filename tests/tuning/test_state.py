@@ -16,7 +16,11 @@ from mixtune.space import SearchSpace, space_from_dict
 from mixtune.tuning.state import MOST_REJECTED, RunningSearch
 
 WHOLE = {"val_accuracy": 0.9, "epoch": 5, "epochs_asked": 5, "device": "a CPU"}
-STEPS = {"steps": {"ssl": (10, "ssl steps"), "sl": (20, "sl steps")}, "infer": "inference"}
+STEPS = {
+    "steps": {"ssl": (10, "ssl steps"), "sl": (20, "sl steps")},
+    "reused_steps": {"ssl": (10, "ssl steps")},
+    "infer": "inference",
+}
 WINDOWS = [("ssl steps", 0.1, {"device": "a CPU"}), ("sl steps", 0.05, {"device": "a CPU"})]
 
 
