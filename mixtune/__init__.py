@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mixtune.training.single import Trained
     from mixtune.training.single import train_recipe as train
     from mixtune.tuning.run import resume, search
+    from mixtune.tuning.schedulers.pareto_asha import ParetoASHA
     from mixtune.tuning.trainable import MixTrainable
 
 __version__ = "0.1.0"
@@ -27,6 +28,7 @@ _HOMES = {
     "Comparison": "mixtune.comparison",
     "DataError": "mixtune.errors",
     "MixTrainable": "mixtune.tuning.trainable",
+    "ParetoASHA": "mixtune.tuning.schedulers.pareto_asha",
     "Recipe": "mixtune.recipe",
     "RequestError": "mixtune.errors",
     "Result": "mixtune.analysis.result",
@@ -49,6 +51,7 @@ __all__ = [
     "Comparison",
     "DataError",
     "MixTrainable",
+    "ParetoASHA",
     "Recipe",
     "RequestError",
     "Result",

@@ -30,7 +30,17 @@ ENDED = frozenset(_STATE_AFTER.values())
 COUNTED = frozenset({"complete", "stopped", "failed"})  # in a search's budget
 
 # what an epoch event has of a trial's metrics
-EPOCH_METRICS = ("epoch", "phase", "val_accuracy", "ssl_loss", "sl_loss", "train_latency_s", "forecast_latency_s")
+EPOCH_METRICS = (
+    "epoch",
+    "phase",
+    "sl_progress",
+    "val_accuracy",
+    "ssl_loss",
+    "sl_loss",
+    "train_latency_s",
+    "forecast_latency_s",
+    "train_flops",
+)
 
 
 class Ledger:

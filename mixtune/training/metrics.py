@@ -31,7 +31,8 @@ class Metrics:
     whole recipe, counted from shapes; infer_latency_ms: milliseconds from one image's pixels to its class, measured
     as the steps are, after the last epoch; peak_memory_mb: megabytes (10**6 bytes) that PyTorch held at most on the
     GPU, NaN on a CPU; ssl_loss, sl_loss: means over the latest epoch; epoch: epochs done, of
-    epochs_asked: trained by the trial's latest attempt, or reused from a stored state; lr_ssl, lr_sl: the peak rates
+    epochs_asked: trained by the trial's latest attempt, or reused from a stored state; sl_progress: the share of the SL
+    budget's epochs (mix and SL) that are done; lr_ssl, lr_sl: the peak rates
     used (base_lr * batch / 256); device: the GPU, or the CPU and its threads.
     """
 
@@ -62,6 +63,7 @@ class Metrics:
     epochs_asked: int
     epochs_trained: int
     epochs_reused: int
+    sl_progress: float
     train_images: int
     lr_ssl: float
     lr_sl: float
@@ -94,6 +96,7 @@ class Metrics:
 def measure(state: TrainState, epochs: int | None = None) -> Metrics:
     """Return the figures of a state after its first ``epochs`` epochs, at least one; default: all that it has."""
     history, optim = state.history[:epochs], state.recipe.optim
+    plan = make_plan(state.recipe)
     reused, own = history[: state.epochs_reused], history[state.epochs_reused :]
     latest = history[-1]
     tasks = state.data.tasks
@@ -135,9 +138,10 @@ def measure(state: TrainState, epochs: int | None = None) -> Metrics:
         method=method_of(state.recipe),
         phase=latest.phase,
         epoch=latest.epoch,
-        epochs_asked=len(make_plan(state.recipe)),
+        epochs_asked=len(plan),
         epochs_trained=len(own),
         epochs_reused=len(reused),
+        sl_progress=sum(epoch.sl_epoch is not None for epoch in plan[: latest.epoch]) / state.recipe.epochs.sl,
         train_images=sum(len(task.train) for task in tasks),
         lr_ssl=peak_rate(optim.ssl, optim.batch_size),
         lr_sl=peak_rate(optim.sl, optim.batch_size),

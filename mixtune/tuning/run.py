@@ -253,12 +253,15 @@ def _tune(search: RunningSearch, slots: Slots, directory: Path, machine: Machine
         return tune.PlacementGroupFactory([{"CPU": share.cpus, **({"GPU": share.gpus} if share.gpus else {})}])
 
     space = search.space
+    scheduler = plugins.find("tuning.schedulers", space.search.scheduler, "scheduler").build(space)
+    if hasattr(scheduler, "rebuild"):  # of ours: Ray's know nothing of a search that goes on
+        scheduler.rebuild(search.records.values())
     with tempfile.TemporaryDirectory(prefix="mixtune-ray-", ignore_cleanup_errors=True) as scratch:
         tuner = tune.Tuner(
             tune.with_resources(MixTrainable, resources),
             tune_config=tune.TuneConfig(
                 search_alg=SearchSearcher(search, context),
-                scheduler=plugins.find("tuning.schedulers", space.search.scheduler, "scheduler").build(space),
+                scheduler=scheduler,
                 num_samples=-1,  # until the searcher says that it is over
                 max_concurrent_trials=slots.count,
                 reuse_actors=True,
