@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -34,7 +37,9 @@ from mixtune.training.loop import DivergedError
 from mixtune.training.plan import method_of
 from mixtune.training.report import duration
 from mixtune.training.saved import save_diverged, saved_metrics
-from mixtune.training.single import train_recipe
+from mixtune.training.single import Shared, train_recipe
+from mixtune.training.stages import stage_keys
+from mixtune.training.step_times import StepTimes
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,7 @@ def compare(
     paper: follow the paper's protocol (no validation split, test accuracy) and put its figures beside ours.
     out: a folder for the trained recipes (see mixtune.training.saved) and the tables, ``compare.md`` and
     ``compare.csv``; trainings that it holds already are not repeated, so an interrupted comparison goes on.
+    Of one seed, epochs that recipes have in common are trained once, and step times are measured once.
     on_line: told of progress, line by line. The seeds of all methods are trained in turn, so that a machine that
     slows down slows all of them. Raises RequestError or DataError.
     """
@@ -107,11 +113,14 @@ def compare(
     comparison = Comparison((), split="test" if recipe.protocol == "paper" else "val", remarks=_remarks(recipe))
     if paper:
         comparison = _with_paper(comparison, recipe)
-    for run in _train_all(planned, None if out is None else Path(out), on_line):
-        comparison = replace(comparison, runs=(*comparison.runs, run))
-        if out is not None:
-            write_whole(Path(out) / "compare.md", comparison.to_markdown())
-            write_whole(Path(out) / "compare.csv", comparison.to_csv())
+    with tempfile.TemporaryDirectory(prefix="mixtune-compare-") as scratch:
+        stages = Path(scratch if out is None else out) / "stages"
+        for run in _train_all(planned, None if out is None else Path(out), stages, on_line):
+            comparison = replace(comparison, runs=(*comparison.runs, run))
+            if out is not None:
+                write_whole(Path(out) / "compare.md", comparison.to_markdown())
+                write_whole(Path(out) / "compare.csv", comparison.to_csv())
+        shutil.rmtree(stages, ignore_errors=True)  # kept by an interrupted comparison alone, which goes on from them
     return comparison
 
 
@@ -133,7 +142,9 @@ def _encodings(recipe: Recipe) -> tuple[str | None, ...]:
     return choices if set(choices) == {"visible", "full"} else (None,)
 
 
-def _train_all(planned: list[tuple[str, Recipe]], out: Path | None, on_line: Callable[[str], None]) -> Iterator[Run]:
+def _train_all(
+    planned: list[tuple[str, Recipe]], out: Path | None, stages: Path, on_line: Callable[[str], None]
+) -> Iterator[Run]:
     mixed = planned[-1][1]
     device = choose_device()
     data = load_training_data(mixed, device)
@@ -142,11 +153,12 @@ def _train_all(planned: list[tuple[str, Recipe]], out: Path | None, on_line: Cal
     forecasts = [forecast_latency(each, speeds) for each in flops]
     on_line(f"{len(planned)} trainings ({device.type}), about {duration(sum(forecasts))} of training steps")
     took = forecast = 0.0
+    shared = functools.cache(functools.partial(_shared, [recipe for _, recipe in planned], stages, device))
     for number, (name, recipe) in enumerate(planned):
         folder = None if out is None else out / f"{name}-seed{recipe.seed}"
         known = None if folder is None else _held(folder, recipe, device)
         started = time.perf_counter()
-        run = _run(recipe, known, sum(flops[number].values()), folder)
+        run = _run(recipe, known, sum(flops[number].values()), folder, shared(recipe.seed))
         if known is None:
             took += time.perf_counter() - started
             forecast += forecasts[number]
@@ -166,12 +178,19 @@ def _held(folder: Path, recipe: Recipe, device: torch.device) -> dict[str, Any] 
     return known
 
 
-def _run(recipe: Recipe, known: Mapping[str, Any] | None, flops: float, folder: Path | None) -> Run:
+def _shared(planned: list[Recipe], stages: Path, device: torch.device, seed: int) -> Shared:
+    """Return what the trainings of a seed have in common."""
+    recipes = [recipe for recipe in planned if recipe.seed == seed]
+    keys = [stage_keys(recipe, load_training_data(recipe, device), device) for recipe in recipes]
+    return Shared(stages, StepTimes(), keys)
+
+
+def _run(recipe: Recipe, known: Mapping[str, Any] | None, flops: float, folder: Path | None, shared: Shared) -> Run:
     """Return one training's figures: those that the folder holds, or a new training's."""
     metrics = known
     if metrics is None:
         try:
-            metrics = train_recipe(recipe, out=folder).metrics.to_dict()
+            metrics = train_recipe(recipe, out=folder, shared=shared).metrics.to_dict()
         except DivergedError as error:
             metrics = {"diverged": str(error), "device": describe_device(choose_device())}
             if folder is not None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -22,10 +24,13 @@ from mixtune.space import load_space
 from mixtune.training.data import load_test_pools, load_training_data
 from mixtune.training.device import choose_device, describe_device, release_memory
 from mixtune.training.evaluation import measure_accuracies, standard_error
-from mixtune.training.loop import DivergedError, train
+from mixtune.training.loop import DivergedError
 from mixtune.training.metrics import measure
+from mixtune.training.recovery import train_shared
 from mixtune.training.report import duration
+from mixtune.training.stages import stage_keys
 from mixtune.training.state import start_state
+from mixtune.training.step_times import StepTimes
 
 Planned = tuple[TrialRecord, int]  # what to train, and its seed
 
@@ -38,7 +43,9 @@ def confirm(
     seeds: how many, counted from the one after the recipe's own and the same for all. A seed decides weights, order,
     augmentation and masks; the split stays the search's, so no validation image is trained on. Every training is kept
     in the run's ledger before the next one starts, those that it holds of this device are not repeated, and a diverged
-    one is kept as such. Seeds are taken in turn, so that a machine that slows down slows all members. Where the search
+    one is kept as such. Of one seed, epochs that recipes have in common are trained once, and step times are measured
+    once, so that a seed's seconds differ by recipes alone. Seeds are taken in turn, so that a machine that slows down
+    slows all members. Where the search
     trained on CPU, so does this, with as many threads. on_line: told of progress, line by line.
     Raises RequestError, also while a search runs there, DataError, or TrainingError where a GPU's memory is full.
     """
@@ -71,21 +78,20 @@ def _confirm(directory: Path, seeds: int, on_line: Callable[[str], None]) -> Con
             f"about {expected} of training steps, by the search's"
         )
         ledger = Ledger(directory / "ledger.jsonl")
-        for (record, seed), fields in _train_all(missing, base, device, on_line):
+        trainer = _Trainer(directory / "stages", base, device, planned, held.values())
+        for (record, seed), fields in _train_all(missing, trainer, on_line):
             events.append(ledger.append("confirmed", trial=record.trial, seed=seed, **fields))
     return confirmation(events, result)
 
 
 def _train_all(
-    planned: Sequence[Planned], base: Recipe, device: torch.device, on_line: Callable[[str], None]
+    planned: Sequence[Planned], trainer: _Trainer, on_line: Callable[[str], None]
 ) -> Iterator[tuple[Planned, dict[str, Any]]]:
     """Yield what was trained with the fields of its event, and tell of it once the caller has kept them."""
     forecasts = [_search_seconds(record) for record, _ in planned]
     started = time.perf_counter()
     for number, (record, seed) in enumerate(planned, start=1):
-        recipe = change_recipe(base, record.params)
-        fields = _train_one(recipe, seed, device)
-        release_memory(recipe.compile)
+        fields = trainer.train(record, seed)
         yield (record, seed), fields
         pace = (time.perf_counter() - started) / sum(forecasts[:number])
         left = f"; about {duration(pace * sum(forecasts[number:]))} left" if number < len(planned) else ""
@@ -98,31 +104,74 @@ def _train_all(
         on_line(f"[{number}/{len(planned)}] {record.trial}, seed {seed}: {outcome}{left}")
 
 
-def _train_one(recipe: Recipe, seed: int, device: torch.device) -> dict[str, Any]:
-    """Train a recipe on its own split from another seed; return ``metrics``, and a ``reason`` where it diverged."""
-    try:
-        data = load_training_data(recipe, device)
-        pools = load_test_pools(recipe, data)
-        state = start_state(change_recipe(recipe, {"seed": seed}), data, device)
-        for _ in train(state):
-            pass
-        accuracies = measure_accuracies(state, pools)
-    except DivergedError as error:
-        return _diverged(str(error), device)
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(f"the GPU's memory is full: is another process on it? ({one_line(error)})") from error
-    if not all(map(math.isfinite, accuracies)):
-        return _diverged("the trained weights give no finite logits on the test images", device)
-    errors = [standard_error(accuracy, len(pool)) for accuracy, pool in zip(accuracies, pools, strict=True)]
-    tested = {
-        "test_accuracy": sum(accuracies) / len(pools),
-        "test_accuracy_se": math.hypot(*errors) / len(pools),
-        "test_images": sum(map(len, pools)),
-    }
-    if len(pools) > 1:
-        names = (f"test_accuracy_{task.name}" for task in data.tasks)
-        tested |= dict(zip(names, accuracies, strict=True))
-    return {"metrics": finite_or_none(measure(state).to_dict() | tested)}
+class _Trainer:
+    """Trains recipes on fresh seeds, each seed's from stages and with step times that its recipes have in common.
+
+    planned: all trainings, held ones too; held: the events of those that are.
+    """
+
+    def __init__(
+        self,
+        stages: Path,
+        base: Recipe,
+        device: torch.device,
+        planned: Sequence[Planned],
+        held: Iterable[Mapping[str, Any]],
+    ) -> None:
+        self._stages, self._base, self._device, self._planned = stages, base, device, planned
+        self._times: defaultdict[int, StepTimes] = defaultdict(StepTimes)
+        for event in held:
+            for signature, windows in event.get("windows", {}).items():
+                for seconds in windows:
+                    self._times[event["seed"]].add(signature, seconds)
+        self._keys = functools.cache(self._all_keys)
+
+    def train(self, record: TrialRecord, seed: int) -> dict[str, Any]:
+        """Return the fields of an event: metrics, windows, and a ``reason`` where the training diverged."""
+        recipe = change_recipe(self._base, record.params)
+        times, windows = self._times[seed], dict[str, list[float]]()
+        before = {signature: len(known) for signature, known in times.windows.items()}
+        fields = self._train(recipe, seed, times)
+        for signature, known in times.windows.items():
+            if new := known[before.get(signature, 0) :]:
+                windows[signature] = new
+        release_memory(recipe.compile)
+        return {**fields, "windows": windows}
+
+    def _train(self, recipe: Recipe, seed: int, times: StepTimes) -> dict[str, Any]:
+        """Train a recipe on its own split from another seed."""
+        device = self._device
+        try:
+            data = load_training_data(recipe, device)
+            pools = load_test_pools(recipe, data)
+            state = start_state(change_recipe(recipe, {"seed": seed}), data, device)
+            for _ in train_shared(state, self._stages, times, self._keys(seed)):
+                pass
+            accuracies = measure_accuracies(state, pools)
+        except DivergedError as error:
+            return _diverged(str(error), device)
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(f"the GPU's memory is full: is another process on it? ({one_line(error)})") from error
+        if not all(map(math.isfinite, accuracies)):
+            return _diverged("the trained weights give no finite logits on the test images", device)
+        errors = [standard_error(accuracy, len(pool)) for accuracy, pool in zip(accuracies, pools, strict=True)]
+        tested = {
+            "test_accuracy": sum(accuracies) / len(pools),
+            "test_accuracy_se": math.hypot(*errors) / len(pools),
+            "test_images": sum(map(len, pools)),
+        }
+        if len(pools) > 1:
+            names = (f"test_accuracy_{task.name}" for task in data.tasks)
+            tested |= dict(zip(names, accuracies, strict=True))
+        return {"metrics": finite_or_none(measure(state).to_dict() | tested)}
+
+    def _all_keys(self, seed: int) -> list[tuple[str, ...]]:
+        """Return the stage keys of each recipe of a seed."""
+        recipes = [change_recipe(self._base, record.params) for record, planned in self._planned if planned == seed]
+        return [
+            stage_keys(change_recipe(recipe, {"seed": seed}), load_training_data(recipe, self._device), self._device)
+            for recipe in recipes
+        ]
 
 
 def _diverged(reason: str, device: torch.device) -> dict[str, Any]:

@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from mixtune.training.loop import train
 from mixtune.training.meter import phase_signature
 from mixtune.training.plan import make_plan
-from mixtune.training.stages import stage_keys
-from mixtune.training.state import TrainState
-from mixtune.training.step_times import WINDOWS
-from mixtune.training.store import StateStore
+from mixtune.training.stages import shared_epochs, stage_keys
+from mixtune.training.state import EpochResult, TrainState
+from mixtune.training.step_times import WINDOWS, StepTimes
+from mixtune.training.store import MOST_BYTES, StateStore
 
 SAVE_EVERY_S = 60.0  # the most that a crash costs, between the states at phase borders
 SAVE_SHARE = 0.05  # of the time that storing may take, between phase borders
+
+
+def train_shared(
+    state: TrainState, folder: Path, step_times: StepTimes, others: Iterable[Sequence[str]] = ()
+) -> Iterator[EpochResult]:
+    """Train a fresh state as train() does, from what a folder of states has of its beginning, and store there.
+
+    step_times: what is known of trainings whose seconds belong together; it grows. others: keys (stage_keys) of the
+    recipes that may go on from this one's states. The epochs of a stored beginning are not yielded.
+    """
+    state.step_times = step_times
+    own = stage_keys(state.recipe, state.data, state.device)
+    stored = Recovery(state, folder, MOST_BYTES, branches={shared_epochs(own, keys) for keys in others})
+    for result in train(state):
+        stored.save_if_due()
+        yield result
 
 
 class Recovery:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,8 +18,18 @@ from mixtune.training.data import load_training_data
 from mixtune.training.device import choose_device
 from mixtune.training.loop import train
 from mixtune.training.metrics import Metrics, measure
+from mixtune.training.recovery import train_shared
 from mixtune.training.saved import save_trained, saved_metrics
 from mixtune.training.state import EpochResult, TrainState, start_state
+from mixtune.training.step_times import StepTimes
+
+
+class Shared(NamedTuple):
+    """What trainings that belong together have in common; see train_shared."""
+
+    folder: Path
+    step_times: StepTimes
+    others: Sequence[Sequence[str]] = ()
 
 
 @dataclass(frozen=True)
@@ -37,12 +47,14 @@ def train_recipe(
     overrides: Mapping[str, Any] | None = None,
     on_epoch: Callable[[Metrics], None] = lambda _: None,
     out: str | PathLike[str] | None = None,
+    shared: Shared | None = None,
 ) -> Trained:
     """Train one recipe on this machine's GPU, or else on its CPU; ``on_epoch`` sees the metrics of each epoch.
 
     recipe: a Recipe, nested values, or a search space's file, whose base recipe is trained; overrides: dotted
     values put over it; out: a folder for the recipe, the weights and the metrics (see mixtune.training.saved).
-    One that holds the same recipe already is trained anew.
+    One that holds the same recipe already is trained anew. shared: stages to go on from, for trainings that belong
+    together; epochs of a stored beginning are not told to ``on_epoch``.
     Raises RequestError, DataError, or TrainingError: DivergedError where a loss is NaN or infinite.
     """
     if isinstance(recipe, str | PathLike):
@@ -55,7 +67,7 @@ def train_recipe(
     device = choose_device()
     try:
         state = start_state(recipe, load_training_data(recipe, device), device)
-        for _ in train(state):
+        for _ in train(state) if shared is None else train_shared(state, *shared):
             on_epoch(measure(state))
     except torch.OutOfMemoryError as error:
         raise TrainingError(f"the GPU's memory is full: lower optim.batch_size ({one_line(error)})") from error

@@ -13,6 +13,7 @@ import json
 import os
 import sys
 from array import array
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
@@ -51,6 +52,16 @@ def stage_keys(recipe: Recipe, data: TrainingData, device: torch.device | str = 
             description["carry_state"] = recipe.optim.carry_state
         keys.append(_digest({"parent": keys[-1], "epoch": description}))
     return tuple(keys)
+
+
+def shared_epochs(one: Sequence[str], other: Sequence[str]) -> int:
+    """Return how many epochs two recipes begin with alike, by their keys; -1 where their first weights differ."""
+    shared = -1
+    for own, theirs in zip(one, other, strict=False):
+        if own != theirs:
+            break
+        shared += 1
+    return shared
 
 
 def _describe_start(recipe: Recipe, data: TrainingData, device: torch.device) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from mixtune.training.plan import Phase, make_plan
 from mixtune.training.report import duration
 from mixtune.training.state import build_parts
 from mixtune.training.step_times import StepTimes
+from mixtune.training.store import MOST_BYTES
 from mixtune.tuning.cluster import plan_slots, trials_for_a_gpu
 from mixtune.tuning.prepare import Prepared
 from mixtune.tuning.suggestions import Suggester
@@ -31,7 +32,6 @@ SAMPLED = 64  # recipes, for what a search will cost
 MOST_A_GPU = 16  # trials
 MOST_CONTEXT = 2 * 2**30  # bytes; more is other processes' memory, which is not there for ever
 SURELY = 0.5  # of a forecast by operations: a constraint rejects before anything was timed only what is far too dear
-STATES_BYTES = 20 * 10**9  # of all stored states of a run; the least recently used go first
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def forecast_search(prepared: Prepared) -> str:
         f"forecast: {space.budget} trials and {len(baselines)} baselines, about {epochs:,.0f} epochs, "
         f"{duration(seconds)} of training steps on {machine.device}\n"
         f"trials: {slots}: {duration(seconds / slots.count)} or more\n"
-        f"disk: up to {min(stored, STATES_BYTES) / 1e9:.2g} GB of training states"
+        f"disk: up to {min(stored, MOST_BYTES) / 1e9:.2g} GB of training states"
     )
 
 

@@ -29,10 +29,11 @@ from mixtune.ledger import ENDED, TrialRecord
 from mixtune.run_lock import hold_run
 from mixtune.space import SearchSpace
 from mixtune.training.memory import allowed_bytes
+from mixtune.training.store import MOST_BYTES
 from mixtune.tuning.adapters import Drain, SearchCallback, SearchSearcher
 from mixtune.tuning.branches import RecipePaths
 from mixtune.tuning.cluster import Nodes, Slots, double_share, plan_slots, ray_session, trials_for_a_gpu
-from mixtune.tuning.costs import STATES_BYTES, CostModel, Machine, device_here, look_at_machine
+from mixtune.tuning.costs import CostModel, Machine, device_here, look_at_machine
 from mixtune.tuning.directory import (
     LEDGER,
     SPACE,
@@ -244,7 +245,7 @@ def _tune(search: RunningSearch, slots: Slots, directory: Path, machine: Machine
             step_times={signature: tuple(seconds) for signature, seconds in search.step_times.windows.items()},
             memory_bytes=memory,
             deadline=search.deadline,
-            states_bytes=STATES_BYTES,
+            states_bytes=MOST_BYTES,
             branches=tuple(paths(asked.params).stored_after),
         )
 

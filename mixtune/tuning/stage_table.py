@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mixtune.training.stages import shared_epochs
+
 
 @dataclass(frozen=True)
 class TrialPath:
@@ -16,12 +18,7 @@ class TrialPath:
 
     def shared_with(self, other: TrialPath) -> int:
         """Return how many epochs two paths begin with alike; -1 where not even their first weights are."""
-        shared = -1
-        for own, theirs in zip(self.keys, other.keys, strict=False):
-            if own != theirs:
-                break
-            shared += 1
-        return shared
+        return shared_epochs(self.keys, other.keys)
 
 
 Paths = Callable[[Mapping[str, Any]], TrialPath]
