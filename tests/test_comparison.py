@@ -85,6 +85,25 @@ def test_the_table_has_five_rows_over_the_seeds(compared: tuple[Path, Comparison
     assert read.accuracy_mean.tolist() == pytest.approx(frame.accuracy_mean.tolist())
 
 
+def test_what_methods_have_in_common_is_trained_once_and_ends_in_the_same_bits(
+    compared: tuple[Path, Comparison, list[str]], small_recipe: mixtune.Recipe
+) -> None:
+    folder, _, _ = compared
+    for seed in (0, 1):
+        metrics = {name: json.loads((folder / f"{name}-seed{seed}" / "metrics.json").read_text()) for name in NAMES}
+        assert {name: m["epochs_reused"] for name, m in metrics.items()} == {
+            "sl": 0,
+            "ssl_sl-visible": 0,
+            "mixtraining-visible": 1,  # the first of two epochs of SSL
+            "ssl_sl-full": 0,
+            "mixtraining-full": 1,
+        }
+    alone = mixtune.train(dict(compared_recipes(small_recipe, 1))["mixtraining-full"]).metrics
+    assert metrics["mixtraining-full"]["val_accuracy"] == alone.val_accuracy
+    assert metrics["mixtraining-full"]["sl_loss"] == alone.sl_loss
+    assert not (folder / "stages").exists()
+
+
 def test_what_is_trained_is_kept_and_not_trained_again(
     compared: tuple[Path, Comparison, list[str]], small_recipe: mixtune.Recipe, tmp_path: Path
 ) -> None:

@@ -85,6 +85,26 @@ def test_members_and_baselines_are_trained_in_turn_on_fresh_seeds_and_kept(
     assert "left" not in lines[-1]
 
 
+def test_what_a_seeds_recipes_have_in_common_is_trained_and_timed_once(make_run: MakeRun) -> None:
+    trials = {
+        name: ({"rho": 0.0, "epochs.sl": 2, "alpha": a}, 0.2, s) for name, a, s in (("t1", 0.2, 1), ("t2", 0.5, 1))
+    }
+    directory = make_run(trials=trials)  # alpha is idle where nothing is mixed: the two are the same training
+    confirm(directory, seeds=1)
+    first, second, baseline = (event["metrics"] for event in confirmed_events(directory))
+    assert (first["epochs_reused"], second["epochs_reused"], baseline["epochs_reused"]) == (0, 4, 0)
+    assert first["test_accuracy"] == second["test_accuracy"]
+    assert first["train_latency_s"] == second["train_latency_s"]
+    windows = [set(event["windows"]) for event in confirmed_events(directory)]
+    assert len(windows[0]) == 3  # SSL, SL, inference
+    assert not windows[1]
+
+    confirm(directory, seeds=2)
+    held, *_, last = confirmed_events(directory)
+    assert held["metrics"] == first
+    assert set(last["windows"]) <= windows[0] | {s for e in confirmed_events(directory) for s in e["windows"]}
+
+
 def test_accuracies_are_of_the_test_images_and_the_split_is_the_searchs(
     confirmed: tuple[Path, Confirmation, list[str]],
 ) -> None:
