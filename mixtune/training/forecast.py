@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ import torch
 from mixtune import plugins
 from mixtune.backbone import build_backbone
 from mixtune.errors import RequestError
-from mixtune.recipe import Recipe
+from mixtune.recipe import Model, Recipe, SslSettings
 from mixtune.space import SearchSpace
 from mixtune.training.data import TrainingData
 from mixtune.training.flops import phase_flops
@@ -67,10 +68,18 @@ def step_flops(recipe: Recipe, size: Size) -> float:
 
 
 def _image_flops(recipe: Recipe, size: Size) -> dict[Phase, float]:
+    image_size = recipe.data.image_size or size.image_size
+    return _model_flops(recipe.model, recipe.ssl, image_size, size.channels, size.classes)
+
+
+@functools.lru_cache(maxsize=4096)
+def _model_flops(
+    model: Model, ssl: SslSettings, image_size: int, channels: int, classes: tuple[int, ...]
+) -> dict[Phase, float]:
     with torch.device("meta"):
-        backbone = build_backbone(recipe.model, recipe.data.image_size or size.image_size, size.channels)
-        objective = plugins.find("objectives", recipe.ssl.objective, "ssl.objective").build(recipe.ssl, backbone)
-    return phase_flops(backbone, objective, size.classes)
+        backbone = build_backbone(model, image_size, channels)
+        objective = plugins.find("objectives", ssl.objective, "ssl.objective").build(ssl, backbone)
+    return phase_flops(backbone, objective, classes)
 
 
 def dearest_recipe(space: SearchSpace, size: Size) -> Recipe:

@@ -71,7 +71,7 @@ def _describe_start(recipe: Recipe, data: TrainingData, device: torch.device) ->
     of a recipe without SSL. ``model.pool`` is not here: it is the classifier's input alone.
     """
     return {
-        "versions": {"mixtune": __version__, **{package: version(package) for package in _PACKAGES}},
+        "versions": {"mixtune": __version__, **_versions()},
         "device": describe_device(device),
         "instructions": torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else None,
         "dtype": str(choose_dtype(recipe.precision, device)),
@@ -87,6 +87,11 @@ def _describe_start(recipe: Recipe, data: TrainingData, device: torch.device) ->
         "channels": data.channels,
         "classes": [len(task.classes) for task in data.tasks],
     }
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    return {package: version(package) for package in _PACKAGES}
 
 
 def _describe_epoch(recipe: Recipe, epoch: Epoch, steps: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -26,7 +27,7 @@ from mixtune.training.step_times import StepTimes
 from mixtune.training.store import MOST_BYTES
 from mixtune.tuning.cluster import plan_slots, trials_for_a_gpu
 from mixtune.tuning.prepare import Prepared
-from mixtune.tuning.suggestions import Suggester
+from mixtune.tuning.suggestions import Cost, Suggester
 
 SAMPLED = 64  # recipes, for what a search will cost
 MOST_A_GPU = 16  # trials
@@ -120,19 +121,32 @@ class CostModel:
         self._space, self._machine = space, machine
         self._size, self._shape, self._tasks = Size.of(data), data_shape(data), len(data.tasks)
 
-    def latency(self, recipe: Recipe, times: StepTimes, untimed: float = 1.0) -> float:
-        """Return seconds of a whole recipe's training steps; ``untimed`` scales those that are forecast alone."""
+    def latency(self, recipe: Recipe, times: StepTimes, untimed: float = 1.0, reused: int = 0) -> float:
+        """Return seconds of a recipe's training steps without its first ``reused`` epochs.
+
+        untimed: scales the seconds of steps that are forecast by their operations.
+        """
         flops = recipe_flops(recipe, self._size)
-        epochs = [epoch.phase for epoch in make_plan(recipe)]
+        whole, left = (Counter(epoch.phase for epoch in make_plan(recipe)[skip:]) for skip in (0, reused))
         steps = self._size.epoch_images(recipe) // (recipe.optim.batch_size * self._tasks)
         seconds = 0.0
-        for phase in set(epochs):
+        for phase, epochs in left.items():
             signature = self._signature(recipe, phase)
             if times.windows.get(signature):
-                seconds += times.latency([(steps * epochs.count(phase), signature)])
+                seconds += times.latency([(steps * epochs, signature)])
             else:
-                seconds += untimed * flops[phase] / self._machine.speeds[phase]
+                seconds += untimed * flops[phase] / self._machine.speeds[phase] * epochs / whole[phase]
         return seconds
+
+    def cost(self, params: Mapping[str, Any], times: StepTimes, reused: int) -> Cost | None:
+        """Return what is known of dotted parameters, of whose recipe so many epochs need no training."""
+        try:
+            recipe = self._space.recipe_at(params)
+            flops = sum(recipe_flops(recipe, self._size).values())
+        except RequestError:
+            return None
+        seconds, marginal = (self.latency(recipe, times, reused=epochs) for epochs in (0, reused))
+        return Cost({"train_latency_s": seconds, "train_flops": flops}, seconds, marginal)
 
     def forecast(self, params: Mapping[str, Any], times: StepTimes) -> dict[str, float]:
         """Return the least that the base recipe with dotted values set may cost, for constraints.

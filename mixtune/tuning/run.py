@@ -22,6 +22,7 @@ from ray import tune
 from rich.console import Console
 
 from mixtune import plugins
+from mixtune.analysis.files import read_space
 from mixtune.analysis.result import Result, load
 from mixtune.errors import DataError, RequestError, TrainingError, one_line
 from mixtune.files import make_folder, write_whole
@@ -183,6 +184,8 @@ def _run(
             larger_share=lambda share: double_share(slots.gpus if share is None else share),
             paths=paths,
             slots=slots.count,
+            costs=costs.cost,
+            reference=read_space(directory)["run"]["reference_point"],
         )
         with _saying_that_the_ledger_is_full(search, directory):
             _extend(search, trials)

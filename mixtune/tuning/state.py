@@ -30,10 +30,11 @@ from mixtune.ledger import (
 from mixtune.space import SearchSpace
 from mixtune.training.step_times import StepTimes
 from mixtune.tuning.stage_table import Paths, StageTable, TrialPath
-from mixtune.tuning.suggestions import Suggester
+from mixtune.tuning.suggestions import Advice, Cost, Suggester
 
 Cause = Literal["crash", "out of memory", "permanent"]
 Forecast = Callable[[Mapping[str, Any], StepTimes], Mapping[str, float]]
+Costs = Callable[[Mapping[str, Any], StepTimes, int], Cost | None]
 
 MOST_REJECTED = 200  # suggestions in a row; then the constraints are taken for ones that cannot be met
 FEWEST_ALIKE = 4  # failures of one kind, and more than half of the trials that ended: then the search stops
@@ -59,6 +60,8 @@ class RunningSearch:
     known of dotted parameters before training, for the constraints; larger_share: a share of a GPU that is larger than
     one which was too small (None: the search's), or None where there is no larger one; paths: of dotted parameters
     through the stage tree, by which a trial waits for a stage that another one trains; slots: how many run at once;
+    costs: what is known of dotted parameters, of whose recipe so many epochs are reused, for the samplers; reference:
+    the hypervolume's, for them too;
     ``on_change`` is called with this object and a trial's record after each event.
     """
 
@@ -73,6 +76,8 @@ class RunningSearch:
         larger_share: Callable[[float | None], float | None] = lambda share: None,
         paths: Paths = lambda params: TrialPath(()),
         slots: int = 1,
+        costs: Costs = lambda params, times, reused: None,
+        reference: Mapping[str, float] | None = None,
     ) -> None:
         self.space = space
         self.baselines = space.baseline_params()
@@ -86,9 +91,10 @@ class RunningSearch:
         self.step_times = StepTimes(step_windows(events))
         self.device: str | None = next((e["factors"]["device"] for e in events if "factors" in e), None)
         self.budget = extended_budget(events, space.budget)
-        self.suggester = Suggester(space)
-        self._replay()
         self.stages = StageTable(paths)
+        self._advice = _Advice(self, costs, reference)
+        self.suggester = Suggester(space, self._advice)
+        self._replay()
         self._slots, self._idle_since, self._idle_s = slots, math.nan, 0.0
         for event in events:
             if event["event"] == "epoch" and "state" in event:
@@ -173,7 +179,7 @@ class RunningSearch:
         for trial in failed:
             self._write("retried", trial, reason="asked for", cause="asked for")
         self._waiting = [*failed, *self._waiting]
-        self.suggester = Suggester(self.space)  # which has been told that they failed
+        self.suggester = Suggester(self.space, self._advice)  # which has been told that they failed
         self._replay()
         return len(failed)
 
@@ -353,6 +359,19 @@ class RunningSearch:
         except OSError as error:
             self.error = self.error or error
             raise
+
+
+class _Advice(Advice):
+    """What a search tells its sampler: costs with the step times and the stages of now."""
+
+    def __init__(self, search: RunningSearch, costs: Costs, reference: Mapping[str, float] | None) -> None:
+        self._search, self._costs, self._reference = search, costs, reference
+
+    def costs(self, params: Mapping[str, Any]) -> Cost | None:
+        return self._costs(params, self._search.step_times, self._search.stages.reusable(params))
+
+    def reference(self) -> Mapping[str, float] | None:
+        return self._reference
 
 
 def _kind(reason: str | None) -> str:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
@@ -23,14 +24,43 @@ from mixtune.space import SearchSpace
 PAPER_POINT = {"alpha": 0.5, "rho": 0.5}
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What is known of a recipe before its training.
+
+    objectives: the forecasts of those that are costs; seconds: of the whole recipe's training steps; marginal_s: of
+    those that no stage has, which would be trained.
+    """
+
+    objectives: Mapping[str, float]
+    seconds: float
+    marginal_s: float
+
+
+class Advice:
+    """What a sampler may ask of the search: nothing is known here."""
+
+    def costs(self, params: Mapping[str, Any]) -> Cost | None:
+        """Return a recipe's costs; None where there is no such recipe."""
+        return None
+
+    def reference(self) -> Mapping[str, float] | None:
+        """Return the hypervolume's reference point."""
+        return None
+
+
 class Suggester:
     """An Optuna study in memory, asked and told one trial at a time.
+
+    A sampler's module may have ``propose(space, study, seed, advice)``, whose parameters are asked where it returns
+    some.
 
     Only a trial that completed with every objective finite is told COMPLETE: anything else that Optuna takes for
     a result (a stopped trial's cheap one, an infinity) would land on its front. ``study`` is the Optuna study.
     """
 
-    def __init__(self, space: SearchSpace) -> None:
+    def __init__(self, space: SearchSpace, advice: Advice | None = None) -> None:
+        self._advice = advice or Advice()
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._space = space
         self._sampler = plugins.find("tuning.samplers", space.search.sampler, "sampler")
@@ -47,10 +77,17 @@ class Suggester:
         seed = _trial_seed(self._space.search.seed, number)
         self.study.sampler = self._sampler.build(self._space, seed, self._complete)
         if number == 1 and self._space.search.sampler != "grid" and (first := first_point(self._space)):
-            self.study.enqueue_trial({path: encode(value) for path, value in first.items()})
+            self._enqueue(first)
+        elif hasattr(self._sampler, "propose"):
+            self._enqueue(self._sampler.propose(self._space, self.study, seed, self._advice) or {})
         asked = self.study.ask(fixed_distributions=self._distributions)
         self._asked[trial] = asked
         return {path: decode(self._space.space[path], value) for path, value in asked.params.items()}
+
+    def _enqueue(self, params: Mapping[str, Any]) -> None:
+        """Let the next trial have these values; the sampler draws what is missing."""
+        if params:
+            self.study.enqueue_trial({path: encode(value) for path, value in params.items()})
 
     def notes(self, trial: str) -> dict[str, Any]:
         """Return what the sampler has put down while it was asked for a trial, for ask_again(): once for each trial."""
