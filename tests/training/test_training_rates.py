@@ -230,3 +230,37 @@ def test_optimizer_state_is_carried_over_phase_borders_or_starts_anew(make_state
     for _ in train(state):
         epochs_seen.append(int(state.optimizer.state[patch_embedding]["step"]) // state.data.steps)
     assert epochs_seen == steps_seen
+
+
+def wsd_rate(base_lr, batch, warmup_epochs, budget, decay, steps, step):
+    """Return the rate of warm-up, stable, decay at a budget's step, with all lengths in steps."""
+    peak, left = base_lr * batch / 256, (budget - decay) * steps
+    rise = min(1.0, step / (warmup_epochs * steps)) if warmup_epochs else 1.0
+    return peak * rise * (1.0 if step < left else 1 - math.sqrt((step - left) / (decay * steps)))
+
+
+@pytest.mark.parametrize("warmup", [0, 2, 20])
+@pytest.mark.parametrize(
+    ("ssl", "sl", "rho", "ssl_decay", "sl_decay"),
+    [
+        (10, 10, 0.5, 2, 2),
+        (10, 10, 0.0, 2, 2),
+        (10, 10, 0.1, 1, 2),
+        (12, 4, 1.0, 3, 1),
+        (0, 1, 0.5, 0, 1),
+        (6, 11, 1.0, 2, 3),
+    ],
+)
+def test_wsd_decays_in_a_budgets_last_fifth_and_ssl_in_its_mix_phase(
+    make_recipe, ssl, sl, rho, ssl_decay, sl_decay, warmup
+):
+    steps = 3
+    changes = {"epochs.ssl": ssl, "epochs.sl": sl, "rho": rho, "optim.batch_size": 48}
+    for loss in ("ssl", "sl"):
+        changes |= {f"optim.{loss}.schedule": "wsd", f"optim.{loss}.warmup_epochs": warmup}
+    recipe = make_recipe(changes)
+    used = [learning_rates(recipe, epoch, step, steps) for epoch in make_plan(recipe) for step in range(steps)]
+    for loss, budget, decay in (("ssl", ssl, ssl_decay), ("sl", sl, sl_decay)):
+        base_lr = getattr(recipe.optim, loss).base_lr
+        expected = [wsd_rate(base_lr, 48, warmup, budget, decay, steps, i) for i in range(budget * steps)]
+        assert [rates[loss] for rates in used if loss in rates] == pytest.approx(expected, rel=1e-9, abs=1e-15)
