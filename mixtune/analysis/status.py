@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from mixtune.analysis.accounting import Account, account
 from mixtune.analysis.files import read_space
 from mixtune.analysis.frames import plain, trial_frame
 from mixtune.analysis.front import pareto_front
@@ -20,7 +21,15 @@ from mixtune.analysis.labels import quantity
 from mixtune.constraints import Constraint
 from mixtune.distributions import parse_distribution
 from mixtune.errors import RequestError
-from mixtune.ledger import COUNTED, ENDED, TrialRecord, extended_budget, read_ledger, trial_states
+from mixtune.ledger import (
+    COUNTED,
+    ENDED,
+    TrialRecord,
+    extended_budget,
+    read_ledger,
+    trial_states,
+    waited_seconds,
+)
 
 Event = Mapping[str, Any]
 MORE_TRIALS = 20  # suggested for a finished search
@@ -53,7 +62,7 @@ class RunStatus:
     ``budget`` says and nothing is unfinished, else interrupted; trials that began or wait are "unfinished" where
     nobody drives them.
     ``last_event``: unix seconds; ``wall_s``: seconds from start to end, of all ended trials and baselines together;
-    ``train_latency_s``: their sum of it, more than was trained where epochs were reused; ``stages_mb``: of all files
+    ``train_latency_s``: their sum of it; ``account``: what of it was trained; ``stages_mb``: of all files
     in stages/, ``stages``: how many are states; ``confirmed``: how many seeds, by trial; ``extend_to``: a larger
     budget to suggest, None where a grid has no more.
     """
@@ -71,6 +80,7 @@ class RunStatus:
     last_event: float | None
     wall_s: float
     train_latency_s: float
+    account: Account
     stages: int
     stages_mb: float
     confirmed: dict[str, int]
@@ -108,6 +118,8 @@ class RunStatus:
         if self.wall_s:
             training = _duration(self.train_latency_s)
             lines.append(f"ended trials took {_duration(self.wall_s)}; training time of their recipes: {training}")
+        if self.account.epochs_asked:
+            lines.append(str(self.account))
         if self.stages_mb:
             lines.append(f"stages: {_number(self.stages, 'state')}, {self.stages_mb:,.1f} MB")
         if self.last_event is not None:
@@ -147,6 +159,7 @@ def run_status(directory: Path, holder: str | None) -> RunStatus:
         last_event=events[-1].get("time") if events else None,
         wall_s=sum(_wall_s(record) for record in ended),
         train_latency_s=sum(r.metrics.get("train_latency_s") or 0.0 for r in ended),
+        account=account(ended, waited_seconds(events)),
         stages=stages,
         stages_mb=stages_mb,
         confirmed=_count_confirmed(events),
