@@ -17,7 +17,7 @@ from mixtune.errors import RequestError
 from mixtune.ledger import Ledger
 
 FIVE = [(0.50, 5.0), (0.90, 10.0), (0.85, 12.0), (0.95, 30.0), (0.96, 50.0)]
-COSTS = ["latency_ssl_s", "latency_mix_s", "latency_sl_s", "wall_s"]
+COSTS = ["latency_ssl_s", "latency_mix_s", "latency_sl_s", "latency_reused_s", "wall_s"]
 COSTS += ["epochs_asked", "epochs_trained", "epochs_reused"]
 MakeRun = Callable[..., Path]
 
