@@ -67,6 +67,10 @@ class StageTable:
                 return trial
         return None
 
+    def stored(self, params: Mapping[str, Any]) -> int:
+        """Return how many epochs of a recipe's beginning are stored."""
+        return self._stored_epochs(self._paths(params))
+
     def reusable(self, params: Mapping[str, Any]) -> int:
         """Return how many epochs of a recipe need no training: those that are stored, or that someone will store."""
         path = self._paths(params)

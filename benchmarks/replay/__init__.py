@@ -1,0 +1,1 @@
+"""Searches replayed in simulated time against a recorded table of trainings."""

@@ -1,0 +1,165 @@
+"""What is compared: plain Ray Tune as its documentation shows it, Syne Tune's MOASHA, and mixtune with and without."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
+from ray.tune.search.optuna import OptunaSearch
+
+from mixtune.space import SearchSpace
+from mixtune.training.step_times import StepTimes
+from mixtune.tuning.branches import RecipePaths
+from mixtune.tuning.schedulers.pareto_asha import build as pareto_asha
+from mixtune.tuning.stage_table import TrialPath
+from mixtune.tuning.state import RunningSearch
+from mixtune.tuning.suggestions import Cost, to_optuna
+from replay.simulate import Asked, curve_metrics
+from replay.table import Curve, Params, Table
+
+OBJECTIVES = ["val_accuracy", "train_latency_s"]
+
+
+class RayTune:
+    """Ray Tune with OptunaSearch over both objectives; ``asha``: and ASHA on the accuracy alone."""
+
+    def __init__(self, table: Table, seed: int, asha: bool = False) -> None:
+        space = {path: to_optuna(d) for path, d in table.space.space.items()}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._searcher = OptunaSearch(space=space, metric=OBJECTIVES, mode=["max", "min"], seed=seed)
+        longest = max(len(table.curve(params).phases) for params in table.recipes())
+        self._scheduler = AsyncHyperBandScheduler(
+            time_attr="training_iteration", metric="val_accuracy", mode="max", max_t=longest, reduction_factor=3
+        )
+        self._asha, self._asked = asha, 0
+
+    def ask(self) -> Asked | None:
+        self._asked += 1
+        trial = f"t{self._asked:04d}"
+        params: Params = self._searcher.suggest(trial)
+        if self._asha:
+            self._scheduler.on_trial_add(None, _fake(trial))
+        return Asked(trial, params)
+
+    def report(self, trial: str, epoch: int, curve: Curve) -> bool:
+        result = _plain_result(curve, epoch)
+        self._searcher.on_trial_result(trial, result)
+        if not self._asha or epoch == len(curve.phases):
+            return True
+        return bool(self._scheduler.on_trial_result(None, _fake(trial), result) == TrialScheduler.CONTINUE)
+
+    def end(self, trial: str, epoch: int, curve: Curve) -> None:
+        result = _plain_result(curve, epoch)
+        if self._asha:
+            self._scheduler.on_trial_complete(None, _fake(trial), result)
+        self._searcher.on_trial_complete(trial, result)
+
+
+class SyneTune:
+    """Syne Tune's MOASHA, which draws at random, over (1 - accuracy, seconds so far)."""
+
+    def __init__(self, table: Table, seed: int) -> None:
+        import random
+
+        import numpy as np
+        from syne_tune.config_space import choice
+        from syne_tune.optimizer.schedulers.multiobjective import MOASHA
+
+        random.seed(seed)
+        np.random.seed(seed)
+        space = {path: choice(list(d.grid() or ())) for path, d in table.space.space.items()}
+        longest = max(len(table.curve(params).phases) for params in table.recipes())
+        self._scheduler = MOASHA(
+            space, metrics=["error", "train_latency_s"], time_attr="training_iteration", max_t=longest, random_seed=seed
+        )
+        self._asked = 0
+
+    def ask(self) -> Asked | None:
+        self._asked += 1
+        trial = f"t{self._asked:04d}"
+        params = dict(self._scheduler.suggest().config)
+        self._scheduler.on_trial_add(_fake(trial))
+        return Asked(trial, params)
+
+    def report(self, trial: str, epoch: int, curve: Curve) -> bool:
+        if epoch == len(curve.phases):
+            return True
+        decision = self._scheduler.on_trial_result(_fake(trial), _with_error(_plain_result(curve, epoch)))
+        return str(decision) == "CONTINUE"
+
+    def end(self, trial: str, epoch: int, curve: Curve) -> None:
+        with contextlib.suppress(KeyError):  # what it has stopped it knows no more
+            self._scheduler.on_trial_complete(_fake(trial), _with_error(_plain_result(curve, epoch)))
+
+
+class Mixtune:
+    """mixtune's own search, its ledger in a scratch folder; tree, scheduler and sampler can be left out."""
+
+    def __init__(
+        self,
+        table: Table,
+        seed: int,
+        scratch: Path,
+        reference: Mapping[str, float],
+        slots: int,
+        *,
+        tree: bool = True,
+        scheduler: bool = True,
+        sampler: str = "cost_aware",
+        trials: int = 1000,
+    ) -> None:
+        logging.getLogger("mixtune").setLevel(logging.ERROR)
+        self._table = table
+        self.space: SearchSpace = table.space.with_search(sampler=sampler, seed=seed, trials=trials)
+        self._paths = RecipePaths(self.space) if tree else lambda params: TrialPath(())
+        self._search = RunningSearch(
+            self.space, scratch / "ledger.jsonl", paths=self._paths, slots=slots, costs=self._cost, reference=reference
+        )
+        self._scheduler: Any = pareto_asha(self.space) if scheduler else None
+
+    def ask(self) -> Asked | None:
+        asked = self._search.ask()
+        if asked is None:
+            return None
+        path = self._paths(asked.params)
+        stored = self._search.stages.stored(asked.params)
+        return Asked(asked.trial, asked.params, stored if path.keys else 0)
+
+    def report(self, trial: str, epoch: int, curve: Curve) -> bool:
+        metrics = curve_metrics(curve, epoch)
+        stored = {"state": "x"} if epoch in self._paths(self._params(trial)).stored_after else {}
+        self._search.report(trial, {"windows": [], "epochs": [{**metrics, **stored}]})
+        return self._scheduler is None or bool(self._scheduler._goes_on(trial, metrics)) or epoch == len(curve.phases)
+
+    def end(self, trial: str, epoch: int, curve: Curve) -> None:
+        metrics = {**curve_metrics(curve, epoch), "train_latency_s": sum(curve.seconds[:epoch])}
+        self._search.end(trial, metrics, {"steps": {}, "reused_steps": {}, "infer": ""})
+
+    def _params(self, trial: str) -> Params:
+        return self._search.records[trial].params
+
+    def _cost(self, params: Mapping[str, Any], times: StepTimes, reused: int) -> Cost:
+        curve = self._table.curve(params)
+        return Cost({"train_latency_s": curve.latency}, curve.latency, sum(curve.seconds[reused:]))
+
+
+def _fake(trial: str) -> Any:
+    """Return as much of a trial as the schedulers look at."""
+    return SimpleNamespace(trial_id=trial)
+
+
+def _plain_result(curve: Curve, epoch: int) -> dict[str, Any]:
+    """Return what a plain trainable reports; before there is a classifier its accuracy is 0."""
+    metrics = curve_metrics(curve, epoch)
+    return {**metrics, "val_accuracy": metrics["val_accuracy"] or 0.0, "training_iteration": epoch}
+
+
+def _with_error(result: dict[str, Any]) -> dict[str, Any]:
+    return {**result, "error": 1.0 - result["val_accuracy"]}

@@ -1,0 +1,100 @@
+"""A table of trainings: the learning curve of every recipe of a grid, and what its steps cost."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+import mixtune
+from mixtune.analysis.front import hypervolume
+from mixtune.space import SearchSpace, space_from_dict
+from mixtune.training.plan import make_plan
+
+Params = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One recipe's training: for each epoch its phase, its seconds and the validation accuracy, None in SSL."""
+
+    phases: tuple[str, ...]
+    seconds: tuple[float, ...]
+    accuracies: tuple[float | None, ...]
+    sl_epochs: int
+
+    @property
+    def latency(self) -> float:
+        return sum(self.seconds)
+
+    def sl_progress(self, epoch: int) -> float:
+        """Return the share of the SL budget that is done after so many epochs."""
+        return sum(phase != "ssl" for phase in self.phases[:epoch]) / self.sl_epochs
+
+
+class Table:
+    """The curves of a space's recipes, by their parameters."""
+
+    def __init__(self, path: Path) -> None:
+        with gzip.open(path, "rt") as file:
+            kept = json.load(file)
+        self.about: dict[str, Any] = kept["about"]
+        self.space: SearchSpace = space_from_dict(kept["space"])
+        self._curves: dict[str, Curve] = {}
+        for params, accuracies, epoch_seconds in kept["recipes"]:
+            recipe = self.space.recipe_at(params)
+            phases = tuple(str(epoch.phase) for epoch in make_plan(recipe))
+            seconds = tuple(epoch_seconds[phase] for phase in phases)
+            self._curves[_name(params)] = Curve(phases, seconds, tuple(accuracies), recipe.epochs.sl)
+
+    def curve(self, params: Mapping[str, Any]) -> Curve:
+        """Return a recipe's curve; params may have a baseline's values alone."""
+        return self._curves[_name(params)]
+
+    def recipes(self) -> Iterator[Params]:
+        """Yield every recipe of the grid."""
+        grids = {path: distribution.grid() or () for path, distribution in self.space.space.items()}
+        for values in product(*grids.values()):
+            yield dict(zip(grids, values, strict=True))
+
+    def best_hypervolume(self, reference: Mapping[str, float]) -> float:
+        """Return the hypervolume of all recipes together."""
+        return front_volume([self.curve(params) for params in self.recipes()], reference)
+
+
+def front_volume(curves: list[Curve], reference: Mapping[str, float]) -> float:
+    """Return the hypervolume of whole trainings: validation accuracy against seconds."""
+    rows = [(curve.accuracies[-1], curve.latency) for curve in curves]
+    frame = pd.DataFrame(rows, columns=["val_accuracy", "train_latency_s"])
+    return hypervolume(frame, {"val_accuracy": "max", "train_latency_s": "min"}, reference)
+
+
+def keep_table(run: Path, path: Path, about: Mapping[str, Any]) -> None:
+    """Write the table of a finished grid search; ``about``: where it came from. Raises RuntimeError."""
+    result = mixtune.load(run)
+    space, recipes = _plain(result.space), []
+    parsed = space_from_dict(space)
+    for record in result.records.values():
+        if record.state != "complete":
+            raise RuntimeError(f"{record.trial} is {record.state}: {record.reason}")
+        epochs = Counter(str(epoch.phase) for epoch in make_plan(parsed.recipe_at(record.params)))
+        seconds = {phase: record.metrics[f"latency_{phase}_s"] / count for phase, count in epochs.items()}
+        recipes.append([record.params, [epoch["val_accuracy"] for epoch in record.epochs], seconds])
+    with gzip.open(path, "wt", compresslevel=9) as file:
+        json.dump({"about": dict(about), "space": space, "recipes": recipes}, file, separators=(",", ":"))
+
+
+def _plain(space: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run's space in the form of its file."""
+    return {key: value for key, value in space.items() if key not in ("run", "constraints")}
+
+
+def _name(params: Mapping[str, Any]) -> str:
+    return json.dumps(params, sort_keys=True)

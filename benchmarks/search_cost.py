@@ -1,0 +1,204 @@
+"""How many device-seconds does a search need until it has found what there is to find?
+
+    python benchmarks/search_cost.py record          # 360 trainings on digits, once: the table
+    python benchmarks/search_cost.py replay          # searches replayed against it, in simulated time
+
+`record` trains every recipe of a grid with `mixtune search` (grid sampler, stage tree) and keeps the learning curves
+and the metered seconds of an epoch, compressed, in benchmarks/tables/. `replay` lets the same space be searched by
+
+a. Ray Tune with OptunaSearch over both objectives, as its documentation shows it;
+b. the same with ASHA on the accuracy alone;
+c. Syne Tune's MOASHA (where `pip install syne-tune` was run);
+d. mixtune without the stage tree;  e. without its scheduler;  f. whole;  g. whole, with TPE instead of cost_aware,
+
+each over several seeds, and says after how many device-seconds 95 % of the best known hypervolume was reached: median
+and quartiles. Real schedulers and samplers are called; trainings alone are looked up. Device-seconds are the wall
+clock's times the slots, so waiting counts. Results go to benchmarks/results/search_cost.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import date
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import optuna
+from replay.policies import Mixtune, RayTune, SyneTune
+from replay.simulate import Outcome, Policy, simulate
+from replay.table import Table, keep_table
+from training_report import count_cores, cpu_model, format_table
+
+import mixtune
+
+HERE = Path(__file__).parent
+TABLE, RESULTS = HERE / "tables" / "digits.json.gz", HERE / "results"
+ENOUGH = 0.95  # of the best known hypervolume
+GOAL = 1 / 3  # of plain Ray Tune's device-seconds
+MOST_TRIALS = 400
+REFERENCE_ACCURACY = 0.1  # chance
+
+SPACE: dict[str, Any] = {
+    "recipe": {
+        "data": {"dataset": "digits", "val_fraction": 0.3},
+        "model": {"patch_size": 2, "embed_dim": 64, "depth": 2, "num_heads": 2},
+        "optim": {
+            "batch_size": 32,
+            "ssl": {"base_lr": 0.024, "schedule": "wsd", "warmup_epochs": 2},
+            "sl": {"base_lr": 0.05, "schedule": "wsd", "warmup_epochs": 2},
+        },
+        "augment": {"pad": 0},
+    },
+    "space": {
+        "alpha": {"choice": [0.25, 0.5, 0.75]},
+        "rho": {"choice": [0.0, 0.25, 0.5, 1.0]},
+        "epochs.ssl": {"choice": [5, 10, 20]},
+        "epochs.sl": {"choice": [5, 10, 20, 40]},
+        "optim.sl.base_lr": {"choice": [0.006, 0.02, 0.06]},
+    },
+    "objectives": {"val_accuracy": "max", "train_latency_s": "min"},
+    "baselines": [],
+}
+
+
+def record(out: Path, most: int | None) -> None:
+    """Train every recipe of the grid, or the first few, and keep the table."""
+    values = {**SPACE, "search": {"sampler": "grid", **({"trials": most} if most else {})}}
+    values["resources"] = {"cpus_per_trial": 1}
+    with tempfile.TemporaryDirectory() as scratch:
+        started, run = time.perf_counter(), Path(scratch) / "run"
+        result = mixtune.search(values, out=run, gpus=0)
+        about = {
+            "machine": f"{cpu_model()}, {count_cores()} cores, a thread a training",
+            "versions": {name: version(name) for name in ("torch", "timm", "ray", "optuna")},
+            "mixtune": mixtune.__version__,
+            "date": date.today().isoformat(),
+            "took_s": round(time.perf_counter() - started),
+            "account": str(result.account()),
+        }
+        out.parent.mkdir(parents=True, exist_ok=True)
+        keep_table(run, out, about)
+    print(f"written to {out}: {out.stat().st_size / 1e3:.0f} kB")
+
+
+Make = Callable[[Table, int, Path, dict[str, float], int], Policy]
+POLICIES: dict[str, Make] = {
+    "a. Ray Tune, OptunaSearch": lambda table, seed, *_: RayTune(table, seed),
+    "b. Ray Tune, OptunaSearch, ASHA on accuracy": lambda table, seed, *_: RayTune(table, seed, asha=True),
+    "c. Syne Tune, MOASHA": lambda table, seed, *_: SyneTune(table, seed),
+    "d. mixtune without the tree": lambda *given: Mixtune(*given, tree=False),
+    "e. mixtune without the scheduler": lambda *given: Mixtune(*given, scheduler=False),
+    "f. mixtune": lambda *given: Mixtune(*given),
+    "g. mixtune with TPE": lambda *given: Mixtune(*given, sampler="tpe"),
+}
+
+
+def replay(table: Table, seeds: int, slots: int, out: Path) -> None:
+    """Replay every policy, print what came of it and write it down."""
+    reference = {
+        "val_accuracy": REFERENCE_ACCURACY,
+        "train_latency_s": max(table.curve(params).latency for params in table.recipes()),
+    }
+    best = table.best_hypervolume(reference)
+    outcomes: dict[str, list[Outcome]] = {}
+    for name, make in POLICIES.items():
+        if name.startswith("c.") and find_spec("syne_tune") is None:
+            print(f"{name}: left out, syne-tune is not installed")
+            continue
+        for seed in range(seeds):
+            with tempfile.TemporaryDirectory() as scratch:
+                policy = make(table, seed, Path(scratch), reference, slots)
+                outcome = simulate(policy, table, reference, slots, ENOUGH * best, MOST_TRIALS)
+            outcomes.setdefault(name, []).append(outcome)
+        seconds = [o.seconds_until(ENOUGH * best) for o in outcomes[name]]
+        print(f"{name}: {statistics.median(seconds):.0f} device-seconds ({min(seconds):.0f} to {max(seconds):.0f})")
+    text = report(table, outcomes, ENOUGH * best, slots)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "search_cost.md").write_text(text)
+    with (out / "search_cost.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("policy", "seed", "device_seconds", "trained_s", "trials", "complete", "epochs_trained"))
+        for name, each in outcomes.items():
+            for seed, o in enumerate(each):
+                reached = f"{o.seconds_until(ENOUGH * best):.1f}"
+                writer.writerow((name, seed, reached, f"{o.trained_s:.1f}", o.trials, o.complete, o.epochs_trained))
+    print(f"\n{text}\nwritten to {out}")
+
+
+HEAD = (
+    "search | device-seconds until 95 % of the best known hypervolume: median (quartiles) | to a | trials | "
+    "of these ended early | of the device-seconds training"
+)
+
+
+def report(table: Table, outcomes: dict[str, list[Outcome]], enough: float, slots: int) -> str:
+    """Return the results file."""
+    plain = statistics.median(o.seconds_until(enough) for o in next(iter(outcomes.values())))
+    lines = []
+    for name, each in outcomes.items():
+        seconds = sorted(o.seconds_until(enough) for o in each)
+        low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
+        shares = [o.trained_s / (o.wall_s * slots) for o in each]
+        trials = statistics.median(o.trials for o in each)
+        ended = statistics.median(o.trials - o.complete for o in each)
+        share = f"{statistics.median(shares):.0%}"
+        lines.append(
+            [
+                name,
+                f"{middle:.0f} ({low:.0f} to {high:.0f})",
+                f"{middle / plain:.2f}",
+                f"{trials:g}",
+                f"{ended:g}",
+                share,
+            ]
+        )
+    whole = statistics.median(o.seconds_until(enough) for o in outcomes["f. mixtune"]) / plain
+    verdict = "met" if whole <= GOAL else "missed"
+    about = [
+        f"the table: {sum(1 for _ in table.recipes())} recipes on digits, {table.about['machine']}, "
+        f"{table.about['date']}; {table.about['account']}",
+        f"{slots} slots, {len(next(iter(outcomes.values())))} seeds",
+        ", ".join(f"{name} {version(name)}" for name in ("ray", "optuna") if find_spec(name)),
+        f"Python {platform.python_version()}, {date.today().isoformat()}, {os.cpu_count()} cores",
+        f"goal: mixtune needs at most a third of a's device-seconds: {verdict}, {whole:.2f}",
+    ]
+    return (
+        "\n\n".join(
+            [
+                "# What a search costs",
+                "Printed by benchmarks/search_cost.py, which says what is compared and how.",
+                "\n".join(f"- {line}" for line in about),
+                format_table(HEAD, lines),
+            ]
+        )
+        + "\n"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("do", choices=["record", "replay"])
+    parser.add_argument("--table", type=Path, default=TABLE)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="of replay")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--slots", type=int, default=2)
+    parser.add_argument("--trials", type=int, help="record: the first few of the grid alone")
+    options = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if options.do == "record":
+        record(options.table, options.trials)
+    else:
+        replay(Table(options.table), options.seeds, options.slots, options.out)
+
+
+if __name__ == "__main__":
+    main()
