@@ -95,11 +95,11 @@ def test_an_unknown_key_lists_the_known_and_the_closest(text: str, message: str,
         ("search: {sampler: 3}", "search.sampler: should be text, got 3"),
         (
             "search: {sampler: tpee}",
-            "search.sampler: unknown sampler 'tpee': known are gp, grid, nsga2, random, tpe; did you mean 'tpe'?",
+            "search.sampler: unknown sampler 'tpee': known are cost_aware, gp, grid, nsga2, random, tpe; did you mean 'tpe'?",
         ),
         (
             "search: {scheduler: fofo}",
-            "search.scheduler: unknown scheduler 'fofo': known are fifo; did you mean 'fifo'?",
+            "search.scheduler: unknown scheduler 'fofo': known are fifo, pareto_asha; did you mean 'fifo'?",
         ),
         ("resources: {gpus_per_trial: all}", "resources.gpus_per_trial: should be a number or 'auto', got \"all\""),
         ("resources: {gpus_per_trial: -1}", "resources.gpus_per_trial: should be at least 0.0 or 'auto', got -1"),

@@ -232,7 +232,8 @@ def test_the_command_prints_its_own_lines_and_nothing_of_rays(small_space: Any, 
     assert [line.split()[0] for line in lines[4:9]][-1] == "[3/3]"
     ended = [line.split()[1:3] for line in lines[4:9]]
     assert sorted(ended) == [["baseline", "sl"], ["baseline", "ssl_sl"], *(["trial", f"t000{i}"] for i in (1, 2, 3))]
-    assert lines[9].startswith("the front: ")
+    assert lines[9].startswith("epochs: ")
+    assert lines[10].startswith("the front: ")
     assert lines[-1] == "plot: run/pareto.html"
     listed = subprocess.run(
         mixtune_command("pareto", "run", "--format", "json"), cwd=tmp_path, capture_output=True, check=True
