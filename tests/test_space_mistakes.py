@@ -95,7 +95,8 @@ def test_an_unknown_key_lists_the_known_and_the_closest(text: str, message: str,
         ("search: {sampler: 3}", "search.sampler: should be text, got 3"),
         (
             "search: {sampler: tpee}",
-            "search.sampler: unknown sampler 'tpee': known are cost_aware, gp, grid, nsga2, random, tpe; did you mean 'tpe'?",
+            "search.sampler: unknown sampler 'tpee': known are cost_aware, gp, grid, nsga2, random, tpe; "
+            "did you mean 'tpe'?",
         ),
         (
             "search: {scheduler: fofo}",
