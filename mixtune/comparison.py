@@ -158,7 +158,7 @@ def _train_all(
         folder = None if out is None else out / f"{name}-seed{recipe.seed}"
         known = None if folder is None else _held(folder, recipe, device)
         started = time.perf_counter()
-        run = _run(recipe, known, sum(flops[number].values()), folder, shared(recipe.seed))
+        run = _run(recipe, known, sum(flops[number].values()), folder, shared)
         if known is None:
             took += time.perf_counter() - started
             forecast += forecasts[number]
@@ -185,12 +185,14 @@ def _shared(planned: list[Recipe], stages: Path, device: torch.device, seed: int
     return Shared(stages, StepTimes(), keys)
 
 
-def _run(recipe: Recipe, known: Mapping[str, Any] | None, flops: float, folder: Path | None, shared: Shared) -> Run:
+def _run(
+    recipe: Recipe, known: Mapping[str, Any] | None, flops: float, folder: Path | None, shared: Callable[[int], Shared]
+) -> Run:
     """Return one training's figures: those that the folder holds, or a new training's."""
     metrics = known
     if metrics is None:
         try:
-            metrics = train_recipe(recipe, out=folder, shared=shared).metrics.to_dict()
+            metrics = train_recipe(recipe, out=folder, shared=shared(recipe.seed)).metrics.to_dict()
         except DivergedError as error:
             metrics = {"diverged": str(error), "device": describe_device(choose_device())}
             if folder is not None:
