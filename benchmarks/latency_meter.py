@@ -52,6 +52,7 @@ from meter_processes import (
     offer_job,
     run_alone,
     run_together,
+    share_windows,
     trace_job,
     train_in_turns,
 )
@@ -59,7 +60,7 @@ from rich.console import Console
 from training_report import count_cores, cpu_model, format_table
 
 import mixtune
-from mixtune.ledger import read_ledger, step_windows
+from mixtune.ledger import read_ledger
 from mixtune.recipe import with_values
 from mixtune.training import meter
 from mixtune.training.plan import PHASES, Phase
@@ -297,12 +298,14 @@ def compare_copies(bench: Bench) -> Section:
 
 
 STARTS = "import ray.tune, mixtune.training.loop"  # what a trial's new process does before its first lock
+START_EPOCHS = 12
 START_HEAD = "phase | meter to alone | clock to alone | within 5 %"
 
 
 def train_beside_starters(bench: Bench) -> Section:
     """Train a recipe while other processes start, which know nothing of the lock, as at the beginning of a search."""
-    job, alone, beside = bench.job(RECIPES[COPIED]), list[Training](), list[Training]()
+    job = bench.job(RECIPES[COPIED] | {"epochs.ssl": START_EPOCHS, "epochs.sl": START_EPOCHS})
+    alone, beside = list[Training](), list[Training]()
     for round_ in range(1, bench.scale.repeats + 1):
         alone += run_alone(train_in_turns, job)
         starters = [subprocess.Popen([sys.executable, "-c", STARTS]) for _ in range(PACKED - 1)]
@@ -320,19 +323,12 @@ def train_beside_starters(bench: Bench) -> Section:
         lines.append([phase, str(ratios[-1]), str(clocked), met(ratios[-1].off <= PACKED_GOAL)])
     most = max(ratio.off for ratio in ratios)
     text = (
-        f"{COPIED}, while {PACKED - 1} processes import what a trial needs; alone before, between and after.\n\n"
+        f"{COPIED}, {START_EPOCHS} epochs of each phase, while {PACKED - 1} processes import what a trial needs; alone "
+        "before, between and after. The starts last as long as the SSL phase, or longer.\n\n"
         f"{format_table(START_HEAD, lines)}"
     )
     goal = f"beside processes that start, step times are within {PACKED_GOAL:.0%} of alone: off by at most {most:.1%}"
     return Section("Beside processes that start", text, [(goal, most <= PACKED_GOAL)])
-
-
-def share_windows(trainings: Iterable[Training]) -> StepTimes:
-    """Return the table of a search by phase: the windows that ended first, by whatever process, are all that count."""
-    table = StepTimes()
-    for window in sorted((w for t in trainings for w in t.windows), key=lambda window: window.ended):
-        table.add(window.phase, window.seconds)
-    return table
 
 
 # c. Cost.
@@ -355,16 +351,16 @@ def measure_cost(bench: Bench) -> Section:
         spent = {column: float(all_trained[column].sum()) for column in SPENT}
         bench.rows.extend(("c search", name, "", "", "", column, seconds) for column, seconds in spent.items())
         total, waiting = sum(spent.values()), spent["waiting_s"]
-        share = waiting / total
+        share, signatures = waiting / total, sum("factors" in event for event in events)
         figures = [
             len(all_trained),
-            len(step_windows(events)),
+            signatures,
             f"{wall:.1f}",
             f"{total:.1f}",
             f"{waiting:.2f}",
             f"{share:.2%}",
         ]
-        each.append(f"{waiting / len(step_windows(events)):.1f}")
+        each.append(f"{waiting / signatures:.1f}")
         costs.append([name, *map(str, figures), met(share < COST_GOAL)])
         goals.append((f"search, {name}: waiting takes under {COST_GOAL:.0%}: {share:.2%}", share < COST_GOAL))
         equals.append([name, *compare_equals(trials, list(SEARCHES[name]))])
@@ -428,7 +424,7 @@ def check_search(
     bench: Bench, events: Events, before: list[Training], after: list[Training]
 ) -> tuple[list[list[str]], tuple[str, bool]]:
     """Compare the step times of a search of one size with those that its recipe has alone, before it and after it."""
-    table, lines, off = StepTimes(step_windows(events)), [], []
+    table, lines, off = StepTimes.from_ledger(events), [], []
     for event in (event for event in events if event.get("factors", {}).get("phase") in PHASES):
         searched, phase = table.step_time(event["signature"]), event["factors"]["phase"]
         alone = [median(training.metered(phase) for training in trainings) for trainings in (before, after)]
@@ -455,7 +451,7 @@ def compare_loops(bench: Bench) -> list[list[str]]:
     """Compare epochs with the meter's borders, and with its windows, with epochs without."""
     epochs = run_alone(compare_job, bench.job({"epochs.ssl": 0, "epochs.sl": 3 * (1 + bench.scale.loops)}))
     lines = []
-    for kind, what in {"borders": "borders", "windows": "borders and three windows"}.items():
+    for kind, what in {"borders": "borders", "windows": "borders and up to three windows"}.items():
         ratios = [with_it / without for with_it, without in zip(epochs[kind], epochs["none"], strict=True)]
         bench.rows.extend(("c loop", kind, "sl", i, 0, "to_without", ratio) for i, ratio in enumerate(ratios))
         lines.append([what, str(Ratio.of(ratios))])

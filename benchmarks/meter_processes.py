@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from itertools import pairwise
 from multiprocessing import get_context
-from statistics import median
 from typing import Any, Literal, NamedTuple, TypeVar
 from unittest.mock import patch
 
@@ -43,10 +42,11 @@ class Job(NamedTuple):
 
 
 class Window(NamedTuple):
-    """A quiet window: its step time, and when it ended by a clock that all processes share."""
+    """A window: its step time, whether it was quiet, and when it ended by a clock that all processes share."""
 
     phase: Phase | Literal["infer"]
     seconds: float
+    quiet: bool
     ended: float
 
 
@@ -64,12 +64,20 @@ class Training(NamedTuple):
 
     def metered(self, phase: Phase) -> float:
         """Return a step's seconds by the meter, from the windows of this process alone."""
-        return median(window.seconds for window in self.windows if window.phase == phase)
+        return share_windows([self]).step_time(phase)
 
     def clocked(self, phase: Phase) -> float:
         """Return a step's seconds by the wall clock of the epochs after the phase's first, which has the windows."""
         _, *later = (epoch for epoch in self.epochs if epoch.phase == phase)
         return sum(epoch.seconds for epoch in later) / sum(epoch.steps for epoch in later)
+
+
+def share_windows(trainings: Iterable[Training]) -> StepTimes:
+    """Return the table of a search by phase: the windows that ended first, by whatever process, are all that count."""
+    table = StepTimes()
+    for window in sorted((w for t in trainings for w in t.windows), key=lambda window: window.ended):
+        table.add(window.phase, window.seconds, window.quiet)
+    return table
 
 
 # In the processes.
@@ -122,13 +130,14 @@ def begin_together(job: Job, count: int) -> None:
 
 
 def train_once(recipe: Recipe, data: TrainingData, device: str) -> Training:
-    """Train a recipe with a table of its own."""
+    """Train a recipe with a table of its own, by a lock that has waited for nobody yet, as in a new process."""
+    DeviceLock.of.__func__.cache_clear()  # type: ignore[attr-defined]
     state, plan, windows = start_state(recipe, data, device), make_plan(recipe), []
 
-    def keep_window(signature: str, seconds: float) -> None:
+    def keep_window(signature: str, seconds: float, quiet: bool) -> None:
         inferring = signature == meter.phase_signature(state, "infer")
         phase: Phase | Literal["infer"] = "infer" if inferring else plan[len(state.history)].phase
-        windows.append(Window(phase, seconds, time.monotonic()))
+        windows.append(Window(phase, seconds, quiet, time.monotonic()))
 
     started, cpu_started = time.perf_counter(), time.process_time()
     epochs = list(train(state, keep_window))

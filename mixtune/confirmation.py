@@ -124,6 +124,7 @@ class _Trainer:
             for signature, windows in event.get("windows", {}).items():
                 for seconds in windows:
                     self._times[event["seed"]].add(signature, seconds)
+            self._times[event["seed"]].fix(event.get("windows", {}))
         self._keys = functools.cache(self._all_keys)
 
     def train(self, record: TrialRecord, seed: int) -> dict[str, Any]:

@@ -140,15 +140,6 @@ def apply_event(records: dict[str, TrialRecord], event: Mapping[str, Any]) -> No
     _apply(records.setdefault(trial, TrialRecord(trial)), event)
 
 
-def step_windows(events: Iterable[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """Return the seconds of a step in each window that was measured, by cost signature, in their order."""
-    windows: dict[str, list[float]] = {}
-    for event in events:
-        if event["event"] == "step_time":
-            windows.setdefault(event["signature"], []).append(float(event["seconds"]))
-    return windows
-
-
 def waited_seconds(events: Iterable[Mapping[str, Any]]) -> float:
     """Return for how many seconds slots had nothing to do but wait for a stage."""
     return sum((float(event["seconds"]) for event in events if event["event"] == "waited"), 0.0)

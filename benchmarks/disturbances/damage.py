@@ -31,7 +31,7 @@ from disturbances.checks import (
     timed,
 )
 from disturbances.searches import Answer, Harness, Say, Values, one_thread, small_space, to_resume, to_search
-from mixtune.ledger import Ledger, read_ledger, step_windows, trial_states
+from mixtune.ledger import Ledger, read_ledger, trial_states
 from mixtune.recipe import change_recipe
 from mixtune.space import load_space
 from mixtune.training.data import load_training_data
@@ -86,7 +86,7 @@ class TrialStates:
 def read_paths(run: Undisturbed) -> list[TrialStates]:
     """Return what each trial of a run may go on from."""
     space = load_space(run.directory / "space.yaml")
-    windows = step_windows(read_events(run.directory))
+    times = StepTimes.from_ledger(read_events(run.directory))
     paths = []
     for trial, params in read_params(read_events(run.directory)).items():
         recipe = change_recipe(space.recipe, params)
@@ -94,7 +94,7 @@ def read_paths(run: Undisturbed) -> list[TrialStates]:
 
         def start(recipe: Any = recipe, data: Any = data) -> TrainState:
             state = start_state(recipe, data)
-            state.step_times = StepTimes(windows)
+            state.step_times = times.copy()
             return state
 
         keys = stage_keys(recipe, data)

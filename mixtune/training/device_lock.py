@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import functools
+import math
 import os
 import platform
 import tempfile
@@ -38,8 +39,8 @@ class DeviceLock:
         self, path: str | os.PathLike[str], synchronise: Callable[[], None] = lambda: None, on_cpu: bool = False
     ) -> None:
         self.synchronise, self.on_cpu = synchronise, on_cpu
-        self.waited = 0.0
-        self._shares = False
+        self.waited = self._used = 0.0
+        self._shares, self._since = False, math.nan
         self._gate, self._device = (_open(f"{path}{end}") for end in (".gate", ".device"))
         for file in (self._gate, self._device):
             # a forked child has the same open files: one that outlives a killed parent would keep its locks
@@ -71,6 +72,11 @@ class DeviceLock:
         finally:
             self._leave()
 
+    @property
+    def used(self) -> float:
+        """The seconds in which this process had the device until now, alone or beside others."""
+        return self._used + (0.0 if math.isnan(self._since) else time.perf_counter() - self._since)
+
     def offer(self) -> None:
         """Let a waiting measurer go first, at a border in a shared stretch; an open gate costs one try at it."""
         assert self._shares
@@ -90,6 +96,7 @@ class DeviceLock:
             self._leave()
         try:
             self._wait(fcntl.LOCK_EX)
+            self._note(held=True)
             yield
         finally:
             try:
@@ -98,12 +105,16 @@ class DeviceLock:
             finally:  # last, so that nobody meets a held device behind an open gate
                 fcntl.flock(self._gate, fcntl.LOCK_UN)
 
+    def _note(self, held: bool) -> None:
+        self._used, self._since = self.used, time.perf_counter() if held else math.nan
+
     def _enter(self) -> None:
         try:
             self._wait(fcntl.LOCK_SH)  # through the gate, the device is to be had: who has it alone has both
         finally:
             fcntl.flock(self._gate, fcntl.LOCK_UN)
         self._shares = True
+        self._note(held=True)
 
     def _leave(self, shared: bool = False) -> None:
         try:
@@ -111,6 +122,7 @@ class DeviceLock:
         finally:
             fcntl.flock(self._device, fcntl.LOCK_SH if shared else fcntl.LOCK_UN)
             self._shares = shared
+            self._note(held=shared)
 
     def _wait(self, operation: int) -> None:
         started = time.perf_counter()

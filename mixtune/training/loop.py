@@ -13,7 +13,7 @@ from mixtune.errors import TrainingError, one_line
 from mixtune.training.device import peak_memory_mb
 from mixtune.training.device_lock import DeviceLock
 from mixtune.training.evaluation import measure_accuracies
-from mixtune.training.meter import Meter, OnWindow, phase_signature
+from mixtune.training.meter import Meter, OnWindow, phase_signature, state_signatures
 from mixtune.training.optimizer import set_rates
 from mixtune.training.plan import Epoch, make_plan
 from mixtune.training.state import EpochResult, TrainState
@@ -37,12 +37,15 @@ def train(state: TrainState, on_window: OnWindow = lambda *_: None) -> Iterator[
     plan = make_plan(state.recipe)
     if len(state.history) == len(plan):
         time_inference(state, meter)
+        state.step_times.fix(state_signatures(state))
     for epoch in plan[len(state.history) :]:
         crosses_border = epoch.index > 0 and plan[epoch.index - 1].phase != epoch.phase
         if crosses_border and not state.recipe.optim.carry_state:
             state.optimizer.state.clear()
         result = _train_epoch(state, epoch, meter, last=epoch == plan[-1])
         state.history.append(result)
+        if epoch == plan[-1]:
+            state.step_times.fix(state_signatures(state))
         yield result
 
 

@@ -18,12 +18,13 @@ from mixtune.training.device_lock import DeviceLock
 from mixtune.training.plan import Phase
 from mixtune.training.quiet import Moment
 from mixtune.training.state import TrainState
-from mixtune.training.step_times import WINDOWS, StepTimes
+from mixtune.training.step_times import StepTimes
 
-OnWindow = Callable[[str, float], None]
-WINDOW_STEPS = 5
+OnWindow = Callable[[str, float, bool], None]
+WINDOW_STEPS = 4
 SETTLE_STEPS = 2  # alone, but not timed: what the neighbours left in the caches goes
 MOST_DISTURBED = 6  # windows of an epoch that are made again
+MOST_WAITING = 0.02  # of a process's time on the device; above, a signature that is known gets no more windows
 WARM_UP_STEPS = 3  # of every epoch, not timed: kernels load, memory is allocated, the epoch's order is drawn
 
 
@@ -45,9 +46,12 @@ def cost_factors(
     """
     plain = recipe.to_dict()
     machine = {"device": device, "threads": threads, "precision": precision, "torch": torch.__version__}
-    settings = {key: plain[key] for key in ("model", "augment", "compile")}
-    settings |= {"batch_size": recipe.optim.batch_size, "optimizer": "AdamW"}
-    return {**machine, "phase": phase, **settings, "ssl": plain["ssl"] if phase in ("ssl", "mix") else None, **shape}
+    factors = {**machine, "phase": phase, "model": plain["model"], "compile": plain["compile"], **shape}
+    if phase != "infer":
+        factors |= {"augment": plain["augment"], "batch_size": recipe.optim.batch_size, "optimizer": "AdamW"}
+    if phase in ("ssl", "mix"):
+        factors["ssl"] = plain["ssl"]
+    return factors
 
 
 def state_factors(state: TrainState, phase: Phase | Literal["infer"]) -> dict[str, Any]:
@@ -59,6 +63,12 @@ def state_factors(state: TrainState, phase: Phase | Literal["infer"]) -> dict[st
 def phase_signature(state: TrainState, phase: Phase | Literal["infer"]) -> str:
     """Return the cost signature of a state's steps, or of its inference, here and now."""
     return cost_signature(state_factors(state, phase))
+
+
+def state_signatures(state: TrainState) -> list[str]:
+    """Return the cost signatures of the phases that a state has trained, and of its inference."""
+    phases = dict.fromkeys(result.phase for result in state.history)
+    return [*(phase_signature(state, phase) for phase in phases), phase_signature(state, "infer")]
 
 
 def cost_signature(factors: Mapping[str, Any]) -> str:
@@ -85,10 +95,11 @@ def place_windows(steps: int, missing: int) -> list[range]:
 class Meter:
     """Times some of a loop's own steps, alone on the device; nothing is computed that would not be otherwise.
 
-    times: what is known already; it grows. ``on_window(signature, seconds)`` is told of each window, once the
-    neighbours go on; it is called within the shared stretch, so it should not wait. On a CPU, where others than those
-    that know the lock may run, a window that was not quiet (mixtune.training.quiet) is made again, a few times an
-    epoch; where none was quiet, the shortest counts. ::
+    times: what is known already; it grows. ``on_window(signature, seconds, quiet)`` is told of each window that counts,
+    once the neighbours go on; it is called within the shared stretch, so it should not wait. A signature's first window
+    is made at once, the others while this process has waited for its neighbours less than MOST_WAITING of its time:
+    they make it wait as it makes them. On a CPU, where others than those that know the lock may run, a window that was
+    not quiet (mixtune.training.quiet) is made again, a few times an epoch; until one was, the shortest stands in. ::
 
         with meter.epoch(signature, steps):
             for step in range(steps):
@@ -103,18 +114,18 @@ class Meter:
     @contextmanager
     def epoch(self, signature: str, steps: int) -> Iterator[None]:
         """Hold the device for an epoch of ``steps`` steps; a window that an exception cuts short does not count."""
-        self._signature, self._steps, self._disturbed = signature, steps, list[float]()
+        self._signature, self._steps, self._disturbed = signature, steps, 0
         self._due = place_windows(steps, self.times.missing(signature))
         with self.lock.shared(), ExitStack() as self._window:
             yield
             self.border(steps)
-            if self._disturbed and self.times.missing(signature) == WINDOWS:
-                self._keep(min(self._disturbed))
 
     def border(self, step: int) -> None:
         """Say that ``step`` steps are done: a window ends or begins, or waiting neighbours get theirs."""
         if self._due and step == self._due[0].stop:
             self._end_window(step)
+        if self._due and step == self._due[0].start and not self._is_worth_waiting():
+            self._due.pop(0)
         if not self._due or step not in self._due[0]:
             self.lock.offer()
             return
@@ -125,20 +136,19 @@ class Meter:
             self.lock.synchronise()
             self._timed_from, self._began = step, Moment.now()
 
+    def _is_worth_waiting(self) -> bool:
+        return self._signature not in self.times.windows or self.lock.waited < MOST_WAITING * self.lock.used
+
     def _end_window(self, step: int) -> None:
         self.lock.synchronise()
         ended = Moment.now()
         self._window.close()
         self._due.pop(0)
         seconds = (ended.wall - self._began.wall) / (step - self._timed_from)
-        if ended.was_quiet_since(self._began) or not self.lock.on_cpu:
-            self._keep(seconds)
-            return
-        self._disturbed.append(seconds)
-        if len(self._disturbed) <= MOST_DISTURBED:
+        quiet = not self.lock.on_cpu or ended.was_quiet_since(self._began)
+        if self.times.add(self._signature, seconds, quiet):
+            self.on_window(self._signature, seconds, quiet)
+        self._disturbed += not quiet
+        if not quiet and self._disturbed <= MOST_DISTURBED:
             again = place_windows(self._steps - step, self.times.missing(self._signature))
             self._due = [range(step + window.start, step + window.stop) for window in again]
-
-    def _keep(self, seconds: float) -> None:
-        self.times.add(self._signature, seconds)
-        self.on_window(self._signature, seconds)

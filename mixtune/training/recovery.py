@@ -11,7 +11,7 @@ from mixtune.training.meter import phase_signature
 from mixtune.training.plan import make_plan
 from mixtune.training.stages import shared_epochs, stage_keys
 from mixtune.training.state import EpochResult, TrainState
-from mixtune.training.step_times import WINDOWS, StepTimes
+from mixtune.training.step_times import StepTimes
 from mixtune.training.store import MOST_BYTES, StateStore
 
 SAVE_EVERY_S = 60.0  # the most that a crash costs, between the states at phase borders
@@ -97,6 +97,6 @@ class Recovery:
         lacking = {
             phase
             for phase in {epoch.phase for epoch in self._plan}
-            if times.missing(phase_signature(self._state, phase)) == WINDOWS
+            if not times.is_known(phase_signature(self._state, phase))
         }
         return min((max(e.index for e in self._plan if e.phase == phase) for phase in lacking), default=len(self._plan))

@@ -132,7 +132,7 @@ class CostModel:
         seconds = 0.0
         for phase, epochs in left.items():
             signature = self._signature(recipe, phase)
-            if times.windows.get(signature):
+            if times.is_known(signature):
                 seconds += times.latency([(steps * epochs, signature)])
             else:
                 seconds += untimed * flops[phase] / self._machine.speeds[phase] * epochs / whole[phase]

@@ -245,7 +245,7 @@ def _tune(search: RunningSearch, slots: Slots, directory: Path, machine: Machine
             gpus=share,
             threads=machine.threads,
             precision=machine.precision,
-            step_times={signature: tuple(seconds) for signature, seconds in search.step_times.windows.items()},
+            step_times=search.step_times.copy(),
             memory_bytes=memory,
             deadline=search.deadline,
             states_bytes=MOST_BYTES,

@@ -10,7 +10,7 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,6 @@ from mixtune.ledger import (
     extended_budget,
     finite_or_none,
     read_ledger,
-    step_windows,
     trial_states,
 )
 from mixtune.space import SearchSpace
@@ -88,7 +87,7 @@ class RunningSearch:
         self._ledger = Ledger(ledger)
         events = read_ledger(ledger) if ledger.exists() else []
         self.records: dict[str, TrialRecord] = trial_states(events)
-        self.step_times = StepTimes(step_windows(events))
+        self.step_times = StepTimes.from_ledger(events)
         self.device: str | None = next((e["factors"]["device"] for e in events if "factors" in e), None)
         self.budget = extended_budget(events, space.budget)
         self.stages = StageTable(paths)
@@ -193,8 +192,8 @@ class RunningSearch:
             if _kind(warning) not in self._warned:
                 self._warned.add(_kind(warning))
                 _log.warning(warning)
-        for signature, seconds, factors in to_ledger["windows"]:
-            self._keep_window(trial, signature, seconds, factors)
+        for signature, seconds, quiet, factors in to_ledger["windows"]:
+            self._keep_window(trial, signature, seconds, quiet, factors)
         known = {epoch.get("epoch") for epoch in self.records[trial].epochs}
         for epoch in to_ledger["epochs"]:
             if epoch["epoch"] not in known or "state" in epoch:
@@ -211,16 +210,19 @@ class RunningSearch:
         to_ledger: with (steps, cost signature) by phase; seconds are taken from the ledger's windows, so that equal
         recipes have equal ones. A trial that was ended by draining stays unfinished.
         """
+        is_whole = metrics["epoch"] == metrics["epochs_asked"]
+        if not is_whole and self.is_draining:
+            self._leave(trial)
+            return
         steps = to_ledger["steps"]
+        self._fix_step_times(trial, [*(signature for _, signature in steps.values()), to_ledger["infer"]])
         metrics = {**metrics, **self._latencies(to_ledger)}
-        if metrics["epoch"] == metrics["epochs_asked"]:
+        if is_whole:
             metrics["forecast_latency_s"] = metrics[TIMED]
         needed = {**self.space.objectives, **self.space.constraints}
         bad = [name for name in needed if not math.isfinite(metrics.get(name, math.nan))]
-        if metrics["epoch"] < metrics["epochs_asked"]:
-            self._leave(trial)
-            if not self.is_draining:
-                self._end("stopped", trial, reason="ended early by the scheduler", metrics=metrics)
+        if not is_whole:
+            self._end("stopped", trial, reason="ended early by the scheduler", metrics=metrics)
         elif bad:
             self.fail(trial, f"{bad[0]} is {metrics.get(bad[0], 'missing')}", metrics=metrics)
         elif self._is_timed and self.device not in (None, metrics.get("device", self.device)):
@@ -341,13 +343,15 @@ class RunningSearch:
         infer = 1e3 * self.step_times.step_time(to_ledger["infer"])
         return {TIMED: sum(seconds.values()), **by_phase, "infer_latency_ms": infer}
 
-    def _keep_window(self, trial: str, signature: str, seconds: float, factors: Mapping[str, Any]) -> None:
-        if not self.step_times.missing(signature):
-            return
-        self.device = self.device or factors["device"]
-        known = {} if signature in self.step_times.windows else {"factors": factors}
-        self._append("step_time", trial=trial, signature=signature, seconds=seconds, **known)
-        self.step_times.add(signature, seconds)
+    def _keep_window(self, trial: str, signature: str, seconds: float, quiet: bool, factors: Mapping[str, Any]) -> None:
+        known = {} if self.step_times.is_known(signature) else {"factors": factors}
+        if self.step_times.add(signature, seconds, quiet):
+            self.device = self.device or factors["device"]
+            self._append("step_time", trial=trial, signature=signature, seconds=seconds, quiet=quiet, **known)
+
+    def _fix_step_times(self, trial: str, signatures: Iterable[str]) -> None:
+        for signature in self.step_times.fix(signatures):
+            self._append("step_time_fixed", trial=trial, signature=signature)
 
     def _write(self, event: str, trial: str, **fields: Any) -> None:
         apply_event(self.records, self._append(event, trial=trial, **fields))

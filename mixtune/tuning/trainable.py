@@ -43,7 +43,7 @@ class SearchContext:
     directory: the run's, whose stages/ holds the states that a trial goes on from; cpus, gpus: this trial's share;
     threads, precision: of each trial, the same for the whole run, because bits and step times depend on them;
     ``precision`` is what a recipe's ``auto`` stands for, so that no trial asks a busy GPU; step_times:
-    windows measured so far, by cost signature; memory_bytes: the most that a trial may allocate on its GPU; deadline:
+    what is known of steps' seconds; memory_bytes: the most that a trial may allocate on its GPU; deadline:
     unix seconds after which each epoch's state is stored, since it may be the last; states_bytes: of all stored states;
     branches: epochs after which other recipes of the space may go on from this trial's state.
     """
@@ -53,7 +53,7 @@ class SearchContext:
     gpus: float = 0.0
     threads: int = 1
     precision: str = "float32"
-    step_times: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    step_times: StepTimes = field(default_factory=StepTimes)
     memory_bytes: int | None = None
     deadline: float | None = None
     states_bytes: int | None = None
@@ -103,22 +103,22 @@ class MixTrainable(tune.Trainable):  # type: ignore[misc]
             self.state: TrainState = start_state(recipe, load_training_data(recipe, device), device)
         self._recovery = None
         if context is not None:
-            self.state.step_times = StepTimes(context.step_times)
+            self.state.step_times = context.step_times.copy()
             self._recovery = Recovery(
                 self.state, Path(context.directory) / "stages", context.states_bytes, context.deadline, context.branches
             )
         self._train()
 
     def _train(self) -> None:
-        self._windows: list[tuple[str, float, dict[str, Any]]] = []
+        self._windows: list[tuple[str, float, bool, dict[str, Any]]] = []
         self._reported = 0  # epochs
         self._epochs = train(self.state, self._keep_window)
 
-    def _keep_window(self, signature: str, seconds: float) -> None:
+    def _keep_window(self, signature: str, seconds: float, quiet: bool) -> None:
         plan, done = make_plan(self.state.recipe), len(self.state.history)
         inferring = signature == phase_signature(self.state, "infer")
         about: Phase | Literal["infer"] = "infer" if inferring else plan[done].phase
-        self._windows.append((signature, seconds, state_factors(self.state, about)))
+        self._windows.append((signature, seconds, quiet, state_factors(self.state, about)))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Start another trial in this worker process, once the memory of the one before is free."""

@@ -8,7 +8,6 @@ import torch
 from mixtune.training import recovery
 from mixtune.training.loop import train
 from mixtune.training.recovery import Recovery
-from mixtune.training.step_times import StepTimes
 from mixtune.training.store import StateStore
 
 PHASES = {"epochs.ssl": 4, "epochs.sl": 4, "rho": 0.5}  # two epochs of each phase
@@ -29,7 +28,7 @@ def train_and_store(state, folder, epochs=6, **options):
 def gone_on(make_state, folder, times):
     """Return a fresh state after it has looked for what is stored."""
     state = make_state(PHASES)
-    state.step_times = StepTimes(times.windows)
+    state.step_times = times.copy()
     Recovery(state, folder)
     return state
 

@@ -18,7 +18,7 @@ from mixtune.tuning.stage_table import TrialPath
 from mixtune.tuning.state import RunningSearch
 
 STEPS = {"steps": {"sl": (20, "sl steps")}, "reused_steps": {}, "infer": "inference"}
-WINDOWS = [("sl steps", 0.05, {"device": "a CPU"}), ("inference", 0.01, {"device": "a CPU"})]
+WINDOWS = [("sl steps", 0.05, True, {"device": "a CPU"}), ("inference", 0.01, True, {"device": "a CPU"})]
 
 
 def shared_trunk(small_space: Callable[..., dict[str, Any]]) -> dict[str, Any]:

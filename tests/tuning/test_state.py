@@ -21,7 +21,7 @@ STEPS = {
     "reused_steps": {"ssl": (10, "ssl steps")},
     "infer": "inference",
 }
-WINDOWS = [("ssl steps", 0.1, {"device": "a CPU"}), ("sl steps", 0.05, {"device": "a CPU"})]
+WINDOWS = [("ssl steps", 0.1, True, {"device": "a CPU"}), ("sl steps", 0.05, True, {"device": "a CPU"})]
 
 
 @pytest.fixture
@@ -88,9 +88,41 @@ def test_every_event_is_on_the_disk_before_anyone_hears_of_it(space: SearchSpace
     search.start("sl")
     search.report("sl", {"windows": WINDOWS, "epochs": [{"epoch": 1}]})
     finish(search, "sl")
-    assert heard == [("sl", lines) for lines in (1, 2, 5, 6)]
+    assert heard == [("sl", lines) for lines in (1, 2, 5, 8)]
     events = [event["event"] for event in read_ledger(path)]
-    assert events == ["asked", "started", "step_time", "step_time", "epoch", "baseline"]
+    assert events == [
+        "asked",
+        "started",
+        "step_time",
+        "step_time",
+        "epoch",
+        "step_time_fixed",
+        "step_time_fixed",
+        "baseline",
+    ]
+
+
+def test_step_times_of_a_trial_that_ended_change_no_more(search: RunningSearch, tmp_path: Path) -> None:
+    one = first_trial(search)
+    finish(search, one)
+    known = {signature: list(seconds) for signature, seconds in search.step_times.windows.items()}
+    other = begin(search)
+    assert search.step_times.windows == known == again(search, tmp_path).step_times.windows
+    finish(search, other)
+    assert len({search.records[trial].metrics["train_latency_s"] for trial in (one, other)}) == 1
+    assert again(search, tmp_path).step_times.missing("sl steps") == 0
+
+
+def test_a_window_that_was_not_quiet_stands_in_until_one_was(search: RunningSearch, tmp_path: Path) -> None:
+    asked = search.ask()
+    assert asked
+    search.start(asked.trial)
+    times = []
+    for seconds, quiet in [(0.4, False), (0.3, False), (0.9, False), (0.1, True), (0.05, False)]:
+        search.report(asked.trial, {"windows": [("sl steps", seconds, quiet, {"device": "a CPU"})], "epochs": []})
+        times.append(search.step_times.step_time("sl steps"))
+    assert times == [0.4, 0.3, 0.3, 0.1, 0.1]
+    assert again(search, tmp_path).step_times.step_time("sl steps") == 0.1
 
 
 def test_a_trial_that_ran_its_recipe_is_complete(search: RunningSearch) -> None:
@@ -102,7 +134,7 @@ def test_a_trial_that_ran_its_recipe_is_complete(search: RunningSearch) -> None:
 
 def test_seconds_come_from_the_windows_that_came_first_so_equal_recipes_have_equal_ones(search: RunningSearch) -> None:
     one, other = first_trial(search), begin(search)
-    later = [("ssl steps", seconds, {"device": "a CPU"}) for seconds in (0.2, 0.3, 0.4, 9.0)]
+    later = [("ssl steps", seconds, True, {"device": "a CPU"}) for seconds in (0.2, 0.3, 0.4, 9.0)]
     search.report(other, {"windows": later, "epochs": []})
     for trial in (one, other):
         finish(search, trial)
