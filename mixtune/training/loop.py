@@ -19,7 +19,7 @@ from mixtune.training.plan import Epoch, make_plan
 from mixtune.training.state import EpochResult, TrainState
 from mixtune.training.streams import torch_generator
 
-INFERENCE_STEPS = 30  # three to warm up, three windows of seven, and some to make a disturbed one again
+INFERENCE_STEPS = 30  # three to warm up, three windows of six, and some to make a disturbed one again
 
 
 class DivergedError(TrainingError):

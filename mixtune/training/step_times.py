@@ -41,10 +41,12 @@ class StepTimes:
 
         It may be one too many, of two trials that measured at once, or disturbed, where a better one is known.
         """
-        if quiet and self.missing(signature):
+        if not self.missing(signature):
+            return False
+        if quiet:
             self.windows.setdefault(signature, []).append(seconds)
             return True
-        if quiet or signature in self.fixed or self.step_time(signature) <= seconds or signature in self.windows:
+        if signature in self.windows or seconds >= self.disturbed.get(signature, math.inf):
             return False
         self.disturbed[signature] = seconds
         return True
