@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -135,12 +136,14 @@ class Mixtune:
     def report(self, trial: str, epoch: int, curve: Curve) -> bool:
         metrics = curve_metrics(curve, epoch)
         stored = {"state": "x"} if epoch in self._paths(self._params(trial)).stored_after else {}
-        self._search.report(trial, {"windows": [], "epochs": [{**metrics, **stored}]})
+        phase = curve.phases[epoch - 1]
+        windows = [(phase, curve.seconds[epoch - 1], True, {"device": "a table"})]  # a step stands for an epoch
+        self._search.report(trial, {"windows": windows, "epochs": [{**metrics, **stored}]})
         return self._scheduler is None or bool(self._scheduler._goes_on(trial, metrics)) or epoch == len(curve.phases)
 
     def end(self, trial: str, epoch: int, curve: Curve) -> None:
-        metrics = {**curve_metrics(curve, epoch), "train_latency_s": sum(curve.seconds[:epoch])}
-        self._search.end(trial, metrics, {"steps": {}, "reused_steps": {}, "infer": ""})
+        steps = {phase: (count, phase) for phase, count in Counter(curve.phases[:epoch]).items()}
+        self._search.end(trial, curve_metrics(curve, epoch), {"steps": steps, "reused_steps": {}, "infer": "none"})
 
     def _params(self, trial: str) -> Params:
         return self._search.records[trial].params

@@ -1,0 +1,291 @@
+"""How much of what a search's trials ask for does the stage tree save, and what does the search cost beside them?
+
+    python benchmarks/stage_tree.py sharing    # 50 random trials on two spaces, with 2 and with 4 at once
+    python benchmarks/stage_tree.py overhead   # 200 short trials, and what suggestions take after 1,000
+
+`sharing` searches digits with `wsd` schedules: the budgets of search_spaces/digits.yaml, and an SSL-heavy space with
+four times the SSL epochs and more. It counts epochs and metered device-seconds asked for and trained, how long slots
+had to wait for a stage, and whether any epoch was trained twice; cosine is counted beside it, not trained. One search
+is ended by SIGKILL of a worker amid a shared stage, and must end complete.
+
+`overhead` compares a search's wall clock, less what its slots waited for stages, with its trials' own steps, held-out
+images and states divided by the slots; and times `ask` of each sampler after so many finished trials.
+
+Nothing else should run meanwhile. Results go to benchmarks/results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import yaml
+from rich.console import Console
+from training_report import count_cores, cpu_model, format_table
+
+import mixtune
+from mixtune.ledger import read_ledger
+from mixtune.recipe import with_values
+from mixtune.space import SearchSpace, load_space, space_from_dict
+from mixtune.tuning.branches import RecipePaths
+from mixtune.tuning.state import RunningSearch
+from mixtune.tuning.suggestions import Cost
+
+HERE = Path(__file__).parent
+RESULTS, DIGITS = HERE / "results", HERE.parent / "search_spaces" / "digits.yaml"
+WSD = {f"optim.{loss}.{key}": v for loss in ("ssl", "sl") for key, v in (("schedule", "wsd"), ("warmup_epochs", 2))}
+COSINE = {f"optim.{loss}.schedule": "cosine" for loss in ("ssl", "sl")}
+SPACES: dict[str, tuple[dict[str, Any], float]] = {  # other budgets, and the share to be trained at most
+    "digits": ({}, 0.70),
+    "SSL-heavy": ({"epochs.ssl": {"qrandint": [40, 160, 40]}, "epochs.sl": {"qrandint": [10, 40, 10]}}, 0.30),
+}
+OVERHEAD_GOAL, ASK_GOAL_S = 1.05, 0.1
+SPENT = ("train_clock_s", "validation_s", "compile_s", "checkpoint_s")
+
+
+def search_values(epochs: Mapping[str, Any], changes: Mapping[str, Any], trials: int, seed: int = 0) -> dict[str, Any]:
+    """Return a search over alpha, rho and budgets on digits, as search_spaces/digits.yaml has it."""
+    values = yaml.safe_load(DIGITS.read_text())
+    values["recipe"] = with_values(values["recipe"], dict(changes))
+    values["space"] |= dict(epochs)
+    return {**values, "search": {"sampler": "random", "trials": trials, "seed": seed}}
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A finished search, its wall-clock seconds, and how often epochs were trained twice."""
+
+    result: mixtune.Result
+    wall_s: float
+    twice: int
+
+
+@contextmanager
+def searched(values: Mapping[str, Any], slots: int) -> Iterator[Searched]:
+    """Search in a scratch folder."""
+    with tempfile.TemporaryDirectory() as scratch:
+        started = time.perf_counter()
+        cpus = count_cores() / slots
+        result = mixtune.search(
+            dict(values), out=Path(scratch) / "run", cpus_per_trial=cpus, gpus=0, console=Console(quiet=True)
+        )
+        yield Searched(result, time.perf_counter() - started, trained_twice(result))
+
+
+def trained_twice(result: mixtune.Result) -> int:
+    """Return how many epochs were trained by a trial though another one had trained them."""
+    paths = RecipePaths(load_space(result.directory / "space.yaml"))
+    trained = Counter(
+        paths(record.params).keys[epoch]
+        for record in result.records.values()
+        for epoch in range(record.metrics["epochs_reused"] + 1, record.metrics["epoch"] + 1)
+    )
+    return sum(count - 1 for count in trained.values())
+
+
+def count_epochs(space: SearchSpace) -> tuple[int, int]:
+    """Return the epochs that a search of random recipes asks for and those that differ; nothing is trained."""
+    paths, asked, keys = RecipePaths(space), 0, set[str]()
+    with tempfile.TemporaryDirectory() as scratch:
+        search = RunningSearch(space, Path(scratch) / "ledger.jsonl", slots=space.budget + 2)
+        while trial := search.ask():
+            own = paths(trial.params).keys
+            asked, keys = asked + len(own) - 1, keys | set(own[1:])
+    return asked, len(keys)
+
+
+SHARING_HEAD = (
+    "space | schedules | at once | epochs asked for | trained | share | seconds of steps asked for | trained | share | "
+    "trained twice | slots waited, s | wall, s"
+)
+
+
+def measure_sharing(trials: int) -> tuple[list[str], list[tuple[str, bool]]]:
+    """Search both spaces and return tables and goals."""
+    lines, goals = [], []
+    for name, (epochs, most) in SPACES.items():
+        asked, distinct = count_epochs(space_from_dict(search_values(epochs, COSINE, trials)))
+        counted = [f"{asked:,}", f"{distinct:,}", f"{distinct / asked:.0%}"]
+        lines.append([name, "cosine (counted)", "", *counted, *[""] * 6])
+        for slots in (2, 4):
+            with searched(search_values(epochs, WSD, trials), slots) as search:
+                account = search.result.account()
+                share = account.epochs_trained / account.epochs_asked
+                figures = [account.epochs_asked, account.epochs_trained]
+                lines.append(
+                    [
+                        *(name, "wsd", str(slots)),
+                        *(f"{figure:,}" for figure in figures),
+                        f"{share:.0%}",
+                        *(f"{seconds:.0f}" for seconds in (account.asked_s, account.trained_s)),
+                        f"{account.trained_s / account.asked_s:.0%}",
+                        *(str(search.twice), f"{account.waited_s:.1f}", f"{search.wall_s:.0f}"),
+                    ]
+                )
+                where = f"{name}, {slots} at once"
+                goals.append((f"{where}: at most {most:.0%} of the epochs trained: {share:.0%}", share <= most))
+                goals.append((f"{where}: no epoch trained twice: {search.twice}", search.twice == 0))
+                print(" | ".join(lines[-1]), flush=True)
+    line, is_whole = kill_builder(trials=8)
+    goals.append((line, is_whole))
+    text = (
+        f"{trials} random trials and two baselines on digits, alpha and rho as in search_spaces/digits.yaml. Seconds "
+        "are metered: what the epochs take on a device of their own."
+    )
+    return [text, format_table(SHARING_HEAD, lines)], goals
+
+
+def kill_builder(trials: int) -> tuple[str, bool]:
+    """Kill the first worker that trains a shared stage; return what came of the search."""
+    values = search_values({"epochs.ssl": {"choice": [20, 30]}, "epochs.sl": {"choice": [5]}}, WSD, trials)
+    values["baselines"] = []
+    killed: list[int] = []
+
+    def kill(run: Path) -> None:
+        while not killed:
+            time.sleep(0.2)
+            events = read_ledger(run / "ledger.jsonl") if (run / "ledger.jsonl").exists() else []
+            if sum(event["event"] == "epoch" for event in events) >= 5:  # amid the first SSL phase
+                killed.extend(kill_one_worker())
+
+    with tempfile.TemporaryDirectory() as scratch:
+        run = Path(scratch) / "run"
+        threading.Thread(target=kill, args=[run], daemon=True).start()
+        started = time.perf_counter()
+        result = mixtune.search(values, out=run, gpus=0, console=Console(quiet=True))
+        took, counts = time.perf_counter() - started, result.counts()
+        retried = sum(event["event"] == "retried" for event in read_ledger(run / "ledger.jsonl"))
+    line = (
+        f"a worker killed amid a shared stage blocks nobody: {retried} trial tried again, {counts['complete']} of "
+        f"{trials} complete in {took:.0f} s"
+    )
+    return line, bool(killed) and retried == 1 and counts["complete"] == trials
+
+
+def kill_one_worker() -> list[int]:
+    """Kill one of this machine's processes that train a trial now; return it."""
+    listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+    pids = [int(line.split()[0]) for line in listed.splitlines() if "ray::MixTrainable" in line]
+    for pid in pids[:1]:
+        os.kill(pid, signal.SIGKILL)
+    return pids[:1]
+
+
+def measure_overhead(trials: int, finished: int) -> tuple[list[str], list[tuple[str, bool]]]:
+    """Time a search of short trials, and suggestions; return tables and goals."""
+    epochs = {"epochs.ssl": {"qrandint": [5, 15, 5]}, "epochs.sl": {"qrandint": [5, 15, 5]}}
+    values = search_values(epochs, {}, trials)
+    values["search"]["sampler"] = "tpe"
+    slots = count_cores()
+    with searched(values, slots) as search:
+        rows = [record.metrics for record in search.result.records.values()]
+        own = sum(row[column] for row in rows for column in SPENT)
+        waited, locked = search.result.account().waited_s, sum(row["waiting_s"] for row in rows)
+        ratio = (search.wall_s - waited / slots) / (own / slots)
+    text = (
+        f"{trials} trials and two baselines on digits, {slots} at once, TPE, sharing stages: wall clock "
+        f"{search.wall_s:.0f} s, with Ray's start. Their own steps, held-out images and states: {own:.0f} s, "
+        f"{own / slots:.0f} s a slot; slots waited {waited:.0f} s for a stage, trials {locked:.1f} s for each other's "
+        f"quiet windows. So the wall clock, less waiting for stages, is {ratio:.3f} of the trials' own."
+    )
+    what = f"wall clock, less waiting for stages, at most {OVERHEAD_GOAL} of the trials' own: {ratio:.3f}"
+    goals = [(what, ratio <= OVERHEAD_GOAL)]
+    print(text, flush=True)
+    lines = []
+    for sampler in ("random", "tpe", "cost_aware", "nsga2", "gp"):
+        count = min(finished, 100) if sampler == "gp" else finished
+        seconds = time_asking(sampler, count)
+        lines.append([sampler, f"{count:,}", f"{1e3 * median(seconds):.1f}", f"{1e3 * max(seconds):.1f}"])
+        print(" | ".join(lines[-1]), flush=True)
+        if sampler == "tpe":
+            what = f"a suggestion by TPE after {count:,} trials under {ASK_GOAL_S} s: {median(seconds):.3f} s"
+            goals.append((what, median(seconds) < ASK_GOAL_S))
+    head = "sampler | finished trials | a suggestion, ms: median | highest of 10"
+    return [text, "A suggestion, with the ledger's line of it:", format_table(head, lines)], goals
+
+
+def time_asking(sampler: str, finished: int) -> list[float]:
+    """Return the seconds of ten suggestions after so many finished random trials, whose accuracies are made up."""
+
+    def cost(params: Mapping[str, Any], *_: Any) -> Cost:
+        seconds = float(params["epochs.ssl"] + params["epochs.sl"])
+        return Cost({"train_latency_s": seconds}, seconds, seconds)
+
+    def search_on(ledger: Path, sampler: str) -> RunningSearch:
+        values = search_values({"epochs.ssl": {"randint": [1, 200]}}, {}, finished + 10)
+        values["space"]["optim.sl.base_lr"] = {"loguniform": [1e-3, 1e-1]}
+        values |= {"baselines": [], "search": values["search"] | {"sampler": sampler}}
+        reference = {"val_accuracy": 0.1, "train_latency_s": 300.0}
+        return RunningSearch(space_from_dict(values), ledger, costs=cost, reference=reference)
+
+    def one_trial(search: RunningSearch) -> float:
+        started = time.perf_counter()
+        asked = search.ask()
+        took = time.perf_counter() - started
+        assert asked is not None
+        seconds = cost(asked.params).seconds
+        accuracy = 0.9 - 0.3 / seconds - (asked.params["alpha"] - 0.5) ** 2
+        search.start(asked.trial)
+        windows = [("an epoch", 1.0, True, {"device": "none"})]
+        search.report(asked.trial, {"windows": windows, "epochs": [{"epoch": 1, "val_accuracy": accuracy}]})
+        steps = {"sl": (int(seconds), "an epoch")}
+        metrics = {"val_accuracy": accuracy, "epoch": 1, "epochs_asked": 1}
+        search.end(asked.trial, metrics, {"steps": steps, "reused_steps": {}, "infer": "none"})
+        return took
+
+    with tempfile.TemporaryDirectory() as scratch:
+        ledger = Path(scratch) / "ledger.jsonl"
+        before = search_on(ledger, "random")
+        for _ in range(finished):
+            one_trial(before)
+        search = search_on(ledger, sampler)
+        return [one_trial(search) for _ in range(10)]
+
+
+def write_report(name: str, title: str, parts: list[str], goals: list[tuple[str, bool]], out: Path) -> None:
+    """Print the results and write them."""
+    about = [
+        f"{cpu_model()}, {count_cores()} cores, a thread a trial",
+        ", ".join(f"{package} {version(package)}" for package in ("torch", "ray", "optuna")),
+        f"mixtune {mixtune.__version__}, Python {platform.python_version()}, {date.today().isoformat()}",
+    ]
+    verdicts = [f"- {'met' if met else 'missed'}: {what}" for what, met in goals]
+    head = [f"# {title}", "Printed by benchmarks/stage_tree.py, which says what is measured and how."]
+    text = "\n\n".join([*head, "\n".join(f"- {line}" for line in about), "\n".join(verdicts), *parts]) + "\n"
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.md").write_text(text)
+    print(f"\n{text}\nwritten to {out / name}.md")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("do", choices=["sharing", "overhead"])
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--trials", type=int, help="default: 50 for sharing, 200 for overhead")
+    parser.add_argument("--finished", type=int, default=1000, help="of overhead: trials before a suggestion is timed")
+    options = parser.parse_args()
+    if options.do == "sharing":
+        parts, goals = measure_sharing(options.trials or 50)
+        write_report("stage_tree", "What the stage tree saves", parts, goals, options.out)
+    else:
+        parts, goals = measure_overhead(options.trials or 200, options.finished)
+        write_report("search_overhead", "What a search costs beside its trials", parts, goals, options.out)
+
+
+if __name__ == "__main__":
+    main()
