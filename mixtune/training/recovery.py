@@ -27,8 +27,8 @@ def train_shared(
     recipes that may go on from this one's states. The epochs of a stored beginning are not yielded.
     """
     state.step_times = step_times
-    own = stage_keys(state.recipe, state.data, state.device)
-    stored = Recovery(state, folder, MOST_BYTES, branches={shared_epochs(own, keys) for keys in others})
+    stored = Recovery(state, folder, MOST_BYTES)
+    stored.branches.update(shared_epochs(stored.keys, keys) for keys in others)
     for result in train(state):
         stored.save_if_due()
         yield result
@@ -52,11 +52,11 @@ class Recovery:
         branches: Collection[int] = (),
     ) -> None:
         self._state, self._deadline, self.after_deadline = state, deadline, False
-        self._branches = frozenset(branches)
+        self.branches = set(branches)
         self._store = StateStore(folder, max_bytes)
         self._plan = make_plan(state.recipe)
-        self._keys = stage_keys(state.recipe, state.data, state.device)
-        found = self._store.longest(self._keys[1 : self._most_reusable() + 1])
+        self.keys = stage_keys(state.recipe, state.data, state.device)
+        found = self._store.longest(self.keys[1 : self._most_reusable() + 1])
         if found is not None:
             state.load_state_dict(found[1])
         self._rolling: str | None = None
@@ -72,21 +72,21 @@ class Recovery:
         """Store the state where that is due; return its key if it is stored now."""
         done = len(self._state.history)
         is_border = done == len(self._plan) or self._plan[done].phase != self._plan[done - 1].phase
-        is_border |= done in self._branches
+        is_border |= done in self.branches
         now = time.monotonic()
         due = now - self._saved_at > max(SAVE_EVERY_S, self._took / SAVE_SHARE)
         self.after_deadline = self._deadline is not None and time.time() > self._deadline
         if not (is_border or due or self.after_deadline):
             return None
-        is_shared = is_border or self._keys[done] in self._store  # another trial's border, perhaps
-        if not self._store.save(self._keys[done], self._state.state_dict()):
+        is_shared = is_border or self.keys[done] in self._store  # another trial's border, perhaps
+        if not self._store.save(self.keys[done], self._state.state_dict()):
             return None
         if self._rolling is not None:
             self._store.remove(self._rolling)
-        self._rolling = None if is_shared else self._keys[done]
+        self._rolling = None if is_shared else self.keys[done]
         self._saved_at = time.monotonic()
         self._took = self._saved_at - now
-        return self._keys[done]
+        return self.keys[done]
 
     def _most_reusable(self) -> int:
         """Return how many epochs may come from a store: a phase that was never timed needs an epoch trained here.

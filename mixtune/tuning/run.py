@@ -6,9 +6,7 @@ import gc
 import logging
 import re
 import shlex
-import signal
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -44,6 +42,7 @@ from mixtune.tuning.directory import (
     refuse_occupied,
     resolved_space,
 )
+from mixtune.tuning.interruption import catch_sigterm, interruptible
 from mixtune.tuning.prepare import AnySpace, Prepared, prepare
 from mixtune.tuning.progress import Progress
 from mixtune.tuning.state import TIMED, Asked, RunningSearch
@@ -57,10 +56,6 @@ _log = logging.getLogger("mixtune.tuning")
 
 class SearchError(TrainingError):
     """A search ran, and not one of its trials completed, or it made no sense to go on."""
-
-
-class InterruptedSearch(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM during a search, in words."""
 
 
 def search(
@@ -104,10 +99,10 @@ def search(
     )
     _say(console, f"{prepared.describe()}\nrun directory: {directory}")
     make_folder(directory)
-    with _interruptible(directory), hold_run(directory, "search", on_wait=lambda line: _say(console, line)):
+    with interruptible(directory), hold_run(directory, "search", on_wait=lambda line: _say(console, line)):
         refuse_occupied(directory)  # by another that began meanwhile
         with ray_session(address, prepared.cpus, prepared.gpus) as nodes:
-            _catch_sigterm()  # again: Ray's start puts a handler of its own in place
+            catch_sigterm()  # again: Ray's start puts a handler of its own in place
             threads = max(1, int(prepared.space.resources.cpus_per_trial))
             machine: Machine = _where_trials_run(prepared.space, nodes, look_at_machine, prepared.space, threads)
             write_whole(directory / SPACE, resolved_space(prepared, machine))
@@ -143,11 +138,11 @@ def resume(
     )
     _say(console, f"{prepared.describe()}\nrun directory: {directory}")
     with (
-        _interruptible(directory),
+        interruptible(directory),
         hold_run(directory, "resume", on_wait=lambda line: _say(console, line)),
         ray_session(address, prepared.cpus, prepared.gpus) as nodes,
     ):
-        _catch_sigterm()  # again: Ray's start puts a handler of its own in place
+        catch_sigterm()  # again: Ray's start puts a handler of its own in place
         if address is None:
             machine = _machine_to_go_on_with(prepared.space, machine, nodes)
         return _run(prepared, directory, machine, nodes, seconds, console, trials, retry_failed)
@@ -307,33 +302,6 @@ def parse_duration(given: float | str | None) -> float | None:
     if seconds <= 0:
         raise RequestError(f"time budget {text}: should be above 0")
     return seconds
-
-
-@contextmanager
-def _interruptible(directory: Path) -> Iterator[None]:
-    """Let SIGTERM do what Ctrl-C does, and say of both how to go on."""
-    in_main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGTERM)
-    _catch_sigterm()
-    try:
-        yield
-    except KeyboardInterrupt:
-        begun = (directory / SPACE).exists()
-        done = f"to go on: mixtune resume {_quoted(directory)}" if begun else "nothing was trained yet"
-        raise InterruptedSearch(f"interrupted; {done}") from None
-    finally:
-        if in_main:
-            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
-
-
-def _catch_sigterm() -> None:
-    """Let SIGTERM raise KeyboardInterrupt, where signals can be caught: in the main thread."""
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, interrupt)
 
 
 def _where_trials_run(space: SearchSpace, nodes: Nodes, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -28,12 +28,14 @@ class StageTable:
     """Which stages are stored, and which ones running trials are still to store.
 
     paths: of dotted parameters; two paths' keys are equal where their states are. What was evicted or damaged since it
-    was stored is trained again, and nobody waits for that.
+    was stored is trained again, and nobody waits for that. Where a state that was due was not stored (a full disk),
+    nobody waits for another until one is.
     """
 
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
         self._stored: set[str] = set()
+        self._stores = True
         self._builders: dict[str, tuple[TrialPath, int]] = {}  # a running trial's path, and how far it is
 
     def note_stored(self, params: Mapping[str, Any], epoch: int) -> None:
@@ -41,6 +43,7 @@ class StageTable:
         path = self._paths(params)
         if epoch in path.stored_after:
             self._stored.add(path.keys[epoch])
+            self._stores = True
 
     def begin(self, trial: str, params: Mapping[str, Any]) -> None:
         """A trial is handed out: it builds what it lacks."""
@@ -48,10 +51,12 @@ class StageTable:
         self._builders[trial] = path, self._stored_epochs(path)
 
     def advance(self, trial: str, epoch: int) -> None:
-        """A running trial has trained so many epochs, and has stored what it stores up to there."""
+        """A running trial has trained so many epochs; what it could store up to there is noted."""
         if trial in self._builders:
             path, before = self._builders[trial]
             self._builders[trial] = path, max(before, epoch)
+            due = [e for e in path.stored_after if before < e <= epoch]
+            self._stores &= all(path.keys[e] in self._stored for e in due)
 
     def leave(self, trial: str) -> None:
         """A trial trains no more, whatever ended it."""
@@ -59,6 +64,8 @@ class StageTable:
 
     def awaited(self, params: Mapping[str, Any]) -> str | None:
         """Return a running trial that will store more of a recipe's beginning than is stored yet; None: begin now."""
+        if not self._stores:
+            return None
         path = self._paths(params)
         own = self._stored_epochs(path)
         for trial, (other, done) in self._builders.items():

@@ -105,6 +105,21 @@ def train_epochs(search: RunningSearch, trial: str, *epochs: int, stored: tuple[
     search.report(trial, {"windows": WINDOWS, "epochs": told})
 
 
+def test_nobody_waits_for_more_where_a_state_could_not_be_stored(search: RunningSearch) -> None:
+    first = search.ask()
+    assert first
+    assert search.ask() is None
+    train_epochs(search, first.trial, 1, 2, 3)  # a full disk
+    second = search.ask()
+    assert second
+    assert second.trial == "t0002"
+    train_epochs(search, first.trial, 4, 5, stored=(5,))  # there is room again
+    search.end(first.trial, {"epoch": 5, "epochs_asked": 5, "val_accuracy": 0.9}, STEPS)
+    third = search.ask()
+    assert third
+    assert search.stages.stored(third.params) == 5
+
+
 def test_a_trial_waits_until_what_it_needs_is_stored(search: RunningSearch) -> None:
     first = search.ask()
     assert first
