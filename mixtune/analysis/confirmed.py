@@ -1,16 +1,6 @@
 """A front on fresh seeds: means and spreads on the test images, and which members are really on it.
 
-A row's mean over n seeds is uncertain by its standard error, deviation / sqrt(n). The deviation is pooled over all
-rows with fewer than ``FEW_SEEDS`` trainings: of accuracies the squared differences to each row's own mean, summed and
-divided by the sum of all n - 1, which are its degrees of freedom; of seconds the same in shares of each row's mean,
-because a long training varies by more seconds than a short one. A row with more trainings has its own deviation.
-
-``p_front`` comes from ``DRAWS`` draws with a fixed seed. In each, every mean is moved by its standard error times a
-draw of Student's t with the deviation's degrees of freedom (the rows that share a deviation share its chi-square),
-other objectives stay as the search found them, and rows take part with the share of their seeds that did not diverge,
-where they keep the search's constraints. ``p_front`` is how often a row takes part and no other dominates it. Rows are
-drawn independently of each other: that they have their seeds in common makes differences more certain than this
-assumes, if anything.
+What ``±`` and ``p_front`` are: mixtune.analysis.estimates.
 """
 
 from __future__ import annotations
@@ -22,24 +12,28 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from mixtune.analysis.estimates import (
+    FEW_SEEDS,
+    Estimate,
+    Floats,
+    costs_of,
+    dominated_by,
+    estimate,
+    front_probabilities,
+    keeps,
+    mean_of,
+)
 from mixtune.analysis.frames import csv_text, plain
 from mixtune.analysis.labels import quantity, significant
 from mixtune.analysis.result import Result
-from mixtune.constraints import Constraint
 from mixtune.ledger import TrialRecord
 
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 Event = Mapping[str, Any]
-
-FEW_SEEDS = 10  # below, a row's own deviation is too uncertain: by a quarter with 9
-DRAWS = 10_000
 
 _SEARCHED = ("val_accuracy", "val_accuracy_se", "train_latency_s")
 _COLUMNS = [
@@ -67,10 +61,11 @@ class Confirmation:
     frame: a row for each member of the present front and each baseline that has such trainings, in the front's order,
     the baselines last. Columns: trial; method (a baseline's, else None); seeds and diverged, trainings and how many of
     them diverged; test_accuracy, its mean over the others; test_accuracy_std, the sample's deviation over seeds, NaN
-    for one; test_accuracy_se, the mean's standard error (see the module); test_sampling_se, the binomial standard
-    error of one training's accuracy on that many test images, common to all rows; train_latency_s, train_latency_std_s
-    and train_latency_se_s, the same in seconds; every other objective and search_*, as the search found them; p_front;
-    fell_off, whether another row's means dominate this one's or they break a constraint, or all its trainings diverged.
+    for one; test_accuracy_se, the mean's standard error (see mixtune.analysis.estimates); test_sampling_se, the
+    binomial standard error of one training's accuracy on that many test images, common to all rows; train_latency_s,
+    train_latency_std_s and train_latency_se_s, the same in seconds; every other objective and search_*, as the search
+    found them; p_front; fell_off, whether another row's means dominate this one's or they break a constraint, or all
+    its trainings diverged.
     notes: what a reader needs beside the numbers, a line each. device: what the trainings ran on, None without any.
     """
 
@@ -117,11 +112,11 @@ def confirmation(events: Iterable[Event], result: Result) -> Confirmation:
         by_trial.setdefault(trial, []).append(event)
     kept = [record for record in asked if record.trial in by_trial]
     trainings = [by_trial[record.trial] for record in kept]
-    accuracies = _estimate([_finished(own, "test_accuracy") for own in trainings], relative=False)
-    sampling = np.array([_mean(_finished(own, "test_accuracy_se")) for own in trainings])
+    accuracies = estimate([_finished(own, "test_accuracy") for own in trainings], relative=False)
+    sampling = np.array([mean_of(_finished(own, "test_accuracy_se")) for own in trainings])
     if not accuracies.pooled_degrees:  # not one row has a spread
-        accuracies = _Estimate(accuracies.means, accuracies.deviations, sampling, accuracies.degrees)
-    latencies = _estimate([_finished(own, "train_latency_s") for own in trainings], relative=True)
+        accuracies = Estimate(accuracies.means, accuracies.deviations, sampling, accuracies.degrees)
+    latencies = estimate([_finished(own, "train_latency_s") for own in trainings], relative=True)
     frame = _frame(result, kept, trainings, accuracies, latencies, sampling)
     notes = [
         *_front_notes(frame),
@@ -156,63 +151,12 @@ def members_and_baselines(result: Result) -> list[TrialRecord]:
     return [result.records[str(trial)] for trial in [*result.pareto_front()["trial"], *baselines["trial"]]]
 
 
-@dataclass(frozen=True)
-class _Estimate:
-    """Rows' means and how certain they are, each (rows,).
-
-    means: NaN where all diverged; deviations: each row's own, NaN below two trainings; errors: of the means; degrees:
-    of freedom of the rows with a deviation of their own, NaN for those that share the pooled one, whose are
-    ``pooled_degrees``, 0 where there is no spread at all; pooled: that deviation, a share of the mean for seconds.
-    """
-
-    means: Floats
-    deviations: Floats
-    errors: Floats
-    degrees: Floats
-    pooled_degrees: int = 0
-    pooled: float = 0.0
-
-    def draw(self, rng: np.random.Generator) -> Floats:
-        """Return draws of the true means, (DRAWS, rows)."""
-        shared = _student_factor(rng, self.pooled_degrees)
-        factors = [shared if math.isnan(own) else _student_factor(rng, own) for own in self.degrees]
-        normal = rng.standard_normal((DRAWS, len(self.means)))
-        return self.means + self.errors * np.reshape(factors, normal.T.shape).T * normal
-
-
-def _estimate(samples: Sequence[Floats], relative: bool) -> _Estimate:
-    """Return what trainings of each row say of its mean; ``relative``: deviations grow with the mean."""
-    counts = np.array([len(sample) for sample in samples], dtype=float)
-    means = np.array([_mean(sample) for sample in samples])
-    deviations = np.array([sample.std(ddof=1) if len(sample) > 1 else math.nan for sample in samples])
-    units = means if relative else np.ones(len(samples))
-    shares = [(sample - mean) / unit for sample, mean, unit in zip(samples, means, units, strict=True) if unit > 0]
-    degrees = sum(max(0, len(share) - 1) for share in shares)
-    pooled = math.sqrt(sum(float(share @ share) for share in shares) / degrees) if degrees else 0.0
-    has_own = counts >= FEW_SEEDS
-    return _Estimate(
-        means=means,
-        deviations=deviations,
-        errors=np.where(has_own, deviations, pooled * units) / np.sqrt(np.maximum(counts, 1)),
-        degrees=np.where(has_own, counts - 1, math.nan),
-        pooled_degrees=degrees,
-        pooled=pooled,
-    )
-
-
-def _student_factor(rng: np.random.Generator, degrees: float) -> Floats:
-    """Return, (DRAWS,), what turns normal draws into Student's t; 1 for an error that is known."""
-    if not degrees:
-        return np.ones(DRAWS)
-    return np.sqrt(degrees / rng.chisquare(degrees, DRAWS))
-
-
 def _frame(
     result: Result,
     records: Sequence[TrialRecord],
     trainings: Sequence[Sequence[Event]],
-    accuracies: _Estimate,
-    latencies: _Estimate,
+    accuracies: Estimate,
+    latencies: Estimate,
     sampling: Floats,
 ) -> pd.DataFrame:
     seeds = np.array([len(own) for own in trainings], dtype=np.int64)
@@ -238,53 +182,12 @@ def _frame(
     estimates = {"test_accuracy": accuracies, "train_latency_s": latencies}
     bounds = {_column(name): constraint for name, constraint in result.constraints.items()}
     known = {name: _searched(records, name) for name in bounds} | values
-    values["p_front"] = _front_probabilities(known, objectives, bounds, estimates, finished)
-    takes_part = (finished > 0) & _keeps(known, bounds, (1, len(records)))
-    means = _costs(values, objectives, (1, len(records)))
-    values["fell_off"] = ~takes_part[0] | _dominated(means, takes_part)[0]
+    values["p_front"] = front_probabilities(known, objectives, bounds, estimates, finished)
+    takes_part = (finished > 0) & keeps(known, bounds, (1, len(records)))
+    means = costs_of(values, objectives, (1, len(records)))
+    values["fell_off"] = ~takes_part[0] | dominated_by(means, takes_part)[0]
     place = _COLUMNS.index("search_val_accuracy")
     return pd.DataFrame(values, columns=[*_COLUMNS[:place], *exact, *_COLUMNS[place:]])
-
-
-def _front_probabilities(
-    values: Mapping[str, Any],
-    objectives: Mapping[str, str],
-    bounds: Mapping[str, Constraint],
-    estimates: Mapping[str, _Estimate],
-    finished: Floats,
-) -> Floats:
-    """Return, (rows,), how often each row takes part and is not dominated; finished: shares of its seeds."""
-    rng = np.random.default_rng(0)
-    shape = DRAWS, len(finished)
-    drawn = {name: estimate.draw(rng) for name, estimate in estimates.items()}
-    values = {**values, **drawn}
-    takes_part = (rng.random(shape) < finished) & _keeps(values, bounds, shape)
-    on_front = takes_part & ~_dominated(_costs(values, objectives, shape), takes_part)
-    return np.asarray(on_front.mean(axis=0), dtype=np.float64)
-
-
-def _costs(values: Mapping[str, Any], objectives: Mapping[str, str], shape: tuple[int, int]) -> Floats:
-    """Return the objectives, all to be small, (draws, rows, objectives); values: (rows,) or (draws, rows)."""
-    signed = [values[name] * (-1.0 if mode == "max" else 1.0) for name, mode in objectives.items()]
-    return np.stack([np.broadcast_to(column, shape) for column in signed], axis=-1)
-
-
-def _keeps(values: Mapping[str, Any], bounds: Mapping[str, Constraint], shape: tuple[int, int]) -> Bools:
-    """Return, (draws, rows), whether a row keeps every bound; values: (rows,) or (draws, rows), NaN keeps none."""
-    kept = np.ones(shape, dtype=bool)
-    for name, constraint in bounds.items():
-        kept &= values[name] <= constraint.bound if constraint.sense == "<=" else values[name] >= constraint.bound
-    return kept
-
-
-def _dominated(costs: Floats, takes_part: Bools) -> Bools:
-    """Return, (draws, rows), whether a row that takes part dominates this one; costs: (draws, rows, objectives)."""
-    dominated = np.zeros(costs.shape[:2], dtype=bool)
-    for row in range(costs.shape[1]):  # one row at a time: all pairs of all draws would fill the memory
-        other = costs[:, row : row + 1]
-        is_better = (other <= costs).all(axis=-1) & (other < costs).any(axis=-1)
-        dominated |= is_better & takes_part[:, row : row + 1]
-    return dominated
 
 
 def _front_notes(frame: pd.DataFrame) -> list[str]:
@@ -315,7 +218,7 @@ def _constraint_notes(frame: pd.DataFrame, result: Result) -> list[str]:
     return notes
 
 
-def _spread_notes(frame: pd.DataFrame, accuracies: _Estimate, latencies: _Estimate) -> list[str]:
+def _spread_notes(frame: pd.DataFrame, accuracies: Estimate, latencies: Estimate) -> list[str]:
     """Return what ± is, and what is not in it."""
     sampling = frame["test_sampling_se"].mean()
     if frame.empty or math.isnan(sampling):
@@ -435,10 +338,6 @@ def _finished(trainings: Iterable[Event], metric: str) -> Floats:
 def _searched(records: Sequence[TrialRecord], name: str) -> Floats:
     """Return what the search found of a metric, (rows,), NaN where it did not."""
     return np.array([record.metrics.get(name) for record in records], dtype=float)
-
-
-def _mean(values: Floats) -> float:
-    return float(values.mean()) if len(values) else math.nan
 
 
 def _ids(frame: pd.DataFrame) -> list[str]:
