@@ -2,17 +2,20 @@
 
     python benchmarks/search_cost.py record          # 360 trainings on digits, once: the table
     python benchmarks/search_cost.py replay          # searches replayed against it, in simulated time
+    python benchmarks/search_cost.py check           # a few of them for real
 
 `record` trains every recipe of a grid with `mixtune search` (grid sampler, stage tree) and keeps the learning curves
 and the metered seconds of an epoch, compressed, in benchmarks/tables/. `replay` lets the same space be searched by
 
 a. Ray Tune with OptunaSearch over both objectives, as its documentation shows it;
-b. the same with ASHA on the accuracy alone;
-c. Syne Tune's MOASHA (where `pip install syne-tune` was run);
+b. the same with ASHA on the accuracy alone, with its own grace period of one epoch, and b'. with one that ends after
+   the longest SSL phase, in which there is no accuracy;
+c. Syne Tune's MOASHA (where `pip install syne-tune` was run), and c'. likewise;
 d. mixtune without the stage tree;  e. without its scheduler;  f. whole;  g. whole, with TPE instead of cost_aware,
 
 each over several seeds, and says after how many device-seconds 95 % of the best known hypervolume was reached: median
-and quartiles. Real schedulers and samplers are called; trainings alone are looked up. Device-seconds are the wall
+and quartiles. `check` lets a. and f. search for real, and compares both with the replay, and the accuracies with the
+table's. Real schedulers and samplers are called; trainings alone are looked up. Device-seconds are the wall
 clock's times the slots, so waiting counts. Results go to benchmarks/results/search_cost.md.
 """
 
@@ -34,6 +37,7 @@ from typing import Any
 
 import optuna
 from replay.policies import Mixtune, RayTune, SyneTune
+from replay.real import device_seconds, search_plainly, search_with_mixtune
 from replay.simulate import Outcome, Policy, simulate
 from replay.table import Table, keep_table
 from training_report import count_cores, cpu_model, format_table
@@ -93,8 +97,10 @@ def record(out: Path, most: int | None) -> None:
 Make = Callable[[Table, int, Path, dict[str, float], int], Policy]
 POLICIES: dict[str, Make] = {
     "a. Ray Tune, OptunaSearch": lambda table, seed, *_: RayTune(table, seed),
-    "b. Ray Tune, OptunaSearch, ASHA on accuracy": lambda table, seed, *_: RayTune(table, seed, asha=True),
-    "c. Syne Tune, MOASHA": lambda table, seed, *_: SyneTune(table, seed),
+    "b. the same, ASHA on accuracy": lambda table, seed, *_: RayTune(table, seed, grace=1),
+    "b'. the same, after any SSL phase": lambda t, seed, *_: RayTune(t, seed, grace=1 + t.most_ssl_epochs()),
+    "c. Syne Tune, MOASHA": lambda table, seed, *_: SyneTune(table, seed, grace=1),
+    "c'. the same, after any SSL phase": lambda t, seed, *_: SyneTune(t, seed, grace=1 + t.most_ssl_epochs()),
     "d. mixtune without the tree": lambda *given: Mixtune(*given, tree=False),
     "e. mixtune without the scheduler": lambda *given: Mixtune(*given, scheduler=False),
     "f. mixtune": lambda *given: Mixtune(*given),
@@ -102,16 +108,19 @@ POLICIES: dict[str, Make] = {
 }
 
 
+def reference_point(table: Table) -> dict[str, float]:
+    """Return chance, and the seconds of the most expensive recipe."""
+    longest = max(table.curve(params).latency for params in table.recipes())
+    return {"val_accuracy": REFERENCE_ACCURACY, "train_latency_s": longest}
+
+
 def replay(table: Table, seeds: int, slots: int, out: Path) -> None:
     """Replay every policy, print what came of it and write it down."""
-    reference = {
-        "val_accuracy": REFERENCE_ACCURACY,
-        "train_latency_s": max(table.curve(params).latency for params in table.recipes()),
-    }
+    reference = reference_point(table)
     best = table.best_hypervolume(reference)
     outcomes: dict[str, list[Outcome]] = {}
     for name, make in POLICIES.items():
-        if name.startswith("c.") and find_spec("syne_tune") is None:
+        if name.startswith("c") and find_spec("syne_tune") is None:
             print(f"{name}: left out, syne-tune is not installed")
             continue
         for seed in range(seeds):
@@ -134,6 +143,39 @@ def replay(table: Table, seeds: int, slots: int, out: Path) -> None:
     print(f"\n{text}\nwritten to {out}")
 
 
+def check(table: Table, seeds: int, slots: int, out: Path) -> None:
+    """Search for real with a. and f., and say how that compares with the table and the replay."""
+    reference = reference_point(table)
+    enough = ENOUGH * table.best_hypervolume(reference)
+    lines, equal, all_of_them = [], 0, 0
+    for name, search, trials in (
+        ("a. Ray Tune, OptunaSearch", search_plainly, 20),
+        ("f. mixtune", search_with_mixtune, 20),
+    ):
+        for seed in range(seeds):
+            finished = search(table, SPACE, seed, trials, slots)
+            real = device_seconds(finished, table, reference, slots, enough)
+            with tempfile.TemporaryDirectory() as scratch:
+                policy = POLICIES[name](table, seed, Path(scratch), reference, slots)
+                replayed = simulate(policy, table, reference, slots, enough, MOST_TRIALS).seconds_until(enough)
+            own = [(trial.accuracy, table.curve(trial.params).accuracies[-1]) for trial in finished]
+            equal, all_of_them = equal + sum(a == b for a, b in own), all_of_them + len(own)
+            most = max(abs(a - (b or 0.0)) for a, b in own)
+            lines.append([name, str(seed), f"{real:.0f}", f"{replayed:.0f}", f"{len(own)} of {trials}", f"{most:.3f}"])
+            print(" | ".join(lines[-1]), flush=True)
+    head = (
+        "search | seed | device-seconds for real, by the wall clock | replayed | trials complete | "
+        "accuracy: furthest from the table's"
+    )
+    text = (
+        "# What a search costs: real runs\n\nPrinted by `python benchmarks/search_cost.py check`: device-seconds until "
+        f"95 % of the best known hypervolume. {cpu_model()}, {slots} at once, {date.today().isoformat()}. Of "
+        f"{all_of_them} complete trials {equal} have the very accuracy of the table.\n\n{format_table(head, lines)}\n"
+    )
+    (out / "search_cost_real.md").write_text(text)
+    print(text)
+
+
 HEAD = (
     "search | device-seconds until 95 % of the best known hypervolume: median (quartiles) | to a | trials | "
     "of these ended early | of the device-seconds training"
@@ -146,7 +188,7 @@ def report(table: Table, outcomes: dict[str, list[Outcome]], enough: float, slot
     lines = []
     for name, each in outcomes.items():
         seconds = sorted(o.seconds_until(enough) for o in each)
-        low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
+        low, middle, high = (seconds[round(share * (len(seconds) - 1))] for share in (0.25, 0.5, 0.75))
         shares = [o.trained_s / (o.wall_s * slots) for o in each]
         trials = statistics.median(o.trials for o in each)
         ended = statistics.median(o.trials - o.complete for o in each)
@@ -186,7 +228,7 @@ def report(table: Table, outcomes: dict[str, list[Outcome]], enough: float, slot
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("do", choices=["record", "replay"])
+    parser.add_argument("do", choices=["record", "replay", "check"])
     parser.add_argument("--table", type=Path, default=TABLE)
     parser.add_argument("--out", type=Path, default=RESULTS, help="of replay")
     parser.add_argument("--seeds", type=int, default=10)
@@ -196,6 +238,8 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if options.do == "record":
         record(options.table, options.trials)
+    elif options.do == "check":
+        check(Table(options.table), options.seeds, options.slots, options.out)
     else:
         replay(Table(options.table), options.seeds, options.slots, options.out)
 

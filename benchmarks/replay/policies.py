@@ -28,18 +28,22 @@ OBJECTIVES = ["val_accuracy", "train_latency_s"]
 
 
 class RayTune:
-    """Ray Tune with OptunaSearch over both objectives; ``asha``: and ASHA on the accuracy alone."""
+    """Ray Tune with OptunaSearch over both objectives; grace: and ASHA on the accuracy alone, after so many epochs."""
 
-    def __init__(self, table: Table, seed: int, asha: bool = False) -> None:
+    def __init__(self, table: Table, seed: int, grace: int | None = None) -> None:
         space = {path: to_optuna(d) for path, d in table.space.space.items()}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._searcher = OptunaSearch(space=space, metric=OBJECTIVES, mode=["max", "min"], seed=seed)
-        longest = max(len(table.curve(params).phases) for params in table.recipes())
         self._scheduler = AsyncHyperBandScheduler(
-            time_attr="training_iteration", metric="val_accuracy", mode="max", max_t=longest, reduction_factor=3
+            time_attr="training_iteration",
+            metric="val_accuracy",
+            mode="max",
+            max_t=table.most_epochs(),
+            grace_period=grace or 1,
+            reduction_factor=3,
         )
-        self._asha, self._asked = asha, 0
+        self._asha, self._asked = grace is not None, 0
 
     def ask(self) -> Asked | None:
         self._asked += 1
@@ -64,21 +68,25 @@ class RayTune:
 
 
 class SyneTune:
-    """Syne Tune's MOASHA, which draws at random, over (1 - accuracy, seconds so far)."""
+    """Syne Tune's MOASHA, which draws at random, over (1 - accuracy, seconds so far), after ``grace`` epochs."""
 
-    def __init__(self, table: Table, seed: int) -> None:
+    def __init__(self, table: Table, seed: int, grace: int) -> None:
         import random
 
         import numpy as np
         from syne_tune.config_space import choice
-        from syne_tune.optimizer.schedulers.multiobjective import MOASHA
+        from syne_tune.optimizer.schedulers.multiobjective.moasha import MOASHA
 
         random.seed(seed)
         np.random.seed(seed)
         space = {path: choice(list(d.grid() or ())) for path, d in table.space.space.items()}
-        longest = max(len(table.curve(params).phases) for params in table.recipes())
         self._scheduler = MOASHA(
-            space, metrics=["error", "train_latency_s"], time_attr="training_iteration", max_t=longest, random_seed=seed
+            space,
+            metrics=["error", "train_latency_s"],
+            time_attr="training_iteration",
+            max_t=table.most_epochs(),
+            grace_period=grace,
+            random_seed=seed,
         )
         self._asked = 0
 

@@ -64,6 +64,14 @@ class Table:
         for values in product(*grids.values()):
             yield dict(zip(grids, values, strict=True))
 
+    def most_epochs(self) -> int:
+        """Return how many epochs the longest recipe has."""
+        return max(len(self.curve(params).phases) for params in self.recipes())
+
+    def most_ssl_epochs(self) -> int:
+        """Return how many epochs the longest SSL phase has, in which no accuracy is known."""
+        return max(self.curve(params).phases.count("ssl") for params in self.recipes())
+
     def best_hypervolume(self, reference: Mapping[str, float]) -> float:
         """Return the hypervolume of all recipes together."""
         return front_volume([self.curve(params) for params in self.recipes()], reference)

@@ -1,0 +1,92 @@
+"""The same searches for real: what the replay says is checked against them."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ray
+import yaml
+from ray import tune
+from ray.tune.search.optuna import OptunaSearch
+from rich.console import Console
+
+import mixtune
+from mixtune import MixTrainable
+from mixtune.ledger import read_ledger
+from replay.table import Curve, Params, Table, front_volume
+
+
+class Finished(NamedTuple):
+    """A trial that ran to its end: seconds after the first one began, its parameters and its validation accuracy."""
+
+    seconds: float
+    params: Params
+    accuracy: float
+
+
+def search_plainly(table: Table, values: Mapping[str, Any], seed: int, trials: int, slots: int) -> list[Finished]:
+    """Search with Ray Tune and OptunaSearch, as their documentation shows it, with MixTrainable."""
+    finished: list[Finished] = []
+
+    class Note(tune.Callback):  # type: ignore[misc]
+        began = 0.0
+
+        def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            self.began = self.began or time.monotonic()
+
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            params = {path: trial.config[path] for path in table.space.space}
+            finished.append(Finished(time.monotonic() - self.began, params, trial.last_result["val_accuracy"]))
+
+    choices = {path: tune.choice(list(d.grid() or ())) for path, d in table.space.space.items()}
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch, "space.yaml")
+        file.write_text(yaml.safe_dump(dict(values)))
+        ray.init(num_cpus=slots, num_gpus=0, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        try:
+            tune.Tuner(
+                tune.with_resources(MixTrainable, {"cpu": 1}),
+                param_space={"recipe": str(file), **choices},
+                tune_config=tune.TuneConfig(
+                    search_alg=OptunaSearch(metric=["val_accuracy", "train_latency_s"], mode=["max", "min"], seed=seed),
+                    num_samples=trials,
+                    max_concurrent_trials=slots,
+                    reuse_actors=True,
+                ),
+                run_config=tune.RunConfig(name="a", storage_path=scratch, callbacks=[Note()], verbose=0),
+            ).fit()
+        finally:
+            ray.shutdown()
+    return finished
+
+
+def search_with_mixtune(table: Table, values: Mapping[str, Any], seed: int, trials: int, slots: int) -> list[Finished]:
+    """Search with mixtune: stage tree, pareto_asha and cost_aware."""
+    how = {"sampler": "cost_aware", "scheduler": "pareto_asha", "trials": trials, "seed": seed}
+    with tempfile.TemporaryDirectory() as scratch:
+        run = Path(scratch, "run")
+        mixtune.search({**values, "search": how}, out=run, gpus=0, cpus_per_trial=1, console=Console(quiet=True))
+        events = read_ledger(run / "ledger.jsonl")
+    began = next(event["time"] for event in events if event["event"] == "started")
+    params = {event["trial"]: event["params"] for event in events if event["event"] == "asked"}
+    return [
+        Finished(event["time"] - began, params[event["trial"]], event["metrics"]["val_accuracy"])
+        for event in events
+        if event["event"] == "complete"
+    ]
+
+
+def device_seconds(
+    finished: list[Finished], table: Table, reference: Mapping[str, float], slots: int, enough: float
+) -> float:
+    """Return the slots' seconds until a hypervolume was reached, by each recipe's seconds in the table; inf if never."""
+    curves: list[Curve] = []
+    for trial in finished:
+        curves.append(table.curve(trial.params))
+        if front_volume(curves, reference) >= enough:
+            return slots * trial.seconds
+    return float("inf")
