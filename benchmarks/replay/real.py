@@ -83,7 +83,7 @@ def search_with_mixtune(table: Table, values: Mapping[str, Any], seed: int, tria
 def device_seconds(
     finished: list[Finished], table: Table, reference: Mapping[str, float], slots: int, enough: float
 ) -> float:
-    """Return the slots' seconds until a hypervolume was reached, by each recipe's seconds in the table; inf if never."""
+    """Return the slots' seconds until a hypervolume of the table's seconds was reached; infinite where it was not."""
     curves: list[Curve] = []
     for trial in finished:
         curves.append(table.curve(trial.params))

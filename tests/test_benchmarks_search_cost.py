@@ -1,0 +1,86 @@
+"""The replays of searches: the table is whole, simulated time adds up, and the stage tree saves what it should."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mixtune.space import space_from_dict
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+SLOTS = 2
+
+
+@pytest.fixture(scope="module")
+def scripts() -> Iterator[SimpleNamespace]:
+    """The benchmarks' modules: scripts there import each other by bare name."""
+    before = set(sys.modules)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        names = ("search_cost", "stage_tree", "replay.table", "replay.simulate", "replay.policies")
+        yield SimpleNamespace(**{name.rpartition(".")[2]: importlib.import_module(name) for name in names})
+        for name in set(sys.modules) - before:
+            if str(BENCHMARKS) in str(getattr(sys.modules[name], "__file__", "")):
+                del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def table(scripts: SimpleNamespace) -> Any:
+    return scripts.table.Table(scripts.search_cost.TABLE)
+
+
+def replayed(scripts: SimpleNamespace, table: Any, folder: Path, name: str) -> Any:
+    """Return what a policy came to, with seed 0."""
+    reference = scripts.search_cost.reference_point(table)
+    enough = scripts.search_cost.ENOUGH * table.best_hypervolume(reference)
+    policy = scripts.search_cost.POLICIES[name](table, 0, folder, reference, SLOTS)
+    outcome = scripts.simulate.simulate(policy, table, reference, SLOTS, enough, most_trials=100)
+    assert outcome.seconds_until(enough) <= outcome.wall_s * SLOTS < float("inf")
+    return outcome
+
+
+def test_the_table_has_the_curve_of_every_recipe(table: Any) -> None:
+    recipes = list(table.recipes())
+    assert len(recipes) == 432
+    for params in recipes:
+        curve = table.curve(params)
+        assert len(curve.phases) == len(curve.seconds) == len(curve.accuracies)
+        assert [a is None for a in curve.accuracies] == [phase == "ssl" for phase in curve.phases]
+        assert curve.sl_progress(len(curve.phases)) == 1.0
+
+
+def test_without_a_scheduler_slots_always_train_and_trials_end(
+    scripts: SimpleNamespace, table: Any, tmp_path: Path
+) -> None:
+    outcome = replayed(scripts, table, tmp_path, "a. Ray Tune, OptunaSearch")
+    assert outcome.trials - outcome.complete < SLOTS  # what ran when it was over
+    longest_epoch = max(max(table.curve(params).seconds) for params in table.recipes())
+    assert outcome.trained_s == pytest.approx(outcome.wall_s * SLOTS, abs=SLOTS * longest_epoch)
+
+
+def test_mixtune_reuses_and_ends_trials_early(scripts: SimpleNamespace, table: Any, tmp_path: Path) -> None:
+    outcome = replayed(scripts, table, tmp_path, "f. mixtune")
+    assert outcome.epochs_trained < 0.7 * outcome.epochs_asked
+    assert 0 < outcome.complete < outcome.trials
+
+
+@pytest.mark.parametrize("name", ["digits", "SSL-heavy"])
+def test_fifty_random_recipes_share_their_epochs(scripts: SimpleNamespace, name: str) -> None:
+    epochs, most = scripts.stage_tree.SPACES[name]
+    values = scripts.stage_tree.search_values(epochs, scripts.stage_tree.WSD, trials=50)
+    asked, distinct = scripts.stage_tree.count_epochs(space_from_dict(values))
+    assert asked > 1000
+    assert distinct <= most * asked
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "cost_aware"])
+def test_suggestions_can_be_timed(scripts: SimpleNamespace, sampler: str) -> None:
+    seconds = scripts.stage_tree.time_asking(sampler, finished=12)
+    assert len(seconds) == 10
+    assert all(0 < s < 60 for s in seconds)
