@@ -188,7 +188,8 @@ def report(table: Table, outcomes: dict[str, list[Outcome]], enough: float, slot
     lines = []
     for name, each in outcomes.items():
         seconds = sorted(o.seconds_until(enough) for o in each)
-        low, middle, high = (seconds[round(share * (len(seconds) - 1))] for share in (0.25, 0.5, 0.75))
+        low, high = (seconds[round(share * (len(seconds) - 1))] for share in (0.25, 0.75))  # some may be infinite
+        middle = statistics.median(seconds)
         shares = [o.trained_s / (o.wall_s * slots) for o in each]
         trials = statistics.median(o.trials for o in each)
         ended = statistics.median(o.trials - o.complete for o in each)

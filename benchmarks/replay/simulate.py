@@ -81,13 +81,12 @@ def simulate(
 
     def finish(asked: Asked, epoch: int) -> None:
         curve = table.curve(asked.params)
+        policy.end(asked.trial, epoch, curve)
         if epoch == len(curve.phases):
             outcome.complete += 1
             if asked.trial.startswith("t"):
                 found.append(curve)
-        policy.end(asked.trial, epoch, curve)
-        if found:
-            outcome.progress.append((now * slots, front_volume(found, reference)))
+                outcome.progress.append((now * slots, front_volume(found, reference)))
 
     begin()
     while running:
