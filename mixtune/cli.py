@@ -259,6 +259,14 @@ def pareto(
         _print_front(result, _console())
 
 
+@app.command(epilog="Example: `mixtune report runs/digits`")
+def report(directory: RunDirectory) -> None:
+    """Write DIR/report.html: front, knee, costs, failures and every figure in one file that needs no network."""
+    from mixtune.analysis.report import write_report
+
+    print(f"report: {write_report(directory)}")
+
+
 def main() -> None:
     """Run a command; exit with 0 done, 1 failed, 2 the request was wrong, 130 interrupted."""
     logging.basicConfig(format="%(message)s")

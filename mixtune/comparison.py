@@ -25,7 +25,7 @@ from mixtune.analysis.comparison import (
     comparison_table,
     summarise,
 )
-from mixtune.analysis.paper import NoPaperRowsError, paper_rows
+from mixtune.analysis.paper import NoPaperRowsError, paper_rows_of
 from mixtune.errors import RequestError
 from mixtune.files import make_folder, write_whole
 from mixtune.recipe import Recipe, baseline_values, change_recipe, flatten, parse_recipe
@@ -215,21 +215,8 @@ def _run(
 
 
 def _with_paper(comparison: Comparison, recipe: Recipe) -> Comparison:
-    data = recipe.data
-    names = [task.dataset for task in data.tasks]
-    if data.ssl_fraction not in (None, data.fraction) and data.ssl_dataset is None:
-        return replace(comparison, remarks=(*comparison.remarks, "the paper's SSL sees the labelled images alone"))
     try:
-        rows = paper_rows(
-            names[0] if len(names) == 1 else names,
-            data.ssl_dataset,
-            100 * data.fraction,
-            recipe.epochs.ssl,
-            recipe.epochs.sl,
-            recipe.alpha,
-            recipe.rho,
-            recipe.lambda_,
-        )
+        rows = paper_rows_of(recipe.to_dict())
     except NoPaperRowsError as none:
         return replace(comparison, remarks=(*comparison.remarks, str(none)))
     return replace(comparison, paper=rows, remarks=(*comparison.remarks, *_differences(recipe)))

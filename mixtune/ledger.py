@@ -82,6 +82,8 @@ class TrialRecord:
     it. ``started_time`` is the latest start, so that ended - started is the wall time of the last attempt.
     ``crashes`` counts attempts that ended so and were made again; ``gpus`` is the share of a GPU that the next one
     gets, where it is not the search's; ``sampler`` is what the sampler wants to find with its trial again.
+    ``follows`` is the earlier trial whose path through the stage tree this one's begins with, and for how many epochs;
+    None where there is none.
     """
 
     trial: str
@@ -97,6 +99,7 @@ class TrialRecord:
     crashes: int = 0
     gpus: float | None = None
     sampler: dict[str, Any] = field(default_factory=dict)
+    follows: tuple[str, int] | None = None
 
 
 def read_ledger(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -137,7 +140,9 @@ def apply_event(records: dict[str, TrialRecord], event: Mapping[str, Any]) -> No
     if event.get("trial") is None or event["event"] not in _KNOWN:
         return
     trial = str(event["trial"])
-    _apply(records.setdefault(trial, TrialRecord(trial)), event)
+    if trial not in records:
+        records[trial] = TrialRecord(trial)
+    _apply(records[trial], event)
 
 
 def waited_seconds(events: Iterable[Mapping[str, Any]]) -> float:
@@ -181,6 +186,8 @@ def _apply(record: TrialRecord, event: Mapping[str, Any]) -> None:
         _keep_asked(record, event)
     elif kind == "started":
         record.state, record.started_time = "running", moment
+        if follows := event.get("follows"):
+            record.follows = str(follows[0]), int(follows[1])
     elif kind == "epoch":
         record.state, record.metrics = "running", dict(event.get("metrics") or {})
         _keep_epoch(record.epochs, record.metrics)

@@ -72,7 +72,7 @@ def test_the_version_is_said_once() -> None:
         ("objectives", ("Settings", "build")),
         ("tuning.samplers", ("build",)),
         ("tuning.schedulers", ("build",)),
-        ("analysis.figures", ("front_data", "draw")),
+        ("analysis.figures", ("compute", "draw")),
     ],
 )
 def test_every_plugin_has_what_its_folder_promises(folder: str, contract: tuple[str, ...]) -> None:

@@ -46,7 +46,7 @@ class Account:
 def account(records: Iterable[TrialRecord], waited_s: float = 0.0) -> Account:
     """Return the sums over the records that have ended with an epoch behind them."""
     metrics = [record.metrics for record in records if record.state in ENDED and record.metrics.get("epochs_asked")]
-    trained = [_number(m, "train_latency_s") - _number(m, "latency_reused_s") for m in metrics]
+    trained = [trained_seconds(m) for m in metrics]
     return Account(
         epochs_asked=sum(m["epochs_asked"] for m in metrics),
         epochs_trained=sum(m["epochs_trained"] for m in metrics),
@@ -56,6 +56,11 @@ def account(records: Iterable[TrialRecord], waited_s: float = 0.0) -> Account:
         reused_s=sum(_number(m, "latency_reused_s") for m in metrics),
         waited_s=waited_s,
     )
+
+
+def trained_seconds(metrics: Mapping[str, Any]) -> float:
+    """Return the metered seconds of training steps that a trial took itself; NaN where it was not timed."""
+    return _number(metrics, "train_latency_s") - _number(metrics, "latency_reused_s")
 
 
 def _number(metrics: Mapping[str, Any], name: str) -> float:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
+from typing import Any
 
 import pandas as pd
 
 _LAMBDA = 0.5  # in every table
+_SWEEPS = {"alpha": 4, "rho": 5}  # the tables
 _METHODS = ("sl", "ssl_sl", "mixtraining")
 
 
@@ -67,6 +69,38 @@ def paper_rows(
             }
         )
     return pd.DataFrame(records)
+
+
+def paper_rows_of(recipe: Mapping[str, Any]) -> pd.DataFrame:
+    """Return ``paper_rows`` at the setting of a recipe's plain values, as ``Recipe.to_dict`` gives them."""
+    data, epochs = recipe["data"], recipe["epochs"]
+    if data["ssl_fraction"] not in (None, data["fraction"]) and data["ssl_dataset"] is None:
+        raise NoPaperRowsError("the paper's SSL sees the labelled images alone")
+    return paper_rows(
+        data["dataset"],
+        data["ssl_dataset"],
+        100 * data["fraction"],
+        epochs["ssl"],
+        epochs["sl"],
+        recipe["alpha"],
+        recipe["rho"],
+        recipe["lambda"],
+    )
+
+
+def paper_sweep(recipe: Mapping[str, Any], parameter: str) -> pd.DataFrame:
+    """Return the paper's MixTraining over ``parameter``, alpha (Table 4) or rho (Table 5), on a recipe's dataset.
+
+    Columns: the parameter and accuracy, a share; no row where the paper has no such sweep. They are of all its images
+    and 100 epochs, whatever the recipe has.
+    """
+    rows, data = _read(), recipe["data"]
+    key = _key(_split(data["dataset"]))
+    rows = rows[(rows["table"] == _SWEEPS[parameter]) & (rows["tasks_key"] == key)]
+    if data["ssl_dataset"] is not None:
+        rows = rows[:0]
+    means = rows.groupby(parameter, as_index=False)["accuracy_percent"].mean()
+    return pd.DataFrame({parameter: means[parameter], "accuracy": means["accuracy_percent"] / 100})
 
 
 def _select(

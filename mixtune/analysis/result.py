@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,9 @@ from mixtune.errors import RequestError, suggest
 from mixtune.files import write_whole
 from mixtune.ledger import TrialRecord, read_ledger, trial_states, waited_seconds
 
+if TYPE_CHECKING:
+    from mixtune.analysis.confirmed import Confirmation
+
 STATES = ("complete", "stopped", "failed", "rejected", "running")
 
 
@@ -35,7 +38,8 @@ class Result:
     ``parameters`` the dotted recipe paths that the search varies. ``trials`` has a row a trial: trial, state,
     reason, parameters, objectives, every other metric, latency_ssl_s, latency_mix_s, latency_sl_s, wall_s,
     epochs_asked, epochs_trained, epochs_reused; ``baselines`` the same after a column ``method``; ``waited_s``: for
-    which slots had nothing to do but wait for a stage. Names that end in ``_s`` are seconds; accuracies are shares
+    which slots had nothing to do but wait for a stage; ``confirmed``: the ledger's events of trainings on fresh seeds.
+    Names that end in ``_s`` are seconds; accuracies are shares
     of 1.
     """
 
@@ -47,6 +51,7 @@ class Result:
     trials: pd.DataFrame
     baselines: pd.DataFrame
     waited_s: float = 0.0
+    confirmed: tuple[Mapping[str, Any], ...] = ()
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{count} {state}" for state, count in self.counts().items() if count)
@@ -180,10 +185,24 @@ class Result:
                 )
         return "; ".join(warnings) or None
 
+    def confirmation(self) -> Confirmation | None:
+        """Return what trainings on fresh seeds say of the front (``mixtune confirm``), None where there are none."""
+        from mixtune.analysis.confirmed import confirmation
+
+        return confirmation(self.confirmed, self) if self.confirmed else None
+
+    def plot(self, name: str) -> Any:
+        """Return a figure as a plotly Figure: ``name`` is that of a file in ``mixtune/analysis/figures``.
+
+        They are alpha_rho, budgets, hypervolume, importance, learning_curves, pareto, phases, rungs and stage_tree.
+        Raises RequestError for an unknown name, listing the known ones.
+        """
+        figure = plugins.find("analysis.figures", name, "figure")
+        return figure.draw(figure.compute(self))
+
     def plot_pareto(self) -> Any:
-        """Return the front as a plotly Figure (``figures/pareto.py``)."""
-        figure = plugins.find("analysis.figures", "pareto", "figure")
-        return figure.draw(figure.front_data(self))
+        """Return the front as a plotly Figure, the same as ``plot("pareto")``."""
+        return self.plot("pareto")
 
     def to_json_dict(self) -> dict[str, Any]:
         """Return what ``mixtune pareto --format json`` prints: plain Python, None for what is missing."""
@@ -243,4 +262,5 @@ def load(directory: str | os.PathLike[str]) -> Result:
         trials=trial_frame(trials, parameters, objectives, named),
         baselines=trial_frame(baselines, parameters, objectives, ["method", *named]),
         waited_s=waited_seconds(events),
+        confirmed=tuple(event for event in events if event["event"] == "confirmed"),
     )

@@ -56,7 +56,7 @@ def front_csv(result: Result) -> str:
 def _table(result: Result, share_column: bool) -> Table:
     members = result.pareto_front()
     counts = result.counts()
-    varying = _varying(result)
+    varying = varying_parameters(result)
     title = f"the front: {len(members)} of {counts['complete']} complete trials"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("trial", no_wrap=True)
@@ -81,7 +81,7 @@ def _table(result: Result, share_column: bool) -> Table:
     return table
 
 
-def _varying(result: Result) -> list[str]:
+def varying_parameters(result: Result) -> list[str]:
     """Return the parameters with more than one value, compared as text because a value may be a list."""
     return [name for name in result.parameters if result.trials[name].astype(str).nunique() > 1]
 

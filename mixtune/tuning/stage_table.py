@@ -37,6 +37,8 @@ class StageTable:
         self._stored: set[str] = set()
         self._stores = True
         self._builders: dict[str, tuple[TrialPath, int]] = {}  # a running trial's path, and how far it is
+        self._first: dict[str, str] = {}  # the trial that came first to a key
+        self._followed: dict[str, tuple[str, int] | None] = {}
 
     def note_stored(self, params: Mapping[str, Any], epoch: int) -> None:
         """A trial's state after so many epochs is stored; one between branches does not stay."""
@@ -44,6 +46,16 @@ class StageTable:
         if epoch in path.stored_after:
             self._stored.add(path.keys[epoch])
             self._stores = True
+
+    def follows(self, trial: str, params: Mapping[str, Any]) -> tuple[str, int] | None:
+        """Return the trial whose path a trial's begins with, of those that came before, and for how many epochs."""
+        if trial not in self._followed:
+            keys = self._paths(params).keys
+            epoch = next((epoch for epoch in reversed(range(1, len(keys))) if keys[epoch] in self._first), None)
+            self._followed[trial] = None if epoch is None else (self._first[keys[epoch]], epoch)
+            for key in keys:
+                self._first.setdefault(key, trial)
+        return self._followed[trial]
 
     def begin(self, trial: str, params: Mapping[str, Any]) -> None:
         """A trial is handed out: it builds what it lacks."""

@@ -96,6 +96,8 @@ class RunningSearch:
         self._replay()
         self._slots, self._idle_since, self._idle_s = slots, math.nan, 0.0
         for event in events:
+            if event["event"] == "started":
+                self.stages.follows(event["trial"], self.records[event["trial"]].params)
             if event["event"] == "epoch" and "state" in event:
                 self.stages.note_stored(self.records[event["trial"]].params, event["metrics"]["epoch"])
         unfinished = [r.trial for r in self.records.values() if r.state not in ENDED]
@@ -183,8 +185,9 @@ class RunningSearch:
         return len(failed)
 
     def start(self, trial: str) -> None:
-        """Note that a trial has begun to train."""
-        self._write("started", trial)
+        """Note that a trial has begun to train, and whose path through the stage tree it follows how far."""
+        follows = self.stages.follows(trial, self.records[trial].params)
+        self._write("started", trial, **({} if follows is None else {"follows": follows}))
 
     def report(self, trial: str, to_ledger: Mapping[str, Any]) -> None:
         """Note epochs, and the windows that were measured meanwhile; see MixTrainable. Its warnings are logged once."""

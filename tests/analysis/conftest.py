@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,3 +55,14 @@ def make_run(tmp_path: Path) -> MakeRun:
         return directory
 
     return make
+
+
+@pytest.fixture(scope="session")
+def write_run() -> Iterator[Callable[..., Path]]:
+    """The writer of made-up searches of any size that benchmarks/reporting.py measures with."""
+    before = set(sys.modules)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+        yield importlib.import_module("reporting").write_run
+        for name in {"reporting", "training_report"} - before:
+            sys.modules.pop(name, None)

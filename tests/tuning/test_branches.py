@@ -113,6 +113,14 @@ def test_what_is_stored_or_coming_is_reusable(table: StageTable) -> None:
     assert table.reusable(named("abc")) == 4
 
 
+def test_a_path_follows_the_first_trial_that_came_to_where_they_part(table: StageTable) -> None:
+    assert table.follows("t1", named("abc")) is None
+    assert table.follows("t2", named("abx")) == ("t1", 2)
+    assert table.follows("t3", named("abx")) == ("t2", 4)  # an equal recipe, all of it
+    assert table.follows("t4", named("other")) is None
+    assert table.follows("t2", named("abx")) == ("t1", 2)  # tried again, it follows whom it followed
+
+
 def test_a_recipe_that_does_not_exist_has_a_path_of_its_own(small_space: Any) -> None:
     paths = RecipePaths(space_from_dict(small_space()))
     wrong = paths({"rho": 2.0})

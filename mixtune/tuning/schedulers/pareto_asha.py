@@ -9,14 +9,12 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from mixtune.analysis.rungs import KEEP, LEVELS, Rungs
 from mixtune.errors import RequestError
 from mixtune.ledger import TrialRecord
 from mixtune.space import SearchSpace
-from mixtune.tuning.schedulers._rungs import Rungs
 from mixtune.tuning.trainable import TO_LEDGER
 
-LEVELS = (1 / 9, 1 / 3)  # of a trial's supervised epochs
-KEEP = 1 / 3  # of the trials that reach a rung
 FORECASTS = {"train_latency_s": "forecast_latency_s", "train_flops": "train_flops"}  # known long before the end
 
 

@@ -11,6 +11,9 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
+LEVELS = (1 / 9, 1 / 3)  # of a trial's supervised epochs
+KEEP = 1 / 3  # of the trials that reach a rung
+
 
 class Rungs:
     """What trials had reached at the same share of their training, and who was worth going on with.
