@@ -296,7 +296,7 @@ def _print_search(console: Console, run: Callable[[], Result]) -> None:
     except KeyboardInterrupt as error:
         _fail(str(error) or "interrupted", 130)
     _print_front(result, console)
-    console.print(f"plot: {result.directory / 'pareto.html'}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"report: {result.directory / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_front(result: Result, console: Console) -> None:

@@ -236,7 +236,7 @@ def leave_litter(harness: Harness, undisturbed: Undisturbed, say: Say) -> Row:
         fresh.mkdir()
         writer = subprocess.Popen(["true"])
         writer.wait()
-        for file in (fresh / ".space.yaml", finished / ".pareto.html", finished / ".study.db"):
+        for file in (fresh / ".space.yaml", finished / ".report.html", finished / ".study.db"):
             file.with_name(f"{file.name}.{writer.pid}.tmp").write_text("half of")
         answers = harness.run(to_search(undisturbed.space, fresh), to_resume(finished))
         row.problems += [str(answer) for answer in answers if answer.error is not None]
@@ -249,7 +249,7 @@ def leave_litter(harness: Harness, undisturbed: Undisturbed, say: Say) -> Row:
     return row
 
 
-DAMAGED_FILES = ("space.yaml", "ledger.jsonl", "study.db", "trials.csv", "pareto.csv", "pareto.html")
+DAMAGED_FILES = ("space.yaml", "ledger.jsonl", "study.db", "trials.csv", "pareto.csv", "report.html")
 
 
 def resume_with_damaged_files(

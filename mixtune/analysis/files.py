@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import html
 import math
 from pathlib import Path
 from typing import Any
 
-import plotly.graph_objects as go
 import yaml
 
 from mixtune.analysis.front import check_objectives
@@ -40,17 +38,6 @@ def read_space(directory: Path) -> dict[str, Any]:
     reference = {name: _reference(path, name, value) for name, value in given.items()}
     run = {**run, "reference_point": reference}
     return {**space, "space": _mapping(path, space, "space"), "constraints": constraints, "run": run}
-
-
-def html_page(figure: go.Figure, title: str) -> str:
-    """Return a page with the figure as high as the window; plotly.js is inside, so it needs no network."""
-    body = figure.to_html(
-        full_html=False, include_plotlyjs=True, default_height="100vh", config={"displaylogo": False}, div_id="figure"
-    )
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>body {{ margin: 0; overflow: hidden }}</style></head>\n<body>{body}</body></html>\n"
-    )
 
 
 def _mapping(path: Path, keys: dict[str, Any], name: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import pandas as pd
 from mixtune import plugins
 from mixtune.analysis import front
 from mixtune.analysis.accounting import Account, account
-from mixtune.analysis.files import html_page, read_space
+from mixtune.analysis.files import read_space
 from mixtune.analysis.frames import csv_text, plain, trial_frame
 from mixtune.analysis.labels import quantity
 from mixtune.constraints import Constraint
@@ -221,11 +221,9 @@ class Result:
         }
 
     def write_tables(self) -> None:
-        """Write trials.csv, pareto.csv and pareto.html into the run directory, each whole or not at all."""
+        """Write trials.csv and pareto.csv into the run directory, each whole or not at all."""
         write_whole(self.directory / "trials.csv", csv_text(self.trials))
         write_whole(self.directory / "pareto.csv", csv_text(self.pareto_front()))
-        page = html_page(self.plot_pareto(), f"Pareto front of {self.directory.resolve().name}")
-        write_whole(self.directory / "pareto.html", page)
 
     def _member(self, row: pd.Series[Any]) -> dict[str, Any]:
         values: dict[str, Any] = {"trial": row["trial"]}

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from mixtune import plugins
 from mixtune.analysis.files import read_space
+from mixtune.analysis.report import write_report
 from mixtune.analysis.result import Result, load
 from mixtune.errors import DataError, RequestError, TrainingError, one_line
 from mixtune.files import make_folder, write_whole
@@ -283,7 +284,7 @@ def _tune(search: RunningSearch, slots: Slots, directory: Path, machine: Machine
         ):  # outside of the except, which keeps the trials' actors: in a session that is not ours they live on
             del tuner
             gc.collect()
-            _write_tables(directory)
+            _write_tables(directory, report=False)
             raise KeyboardInterrupt
 
 
@@ -354,11 +355,13 @@ def _what_is_left(search: RunningSearch, slots: Slots, again: int) -> str:
     return f"{said}trials: {slots}"
 
 
-def _write_tables(directory: Path) -> Result:
-    """Write what is derived from the ledger; a full disk leaves the tables of before, and costs no result."""
+def _write_tables(directory: Path, report: bool = True) -> Result:
+    """Write what is derived from the ledger; a full disk leaves what was there before, and costs no result."""
     result = load(directory)
     try:
         result.write_tables()
+        if report:
+            write_report(directory)
     except DataError as error:
         _log.warning("%s: mixtune resume writes the tables again", error)
     return result

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from plotly.offline import get_plotlyjs
 
 from mixtune.analysis.result import load
 from mixtune.analysis.tables import front_notes, front_table
@@ -201,16 +199,8 @@ def test_the_tables_are_written_whole_and_read_back(make_run: MakeRun) -> None:
     trials = pd.read_csv(directory / "trials.csv")
     assert list(trials["val_accuracy"]) == [accuracy for accuracy, _ in FIVE]
     assert list(pd.read_csv(directory / "pareto.csv")["trial"]) == ["t0001", "t0002", "t0004", "t0005"]
-    expected = {"space.yaml", "ledger.jsonl", "trials.csv", "pareto.csv", "pareto.html"}
+    expected = {"space.yaml", "ledger.jsonl", "trials.csv", "pareto.csv"}
     assert {path.name for path in directory.iterdir()} == expected
-
-
-def test_the_page_needs_no_network(make_run: MakeRun) -> None:
-    directory = make_run(FIVE)
-    load(directory).write_tables()
-    page = (directory / "pareto.html").read_text(encoding="utf-8")
-    assert get_plotlyjs() in page
-    assert not re.search(r"(src|href)\s*=", page.replace(get_plotlyjs(), ""))
 
 
 def test_a_missing_directory_is_told_with_its_likely_sibling(make_run: MakeRun) -> None:

@@ -66,7 +66,7 @@ def test_ledger_tables_and_front_agree(run: mixtune.Result) -> None:
         epochs = [e["metrics"]["epoch"] for e in events if e["event"] == "epoch" and e["trial"] == trial]
         assert epochs == list(range(1, metrics["epochs_asked"] + 1))
     assert list(pd.read_csv(run.directory / "pareto.csv")["trial"]) == list(run.pareto_front()["trial"])
-    assert "plotly" in (run.directory / "pareto.html").read_text()
+    assert "plotly" in (run.directory / "report.html").read_text()
 
 
 def test_a_run_can_be_loaded_again_and_its_resolved_space_searched_again(run: mixtune.Result) -> None:
@@ -234,7 +234,7 @@ def test_the_command_prints_its_own_lines_and_nothing_of_rays(small_space: Any, 
     assert sorted(ended) == [["baseline", "sl"], ["baseline", "ssl_sl"], *(["trial", f"t000{i}"] for i in (1, 2, 3))]
     assert lines[9].startswith("epochs: ")
     assert lines[10].startswith("the front: ")
-    assert lines[-1] == "plot: run/pareto.html"
+    assert lines[-1] == "report: run/report.html"
     listed = subprocess.run(
         mixtune_command("pareto", "run", "--format", "json"), cwd=tmp_path, capture_output=True, check=True
     )
