@@ -1,0 +1,56 @@
+"""The notebooks run from a clean kernel, as they stand in the repository, and keep outputs that read well there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+nbclient = pytest.importorskip("nbclient")
+nbformat = pytest.importorskip("nbformat")
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+MOST_BYTES = 1_000_000  # of a notebook with its outputs
+
+
+def said(notebook: Any) -> str:
+    """Return all text that the cells put out."""
+    texts = []
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            texts += [output.get("text", ""), str(output.get("data", {}).get("text/plain", ""))]
+    return "\n".join(texts)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_from_a_clean_kernel(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is copied to, beside the ready spaces, so that a run of somebody's own stays what it is."""
+    shutil.copytree(ROOT / "search_spaces", tmp_path / "search_spaces")
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.setenv("PLOTLY_RENDERER", "json")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    notebook = nbformat.read(path, as_version=4)
+    client = nbclient.NotebookClient(
+        notebook, timeout=900, resources={"metadata": {"path": str(tmp_path / "notebooks")}}
+    )
+    client.execute()
+    assert "hypervolume" in said(notebook)
+    assert "\x1b[" not in said(notebook)  # no escape codes of a terminal
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_keeps_its_outputs_and_is_small(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in cells)
+    assert "hypervolume" in said(notebook)
+    assert not any(output.output_type == "error" for cell in cells for output in cell.outputs)
+    assert "/tmp/" not in path.read_text()
+    assert path.stat().st_size < MOST_BYTES
+    pictures = [output for cell in cells for output in cell.outputs if "image/png" in output.get("data", {})]
+    shows_figures = any("plot" in cell.source for cell in cells)
+    assert bool(pictures) == shows_figures  # as pictures, which a code host shows
