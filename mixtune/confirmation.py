@@ -23,9 +23,9 @@ from mixtune.run_lock import hold_run
 from mixtune.space import load_space
 from mixtune.training.data import load_test_pools, load_training_data
 from mixtune.training.device import choose_device, describe_device, release_memory
-from mixtune.training.evaluation import measure_accuracies, standard_error
+from mixtune.training.evaluation import measure_scores
 from mixtune.training.loop import DivergedError
-from mixtune.training.metrics import measure
+from mixtune.training.metrics import measure, score_metrics
 from mixtune.training.recovery import train_shared
 from mixtune.training.report import duration
 from mixtune.training.stages import stage_keys
@@ -148,22 +148,16 @@ class _Trainer:
             state = start_state(change_recipe(recipe, {"seed": seed}), data, device)
             for _ in train_shared(state, self._stages, times, self._keys(seed)):
                 pass
-            accuracies = measure_accuracies(state, pools)
+            scores = measure_scores(state, pools)
         except DivergedError as error:
             return _diverged(str(error), device)
         except torch.OutOfMemoryError as error:
             raise TrainingError(f"the GPU's memory is full: is another process on it? ({one_line(error)})") from error
-        if not all(map(math.isfinite, accuracies)):
+        if not all(math.isfinite(each.accuracy) for each in scores):
             return _diverged("the trained weights give no finite logits on the test images", device)
-        errors = [standard_error(accuracy, len(pool)) for accuracy, pool in zip(accuracies, pools, strict=True)]
-        tested = {
-            "test_accuracy": sum(accuracies) / len(pools),
-            "test_accuracy_se": math.hypot(*errors) / len(pools),
-            "test_images": sum(map(len, pools)),
-        }
+        tested = score_metrics(scores, "test") | {"test_images": sum(map(len, pools))}
         if len(pools) > 1:
-            names = (f"test_accuracy_{task.name}" for task in data.tasks)
-            tested |= dict(zip(names, accuracies, strict=True))
+            tested |= {f"test_accuracy_{t.name}": each.accuracy for t, each in zip(data.tasks, scores, strict=True)}
         return {"metrics": finite_or_none(measure(state).to_dict() | tested)}
 
     def _all_keys(self, seed: int) -> list[tuple[str, ...]]:

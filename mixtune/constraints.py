@@ -11,6 +11,8 @@ from mixtune.errors import RequestError, show
 
 Sense = Literal["<=", ">="]
 
+_SHARES = ("accuracy", "f1", "calibration_error")  # how the names of metrics end that are shares of 1
+
 
 @dataclass(frozen=True)
 class Constraint:
@@ -40,7 +42,8 @@ class Constraint:
 
 def parse_constraint(metric: str, given: Any, sense: Sense) -> Constraint:
     """Read a bound such as "<= 60" on a metric of which ``sense`` makes sense. Raises RequestError."""
-    example = f'such as "{sense} {60 if sense == "<=" else 0.9}"'
+    is_share = metric.endswith(_SHARES)
+    example = f'such as "{sense} {0.9 if sense == ">=" else 0.05 if is_share else 60}"'
     match = re.fullmatch(r"\s*(<=|>=)\s*(\S+)\s*", given) if isinstance(given, str) else None
     if match is None:
         raise RequestError(f"should be {sense} and a number, {example}, got {show(given)}")
@@ -50,7 +53,7 @@ def parse_constraint(metric: str, given: Any, sense: Sense) -> Constraint:
         bound = float(match[2])
     except ValueError:
         bound = math.nan
-    if metric.endswith("accuracy") and bound > 1:
+    if is_share and bound > 1:
         raise RequestError(f"should be {sense} and a share of 1, {example}, got {show(given)}")
     if not math.isfinite(bound):
         raise RequestError(f"should be {sense} and a finite number, {example}, got {show(given)}")

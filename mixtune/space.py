@@ -38,11 +38,15 @@ Direction = Literal["max", "min"]
 # what a trial reports that a search can aim at, and which way is better
 OBJECTIVES: dict[str, Direction] = {
     "val_accuracy": "max",
+    "val_balanced_accuracy": "max",
+    "val_macro_f1": "max",
+    "val_calibration_error": "min",
     "train_latency_s": "min",
     "train_flops": "min",
     "infer_latency_ms": "min",
     "peak_memory_mb": "min",  # on a GPU
 }
+VALIDATION_SCORES = tuple(name for name in OBJECTIVES if name.startswith("val_"))  # of each supervised epoch
 DEFAULT_OBJECTIVES: dict[str, Direction] = {"val_accuracy": "max", "train_latency_s": "min"}
 DEFAULT_TRIALS = 20
 

@@ -111,6 +111,8 @@ def test_accuracies_are_of_the_test_images_and_the_split_is_the_searchs(
         accuracy = metrics["test_accuracy"]
         assert metrics["test_images"] == 360
         assert accuracy * 360 == pytest.approx(round(accuracy * 360))
+        assert 0 < metrics["test_balanced_accuracy"] < 1
+        assert 0 < metrics["test_calibration_error"] < 1
         assert metrics["test_accuracy_se"] == pytest.approx(math.sqrt(accuracy * (1 - accuracy) / 360))
         assert metrics["train_images"] == 259  # a fifth of what validation leaves, as in the search
         assert metrics["val_accuracy"] * 144 == pytest.approx(round(metrics["val_accuracy"] * 144))

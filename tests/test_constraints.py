@@ -42,11 +42,19 @@ def test_a_violation_is_how_far_a_value_is_past_the_bound() -> None:
         ("train_latency_s", "<= soon", "should be <= and a finite number"),
         ("train_latency_s", "<= inf", "should be <= and a finite number"),
         ("train_latency_s", ">= 60", 'should be <=, such as "<= 60", got ">= 60": less train_latency_s is better'),
+        ("val_accuracy", ">= 90", 'should be >= and a share of 1, such as ">= 0.9", got ">= 90"'),
+        ("val_macro_f1", ">= 90", 'should be >= and a share of 1, such as ">= 0.9", got ">= 90"'),
+        ("val_calibration_error", "<= 5", 'should be <= and a share of 1, such as "<= 0.05", got "<= 5"'),
+        (
+            "val_calibration_error",
+            ">= 0.1",
+            'should be <=, such as "<= 0.05", got ">= 0.1": less val_cal',
+        ),
         ("val_accuracy", "<= 0.9", 'should be >=, such as ">= 0.9", got "<= 0.9": less val_accuracy is worse'),
         (
             "train_latncy_s",
             "<= 60",
-            "unknown constraint; known are val_accuracy, train_latency_s, train_flops, infer_la",
+            "unknown constraint; known are val_accuracy, val_balanced_accuracy, val_macro_f1, val_calib",
         ),
     ],
 )

@@ -108,8 +108,8 @@ def test_an_unknown_key_lists_the_known_and_the_closest(text: str, message: str,
         ("resources: {cpus_per_trial: .inf}", "resources.cpus_per_trial: should be a finite number, got Infinity"),
         (
             "objectives: {val_acuracy: max}",
-            "objectives.val_acuracy: unknown objective; known are val_accuracy, train_latency_s, train_flops, "
-            "infer_latency_ms, peak_memory_mb; "
+            "objectives.val_acuracy: unknown objective; known are val_accuracy, val_balanced_accuracy, "
+            "val_macro_f1, val_calibration_error, train_latency_s, train_flops, infer_latency_ms, peak_memory_mb; "
             "did you mean 'val_accuracy'?",
         ),
         ("objectives: {val_accuracy: min}", 'objectives.val_accuracy: should be max, got "min"'),
@@ -117,8 +117,8 @@ def test_an_unknown_key_lists_the_known_and_the_closest(text: str, message: str,
         ("objectives: [val_accuracy]", 'objectives: should be a mapping of keys to values, got ["val_accuracy"]'),
         (
             "constraints: {train_latency: <= 60}",
-            "constraints.train_latency: unknown constraint; known are val_accuracy, train_latency_s, train_flops, "
-            "infer_latency_ms, peak_memory_mb; "
+            "constraints.train_latency: unknown constraint; known are val_accuracy, val_balanced_accuracy, "
+            "val_macro_f1, val_calibration_error, train_latency_s, train_flops, infer_latency_ms, peak_memory_mb; "
             "did you mean 'train_latency_s'?",
         ),
         (

@@ -63,7 +63,8 @@ class Confirmation:
     them diverged; test_accuracy, its mean over the others; test_accuracy_std, the sample's deviation over seeds, NaN
     for one; test_accuracy_se, the mean's standard error (see mixtune.analysis.estimates); test_sampling_se, the
     binomial standard error of one training's accuracy on that many test images, common to all rows; train_latency_s,
-    train_latency_std_s and train_latency_se_s, the same in seconds; every other objective and search_*, as the search
+    train_latency_std_s and train_latency_se_s, the same in seconds; test_balanced_accuracy and the like, with _std and
+    _se, where an objective or a constraint is of their kind; every other objective and search_*, as the search
     found them; p_front; fell_off, whether another row's means dominate this one's or they break a constraint, or all
     its trainings diverged.
     notes: what a reader needs beside the numbers, a line each. device: what the trainings ran on, None without any.
@@ -76,7 +77,7 @@ class Confirmation:
 
     @property
     def objectives(self) -> dict[str, str]:
-        """What p_front judges by: the run's objectives, the validation accuracy replaced by the test accuracy."""
+        """What p_front judges by: the run's objectives, those on validation images replaced by those on test images."""
         return {_column(name): mode for name, mode in self.result.objectives.items()}
 
     def table(self) -> Table:
@@ -112,12 +113,12 @@ def confirmation(events: Iterable[Event], result: Result) -> Confirmation:
         by_trial.setdefault(trial, []).append(event)
     kept = [record for record in asked if record.trial in by_trial]
     trainings = [by_trial[record.trial] for record in kept]
-    accuracies = estimate([_finished(own, "test_accuracy") for own in trainings], relative=False)
-    sampling = np.array([mean_of(_finished(own, "test_accuracy_se")) for own in trainings])
-    if not accuracies.pooled_degrees:  # not one row has a spread
-        accuracies = Estimate(accuracies.means, accuracies.deviations, sampling, accuracies.degrees)
+    named = dict.fromkeys(_column(name) for name in (*result.objectives, *result.constraints))
+    tested = ["test_accuracy", *(name for name in named if name.startswith("test_") and name != "test_accuracy")]
+    scores = {name: _estimate_score(trainings, name) for name in tested}
+    accuracies = scores["test_accuracy"]
     latencies = estimate([_finished(own, "train_latency_s") for own in trainings], relative=True)
-    frame = _frame(result, kept, trainings, accuracies, latencies, sampling)
+    frame = _frame(result, kept, trainings, scores, latencies)
     notes = [
         *_front_notes(frame),
         *_constraint_notes(frame, result),
@@ -155,31 +156,30 @@ def _frame(
     result: Result,
     records: Sequence[TrialRecord],
     trainings: Sequence[Sequence[Event]],
-    accuracies: Estimate,
+    scores: Mapping[str, Estimate],
     latencies: Estimate,
-    sampling: Floats,
 ) -> pd.DataFrame:
     seeds = np.array([len(own) for own in trainings], dtype=np.int64)
     diverged = np.array([sum(_has_diverged(event) for event in own) for own in trainings], dtype=np.int64)
     objectives = {_column(name): mode for name, mode in result.objectives.items()}
-    exact = [name for name in objectives if name not in _COLUMNS]
+    others = {name: found for name, found in scores.items() if name != "test_accuracy"}
+    exact = [name for name in objectives if name not in (*_COLUMNS, *others)]
     values: dict[str, Any] = {
         "trial": [record.trial for record in records],
         "method": pd.Series([record.baseline for record in records], dtype=object),  # None, where text would be NaN
         "seeds": seeds,
         "diverged": diverged,
-        "test_accuracy": accuracies.means,
-        "test_accuracy_std": accuracies.deviations,
-        "test_accuracy_se": accuracies.errors,
-        "test_sampling_se": sampling,
+        "test_sampling_se": _sampling_errors(trainings, "test_accuracy"),
         "train_latency_s": latencies.means,
         "train_latency_std_s": latencies.deviations,
         "train_latency_se_s": latencies.errors,
         **{f"search_{name}": _searched(records, name) for name in _SEARCHED},
         **{name: _searched(records, name) for name in exact},
     }
+    for name, found in scores.items():
+        values |= {name: found.means, f"{name}_std": found.deviations, f"{name}_se": found.errors}
     finished = 1.0 - diverged / np.maximum(seeds, 1)
-    estimates = {"test_accuracy": accuracies, "train_latency_s": latencies}
+    estimates = {**scores, "train_latency_s": latencies}
     bounds = {_column(name): constraint for name, constraint in result.constraints.items()}
     known = {name: _searched(records, name) for name in bounds} | values
     values["p_front"] = front_probabilities(known, objectives, bounds, estimates, finished)
@@ -187,7 +187,22 @@ def _frame(
     means = costs_of(values, objectives, (1, len(records)))
     values["fell_off"] = ~takes_part[0] | dominated_by(means, takes_part)[0]
     place = _COLUMNS.index("search_val_accuracy")
-    return pd.DataFrame(values, columns=[*_COLUMNS[:place], *exact, *_COLUMNS[place:]])
+    extra = [*(f"{name}{ending}" for name in others for ending in ("", "_std", "_se")), *exact]
+    return pd.DataFrame(values, columns=[*_COLUMNS[:place], *extra, *_COLUMNS[place:]])
+
+
+def _estimate_score(trainings: Sequence[Sequence[Event]], name: str) -> Estimate:
+    """Return the means of a figure on test images; where no row has a spread, with the images' standard errors."""
+    found = estimate([_finished(own, name) for own in trainings], relative=False)
+    if found.pooled_degrees:
+        return found
+    errors = np.nan_to_num(_sampling_errors(trainings, name))  # not every figure has one
+    return Estimate(found.means, found.deviations, errors, found.degrees)
+
+
+def _sampling_errors(trainings: Sequence[Sequence[Event]], name: str) -> Floats:
+    """Return each row's mean standard error of one training's figure on that many images, (rows,)."""
+    return np.array([mean_of(_finished(own, f"{name}_se")) for own in trainings])
 
 
 def _front_notes(frame: pd.DataFrame) -> list[str]:
@@ -303,7 +318,7 @@ def _cells(row: Mapping[Any, Any], extra: Sequence[str]) -> list[str]:
         f"{name} (fell off)" if row["fell_off"] and row["method"] is None else name,
         quantity("test_accuracy").text(row["test_accuracy"], row["test_accuracy_se"]),
         _seconds(row["train_latency_s"], row["train_latency_se_s"]),
-        *(quantity(objective).text(row[objective]) for objective in extra),
+        *(quantity(objective).text(row[objective], row.get(f"{objective}_se")) for objective in extra),
         quantity("val_accuracy").text(row["search_val_accuracy"], row["search_val_accuracy_se"]),
         quantity("train_latency_s").text(row["search_train_latency_s"]),
         f"{100 * row['p_front']:.0f} %",
@@ -318,7 +333,7 @@ def _seconds(mean: float, error: float) -> str:
 
 
 def _column(objective: str) -> str:
-    return "test_accuracy" if objective == "val_accuracy" else objective
+    return f"test_{objective.removeprefix('val_')}" if objective.startswith("val_") else objective
 
 
 def _device(event: Event) -> str | None:
@@ -331,8 +346,8 @@ def _has_diverged(event: Event) -> bool:
 
 
 def _finished(trainings: Iterable[Event], metric: str) -> Floats:
-    """Return a metric of the trainings that did not diverge, (trainings,)."""
-    return np.array([event["metrics"][metric] for event in trainings if not _has_diverged(event)], dtype=float)
+    """Return a metric of the trainings that did not diverge, (trainings,), NaN where it was not measured."""
+    return np.array([event["metrics"].get(metric) for event in trainings if not _has_diverged(event)], dtype=float)
 
 
 def _searched(records: Sequence[TrialRecord], name: str) -> Floats:

@@ -8,18 +8,25 @@ from typing import Any
 
 _TITLES = {
     "val_accuracy": "validation accuracy",
+    "val_balanced_accuracy": "balanced validation accuracy",
+    "val_macro_f1": "validation macro F1",
+    "val_calibration_error": "validation calibration error",
     "test_accuracy": "test accuracy",
+    "test_balanced_accuracy": "balanced test accuracy",
+    "test_macro_f1": "test macro F1",
+    "test_calibration_error": "test calibration error",
     "train_latency_s": "training time",
     "infer_latency_ms": "inference time",
     "peak_memory_mb": "peak memory",
     "train_flops": "training compute",
 }
-_UNITS = {"_accuracy": "%", "_s": "s", "_ms": "ms", "_mb": "MB", "_flops": "FLOP"}
+_SHARES = ("_accuracy", "_f1", "_calibration_error")  # of 1, in percent for people
+_UNITS = {**dict.fromkeys(_SHARES, "%"), "_s": "s", "_ms": "ms", "_mb": "MB", "_flops": "FLOP"}
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """A metric as people read it: a stored value times ``scale`` is in ``unit``; accuracies in percent."""
+    """A metric as people read it: a stored value times ``scale`` is in ``unit``; shares of 1 in percent."""
 
     name: str
     title: str

@@ -81,6 +81,12 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     return dtypes.get(precision) or fastest_dtype(device)
 
 
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """Return the context of a forward pass at a recipe's ``precision``."""
+    dtype = choose_dtype(precision, device)
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
 @functools.cache
 def fastest_dtype(device: torch.device) -> torch.dtype:
     """Return the dtype of ``precision: auto``: float32, but bfloat16 on a GPU that multiplies faster in it.

@@ -12,7 +12,7 @@ from torch import Tensor
 from mixtune.errors import TrainingError, one_line
 from mixtune.training.device import peak_memory_mb
 from mixtune.training.device_lock import DeviceLock
-from mixtune.training.evaluation import measure_accuracies
+from mixtune.training.evaluation import measure_scores
 from mixtune.training.meter import Meter, OnWindow, phase_signature, state_signatures
 from mixtune.training.optimizer import set_rates
 from mixtune.training.plan import Epoch, make_plan
@@ -127,7 +127,7 @@ def _train_epoch(state: TrainState, epoch: Epoch, meter: Meter, last: bool) -> E
         _refuse_divergence(measured, epoch)
         evaluates = last if state.recipe.protocol == "paper" else epoch.phase != "ssl"
         waited_before = lock.waited
-        accuracies = measure_accuracies(state, before_batch=lock.offer) if evaluates else None
+        scores = measure_scores(state, before_batch=lock.offer) if evaluates else None
         validation_seconds = time.perf_counter() - trained - (lock.waited - waited_before)
         if last:
             time_inference(state, meter)
@@ -137,7 +137,7 @@ def _train_epoch(state: TrainState, epoch: Epoch, meter: Meter, last: bool) -> E
         phase=epoch.phase,
         ssl_loss=None if epoch.phase == "sl" else ssl_mean,
         sl_loss=None if epoch.phase == "ssl" else sl_mean,
-        accuracies=accuracies,
+        scores=scores,
         steps=steps,
         seconds=seconds,
         compile_seconds=compile_seconds,

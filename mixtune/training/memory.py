@@ -9,7 +9,7 @@ import torch
 
 from mixtune.recipe import Recipe
 from mixtune.training.data import TrainingData
-from mixtune.training.evaluation import EVALUATION_BATCH, measure_accuracy
+from mixtune.training.evaluation import EVALUATION_BATCH, tally_answers
 from mixtune.training.loop import train_step
 from mixtune.training.plan import make_plan
 from mixtune.training.state import start_state
@@ -50,7 +50,8 @@ def rehearse(recipe: Recipe, data: TrainingData, device: torch.device) -> None:
             images, labels = next(data.batches(recipe, epoch))
             train_step(state, epoch, images, labels, masks)
     held_out = data.tasks[0].held_out
-    measure_accuracy(state, state.classifiers[0], replace(held_out, indices=held_out.indices[:EVALUATION_BATCH]))
+    first = replace(held_out, indices=held_out.indices[:EVALUATION_BATCH])
+    tally_answers(state.backbone, state.classifiers[0], first, recipe.precision)
 
 
 def context_bytes(device: torch.device) -> int:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from mixtune.training.device import describe_device
-from mixtune.training.evaluation import standard_error
 from mixtune.training.meter import phase_signature
 from mixtune.training.plan import PHASES, Phase, make_plan, method_of, peak_rate
+from mixtune.training.scores import SCORES, Scores, mean_scores
 from mixtune.training.state import EpochResult, TrainState
 
 TASK_PREFIXES = ("val_accuracy_", "test_accuracy_")  # before a task's name, where there are several
@@ -21,7 +22,8 @@ class Metrics:
     """A trial's figures after its latest epoch; what is not measured in that phase is NaN.
 
     val_accuracy: top-1 on the validation split, in [0, 1], the mean of several tasks, and its binomial standard
-    error; test_accuracy: the same on the test images, under ``protocol: paper`` alone; task_accuracies: of the split
+    error; val_balanced_accuracy, val_macro_f1, val_calibration_error: beside it, as mixtune.training.scores says;
+    test_*: the same on the test images, under ``protocol: paper`` alone; task_accuracies: of the split
     that is measured, by task, where there are several; train_latency_s: seconds of the training steps so far on a
     device of their own, from step times measured in quiet windows (mixtune.training.meter), and its shares by phase;
     latency_reused_s: its share of epochs_reused; forecast_latency_s: the same for the whole recipe, phases that were
@@ -38,8 +40,16 @@ class Metrics:
 
     val_accuracy: float
     val_accuracy_se: float
+    val_balanced_accuracy: float
+    val_balanced_accuracy_se: float
+    val_macro_f1: float
+    val_calibration_error: float
     test_accuracy: float
     test_accuracy_se: float
+    test_balanced_accuracy: float
+    test_balanced_accuracy_se: float
+    test_macro_f1: float
+    test_calibration_error: float
     task_accuracies: dict[str, float]
     train_latency_s: float
     latency_ssl_s: float
@@ -93,6 +103,11 @@ class Metrics:
         return values | {f"{self.split}_accuracy_{task}": accuracy for task, accuracy in tasks.items()}
 
 
+def score_metrics(tasks: Sequence[Scores], split: str) -> dict[str, float]:
+    """Return the means over the tasks by the names of metrics; split: ``val`` or ``test``."""
+    return {f"{split}_{name}": value for name, value in asdict(mean_scores(tasks)).items()}
+
+
 def measure(state: TrainState, epochs: int | None = None) -> Metrics:
     """Return the figures of a state after its first ``epochs`` epochs, at least one; default: all that it has."""
     history, optim = state.history[:epochs], state.recipe.optim
@@ -100,13 +115,9 @@ def measure(state: TrainState, epochs: int | None = None) -> Metrics:
     reused, own = history[: state.epochs_reused], history[state.epochs_reused :]
     latest = history[-1]
     tasks = state.data.tasks
-    accuracies = latest.accuracies or (math.nan,) * len(tasks)
-    errors = [standard_error(a, len(task.held_out)) for a, task in zip(accuracies, tasks, strict=True)]
-    measured = sum(accuracies) / len(tasks), math.hypot(*errors) / len(tasks)
-    tests = state.recipe.protocol == "paper"
-    (val_accuracy, val_se), (test_accuracy, test_se) = (
-        measured if split_is_test == tests else (math.nan, math.nan) for split_is_test in (False, True)
-    )
+    scores = latest.scores or (Scores(math.nan, math.nan),) * len(tasks)
+    unknown: dict[str, Any] = {f"{split}_{name}": math.nan for split in ("val", "test") for name in SCORES}
+    known = score_metrics(scores, "test" if state.recipe.protocol == "paper" else "val")
 
     signatures = {phase: phase_signature(state, phase) for phase in {result.phase for result in history}}
 
@@ -114,11 +125,8 @@ def measure(state: TrainState, epochs: int | None = None) -> Metrics:
         return state.step_times.latency((r.steps, signatures[r.phase]) for r in results if r.phase in phases)
 
     return Metrics(
-        val_accuracy=val_accuracy,
-        val_accuracy_se=val_se,
-        test_accuracy=test_accuracy,
-        test_accuracy_se=test_se,
-        task_accuracies={t.name: a for t, a in zip(tasks, accuracies, strict=True)} if len(tasks) > 1 else {},
+        **(unknown | known),
+        task_accuracies={t.name: s.accuracy for t, s in zip(tasks, scores, strict=True)} if len(tasks) > 1 else {},
         train_latency_s=seconds(history, *PHASES),
         latency_ssl_s=seconds(history, "ssl"),
         latency_mix_s=seconds(history, "mix"),

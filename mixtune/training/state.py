@@ -15,10 +15,11 @@ from mixtune.backbone import Backbone, build_backbone
 from mixtune.objectives import Objective
 from mixtune.recipe import Recipe
 from mixtune.training.data import TrainingData
-from mixtune.training.device import choose_dtype
+from mixtune.training.device import autocast, choose_dtype
 from mixtune.training.flops import phase_flops
 from mixtune.training.optimizer import build_optimizer
 from mixtune.training.plan import Phase, make_plan
+from mixtune.training.scores import Scores, standard_error
 from mixtune.training.step_times import StepTimes
 from mixtune.training.streams import Stream, stream_seed
 
@@ -43,8 +44,8 @@ class EpochResult:
     """What one epoch measured.
 
     epoch: how many epochs have been trained, this one included; losses are means over the epoch's steps and its
-    tasks, None where the phase has no such loss; accuracies: each task's top-1 on its held-out images, None in the
-    SSL phase, where no classifier learns, and for test images, until the last epoch; steps: how many it took;
+    tasks, None where the phase has no such loss; scores: each task's on its held-out images, None in the SSL phase,
+    where no classifier learns, and for test images, until the last epoch; steps: how many it took;
     seconds: the steps by the wall clock, without waiting, held-out images and compilation, slowed by whatever else
     ran on the device; compile_seconds: torch.compile's, where this epoch began with it; validation_seconds: of
     held-out images; waiting_seconds: for others' quiet windows and for quiet ones of its own; peak_memory_mb: what
@@ -55,13 +56,18 @@ class EpochResult:
     phase: Phase
     ssl_loss: float | None
     sl_loss: float | None
-    accuracies: tuple[float, ...] | None
+    scores: tuple[Scores, ...] | None
     steps: int
     seconds: float
     compile_seconds: float
     validation_seconds: float
     waiting_seconds: float
     peak_memory_mb: float | None
+
+    @property
+    def accuracies(self) -> tuple[float, ...] | None:
+        """Each task's top-1 accuracy, None where there are no scores."""
+        return None if self.scores is None else tuple(scores.accuracy for scores in self.scores)
 
 
 @dataclass
@@ -93,8 +99,7 @@ class TrainState:
 
     def autocast(self) -> torch.autocast:
         """Return the context of a forward pass."""
-        dtype = self.autocast_dtype
-        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
+        return autocast(self.recipe.precision, self.device)
 
     def phase_flops(self) -> dict[Phase, float]:
         """Return the training operations of one image in each phase."""
@@ -121,8 +126,19 @@ class TrainState:
         self.objective.load_state_dict(saved["objective"])
         self.classifiers.load_state_dict(saved["classifiers"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        self.history = [EpochResult(**result) for result in saved["history"]]
+        images = [len(task.held_out) for task in self.data.tasks]
+        self.history = [_read_result(result, images) for result in saved["history"]]
         self.epochs_reused = len(self.history)
+
+
+def _read_result(saved: dict[str, Any], images: Sequence[int]) -> EpochResult:
+    """Return a stored epoch; an older state has nothing but accuracies, of so many images a task."""
+    scores = saved.get("scores")
+    if saved.get("accuracies") is not None:
+        counted = zip(saved["accuracies"], images, strict=True)
+        scores = [{"accuracy": accuracy, "accuracy_se": standard_error(accuracy, n)} for accuracy, n in counted]
+    others = {name: value for name, value in saved.items() if name not in ("scores", "accuracies")}
+    return EpochResult(**others, scores=None if scores is None else tuple(Scores(**each) for each in scores))
 
 
 def start_state(recipe: Recipe, data: TrainingData, device: torch.device | str = "cpu") -> TrainState:

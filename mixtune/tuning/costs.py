@@ -171,14 +171,19 @@ class CostModel:
 def reference_point(space: SearchSpace, data: TrainingData, machine: Machine, dearest: Recipe) -> dict[str, float]:
     """Return the worst that counts, for the hypervolume.
 
-    Chance accuracy, and for each cost its constraint, or that of the dearest recipe, forecast.
+    What guessing gets where classes are equally frequent, with a calibration that is sure of it; for each cost that of
+    the dearest recipe, forecast; and for all the constraint, where there is one.
     """
     size = Size.of(data)
+    chance = sum(1.0 / classes for classes in size.classes) / len(size.classes)
     baselines = [space.recipe_at(params) for params in space.baseline_params().values()]
     flops = [recipe_flops(recipe, size) for recipe in (dearest, *baselines)]
     speeds: Any = machine.speeds
     worst = {
-        "val_accuracy": sum(1.0 / classes for classes in size.classes) / len(size.classes),
+        "val_accuracy": chance,
+        "val_balanced_accuracy": chance,
+        "val_macro_f1": chance,
+        "val_calibration_error": 1.0 - chance,
         "train_latency_s": max(forecast_latency(each, speeds) for each in flops),
         "train_flops": max(sum(each.values()) for each in flops),
     }

@@ -335,3 +335,30 @@ def test_csv_and_json_read_back_to_the_same_figures(make_run: MakeRun) -> None:
             assert row[name] == cell, name
     assert given["confirmed"][0]["params"] == {"alpha": 0.1, "epochs.sl": 20}
     assert given["confirmed"][1]["test_accuracy_std"] is None
+
+
+def test_other_figures_of_the_test_images_are_confirmed_where_they_are_aimed_at(make_run: MakeRun) -> None:
+    found = [{**m, "val_macro_f1": m["val_accuracy"], "val_calibration_error": 0.04} for m in FOUND]
+    aims = {"val_macro_f1": "max", "train_latency_s": "min"}
+    directory = make_run(found, objectives=aims, constraints={"val_calibration_error": "<= 0.05"})
+    ledger = Ledger(directory / "ledger.jsonl")
+    for trial, f1, error in (("t0001", 0.80, 0.03), ("t0002", 0.90, 0.09)):
+        for seed, sign in enumerate([1, -1, 1, -1]):
+            metrics = {"test_macro_f1": f1 + sign * 0.01, "test_calibration_error": error, "train_latency_s": 10.0}
+            metrics |= {"test_accuracy": 0.9, "test_accuracy_se": 0.016, "device": "CPU"}
+            ledger.append("confirmed", trial=trial, seed=seed, metrics=metrics)
+    confirmed = read(directory)
+    assert confirmed.objectives == {"test_macro_f1": "max", "train_latency_s": "min"}
+    assert list(confirmed.frame["test_macro_f1"]) == pytest.approx([0.80, 0.90])
+    assert list(confirmed.frame["test_macro_f1_se"]) == pytest.approx([0.01 * math.sqrt(8 / 6) / 2] * 2)
+    assert list(confirmed.frame["test_calibration_error"]) == pytest.approx([0.03, 0.09])
+    assert list(confirmed.frame["fell_off"]) == [False, True]
+    assert "test_calibration_error <= 0.05 does not hold on fresh seeds: t0002" in confirmed.notes
+    assert any("80.0 ± 0.6 %" in line for line in printed(confirmed))
+
+
+def test_what_older_trainings_did_not_measure_is_not_known(make_run: MakeRun) -> None:
+    found = [{**metrics, "val_macro_f1": 0.9} for metrics in FOUND]
+    directory = make_run(found, objectives={"val_macro_f1": "max", "train_latency_s": "min"})
+    add(directory, "t0001", around(0.9, 10.0))
+    assert read(directory).frame["test_macro_f1"].isna().all()

@@ -98,6 +98,9 @@ def test_three_significant_digits(value: float, text: str) -> None:
     ("name", "title"),
     [
         ("val_accuracy", "validation accuracy (%)"),
+        ("val_balanced_accuracy", "balanced validation accuracy (%)"),
+        ("val_macro_f1", "validation macro F1 (%)"),
+        ("test_calibration_error", "test calibration error (%)"),
         ("train_latency_s", "training time (s)"),
         ("latency_ssl_s", "latency_ssl_s (s)"),
         ("infer_latency_ms", "inference time (ms)"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 from mixtune.datasets import load_dataset
 from mixtune.errors import RequestError
 from mixtune.training.data import load_test_pools, load_training_data
-from mixtune.training.evaluation import measure_accuracies
+from mixtune.training.evaluation import measure_scores
 from mixtune.training.loop import train
 
 
@@ -108,8 +109,8 @@ def test_accuracies_are_of_the_pools_that_are_given(make_state):
     for _ in train(state):
         pass
     pools = load_test_pools(state.recipe, state.data)
-    (accuracy,) = measure_accuracies(state, pools)
-    assert accuracy * 360 == pytest.approx(round(accuracy * 360))
-    assert measure_accuracies(state) == state.history[-1].accuracies
-    assert measure_accuracies(state, [state.data.tasks[0].held_out]) == measure_accuracies(state)
-    assert math.isfinite(accuracy)
+    (scores,) = measure_scores(state, pools)
+    assert scores.accuracy * 360 == pytest.approx(round(scores.accuracy * 360))
+    assert measure_scores(state) == state.history[-1].scores
+    assert measure_scores(state, [state.data.tasks[0].held_out]) == measure_scores(state)
+    assert all(map(math.isfinite, asdict(scores).values()))

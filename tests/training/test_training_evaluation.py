@@ -1,19 +1,20 @@
-"""Accuracy, its standard error, and what a trained recipe reports."""
+"""Accuracy of a real classifier, and what a trained recipe reports."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from copy import deepcopy
+from dataclasses import asdict, replace
 
-import numpy as np
 import pytest
 import torch
 
-from mixtune.training.evaluation import EVALUATION_BATCH, measure_accuracies, measure_accuracy, standard_error
+from mixtune.training.evaluation import EVALUATION_BATCH, measure_scores, tally_answers
 from mixtune.training.loop import train
 from mixtune.training.meter import phase_signature
 from mixtune.training.metrics import Metrics, measure
 from mixtune.training.report import epoch_line, final_line
+from mixtune.training.scores import SCORES, standard_error
 from mixtune.training.single import train_recipe
 
 TRAINED = {"data.fraction": 1.0, "epochs.ssl": 0, "epochs.sl": 4, "model.pool": "avg", "optim.sl.base_lr": 0.08}
@@ -27,7 +28,8 @@ def trained(make_state):
 
 
 def accuracy_on(state, indices):
-    return measure_accuracy(state, state.classifiers[0], replace(state.data.tasks[0].train, indices=indices))
+    pool = replace(state.data.tasks[0].train, indices=indices)
+    return tally_answers(state.backbone, state.classifiers[0], pool, "float32").scores().accuracy
 
 
 @pytest.mark.parametrize("images", [1, 144, EVALUATION_BATCH - 1, EVALUATION_BATCH, EVALUATION_BATCH + 1, 1437])
@@ -61,15 +63,8 @@ def test_weights_that_are_no_numbers_have_no_accuracy(make_state):
     state = make_state()
     with torch.no_grad():
         state.classifiers[0].head.weight[0, 0] = math.nan
-    assert measure_accuracies(state) == (pytest.approx(math.nan, nan_ok=True),)
-
-
-def test_the_standard_error_is_that_of_a_coin_thrown_for_each_image():
-    rng = np.random.default_rng(0)
-    assert standard_error(0.9, 144) == pytest.approx(np.std(rng.binomial(144, 0.9, 100_000) / 144), rel=0.02)
-    assert standard_error(0.5, 100) == 0.05
-    assert standard_error(1.0, 144) == standard_error(0.0, 144) == 0
-    assert math.isnan(standard_error(math.nan, 0))
+    (scores,) = measure_scores(state)
+    assert all(math.isnan(value) for value in asdict(scores).values())
 
 
 def test_train_recipe_returns_the_final_metrics_and_shows_each_epochs(make_recipe):
@@ -105,16 +100,12 @@ def test_the_latency_is_the_steps_of_each_phase_times_their_step_time(make_recip
 def test_what_a_phase_does_not_measure_is_not_a_number(make_recipe):
     seen: list[Metrics] = []
     train_recipe(make_recipe({"rho": 0.5}), on_epoch=seen.append)
+    scores = {f"val_{name}" for name in SCORES}
+    missing = {"ssl": {"sl_loss", *scores}, "mix": set(), "sl": {"ssl_loss"}}
     for metrics in seen:
-        missing = {
-            name
-            for name in ("ssl_loss", "sl_loss", "val_accuracy", "val_accuracy_se")
-            if math.isnan(getattr(metrics, name))
-        }
-        assert (
-            missing
-            == {"ssl": {"sl_loss", "val_accuracy", "val_accuracy_se"}, "mix": set(), "sl": {"ssl_loss"}}[metrics.phase]
-        )
+        found = {name for name in ("ssl_loss", "sl_loss", *scores) if math.isnan(getattr(metrics, name))}
+        assert found == missing[metrics.phase]
+        assert all(math.isnan(getattr(metrics, f"test_{name}")) for name in SCORES)
 
 
 def test_nested_values_and_overrides_are_trained_too():
@@ -142,5 +133,31 @@ def test_measuring_needs_a_trained_epoch_and_changes_no_weight(make_state):
     next(train(state))
     before = [p.detach().clone() for p in state.backbone.parameters()]
     measure(state)
-    measure_accuracies(state)
+    measure_scores(state)
     assert all(torch.equal(one, other) for one, other in zip(before, state.backbone.parameters(), strict=True))
+
+
+def test_an_older_state_has_accuracies_alone_and_goes_on(make_state):
+    state = make_state({"rho": 0.5})
+    epochs = train(state)
+    for _ in range(2):
+        next(epochs)
+    older = deepcopy(state.state_dict())
+    for result in older["history"]:
+        scores = result.pop("scores")
+        result["accuracies"] = None if scores is None else tuple(each["accuracy"] for each in scores)
+    again = make_state({"rho": 0.5})
+    again.load_state_dict(older)
+    assert [r.accuracies for r in again.history] == [r.accuracies for r in state.history]
+    was, is_ = measure(state), measure(again)
+    assert (is_.val_accuracy, is_.val_accuracy_se) == (was.val_accuracy, was.val_accuracy_se)
+    assert math.isnan(is_.val_macro_f1)
+    assert list(epochs)[-1].scores == list(train(again))[-1].scores
+
+
+def test_a_state_brings_its_scores_back(make_state):
+    state, again = make_state({"epochs.ssl": 1}), make_state({"epochs.ssl": 1})
+    list(train(state))
+    again.load_state_dict(state.state_dict())
+    assert again.history == state.history
+    assert again.history[0].scores is None

@@ -152,18 +152,18 @@ def test_a_rehearsal_goes_through_every_phase_and_evaluates(make_recipe, monkeyp
     from mixtune.training import memory
 
     seen = []
-    step, evaluate = memory.train_step, memory.measure_accuracy
+    step, evaluate = memory.train_step, memory.tally_answers
 
     def watched_step(state, epoch, images, *others):
         seen.append((epoch.phase, len(images)))
         return step(state, epoch, images, *others)
 
-    def watched_evaluation(state, classifier, pool):
+    def watched_evaluation(backbone, classifier, pool, precision):
         seen.append(("evaluation", len(pool)))
-        return evaluate(state, classifier, pool)
+        return evaluate(backbone, classifier, pool, precision)
 
     monkeypatch.setattr(memory, "train_step", watched_step)
-    monkeypatch.setattr(memory, "measure_accuracy", watched_evaluation)
+    monkeypatch.setattr(memory, "tally_answers", watched_evaluation)
     recipe = make_recipe({"optim.batch_size": 64, "rho": 0.5})
     rehearse(recipe, load_training_data(recipe), CPU)
     assert seen == [(phase, 64) for phase in ("ssl", "ssl", "mix", "mix", "sl", "sl")] + [("evaluation", 144)]

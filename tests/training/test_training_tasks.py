@@ -16,13 +16,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mixtune.errors import RequestError
 from mixtune.training.data import load_training_data
-from mixtune.training.evaluation import standard_error
 from mixtune.training.flops import TRAINING_FACTOR, phase_flops
 from mixtune.training.forecast import Size, measure_speeds, recipe_flops
 from mixtune.training.loop import phase_losses, train
 from mixtune.training.metrics import measure
 from mixtune.training.plan import PHASES, make_plan
 from mixtune.training.report import final_line
+from mixtune.training.scores import mean_scores, standard_error
 from mixtune.training.single import train_recipe
 from mixtune.training.state import start_state
 from mixtune.training.streams import torch_generator
@@ -136,6 +136,9 @@ def test_accuracies_are_reported_by_task_with_their_mean(make_recipe, three_task
     assert metrics.val_accuracy == pytest.approx(sum(accuracies.values()) / 3)
     errors = [standard_error(accuracies[task.name], len(task.held_out)) for task in tasks]
     assert metrics.val_accuracy_se == pytest.approx(math.sqrt(sum(e * e for e in errors)) / 3)
+    means = mean_scores(trained.history[-1].scores)
+    found = metrics.val_balanced_accuracy, metrics.val_macro_f1, metrics.val_calibration_error
+    assert found == (means.balanced_accuracy, means.macro_f1, means.calibration_error)
     assert metrics.train_clock_s == pytest.approx(sum(r.seconds for r in trained.history))
     values = metrics.to_dict()
     assert values["val_accuracy_image_folder_2"] == accuracies["image_folder_2"]
@@ -230,4 +233,6 @@ def test_the_papers_protocol_trains_on_all_and_tests_once_after_the_last_epoch(m
     assert (metrics.split, metrics.accuracy) == ("test", metrics.test_accuracy)
     assert metrics.test_accuracy == sum(trained.history[-1].accuracies) / len(tasks)
     assert 0 < metrics.test_accuracy_se < 0.2
+    assert 0 < metrics.test_balanced_accuracy < 1
+    assert math.isnan(metrics.val_balanced_accuracy)
     assert final_line(measure(trained.state)).startswith("mixtraining: test_accuracy ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -38,7 +39,12 @@ class Known(Advice):
         return Cost({"train_latency_s": seconds}, seconds, 0.0 if self.free(params) else seconds)
 
     def reference(self) -> Mapping[str, float]:
-        return {"val_accuracy": 0.0, "train_latency_s": 90.0}
+        return {
+            "val_accuracy": 0.0,
+            "val_balanced_accuracy": 0.0,
+            "val_calibration_error": 1.0,
+            "train_latency_s": 90.0,
+        }
 
 
 def accuracy(params: Mapping[str, Any]) -> float:
@@ -48,12 +54,14 @@ def accuracy(params: Mapping[str, Any]) -> float:
 def search(space: SearchSpace, advice: Advice, trials: int) -> list[dict[str, Any]]:
     """Ask and tell so many trials; return their parameters."""
     suggester, asked = Suggester(space, advice), []
+    learned = next(iter(space.objectives))
     for number in range(1, trials + 1):
         trial = f"t{number:04d}"
         params = suggester.ask(trial, number)
         asked.append(params)
         cost = float(params["epochs.ssl"] + params["epochs.sl"])
-        suggester.tell_complete(trial, {"val_accuracy": accuracy(params), "train_latency_s": cost})
+        share = accuracy(params) if space.objectives[learned] == "max" else 1 - accuracy(params)
+        suggester.tell_complete(trial, {learned: share, "train_latency_s": cost})
     return asked
 
 
@@ -87,16 +95,23 @@ def test_what_is_no_recipe_is_not_asked(space: SearchSpace) -> None:
     assert {params["ssl.encode"] for params in asked} == {"visible"}
 
 
+def test_another_figure_of_the_validation_split_is_learned_alike(space: SearchSpace) -> None:
+    balanced = replace(space, objectives={"val_balanced_accuracy": "max", "train_latency_s": "min"})
+    assert search(balanced, Known(), 14) == search(space, Known(), 14)
+    calibrated = replace(space, objectives={"val_calibration_error": "min", "train_latency_s": "min"})
+    asked = search(calibrated, Known(lambda params: params["rho"] == 0.5), 24)[FEWEST_COMPLETE:]
+    assert sum(params["rho"] == 0.5 for params in asked) >= 12
+
+
 @pytest.mark.parametrize(
     ("objectives", "words"),
     [
         ({"val_accuracy": "max"}, "name these objectives, or"),
         ({"train_flops": "min", "train_latency_s": "min"}, "name these objectives, or"),
         ({"val_accuracy": "max", "infer_latency_ms": "min"}, "drop infer_latency_ms"),
+        ({"val_accuracy": "max", "val_macro_f1": "max", "train_flops": "min"}, "drop val_macro_f1"),
     ],
 )
 def test_objectives_that_are_known_late_are_refused(space: SearchSpace, objectives: dict[str, str], words: str) -> None:
-    from dataclasses import replace
-
     with pytest.raises(RequestError, match=words):
         Suggester(replace(space, objectives=objectives)).ask("t0001", 1)

@@ -129,8 +129,16 @@ def test_costs_are_those_that_are_known_early(small_space: Callable[..., dict[st
     scheduler = build(space_from_dict(values))
     assert isinstance(scheduler, ParetoASHA)
     assert scheduler._rungs.objectives == {"val_accuracy": "max", "train_flops": "min"}
-    with pytest.raises(RequestError, match="name val_accuracy among the objectives"):
-        build(space_from_dict(small_space(objectives={"train_flops": "min"})))
+
+
+def test_any_accuracy_can_be_compared_but_not_calibration_alone(small_space: Callable[..., dict[str, Any]]) -> None:
+    values = {"val_macro_f1": "max", "val_calibration_error": "min", "train_latency_s": "min"}
+    scheduler = build(space_from_dict(small_space(objectives=values)))
+    assert isinstance(scheduler, ParetoASHA)
+    assert scheduler._rungs.objectives == {"val_macro_f1": "max", "forecast_latency_s": "min"}
+    for others in ({"train_flops": "min"}, {"val_calibration_error": "min", "train_flops": "min"}):
+        with pytest.raises(RequestError, match="name one of val_accuracy, val_balanced_accuracy, val_macro_f1 as an"):
+            build(space_from_dict(small_space(objectives=others)))
 
 
 @pytest.mark.parametrize(

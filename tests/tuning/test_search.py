@@ -135,6 +135,26 @@ def test_one_objective_without_a_clock(small_space: Any, ray_quietly: None, tmp_
     assert best["train_flops"] == result.trials["train_flops"].min()
 
 
+def test_a_search_may_aim_at_other_figures_of_the_validation_split(
+    small_space: Any, ray_quietly: None, tmp_path: Path
+) -> None:
+    aims = {"val_balanced_accuracy": "max", "train_flops": "min"}
+    search = {"trials": 10, "sampler": "cost_aware", "scheduler": "pareto_asha"}
+    values = small_space(objectives=aims, constraints={"val_calibration_error": "<= 0.9"}, baselines=[], search=search)
+    result = mixtune.search(values, out=tmp_path / "run", console=quiet())
+    complete = result.complete()
+    assert len(complete) + result.counts()["stopped"] == 10
+    assert result.reference_point["val_balanced_accuracy"] == 0.1
+    assert result.hypervolume() is not None
+    space = yaml.safe_load((tmp_path / "run" / "space.yaml").read_text())
+    assert space["run"]["reference_point"]["val_calibration_error"] == 0.9
+    names = [f"val_{name}" for name in ("balanced_accuracy", "macro_f1", "calibration_error")]
+    table = pd.read_csv(tmp_path / "run" / "trials.csv").set_index("trial")
+    for trial, record in result.records.items():
+        assert [table.loc[trial, name] for name in names] == [record.metrics[name] for name in names]
+        assert [record.epochs[-1][name] for name in names] == [record.metrics[name] for name in names]
+
+
 def test_several_tasks_are_searched_by_their_mean_and_each_has_its_column(
     small_space: Any, ray_quietly: None, tmp_path: Path
 ) -> None:

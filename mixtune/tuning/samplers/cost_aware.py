@@ -1,9 +1,10 @@
 """Expected gain for the seconds that it costs: what is almost trained already is nearly free.
 
-Candidates come from TPE, from random draws and from the front's neighbourhood. A forest learns the accuracy; the other
-objectives are known before training. Asked is the candidate with the most expected hypervolume improvement for each
-second of training that it adds (the idea: expected improvement per second, Snoek et al. 2012, Section 3.2; here the
-seconds are marginal: what stages are stored, or are being trained, costs nothing).
+Candidates come from TPE, from random draws and from the front's neighbourhood. A forest learns the accuracy, or
+another of the validation split's figures; the other objectives are known before training. Asked is the candidate with
+the most expected hypervolume improvement for each second of training that it adds (the idea: expected improvement per
+second, Snoek et al. 2012, Section 3.2; here the seconds are marginal: what stages are stored, or are being trained,
+costs nothing).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from sklearn.ensemble import ExtraTreesRegressor
 
 from mixtune.distributions import Distribution
 from mixtune.errors import RequestError
-from mixtune.space import SearchSpace
+from mixtune.space import VALIDATION_SCORES, SearchSpace
 from mixtune.tuning.samplers import tpe
 from mixtune.tuning.suggestions import Advice, decode, encode, to_optuna
 
@@ -31,17 +32,19 @@ Params = dict[str, Any]
 FEWEST_COMPLETE = 8  # before that, what TPE suggests, which is drawn at random then
 FROM_TPE, AT_RANDOM, NEIGHBOURS = 12, 24, 24  # candidates
 TREES = 100
-QUANTILES = 16  # of a predicted accuracy
+QUANTILES = 16  # of a prediction
 _NORMAL = norm.ppf((np.arange(QUANTILES) + 0.5) / QUANTILES)
 OVERHEAD = 0.05  # of a typical trial's seconds: what a trial costs that trains nothing
 
 
 def build(space: SearchSpace, seed: int, complete: int) -> optuna.samplers.BaseSampler:
     """Return Optuna's sampler for the first trials. Raises RequestError for objectives that are not known early."""
-    late = set(space.objectives) - {"val_accuracy", "train_latency_s", "train_flops"}
-    if late or len(space.objectives) < 2 or "val_accuracy" not in space.objectives:
+    learned = [name for name in space.objectives if name in VALIDATION_SCORES]
+    late = set(space.objectives) - {*learned[:1], "train_latency_s", "train_flops"}
+    if late or len(space.objectives) < 2 or not learned:
         raise RequestError(
-            "search.sampler cost_aware weighs val_accuracy against train_latency_s or train_flops: name these "
+            "search.sampler cost_aware weighs val_accuracy, or another figure of the validation split, against "
+            "train_latency_s or train_flops: name these "
             f"objectives{f' and drop {min(late)}' if late else ''}, or take another sampler"
         )
     return tpe.build(space, seed, complete)
@@ -62,9 +65,9 @@ def propose(space: SearchSpace, study: optuna.Study, seed: int, advice: Advice) 
     candidates = [(params, cost) for params, cost in costed if cost is not None]
     if not candidates:
         return None
-    accuracy = list(space.objectives).index("val_accuracy")
+    learned = next(place for place, name in enumerate(space.objectives) if name in VALIDATION_SCORES)
     forest = ExtraTreesRegressor(TREES, min_samples_leaf=2, bootstrap=True, random_state=seed % 2**32)
-    forest.fit(_features(space, trained), found[:, accuracy])
+    forest.fit(_features(space, trained), found[:, learned])
     features = _features(space, [params for params, _ in candidates])
     predicted = np.stack([tree.predict(features) for tree in forest.estimators_])
     overhead = OVERHEAD * float(np.median([cost.seconds for _, cost in candidates]))
@@ -73,7 +76,7 @@ def propose(space: SearchSpace, study: optuna.Study, seed: int, advice: Advice) 
     for (_, cost), mean, deviation in zip(candidates, predicted.mean(axis=0), predicted.std(axis=0), strict=True):
         point = np.array([cost.objectives.get(name, math.nan) for name in space.objectives]) * signs
         points = np.tile(point, (QUANTILES, 1))
-        points[:, accuracy] = mean + deviation * _NORMAL
+        points[:, learned] = mean + deviation * _NORMAL
         rates.append(gains.mean(points) / (cost.marginal_s + overhead))
     best = int(np.argmax(rates))
     return candidates[best][0] if rates[best] > 0 else None

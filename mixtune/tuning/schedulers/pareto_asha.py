@@ -12,10 +12,12 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from mixtune.analysis.rungs import KEEP, LEVELS, Rungs
 from mixtune.errors import RequestError
 from mixtune.ledger import TrialRecord
-from mixtune.space import SearchSpace
+from mixtune.space import OBJECTIVES, VALIDATION_SCORES, SearchSpace
 from mixtune.tuning.trainable import TO_LEDGER
 
 FORECASTS = {"train_latency_s": "forecast_latency_s", "train_flops": "train_flops"}  # known long before the end
+# what grows with training; a calibration error does not: a classifier that has learned nothing has next to none
+ACCURACIES = tuple(name for name in VALIDATION_SCORES if OBJECTIVES[name] == "max")
 
 
 class ParetoASHA(FIFOScheduler):  # type: ignore[misc]
@@ -72,9 +74,13 @@ class ParetoASHA(FIFOScheduler):  # type: ignore[misc]
 
 
 def build(space: SearchSpace) -> TrialScheduler:
-    """Return the scheduler of a search: validation accuracy against its costs that are known early."""
+    """Return the scheduler of a search: its accuracies on the validation split against its costs that are known early.
+
+    Raises RequestError where no objective is such an accuracy.
+    """
     objectives = {FORECASTS.get(name, name): mode for name, mode in space.objectives.items()}
-    known = {name: mode for name, mode in objectives.items() if name in ("val_accuracy", *FORECASTS.values())}
-    if "val_accuracy" not in known:
-        raise RequestError("search.scheduler pareto_asha compares accuracies: name val_accuracy among the objectives")
+    known = {name: mode for name, mode in objectives.items() if name in (*ACCURACIES, *FORECASTS.values())}
+    if not known.keys() & set(ACCURACIES):
+        named = ", ".join(ACCURACIES)
+        raise RequestError(f"search.scheduler pareto_asha compares accuracies: name one of {named} as an objective")
     return ParetoASHA(known, exempt=space.baselines)
