@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import re
 import shlex
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,10 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import ray
-from ray import tune
 from rich.console import Console
 
-from mixtune import plugins
 from mixtune.analysis.files import read_space
 from mixtune.analysis.report import write_report
 from mixtune.analysis.result import Result, load
@@ -28,9 +24,6 @@ from mixtune.files import make_folder, write_whole
 from mixtune.ledger import ENDED, TrialRecord
 from mixtune.run_lock import hold_run
 from mixtune.space import SearchSpace
-from mixtune.training.memory import allowed_bytes
-from mixtune.training.store import MOST_BYTES
-from mixtune.tuning.adapters import Drain, SearchCallback, SearchSearcher
 from mixtune.tuning.branches import RecipePaths
 from mixtune.tuning.cluster import Nodes, Slots, double_share, plan_slots, ray_session, trials_for_a_gpu
 from mixtune.tuning.costs import CostModel, Machine, device_here, look_at_machine
@@ -46,9 +39,9 @@ from mixtune.tuning.directory import (
 from mixtune.tuning.interruption import catch_sigterm, interruptible
 from mixtune.tuning.prepare import AnySpace, Prepared, prepare
 from mixtune.tuning.progress import Progress
-from mixtune.tuning.state import TIMED, Asked, RunningSearch
+from mixtune.tuning.state import TIMED, RunningSearch
 from mixtune.tuning.study_file import StudyFile
-from mixtune.tuning.trainable import MixTrainable, SearchContext
+from mixtune.tuning.tuner import train_trials
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -193,7 +186,10 @@ def _run(
             progress.begin(search)
             study.sync(search.records.values())
             with _saying_that_the_ledger_is_full(search, directory):
-                _tune(search, slots, directory, machine, paths)
+                interrupted = train_trials(search, slots, directory, machine, paths)
+            if interrupted:
+                _write_tables(directory, report=False)
+                raise KeyboardInterrupt
     result = _write_tables(directory)
     _say(console, str(result.account()))
     study.sync(search.records.values())
@@ -225,67 +221,6 @@ def _judge(search: RunningSearch, result: Result, directory: Path, console: Cons
     elif not result.counts()["complete"]:
         raise SearchError(_why_nothing_completed(result))
     return result
-
-
-def _tune(search: RunningSearch, slots: Slots, directory: Path, machine: Machine, paths: RecipePaths) -> None:
-    """Let Ray Tune train the search's trials."""
-
-    def context(asked: Asked) -> SearchContext:
-        share = max(slots.gpus, asked.gpus or 0.0) if slots.gpus else 0.0
-        memory = None
-        if known := machine.gpu_bytes:
-            memory = allowed_bytes(share, known["total"], known["context"])
-        return SearchContext(
-            directory=str(directory.resolve()),
-            cpus=slots.cpus,
-            gpus=share,
-            threads=machine.threads,
-            precision=machine.precision,
-            step_times=search.step_times.copy(),
-            memory_bytes=memory,
-            deadline=search.deadline,
-            states_bytes=MOST_BYTES,
-            branches=tuple(paths(asked.params).stored_after),
-        )
-
-    def resources(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
-        share: SearchContext = config["search"]
-        return tune.PlacementGroupFactory([{"CPU": share.cpus, **({"GPU": share.gpus} if share.gpus else {})}])
-
-    space = search.space
-    scheduler = plugins.find("tuning.schedulers", space.search.scheduler, "scheduler").build(space)
-    if hasattr(scheduler, "rebuild"):  # of ours: Ray's know nothing of a search that goes on
-        scheduler.rebuild(search.records.values())
-    with tempfile.TemporaryDirectory(prefix="mixtune-ray-", ignore_cleanup_errors=True) as scratch:
-        tuner = tune.Tuner(
-            tune.with_resources(MixTrainable, resources),
-            tune_config=tune.TuneConfig(
-                search_alg=SearchSearcher(search, context),
-                scheduler=scheduler,
-                num_samples=-1,  # until the searcher says that it is over
-                max_concurrent_trials=slots.count,
-                reuse_actors=True,
-            ),
-            run_config=tune.RunConfig(
-                name="search",
-                storage_path=scratch,
-                callbacks=[SearchCallback(search)],
-                stop=Drain(search),
-                verbose=0,
-            ),
-        )
-        interrupted = False
-        try:
-            tuner.fit()
-        except KeyboardInterrupt:
-            interrupted = True
-        if (
-            interrupted
-        ):  # outside of the except, which keeps the trials' actors: in a session that is not ours they live on
-            del tuner
-            gc.collect()
-            _write_tables(directory, report=False)
-            raise KeyboardInterrupt
 
 
 def parse_duration(given: float | str | None) -> float | None:
