@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.tune import Callback, Stopper
+from ray.tune import Callback, ProgressReporter, Stopper
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
@@ -98,6 +98,14 @@ class SearchCallback(_DrivenBySearch, Callback):  # type: ignore[misc]
         error = read_error(trial)
         metrics = own_metrics(trial.last_result or {})
         self._search.fail(trial.config["trial"], failure_reason(trial, error), failure_cause(error), metrics)
+
+
+class NoReport(ProgressReporter):  # type: ignore[misc]
+    """Stands in for Ray's own report, which clears a notebook cell's output however quiet Ray is asked to be."""
+
+    def should_report(self, trials: list[Trial], done: bool = False) -> bool:
+        """Return False."""
+        return False
 
 
 def own_metrics(result: dict[str, Any]) -> dict[str, Any]:

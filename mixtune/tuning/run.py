@@ -160,7 +160,7 @@ def _run(
     with Progress(slots.count, console) as progress:
 
         def on_change(search: RunningSearch, record: TrialRecord) -> None:
-            progress.update(search)
+            progress.update(search, record)
             if record.state in ENDED and record.baseline is None:
                 study.add(record)
 

@@ -141,6 +141,11 @@ class RunningSearch:
             self._idle_s, self._idle_since = self._idle_s + slots * (time.monotonic() - self._idle_since), math.nan
 
     @property
+    def active(self) -> list[TrialRecord]:
+        """The records of the trials that were handed out and have not ended."""
+        return [self.records[trial] for trial in self._active]
+
+    @property
     def is_over(self) -> bool:
         """Whether nothing trains any more and nothing is left to be asked."""
         return not self._active and (self.is_draining or self.is_done)

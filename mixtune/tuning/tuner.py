@@ -13,7 +13,7 @@ from ray import tune
 from mixtune import plugins
 from mixtune.training.memory import allowed_bytes
 from mixtune.training.store import MOST_BYTES
-from mixtune.tuning.adapters import Drain, SearchCallback, SearchSearcher
+from mixtune.tuning.adapters import Drain, NoReport, SearchCallback, SearchSearcher
 from mixtune.tuning.branches import RecipePaths
 from mixtune.tuning.cluster import Slots
 from mixtune.tuning.costs import Machine
@@ -65,6 +65,7 @@ def train_trials(search: RunningSearch, slots: Slots, directory: Path, machine: 
                 storage_path=scratch,
                 callbacks=[SearchCallback(search)],
                 stop=Drain(search),
+                progress_reporter=NoReport(),
                 verbose=0,
             ),
         )
