@@ -178,9 +178,12 @@ def kill_builder(trials: int) -> tuple[str, bool]:
 
 
 def kill_one_worker() -> list[int]:
-    """Kill one of this machine's processes that train a trial now; return it."""
-    listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
-    pids = [int(line.split()[0]) for line in listed.splitlines() if "ray::MixTrainable" in line]
+    """Kill one of this search's processes that train a trial now, children of its own Ray; return it."""
+    listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    processes = [line.split(None, 2) for line in listed.splitlines()[1:]]
+    parents = {int(pid): int(parent) for pid, parent, _ in processes}
+    trains = (int(pid) for pid, _, words in processes if "ray::" in words and "Trainable" in words)
+    pids = [pid for pid in trains if parents.get(parents[pid]) == os.getpid()]
     for pid in pids[:1]:
         os.kill(pid, signal.SIGKILL)
     return pids[:1]
