@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mixtune.comparison import Comparison, compare
     from mixtune.confirmation import confirm
     from mixtune.errors import DataError, RequestError
+    from mixtune.exporting import export
     from mixtune.recipe import Recipe, parse_recipe
     from mixtune.space import SearchSpace, load_space
     from mixtune.training.single import Trained
@@ -36,6 +37,7 @@ _HOMES = {
     "Trained": "mixtune.training.single",
     "compare": "mixtune.comparison",
     "confirm": "mixtune.confirmation",
+    "export": "mixtune.exporting",
     "hypervolume": "mixtune.analysis.front",
     "knee": "mixtune.analysis.front",
     "load": "mixtune.analysis.result",
@@ -59,6 +61,7 @@ __all__ = [
     "Trained",
     "compare",
     "confirm",
+    "export",
     "hypervolume",
     "knee",
     "load",

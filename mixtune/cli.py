@@ -216,6 +216,27 @@ def compare(
         print(f"tables and trained recipes: {out}")
 
 
+@app.command(epilog="Example: `mixtune export runs/digits --trial knee`")
+def export(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="of a search, or of mixtune train --out")],
+    trial: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="t0007, a baseline such as sl, knee (default) or best:val_accuracy"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="default: DIR/models/NAME; DIR/export for one recipe")
+    ] = None,
+) -> None:
+    """Write a trained recipe as a folder: weights and config for timm, a script that classifies, a model card."""
+    from mixtune.exporting import export as run
+
+    try:
+        folder = run(directory, trial, out, on_line=lambda line: print(line, flush=True))
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on", 130)
+    print(f"exported to {folder}")
+
+
 @app.command(epilog="Example: `mixtune reconstruct runs/compare-digits/mixtraining-full-seed0`")
 def reconstruct(
     directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="folders of mixtune train --out")],

@@ -7,7 +7,6 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -16,18 +15,19 @@ import torch
 
 from mixtune.analysis.confirmed import Confirmation, confirmation, counted_trainings, members_and_baselines
 from mixtune.analysis.result import load
-from mixtune.errors import RequestError, TrainingError, one_line
+from mixtune.errors import RequestError
 from mixtune.ledger import Ledger, TrialRecord, finite_or_none, read_ledger
 from mixtune.recipe import Recipe, change_recipe
 from mixtune.run_lock import hold_run
 from mixtune.space import load_space
 from mixtune.training.data import load_test_pools, load_training_data
-from mixtune.training.device import choose_device, describe_device, release_memory
+from mixtune.training.device import describe_device, release_memory
 from mixtune.training.evaluation import measure_scores
 from mixtune.training.loop import DivergedError
 from mixtune.training.metrics import measure, score_metrics
 from mixtune.training.recovery import train_shared
 from mixtune.training.report import duration
+from mixtune.training.rerun import as_in_search
 from mixtune.training.stages import stage_keys
 from mixtune.training.state import start_state
 from mixtune.training.step_times import StepTimes
@@ -61,15 +61,11 @@ def _confirm(directory: Path, seeds: int, on_line: Callable[[str], None]) -> Con
     result = load(directory)
     if result.pareto_front().empty:
         raise RequestError(f"{directory} has no front to confirm: no trial is complete")
-    space, machine = load_space(directory / "space.yaml"), result.space["run"].get("machine") or {}
-    device = choose_device() if machine.get("gpu_bytes") else torch.device("cpu")
-    base = space.recipe
-    if base.precision == "auto" and "precision" in machine:
-        base = change_recipe(base, {"precision": machine["precision"]})
-    with _threads(machine.get("threads", 1)):
+    searched = load_space(directory / "space.yaml").recipe
+    with as_in_search(searched, result.space["run"].get("machine") or {}) as (base, device):
         events = read_ledger(directory / "ledger.jsonl")
         held = counted_trainings(events, describe_device(device))
-        fresh = range(space.recipe.seed + 1, space.recipe.seed + 1 + seeds)
+        fresh = range(base.seed + 1, base.seed + 1 + seeds)
         planned = [(record, seed) for seed in fresh for record in members_and_baselines(result)]
         missing = [(record, seed) for record, seed in planned if (record.trial, seed) not in held]
         expected = duration(sum(_search_seconds(record) for record, _ in missing))
@@ -151,8 +147,6 @@ class _Trainer:
             scores = measure_scores(state, pools)
         except DivergedError as error:
             return _diverged(str(error), device)
-        except torch.OutOfMemoryError as error:
-            raise TrainingError(f"the GPU's memory is full: is another process on it? ({one_line(error)})") from error
         if not all(math.isfinite(each.accuracy) for each in scores):
             return _diverged("the trained weights give no finite logits on the test images", device)
         tested = score_metrics(scores, "test") | {"test_images": sum(map(len, pools))}
@@ -176,14 +170,3 @@ def _diverged(reason: str, device: torch.device) -> dict[str, Any]:
 def _search_seconds(record: TrialRecord) -> float:
     """Return the seconds of training steps that the search found; 1 where it did not say."""
     return float(record.metrics.get("train_latency_s") or 1.0)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Compute with as many CPU threads as a trial of the search had."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(max(1, count))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
