@@ -38,6 +38,10 @@ Gpus = Annotated[int | None, typer.Option(min=0, help="GPUs of this machine to u
 GpuShare = Annotated[str | None, typer.Option(metavar="SHARE", help="such as 0.25, or auto")]
 CpuShare = Annotated[float | None, typer.Option(help="CPU cores of each trial, and in a new search its threads")]
 Address = Annotated[str | None, typer.Option(help="a Ray cluster's address, or auto")]
+LogTo = Annotated[
+    list[str] | None,
+    typer.Option(metavar="LOGGER", help="log curves below DIR/logs, such as tensorboard; repeatable"),
+]
 TimeBudget = Annotated[str | None, typer.Option(metavar="TIME", help="such as 2h or 30m; resume goes on after it")]
 
 
@@ -53,6 +57,7 @@ def search(
     set_: Overrides = None,
     address: Address = None,
     time_budget: TimeBudget = None,
+    log_to: LogTo = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything, print space and cost")] = False,
 ) -> None:
     """Search a space: baselines, trials, front, plot.
@@ -76,7 +81,8 @@ def search(
         print(f"{prepared.to_yaml()}\n{prepared.describe()}")
         print(f"{costs.forecast_search(prepared)}\nnothing was trained, no run directory written")
         return
-    _print_search(console, lambda: run.search(space, out=out, console=console, time_budget=time_budget, **options))
+    options |= {"time_budget": time_budget, "log_to": log_to or ()}
+    _print_search(console, lambda: run.search(space, out=out, console=console, **options))
 
 
 @app.command(epilog="Example: `mixtune resume runs/digits --trials 40`")
@@ -89,6 +95,7 @@ def resume(
     cpus_per_trial: CpuShare = None,
     address: Address = None,
     time_budget: TimeBudget = None,
+    log_to: LogTo = None,
 ) -> None:
     """Go on with a search: after a crash, Ctrl-C or a spent time budget, or with more trials.
 
@@ -108,6 +115,7 @@ def resume(
             cpus_per_trial=cpus_per_trial,
             address=address,
             time_budget=time_budget,
+            log_to=log_to or (),
             console=console,
         ),
     )

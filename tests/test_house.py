@@ -71,6 +71,7 @@ def test_the_version_is_said_once() -> None:
         ("datasets", ("read", "fingerprint")),
         ("objectives", ("Settings", "build")),
         ("tuning.samplers", ("build",)),
+        ("tuning.loggers", ("build",)),
         ("tuning.schedulers", ("build",)),
         ("analysis.figures", ("compute", "draw")),
     ],

@@ -6,7 +6,7 @@ import logging
 import re
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import ray
+from ray import tune
 from rich.console import Console
 
 from mixtune.analysis.files import read_space
@@ -25,6 +26,7 @@ from mixtune.ledger import ENDED, TrialRecord
 from mixtune.run_lock import hold_run
 from mixtune.space import SearchSpace
 from mixtune.tuning.branches import RecipePaths
+from mixtune.tuning.callbacks import find_loggers
 from mixtune.tuning.cluster import Nodes, Slots, double_share, plan_slots, ray_session, trials_for_a_gpu
 from mixtune.tuning.costs import CostModel, Machine, device_here, look_at_machine
 from mixtune.tuning.directory import (
@@ -64,6 +66,8 @@ def search(
     address: str | None = None,
     time_budget: float | str | None = None,
     out: str | PathLike[str] | None = None,
+    log_to: Sequence[str] = (),
+    callbacks: Sequence[tune.Callback] = (),
     console: Console | None = None,
 ) -> Result:
     """Search a space and return what was found; the same as ``mixtune search``.
@@ -71,13 +75,22 @@ def search(
     space: a file, plain values in the form of the file, or a SearchSpace; gpus: how many of this machine's (default
     all); gpus_per_trial, cpus_per_trial: each trial's share; overrides: dotted recipe values; address: a Ray
     cluster's; time_budget: seconds, or text such as "2h", after which no trial is begun and running ones stop at their
-    next epoch, to be gone on with by ``resume``; out: the run directory (default: a new one below ``runs/``). An option
-    that is None leaves the space's own value. Raises RequestError or DataError before anything is trained, DataError
-    when the ledger cannot be written, SearchError when not one trial completed or most failed for one reason, and
-    KeyboardInterrupt on Ctrl-C or SIGTERM, with the run directory's tables written.
+    next epoch, to be gone on with by ``resume``; out: the run directory (default: a new one below ``runs/``); log_to:
+    loggers by name, such as "tensorboard", with files below ``logs/`` in the run directory; callbacks: Ray Tune's or
+    your own, such as ``ray.air.integrations.mlflow.MLflowLoggerCallback(tracking_uri, experiment_name="digits")`` or
+    ``ray.air.integrations.wandb.WandbLoggerCallback(project="digits")``. An option that is None leaves the space's own
+    value.
+
+    A callback sees each trial under the search's id, with its recipe by dotted path as ``config``, and a result for
+    each epoch: the metrics of trials.csv, at the step (``training_iteration``) that is the epoch's number.
+
+    Raises RequestError or DataError before anything is trained, DataError when the ledger cannot be written,
+    SearchError when not one trial completed or most failed for one reason, and KeyboardInterrupt on Ctrl-C or SIGTERM,
+    with the run directory's tables written.
     """
     console = console or Console()
     seconds = parse_duration(time_budget)
+    loggers = [*find_loggers(log_to), *callbacks]
     name = Path(space).stem if isinstance(space, str | PathLike) else "search"
     directory = Path(out) if out is not None else free_directory(name)
     refuse_occupied(directory)
@@ -100,7 +113,7 @@ def search(
             threads = max(1, int(prepared.space.resources.cpus_per_trial))
             machine: Machine = _where_trials_run(prepared.space, nodes, look_at_machine, prepared.space, threads)
             write_whole(directory / SPACE, resolved_space(prepared, machine))
-            return _run(prepared, directory, machine, nodes, seconds, console)
+            return _run(prepared, directory, machine, nodes, seconds, console, loggers)
 
 
 def resume(
@@ -113,6 +126,8 @@ def resume(
     cpus_per_trial: float | None = None,
     address: str | None = None,
     time_budget: float | str | None = None,
+    log_to: Sequence[str] = (),
+    callbacks: Sequence[tune.Callback] = (),
     console: Console | None = None,
 ) -> Result:
     """Go on with a search after a crash, an interruption or a spent budget; the same as ``mixtune resume``.
@@ -123,6 +138,7 @@ def resume(
     """
     console = console or Console()
     seconds = parse_duration(time_budget)
+    loggers = [*find_loggers(log_to), *callbacks]
     directory = Path(directory)
     machine = known_machine(directory)
     if gpus is None and address is None and machine.gpu_bytes is None:
@@ -139,7 +155,7 @@ def resume(
         catch_sigterm()  # again: Ray's start puts a handler of its own in place
         if address is None:
             machine = _machine_to_go_on_with(prepared.space, machine, nodes)
-        return _run(prepared, directory, machine, nodes, seconds, console, trials, retry_failed)
+        return _run(prepared, directory, machine, nodes, seconds, console, loggers, trials, retry_failed)
 
 
 def _run(
@@ -149,6 +165,7 @@ def _run(
     nodes: Nodes,
     seconds: float | None,
     console: Console,
+    callbacks: Sequence[tune.Callback],
     trials: int | None = None,
     retry_failed: bool = False,
 ) -> Result:
@@ -186,7 +203,7 @@ def _run(
             progress.begin(search)
             study.sync(search.records.values())
             with _saying_that_the_ledger_is_full(search, directory):
-                interrupted = train_trials(search, slots, directory, machine, paths)
+                interrupted = train_trials(search, slots, directory, machine, paths, callbacks)
             if interrupted:
                 _write_tables(directory, report=False)
                 raise KeyboardInterrupt

@@ -224,7 +224,7 @@ class RunningSearch:
             return
         steps = to_ledger["steps"]
         self._fix_step_times(trial, [*(signature for _, signature in steps.values()), to_ledger["infer"]])
-        metrics = {**metrics, **self._latencies(to_ledger)}
+        metrics = {**metrics, **self.latencies(to_ledger)}
         if is_whole:
             metrics["forecast_latency_s"] = metrics[TIMED]
         needed = {**self.space.objectives, **self.space.constraints}
@@ -258,6 +258,14 @@ class RunningSearch:
             self._waiting.insert(0, trial)
         else:
             self._end("failed", trial, reason=reason, metrics=metrics or {})
+
+    def latencies(self, to_ledger: Mapping[str, Any]) -> dict[str, float]:
+        """Return the metrics in seconds that follow from what is known of step times now; ``to_ledger``: see end()."""
+        seconds = {phase: self.step_times.latency([steps]) for phase, steps in to_ledger["steps"].items()}
+        by_phase = {f"latency_{phase}_s": s for phase, s in seconds.items()}
+        by_phase["latency_reused_s"] = self.step_times.latency(to_ledger["reused_steps"].values())
+        infer = 1e3 * self.step_times.step_time(to_ledger["infer"])
+        return {TIMED: sum(seconds.values()), **by_phase, "infer_latency_ms": infer}
 
     def _start(self, trial: str) -> Asked:
         """Hand out a trial, which is asked for in the ledger already, unless it is a baseline's first time."""
@@ -343,13 +351,6 @@ class RunningSearch:
     @property
     def _is_timed(self) -> bool:
         return TIMED in self.space.objectives or TIMED in self.space.constraints
-
-    def _latencies(self, to_ledger: Mapping[str, Any]) -> dict[str, float]:
-        seconds = {phase: self.step_times.latency([steps]) for phase, steps in to_ledger["steps"].items()}
-        by_phase = {f"latency_{phase}_s": s for phase, s in seconds.items()}
-        by_phase["latency_reused_s"] = self.step_times.latency(to_ledger["reused_steps"].values())
-        infer = 1e3 * self.step_times.step_time(to_ledger["infer"])
-        return {TIMED: sum(seconds.values()), **by_phase, "infer_latency_ms": infer}
 
     def _keep_window(self, trial: str, signature: str, seconds: float, quiet: bool, factors: Mapping[str, Any]) -> None:
         known = {} if self.step_times.is_known(signature) else {"factors": factors}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,22 @@ from mixtune.training.memory import allowed_bytes
 from mixtune.training.store import MOST_BYTES
 from mixtune.tuning.adapters import Drain, NoReport, SearchCallback, SearchSearcher
 from mixtune.tuning.branches import RecipePaths
+from mixtune.tuning.callbacks import ForwardedCallback
 from mixtune.tuning.cluster import Slots
 from mixtune.tuning.costs import Machine
 from mixtune.tuning.state import Asked, RunningSearch
 from mixtune.tuning.trainable import MixTrainable, SearchContext
 
 
-def train_trials(search: RunningSearch, slots: Slots, directory: Path, machine: Machine, paths: RecipePaths) -> bool:
-    """Let Ray Tune train the search's trials; return whether Ctrl-C or SIGTERM ended it."""
+def train_trials(
+    search: RunningSearch,
+    slots: Slots,
+    directory: Path,
+    machine: Machine,
+    paths: RecipePaths,
+    callbacks: Sequence[tune.Callback] = (),
+) -> bool:
+    """Let Ray Tune train the search's trials; return whether Ctrl-C or SIGTERM ended it. ``callbacks``: anyone's."""
 
     def context(asked: Asked) -> SearchContext:
         share = max(slots.gpus, asked.gpus or 0.0) if slots.gpus else 0.0
@@ -50,6 +58,7 @@ def train_trials(search: RunningSearch, slots: Slots, directory: Path, machine: 
     scheduler = plugins.find("tuning.schedulers", space.search.scheduler, "scheduler").build(space)
     if hasattr(scheduler, "rebuild"):  # of ours: Ray's know nothing of a search that goes on
         scheduler.rebuild(search.records.values())
+    others = [ForwardedCallback(callback, search, directory) for callback in callbacks]
     with tempfile.TemporaryDirectory(prefix="mixtune-ray-", ignore_cleanup_errors=True) as scratch:
         tuner = tune.Tuner(
             tune.with_resources(MixTrainable, resources),
@@ -63,7 +72,7 @@ def train_trials(search: RunningSearch, slots: Slots, directory: Path, machine: 
             run_config=tune.RunConfig(
                 name="search",
                 storage_path=scratch,
-                callbacks=[SearchCallback(search)],
+                callbacks=[SearchCallback(search), *others],
                 stop=Drain(search),
                 progress_reporter=NoReport(),
                 verbose=0,
