@@ -60,7 +60,7 @@ def search(
     log_to: LogTo = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything, print space and cost")] = False,
 ) -> None:
-    """Search a space: baselines, trials, front, plot.
+    """Search a space: baselines, trials, front, report.
 
     What ends it (Ctrl-C, a crash, a spent time budget), `mixtune resume` goes on with.
     """

@@ -198,7 +198,7 @@ def _confirmed_points(result: Result, x: Quantity, y: Quantity) -> Points:
     frame = confirmation.frame
 
     def column(of: Quantity, is_error: bool) -> list[float]:
-        stem = "test_accuracy" if of.name == "val_accuracy" else of.name
+        stem = f"test_{of.name.removeprefix('val_')}" if of.name.startswith("val_") else of.name
         error = f"{stem.removesuffix('_s')}_se_s" if stem.endswith("_s") else f"{stem}_se"
         name = error if is_error else stem
         return scaled(frame[name], of) if name in frame else [math.nan] * len(frame)
