@@ -292,8 +292,9 @@ def pareto(
 def report(directory: RunDirectory) -> None:
     """Write DIR/report.html: front, knee, costs, failures and every figure in one file that needs no network."""
     from mixtune.analysis.report import write_report
+    from mixtune.run_lock import holder
 
-    print(f"report: {write_report(directory)}")
+    print(f"report: {write_report(directory, holder(directory))}")
 
 
 def main() -> None:

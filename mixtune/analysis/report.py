@@ -18,7 +18,6 @@ from mixtune.analysis.figures._style import template
 from mixtune.analysis.result import Result, load
 from mixtune.analysis.status import RunStatus, run_status
 from mixtune.files import write_whole
-from mixtune.run_lock import holder
 
 REPORT = "report.html"
 FIRST = ("pareto", "hypervolume", "importance", "alpha_rho", "budgets", "phases", "learning_curves")  # then the others
@@ -35,10 +34,13 @@ class Figure:
     json: Markup
 
 
-def write_report(directory: Path) -> Path:
-    """Write report.html into a run directory, finished or not, and return its path. Raises as ``load`` does."""
+def write_report(directory: Path, driver: str | None) -> Path:
+    """Write report.html into a run directory, finished or not, and return its path. Raises as ``load`` does.
+
+    ``driver`` says who goes on with the search after this, None for nobody (``mixtune.run_lock.holder``).
+    """
     path = Path(directory) / REPORT
-    write_whole(path, report_page(load(directory), run_status(directory, holder(directory))))
+    write_whole(path, report_page(load(directory), run_status(directory, driver)))
     return path
 
 

@@ -191,12 +191,12 @@ def cost(result: Result, status: RunStatus) -> Iterator[tuple[str, str]]:
     yield "trials", ", ".join(f"{count:,} {state}" for state, count in counts.items()) or "none has started"
     account = result.account()
     if account.epochs_asked:
+        spared = account.epochs_asked - account.epochs_trained - account.epochs_reused
+        ended_early = f", {spared:,} spared by ending trials early" if spared else ""
         yield (
             "epochs",
-            (
-                f"{account.epochs_asked:,} asked for, {account.epochs_trained:,} trained, {account.epochs_reused:,} "
-                "reused from the stage tree; the rest was saved by ending trials early"
-            ),
+            f"{account.epochs_asked:,} asked for, {account.epochs_trained:,} trained, {account.epochs_reused:,} reused "
+            f"from the stage tree{ended_early}",
         )
         seconds = [quantity("x_s").text(value) for value in (account.asked_s, account.trained_s, account.reused_s)]
         yield "training steps", "{} asked for, {} trained, {} reused".format(*seconds)

@@ -313,7 +313,7 @@ def _write_tables(directory: Path, report: bool = True) -> Result:
     try:
         result.write_tables()
         if report:
-            write_report(directory)
+            write_report(directory, driver=None)
     except DataError as error:
         _log.warning("%s: mixtune resume writes the tables again", error)
     return result

@@ -77,7 +77,7 @@ def with_recipe(directory: Path, **sections: Any) -> Path:
 
 
 def test_it_is_one_file_that_loads_nothing(run: Path) -> None:
-    path = write_report(run)
+    path = write_report(run, None)
     assert path == run / "report.html"
     parser = _Text()
     parser.feed(path.read_text())
@@ -161,7 +161,7 @@ def test_what_users_named_is_escaped(make_run: MakeRun) -> None:
 
 def test_a_folder_that_holds_no_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="there is no run directory"):
-        write_report(tmp_path / "run")
+        write_report(tmp_path / "run", None)
 
 
 def test_the_report_is_made_without_ray_torch_or_a_ledger_that_is_whole(run: Path, tmp_path: Path) -> None:
