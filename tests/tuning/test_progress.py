@@ -49,6 +49,18 @@ def run_trials(
         after(i)
 
 
+def drawn(terminal: Terminal, is_there: Callable[[list[str]], bool]) -> list[str]:
+    """Return a window's lines once they are there and stay: the view is drawn by a thread, on a busy machine late."""
+    before: list[str] = []
+    for _ in range(1000):
+        lines = terminal.lines()
+        if lines == before and is_there(lines):
+            return lines
+        before = lines
+        time.sleep(3 * DRAW_S)
+    raise AssertionError("the view was not drawn:\n" + "\n".join(before))
+
+
 class Terminal(io.StringIO):
     """A window: what is written to it, as a terminal emulator shows it."""
 
@@ -110,11 +122,9 @@ def test_a_terminal_shows_the_lines_and_the_last_state_below_them(
     small_space: Any, tmp_path: Path, columns: int
 ) -> None:
     terminal = Terminal(columns)
-    while_it_ran: list[str] = []
     with Progress(slots=2, console=terminal.console()) as progress:
         run_trials(progress, small_space, tmp_path)
-        time.sleep(5 * DRAW_S)
-        while_it_ran = terminal.lines()
+        while_it_ran = drawn(terminal, lambda lines: any("6/6 trials done" in line for line in lines))
     text = "\n".join(while_it_ran)
     assert [found for found in re.findall(r"\[\d/6\] (?:trial|baseline) (\w+)", text)] == [
         *("sl", "ssl_sl"),
@@ -135,14 +145,14 @@ def test_a_window_that_is_made_narrower_is_drawn_anew(small_space: Any, tmp_path
 
         def make_narrower(i: int) -> None:
             if i == 4:
-                time.sleep(5 * DRAW_S)
+                drawn(terminal, lambda lines: sum("trials done" in line for line in lines) == 1)
                 wrap(terminal, 50)
                 console._environ["COLUMNS"] = "50"  # type: ignore[index]
                 console._width = None
-                time.sleep(5 * DRAW_S)
+                drawn(terminal, lambda lines: progress._screen is not None and progress._screen._width == 50)
 
         run_trials(progress, small_space, tmp_path, make_narrower)
-        time.sleep(5 * DRAW_S)
+        drawn(terminal, lambda lines: any("6/6 trials done" in line for line in lines))
         text = "\n".join(line.rstrip() for line in terminal.screen.display)
     assert text.count("trials done") == 1
     assert text.count("(knee)") == 1
