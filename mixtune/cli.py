@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,26 @@ LogTo = Annotated[
     typer.Option(metavar="LOGGER", help="log curves below DIR/logs, such as tensorboard; repeatable"),
 ]
 TimeBudget = Annotated[str | None, typer.Option(metavar="TIME", help="such as 2h or 30m; resume goes on after it")]
+
+
+@app.command(epilog="Example: `mixtune init path/to/images -o space.yaml`")
+def init(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="a folder of images, or a dataset such as CIFAR10")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="SPACE.yaml", help="a new file")] = Path("space.yaml"),
+    root: Annotated[str | None, typer.Option(metavar="DIR", help="where the files of a named dataset are")] = None,
+    hours: Annotated[float, typer.Option(help="that the search should take on this machine")] = 1.0,
+) -> None:
+    """Look at images and machine, and write a commented search space that fits both.
+
+    DATA holds a folder for each class, or train/ and test/ with such folders.
+    """
+    from mixtune.proposal import propose_space, refuse_existing, write_space
+
+    refuse_existing(out)  # before anything is measured
+    proposal = propose_space(data, root, hours)
+    write_space(proposal, out)
+    print("\n".join(proposal.summary()))
+    print(f"written: {out}; next: mixtune search {shlex.quote(str(out))}")
 
 
 @app.command(epilog="Example: `mixtune search search_spaces/digits.yaml --gpus 1 --gpus-per-trial 0.25`")

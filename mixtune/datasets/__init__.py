@@ -26,9 +26,10 @@ or an array, decoded when its turn comes. ``test=None`` with labels holds out a 
 """
 
 from mixtune.datasets._files import digest_files, image_files
-from mixtune.datasets._load import default_root, load_dataset
+from mixtune.datasets._load import default_root, known_datasets, load_dataset
 from mixtune.datasets._mix import mix_images
 from mixtune.datasets._split import split_indices
+from mixtune.datasets._survey import Survey, survey_dataset
 from mixtune.datasets._types import Dataset, Images, ImageSet, Part, Parts, Plugin, Source
 
 __all__ = [
@@ -39,10 +40,13 @@ __all__ = [
     "Parts",
     "Plugin",
     "Source",
+    "Survey",
     "default_root",
     "digest_files",
     "image_files",
+    "known_datasets",
     "load_dataset",
     "mix_images",
     "split_indices",
+    "survey_dataset",
 ]

@@ -50,12 +50,21 @@ def load_dataset(
         raise RequestError(f"data.image_size must be at least 1 pixel, not {image_size}")
     if channels not in (None, 1, 3):
         raise RequestError(f"data.channels must be 1 (grayscale) or 3 (RGB), not {channels}")
-    plugin = find_plugin(name)
-    folder = Path(os.path.abspath(Path(root).expanduser())) if root is not None else default_root()
-    source = Source(name=name, root=folder, root_given=root is not None, download=download)
+    plugin, source = find_source(name, root, download)
     with _file_errors_named(name):
         fingerprint = plugin.fingerprint(source)
     return _load(source, fingerprint, image_size, channels)
+
+
+def find_source(name: str, root: str | None, download: bool = True) -> tuple[Plugin, Source]:
+    """Return dataset ``name``'s plug-in and what it is to be asked for; see load_dataset(). Raises RequestError."""
+    folder = Path(os.path.abspath(Path(root).expanduser())) if root is not None else default_root()
+    return find_plugin(name), Source(name=name, root=folder, root_given=root is not None, download=download)
+
+
+def known_datasets() -> list[str]:
+    """Return the names that load_dataset() knows: plug-ins' own, and those that plug-ins list."""
+    return list(_plugins_by_dataset())
 
 
 def default_root() -> Path:

@@ -1,0 +1,155 @@
+"""A proposed space in words: the file with its comments, and a summary."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from mixtune.datasets import Survey
+from mixtune.errors import RequestError
+from mixtune.files import write_whole
+from mixtune.proposal._draft import Draft
+from mixtune.training.forecast import Size, recipe_flops
+from mixtune.training.plan import PHASES, make_plan
+from mixtune.training.report import duration
+from mixtune.tuning.costs import Machine, SearchForecast
+from mixtune.tuning.prepare import Prepared
+
+BESIDE_TRAINING = 0.15  # of the seconds of the training steps: starts, quiet windows, stored states, busy neighbours
+COLUMN = 48  # where comments begin
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A draft, checked on its machine, with what was measured there."""
+
+    draft: Draft
+    prepared: Prepared
+    machine: Machine
+    forecast: SearchForecast
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds that the whole search is forecast to take."""
+        return wall_seconds(self.draft, self.forecast)
+
+    def summary(self) -> list[str]:
+        """Return lines for a terminal: the data, the machine, the model, the search and what it takes."""
+        draft, found = self.draft, self.forecast
+        share = f" on {draft.fraction:.0%} of the training images" if draft.fraction < 1 else ""
+        return [
+            describe_data(draft.survey),
+            f"machine: {found.device}; trials: {found.slots}",
+            f"model: a ViT of width {draft.shape.width} and depth {draft.shape.depth}, {draft.tokens} patches an image",
+            f"search: {found.trials} trials and {found.baselines} baselines{share}: about {say_time(self.wall_s)}",
+        ]
+
+    def text(self, path: Path) -> str:
+        """Return the commented space; ``path`` is where it will be."""
+        found, comments = self.forecast, self._comments()
+        head = [
+            f"mixtune search {path}",
+            f"{describe_data(self.draft.survey)}.",
+            f"{found.trials} trials and {found.baselines} baselines, {found.slots}: about {say_time(self.wall_s)} on",
+            f"{found.device}; less where trials have epochs in common, which are trained once.",
+            "After a change, --dry-run forecasts anew.",
+        ]
+        body = [_commented(line, comments.get(name)) for name, line in self.draft.lines().items()]
+        return "\n".join([*(f"# {line}" for line in head), *body]) + "\n"
+
+    def _comments(self) -> dict[str, str]:
+        """Return what is said beside the draft's lines, by their names."""
+        draft, survey, found = self.draft, self.draft.survey, self.forecast
+        epoch = {phase: f"{seconds:.2g} s" for phase, seconds in self._epoch_seconds().items()}
+        flip = "0.0 where a mirrored image means something else, such as text"
+        comments = {
+            "image_size": f"the files have {_sizes(survey)}: scaled, then cropped at the centre",
+            "val_fraction": f"{draft.val_images:,} images to compare by: ± {self._error():.1f} points at most",
+            "fraction": f"of the others; with all of them: {say_time(self.wall_s / draft.fraction)}",
+            "model": f"twice as wide: {self._wider():.1f} times the work",
+            "epochs": f"an epoch takes {epoch['ssl']} (SSL), {epoch['mix']} (both), {epoch['sl']} (supervised)",
+            "augment": flip if survey.mirror else "mirrored, these images mean something else",
+            "batch_size": "the rate used is base_lr * batch_size / 256",
+            "ssl": "wsd: longer budgets go on from shorter ones",
+            "space": "what trials vary: [lowest, highest, step]",
+            "alpha": "weight of the self-supervised loss where both are trained",
+            "rho": "share of the epochs that train both losses at once",
+            "epochs.sl": f"a trial trains for {duration(found.trial_s)} on average",
+            "baselines": f"supervised only; SSL, then supervised: {duration(found.baselines_s)} together",
+            "search": "later: mixtune resume DIR --trials N",
+            "resources": f"{found.slots.count} at once",
+        }
+        if draft.accuracy != "val_accuracy":
+            comments["objectives"] = f"classes count alike: the largest is {survey.imbalance:.1f} times the smallest"
+        return comments
+
+    def _error(self) -> float:
+        """Return the largest standard error of an accuracy on the validation images, in points."""
+        return 50 / math.sqrt(self.draft.val_images)
+
+    def _epoch_seconds(self) -> dict[str, float]:
+        """Return the seconds of an epoch of each phase."""
+        recipe, size = self.prepared.space.recipe, Size.of(self.prepared.data)
+        flops, plan = recipe_flops(recipe, size), make_plan(recipe)
+        count = {phase: sum(epoch.phase == phase for epoch in plan) for phase in PHASES}
+        return {phase: flops[phase] / self.machine.speeds[phase] / count[phase] for phase in PHASES}
+
+    def _wider(self) -> float:
+        """Return how many times the operations of the base recipe one of twice the width has."""
+        size, space = Size.of(self.prepared.data), self.prepared.space
+        wider = space.recipe_at({"model.embed_dim": 2 * self.draft.shape.width})
+        return sum(recipe_flops(wider, size).values()) / sum(recipe_flops(space.recipe, size).values())
+
+
+def write_space(proposal: Proposal, path: Path) -> None:
+    """Write a proposed space to a new file. Raises RequestError where there is one, DataError where it cannot be."""
+    refuse_existing(path)
+    write_whole(path, proposal.text(path))
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise RequestError where a space cannot be written: a file is never overwritten."""
+    if path.exists():
+        raise RequestError(f"{path} is there already: give another name with -o, or move it away")
+    if not path.parent.is_dir():
+        raise RequestError(f"-o {path}: there is no folder {path.parent}")
+
+
+def wall_seconds(draft: Draft, forecast: SearchForecast) -> float:
+    """Return what a draft's search takes by the clock.
+
+    A validation takes about half the time of training on its images. Trials that share a GPU slow each other down.
+    """
+    validation = 0.5 * draft.val_images / draft.epoch_images
+    return (1.0 + BESIDE_TRAINING + validation) * forecast.device_s / workers(forecast)
+
+
+def workers(forecast: SearchForecast) -> float:
+    """Return how many devices train at once: CPU slots, or GPUs."""
+    slots = forecast.slots
+    return slots.count * min(1.0, slots.gpus) if slots.gpus else slots.count
+
+
+def describe_data(survey: Survey) -> str:
+    """Return one line: counts, sizes, channels, classes and how uneven they are."""
+    least, most = min(survey.counts.values()), max(survey.counts.values())
+    each = f"{most:,}" if least == most else f"{least:,} to {most:,}"
+    images = f"{survey.train_images:,} training and {survey.test_images:,} test images"
+    colours = "grayscale" if survey.channels == 1 else "RGB"
+    return f"{survey.root or survey.name}: {images}, {_sizes(survey)} {colours}, {len(survey.counts)} classes of {each}"
+
+
+def say_time(seconds: float) -> str:
+    """Return a time as people say it: 50 seconds, 12 minutes, 1.5 hours."""
+    if seconds < 100:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.2g} hours"
+
+
+def _sizes(survey: Survey) -> str:
+    return " to ".join(dict.fromkeys(f"{width}x{height}" for width, height in (survey.smallest, survey.largest)))
+
+
+def _commented(line: str, comment: str | None) -> str:
+    return f"{line:<{COLUMN - 2}}  # {comment}" if comment else line
