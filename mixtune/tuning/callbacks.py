@@ -68,7 +68,8 @@ class LoggedTrial:
 class ForwardedCallback(Callback):  # type: ignore[misc]
     """Tells someone's callback of a search's trials, epoch by epoch.
 
-    A trial that goes on from a stored state tells of the epochs before it, too, so its curves begin at epoch 1. A
+    Seconds are from the step times known by then; the ledger's are from those at the trial's end, which comes later. A
+    trial that goes on from a stored state tells of the epochs before it, too, so its curves begin at epoch 1. A
     callback that raises is told no more, and one warning says so: a search does not end for it.
 
     search: it has been told of what the callback is told of; directory: the run's.
