@@ -47,7 +47,7 @@ def find_data(data: str, root: str | None) -> tuple[str, str | None]:
     """Return (dataset, root) of what was named: a dataset, or a folder of images. Raises RequestError."""
     known = known_datasets()
     if data in known:
-        return data, root
+        return data, None if root is None else str(Path(root).expanduser().resolve())
     folder = Path(data).expanduser()
     if folder.is_dir():
         if root is not None:

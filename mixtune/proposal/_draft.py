@@ -11,7 +11,9 @@ from mixtune.datasets import Survey
 from mixtune.tuning.prepare import Prepared, prepare
 
 UNEVEN = 3.0  # times as many images in the largest class as in the smallest
-PEAK_RATE = 0.0015  # of AdamW, for both losses
+# of AdamW, for both losses. One seed: on 10 % of CIFAR-10 the best of 0.0007, 0.0015 and 0.003 (46.6, 51.0, 49.4 %),
+# on digits 94.8 %, where 0.003 has 96.2 %
+PEAK_RATE = 0.0015
 SHIFTED_FROM = 16  # pixels: what fills smaller images, a digit say, has no room to be shifted in
 
 

@@ -104,8 +104,8 @@ def test_where_classes_are_uneven_each_counts_alike(digit_folder: Callable[..., 
 
 def test_a_dataset_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert find_data("digits", None) == ("digits", None)
-    assert find_data("CIFAR10", "data") == ("CIFAR10", "data")
     monkeypatch.chdir(tmp_path)
+    assert find_data("CIFAR10", "data") == ("CIFAR10", str(tmp_path / "data"))
     (tmp_path / "digits").mkdir()
     assert find_data("./digits", None) == ("image_folder", str(tmp_path / "digits"))
 
