@@ -25,6 +25,7 @@ LIKELY = 0.5  # a probability of being on the front
 
 
 def state(result: Result, status: RunStatus) -> str:
+    """Return one sentence: finished, running or interrupted, and how much is done."""
     done = f"{status.done:,} of {status.budget:,} trials done"
     if status.state == "finished":
         return f"A finished search: {done}."
@@ -34,6 +35,7 @@ def state(result: Result, status: RunStatus) -> str:
 
 
 def cards(result: Result) -> Iterator[dict[str, str]]:
+    """Yield the figures at the top: name, value, and a note where there is one."""
     members = result.pareto_front()
     for name, mode in result.objectives.items():
         if len(members):
@@ -54,6 +56,7 @@ def cards(result: Result) -> Iterator[dict[str, str]]:
 
 
 def front(result: Result) -> dict[str, Any]:
+    """Return the table of the front and the baselines: columns, rows with the trial that each is of, and notes."""
     varying = varying_parameters(result)
     confirmation = result.confirmation()
     confirmed = {} if confirmation is None else confirmation.frame.set_index("trial").to_dict("index")
@@ -98,6 +101,7 @@ def front(result: Result) -> dict[str, Any]:
 
 
 def knee(result: Result) -> dict[str, Any] | None:
+    """Return what the page says of the knee, its recipe as YAML and the commands for it; None without a front."""
     trial = result.knee()
     if trial is None or "recipe" not in result.space:
         return None
@@ -138,6 +142,7 @@ def baselines(result: Result) -> Iterator[str]:
 
 
 def sure(result: Result) -> Iterator[str]:
+    """Yield what speaks for the front: confirmed on fresh seeds or not, and what that says."""
     confirmation = result.confirmation()
     if confirmation is None:
         yield (
@@ -157,6 +162,7 @@ def sure(result: Result) -> Iterator[str]:
 
 
 def searched(result: Result) -> Iterator[tuple[str, str]]:
+    """Yield (name, value) of data, parameters, objectives, search and machine."""
     run, search = result.space["run"], result.space.get("search") or {}
     for name, task in (run.get("tasks") or {}).items():
         images = f"{task['train_images']:,} training and {task['val_images']:,} validation images"
@@ -187,6 +193,7 @@ def _describe(given: Any) -> str:
 
 
 def cost(result: Result, status: RunStatus) -> Iterator[tuple[str, str]]:
+    """Yield (name, value) of trials, epochs, seconds and disk."""
     counts = {state: count for state, count in result.counts().items() if count}
     yield "trials", ", ".join(f"{count:,} {state}" for state, count in counts.items()) or "none has started"
     account = result.account()
@@ -206,6 +213,7 @@ def cost(result: Result, status: RunStatus) -> Iterator[tuple[str, str]]:
 
 
 def measured(result: Result) -> Iterator[str]:
+    """Yield how the objectives, the knee and the hypervolume are defined."""
     if "val_accuracy" in result.objectives:
         yield "Validation accuracy is top-1, on images held out of the training set; ± is its binomial standard error."
     if "train_latency_s" in result.objectives:

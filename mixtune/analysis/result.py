@@ -39,8 +39,7 @@ class Result:
     reason, parameters, objectives, every other metric, latency_ssl_s, latency_mix_s, latency_sl_s, wall_s,
     epochs_asked, epochs_trained, epochs_reused; ``baselines`` the same after a column ``method``; ``waited_s``: for
     which slots had nothing to do but wait for a stage; ``confirmed``: the ledger's events of trainings on fresh seeds.
-    Names that end in ``_s`` are seconds; accuracies are shares
-    of 1.
+    Names that end in ``_s`` are seconds; accuracies are shares of 1.
     """
 
     directory: Path
