@@ -246,7 +246,7 @@ def time_asking(sampler: str, finished: int) -> list[float]:
         search.start(asked.trial)
         windows = [("an epoch", 1.0, True, {"device": "none"})]
         search.report(asked.trial, {"windows": windows, "epochs": [{"epoch": 1, "val_accuracy": accuracy}]})
-        steps = {"sl": (int(seconds), "an epoch")}
+        steps = {"sl": {"an epoch": int(seconds)}}
         metrics = {"val_accuracy": accuracy, "epoch": 1, "epochs_asked": 1}
         search.end(asked.trial, metrics, {"steps": steps, "reused_steps": {}, "infer": "none"})
         return took

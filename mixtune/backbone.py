@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -10,7 +11,9 @@ from typing import Any
 import huggingface_hub
 import timm
 import torch
-from timm.layers import PatchEmbed
+import torch.nn.functional as F
+from timm.layers import Format, PatchEmbed
+from timm.layers.patch_embed import PatchEmbedResamplerFixedOrigSize
 from timm.models import get_pretrained_cfg, load_state_dict
 from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor, nn
@@ -33,6 +36,9 @@ class Backbone(nn.Module):
         super().__init__()
         if isinstance(vit.norm, nn.Identity):
             vit.norm, vit.fc_norm = vit.fc_norm, vit.norm
+        # as by timm's own argument of this name, which its odder models do not know: positions for any image size
+        vit.dynamic_img_size, vit.patch_embed.strict_img_size = True, False
+        vit.patch_embed.flatten, vit.patch_embed.output_fmt = False, Format.NHWC
         self.vit = vit
         self.embed_dim: int = vit.embed_dim
         self.num_heads: int = vit.blocks[0].attn.num_heads
@@ -41,25 +47,51 @@ class Backbone(nn.Module):
         self.tokens: int = vit.patch_embed.num_patches
         self.patch_size: int = vit.patch_embed.patch_size[0]
         self.channels: int = vit.patch_embed.proj.in_channels
+        self.image_size = math.isqrt(self.tokens) * self.patch_size
+        self.resample = PatchEmbedResamplerFixedOrigSize((self.patch_size, self.patch_size))
 
-    def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Encode images (B, C, H, W) to normalised tokens (B, prefix + K, D).
+    def forward(self, images: Tensor, keep: Tensor | None = None, patch_size: int | None = None) -> Tensor:
+        """Encode square images (B, C, H, H) to normalised tokens (B, prefix + K, D).
 
-        keep: int64 (B, K), the patch tokens that are encoded, by their row-major position; None encodes all.
+        keep: int64 (B, K), the patch tokens that are encoded, by their row-major position; None encodes all. patch_size
+        and H: the backbone's own by default; others have ``grid(H, patch_size)`` ** 2 patch tokens.
         """
         vit = self.vit
-        tokens = vit._pos_embed(vit.patch_embed(images))
+        tokens = self._embed(images, patch_size or self.patch_size)
         if keep is not None:
             patches = gather_tokens(tokens[:, self.prefix :], keep)
             tokens = torch.cat([tokens[:, : self.prefix], patches], dim=1)
         return vit.norm(vit.blocks(vit.norm_pre(tokens)))  # type: ignore[no-any-return]
 
-    def forward_flops(self, patches: int) -> float:
-        """Return the operations of embedding one image's patches and encoding ``patches`` of them."""
-        embedding = linear_flops(self.tokens, self.patch_size**2 * self.channels, self.embed_dim)
+    def _embed(self, images: Tensor, patch_size: int) -> Tensor:
+        """Return tokens (B, prefix + L, D) with positions, which timm interpolates where L is not the backbone's own.
+
+        The weights of another patch size are resampled by their pseudo-inverse (FlexiViT, Beyer et al. 2023).
+        """
+        embed, side = self.vit.patch_embed, patch_size * grid(images.shape[-1], patch_size)
+        if side != images.shape[-1]:
+            images = F.interpolate(images, size=(side, side), mode="bicubic", antialias=True)
+        if patch_size == self.patch_size:
+            return self.vit._pos_embed(embed(images))  # type: ignore[no-any-return]
+        weight = self.resample(embed.proj.weight, [patch_size, patch_size])
+        patches = F.conv2d(images, weight, embed.proj.bias, stride=patch_size)
+        return self.vit._pos_embed(embed.norm(patches.permute(0, 2, 3, 1)))  # type: ignore[no-any-return]
+
+    def forward_flops(self, patches: int, patch_size: int | None = None, image_size: int | None = None) -> float:
+        """Return the operations of embedding one image's patches and encoding ``patches`` of them.
+
+        patch_size and image_size: the backbone's own by default. Resampling weights, once a batch, is left out.
+        """
+        patch_size, image_size = patch_size or self.patch_size, image_size or self.image_size
+        embedding = linear_flops(grid(image_size, patch_size) ** 2, patch_size**2 * self.channels, self.embed_dim)
         mlp = self.vit.blocks[0].mlp
         hidden = (mlp.fc1.out_features + mlp.fc2.in_features) / 2  # they differ in a gated MLP
         return embedding + self.depth * block_flops(patches + self.prefix, self.embed_dim, hidden)
+
+
+def grid(image_size: int, patch_size: int) -> int:
+    """Return how many patches there are a side: where they do not fill it, the image is resized to the nearest fit."""
+    return max(1, round(image_size / patch_size))
 
 
 def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:

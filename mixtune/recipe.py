@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, Strict, Valid
 
 from mixtune import plugins
 from mixtune.errors import RequestError, show, suggest
+from mixtune.views import Strategy, View
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveShare = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -87,6 +88,24 @@ class SslSettings(Section):
     """Base of the settings that an objective plug-in (``mixtune.objectives``) declares as ``Settings``."""
 
     objective: str = "mae"
+
+    def views(self, joint: bool) -> tuple[View | None, ...]:
+        """Return the views of an image in the SSL phase, or in the mix phase (``joint``).
+
+        None is the image as ``augment`` changes it, which the first one is in the mix phase: the classifier reads it.
+        """
+        return (None,)
+
+    def strategy(self, ssl_epoch: int) -> Strategy | None:
+        """Return how sequences are shortened after so many epochs of the SSL budget; None for an objective without.
+
+        It may depend on nothing that comes later: trials that agree so far share their epochs.
+        """
+        return None
+
+    def constants(self) -> dict[str, Any]:
+        """Return the plain values that hold in every epoch, beside :meth:`strategy`."""
+        return self.model_dump(mode="json")
 
 
 class Schedule(Section):

@@ -150,7 +150,7 @@ class Mixtune:
         return self._scheduler is None or bool(self._scheduler._goes_on(trial, metrics)) or epoch == len(curve.phases)
 
     def end(self, trial: str, epoch: int, curve: Curve) -> None:
-        steps = {phase: (count, phase) for phase, count in Counter(curve.phases[:epoch]).items()}
+        steps = {phase: {phase: count} for phase, count in Counter(curve.phases[:epoch]).items()}
         self._search.end(trial, curve_metrics(curve, epoch), {"steps": steps, "reused_steps": {}, "infer": "none"})
 
     def _params(self, trial: str) -> Params:

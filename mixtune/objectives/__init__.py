@@ -1,8 +1,8 @@
 """Self-supervised objectives: a file is a plug-in, and ``ssl.objective`` names it.
 
 A plug-in module has ``Settings``, a subclass of :class:`mixtune.recipe.SslSettings` that validates the recipe's
-``ssl`` section, and ``build(settings, backbone)``, which returns an :class:`Objective`. One that can draw what it
-makes of masked images has the methods of :class:`Reconstructs` too.
+``ssl`` section and says which views the objective sees, and ``build(settings, backbone)``, which returns an
+:class:`Objective`. One that can draw what it makes of masked images has the methods of :class:`Reconstructs` too.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from typing import Protocol, runtime_checkable
 from torch import Generator, Tensor, nn
 
 from mixtune.backbone import Backbone
+from mixtune.views import Strategy
+
+TRAINED = 3  # forward passes that a forward and a backward pass cost
 
 
 class Objective(nn.Module, ABC):
@@ -20,18 +23,26 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, backbone: Backbone, images: Tensor, generator: Generator, joint: bool
+        self, backbone: Backbone, images: Tensor, generator: Generator, joint: bool, strategy: Strategy | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Return the loss, a scalar, and in the mix phase the tokens that the classifier reads.
 
-        images: float32 (B, C, H, W), augmented and normalised; generator: this epoch's stream of masks;
-        joint: the mix phase, in which the backbone sees whole images once and its tokens (B, prefix + L, D) serve
-        the classifier too.
+        images: float32 (V * B, C, H, W), augmented and normalised: the V views that the settings ask for, one after the
+        other; generator: this epoch's stream of masks; joint: the mix phase, in which the backbone sees the first
+        view whole, once, and its tokens (B, prefix + L, D) serve the classifier too; strategy: the settings' of this
+        epoch. What the state depends on is changed in :meth:`after_step` alone: a loss may be asked for twice.
         """
 
+    def after_step(self, backbone: Backbone) -> None:
+        """Bring up to date what is no gradient's, after an optimizer step of this loss: a teacher's weights, say."""
+        return
+
     @abstractmethod
-    def forward_flops(self, backbone: Backbone, joint: bool) -> float:
-        """Return the floating-point operations of :meth:`forward` for one image, backbone included."""
+    def train_flops(self, backbone: Backbone, joint: bool, strategy: Strategy | None = None) -> float:
+        """Return the floating-point operations of :meth:`forward` and its backward pass for one image, all views.
+
+        Backbone included; a backward pass costs two forward passes (TRAINED).
+        """
 
 
 @runtime_checkable

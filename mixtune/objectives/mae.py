@@ -14,8 +14,9 @@ from torch import Generator, Tensor, nn
 
 from mixtune.backbone import Backbone, block_flops, gather_tokens, linear_flops
 from mixtune.errors import RequestError
-from mixtune.objectives import Objective
+from mixtune.objectives import TRAINED, Objective
 from mixtune.recipe import PositiveCount, SslSettings
+from mixtune.views import Strategy
 
 
 class Settings(SslSettings):
@@ -59,7 +60,7 @@ class MaskedAutoencoder(Objective):
                 nn.init.zeros_(module.bias)
 
     def forward(
-        self, backbone: Backbone, images: Tensor, generator: Generator, joint: bool
+        self, backbone: Backbone, images: Tensor, generator: Generator, joint: bool, strategy: Strategy | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Mask, encode, decode and compare; see :class:`Objective`."""
         keep = self.draw_kept(len(images), backbone.tokens, generator)
@@ -120,7 +121,7 @@ class MaskedAutoencoder(Objective):
             return kept_error / keep.numel()
         return (error.sum() - kept_error) / (error.numel() - keep.numel())
 
-    def forward_flops(self, backbone: Backbone, joint: bool) -> float:
+    def train_flops(self, backbone: Backbone, joint: bool, strategy: Strategy | None = None) -> float:
         """See :class:`Objective`; the encoder counts the kept tokens only where ``encode`` is visible."""
         width, length = backbone.embed_dim, backbone.tokens + backbone.prefix
         encoder = backbone.forward_flops(backbone.tokens if self.sees_whole(joint) else self.kept)
@@ -129,7 +130,7 @@ class MaskedAutoencoder(Objective):
             + self.settings.decoder_depth * block_flops(length, width)
             + linear_flops(backbone.tokens, width, self.predict.out_features)
         )
-        return encoder + decoder
+        return TRAINED * (encoder + decoder)
 
 
 def build(settings: Settings, backbone: Backbone) -> MaskedAutoencoder:

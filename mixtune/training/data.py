@@ -18,6 +18,8 @@ from mixtune.training.augmentation import Augmentation, normalise
 from mixtune.training.device import allowed_memory
 from mixtune.training.plan import Epoch
 from mixtune.training.streams import Stream, numpy_generator, torch_generator
+from mixtune.training.views import make_view
+from mixtune.views import View
 
 Indices = np.ndarray[tuple[int], np.dtype[np.int64]]
 RESIDENT_SHARE = 1 / 3  # of the GPU memory that a trial may use: larger image sets stay on the host
@@ -41,9 +43,12 @@ class ImagePool:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def batch(self, chosen: Tensor, generator: torch.Generator) -> Tensor:
-        """Return augmented, normalised images, float32 (B, C, H, W)."""
-        return normalise(self.augmentation(self._pixels(chosen), generator), self.mean, self.std)
+    def batch(self, chosen: Tensor, generator: torch.Generator, view: View | None = None) -> Tensor:
+        """Return augmented, normalised images, float32 (B, C, H, W), or a view of them in place of ``augment``."""
+        pixels = self._pixels(chosen)
+        if view is None:
+            return normalise(self.augmentation(pixels, generator), self.mean, self.std)
+        return normalise(make_view(pixels, view, self.augmentation.flip, generator), self.mean, self.std)
 
     def plain(self, chosen: Tensor) -> Tensor:
         """Return normalised images without augmentation."""
@@ -101,9 +106,10 @@ class TrainingData:
         return self.tasks[0].train.images.shape[2]
 
     def batches(self, recipe: Recipe, epoch: Epoch) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Yield an epoch's (images, labels), float32 (T * B, C, H, W) and int64 (T, B).
+        """Yield an epoch's (images, labels), float32 (V * T * B, C, H, W) and int64 (T, B).
 
-        By phase: x_ssl and None, x_mix (Eq. 2) and y, or x_sl and y.
+        By phase: x_ssl and None, x_mix (Eq. 2) and y, or x_sl and y. The objective's V views (SL has one) come one
+        after the other, each of all tasks' images; of mixed images a view mixes views of the two.
         """
 
         def stream(name: Stream) -> torch.Generator:
@@ -111,23 +117,26 @@ class TrainingData:
 
         if epoch.phase == "ssl":
             order, augmentation = stream("ssl_order"), stream("ssl_augmentation")
-            pools = [task.ssl for task in self.tasks]
+            pools, views = [task.ssl for task in self.tasks], recipe.ssl.views(joint=False)
             for chosen in zip(*(self._pass(pool, order) for pool in pools), strict=True):
-                yield torch.cat([pool.batch(c, augmentation) for pool, c in zip(pools, chosen, strict=True)]), None
+                of_tasks = list(zip(pools, chosen, strict=True))
+                yield torch.cat([pool.batch(c, augmentation, view) for view in views for pool, c in of_tasks]), None
             return
         order, augmentation = stream("order"), stream("augmentation")
         partners, ssl_augmentation = stream("partners"), stream("ssl_augmentation")
+        views = recipe.ssl.views(joint=True) if epoch.phase == "mix" else (None,)
         for chosen in zip(*(self._pass(task.train, order) for task in self.tasks), strict=True):
-            images, labels = [], []
+            images, labels = [], []  # images of each task: a list of its views
             for task, c in zip(self.tasks, chosen, strict=True):
-                x = task.train.batch(c, augmentation)
+                x = [task.train.batch(c, augmentation if view is None else ssl_augmentation, view) for view in views]
                 if epoch.phase == "mix" and self.two_datasets:
                     drawn = torch.randint(len(task.ssl), c.shape, generator=partners, device=c.device)
-                    x = mix_images(x, task.ssl.batch(task.ssl.indices[drawn], ssl_augmentation), recipe.lambda_)
+                    theirs = [task.ssl.batch(task.ssl.indices[drawn], ssl_augmentation, view) for view in views]
+                    x = [mix_images(*pair, recipe.lambda_) for pair in zip(x, theirs, strict=True)]
                 assert task.train.labels is not None
                 images.append(x)
                 labels.append(task.train.labels[c])
-            yield torch.cat(images), torch.stack(labels)
+            yield torch.cat([x for view in zip(*images, strict=True) for x in view]), torch.stack(labels)
 
     def _pass(self, pool: ImagePool, order: torch.Generator) -> Tensor:
         """Return an epoch's image indices in random order, (steps, B); a small set is passed over again."""

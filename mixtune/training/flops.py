@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mixtune.backbone import Backbone, linear_flops
-from mixtune.objectives import Objective
+from mixtune.objectives import TRAINED, Objective
 from mixtune.training.plan import Phase
+from mixtune.views import Strategy
 
-TRAINING_FACTOR = 3  # a backward pass costs two forward passes
 
-
-def phase_flops(backbone: Backbone, objective: Objective, classes: Sequence[int]) -> dict[Phase, float]:
+def phase_flops(
+    backbone: Backbone, objective: Objective, classes: Sequence[int], strategy: Strategy | None = None
+) -> dict[Phase, float]:
     """Return the training operations (forward and backward) of one image in each phase.
 
-    classes: of each task; a step has as many images of one task as of another.
+    classes: of each task; a step has as many images of one task as of another. strategy: an epoch's.
     """
     classify = linear_flops(1, backbone.embed_dim, sum(classes) / len(classes))
     return {
-        "ssl": TRAINING_FACTOR * objective.forward_flops(backbone, joint=False),
-        "mix": TRAINING_FACTOR * (objective.forward_flops(backbone, joint=True) + classify),
-        "sl": TRAINING_FACTOR * (backbone.forward_flops(backbone.tokens) + classify),
+        "ssl": objective.train_flops(backbone, joint=False, strategy=strategy),
+        "mix": objective.train_flops(backbone, joint=True, strategy=strategy) + TRAINED * classify,
+        "sl": TRAINED * (backbone.forward_flops(backbone.tokens) + classify),
     }

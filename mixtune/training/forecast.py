@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -22,6 +23,7 @@ from mixtune.training.loop import compile_phase, train_step
 from mixtune.training.plan import PHASES, Epoch, Phase, make_plan
 from mixtune.training.state import TrainState, start_state
 from mixtune.training.streams import torch_generator
+from mixtune.views import Strategy
 
 TIMED_BATCH = 64
 TIMED_STEPS = 3
@@ -54,32 +56,40 @@ class Size:
 
 def recipe_flops(recipe: Recipe, size: Size) -> dict[Phase, float]:
     """Return the training operations of a whole recipe by phase, without allocating its weights."""
-    per_image = _image_flops(recipe, size)
-    plan, images = make_plan(recipe), size.epoch_images(recipe)
-    return {phase: per_image[phase] * images * sum(e.phase == phase for e in plan) for phase in PHASES}
+    flops, images = dict.fromkeys(PHASES, 0.0), size.epoch_images(recipe)
+    for (phase, strategy), epochs in Counter(epoch.work for epoch in make_plan(recipe)).items():
+        flops[phase] += image_flops(recipe, size, strategy)[phase] * images * epochs
+    return flops
 
 
 def step_flops(recipe: Recipe, size: Size) -> float:
     """Return the training operations of one step of the dearest phase that a recipe has; 0 where it has no step."""
     if not size.epoch_images(recipe):
         return 0.0
-    per_image = _image_flops(recipe, size)
-    return max(per_image[epoch.phase] for epoch in make_plan(recipe)) * recipe.optim.batch_size * len(size.classes)
+    works = {epoch.work for epoch in make_plan(recipe)}
+    dearest = max(image_flops(recipe, size, strategy)[phase] for phase, strategy in works)
+    return dearest * recipe.optim.batch_size * len(size.classes)
 
 
-def _image_flops(recipe: Recipe, size: Size) -> dict[Phase, float]:
+def image_flops(recipe: Recipe, size: Size, strategy: Strategy | None) -> dict[Phase, float]:
+    """Return the training operations of one image in each phase, with an epoch's strategy."""
     image_size = recipe.data.image_size or size.image_size
-    return _model_flops(recipe.model, recipe.ssl, image_size, size.channels, size.classes)
+    return _model_flops(recipe.model, recipe.ssl, image_size, size.channels, size.classes, strategy)
 
 
 @functools.lru_cache(maxsize=4096)
 def _model_flops(
-    model: Model, ssl: SslSettings, image_size: int, channels: int, classes: tuple[int, ...]
+    model: Model,
+    ssl: SslSettings,
+    image_size: int,
+    channels: int,
+    classes: tuple[int, ...],
+    strategy: Strategy | None,
 ) -> dict[Phase, float]:
     with torch.device("meta"):
         backbone = build_backbone(model, image_size, channels)
         objective = plugins.find("objectives", ssl.objective, "ssl.objective").build(ssl, backbone)
-    return phase_flops(backbone, objective, classes)
+    return phase_flops(backbone, objective, classes, strategy)
 
 
 def dearest_recipe(space: SearchSpace, size: Size) -> Recipe:
@@ -130,14 +140,13 @@ def measure_speeds(recipe: Recipe, data: TrainingData, device: torch.device) -> 
     batch = recipe.optim.batch_size if device.type == "cuda" else min(recipe.optim.batch_size, TIMED_BATCH)
     small = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"batch_size": batch})})
     state = start_state(small, replace(data, batch_size=batch), device)
-    per_image = phase_flops(state.backbone, state.objective, [len(task.classes) for task in data.tasks])
-    images = batch * len(data.tasks)
-    return {phase: per_image[phase] * images / _step_seconds(state, phase) for phase in PHASES}
+    first = recipe.ssl.strategy(0)
+    epochs = [Epoch(0, phase, None, None, None if phase == "sl" else first) for phase in PHASES]
+    return {epoch.phase: state.step_flops(epoch) / _step_seconds(state, epoch) for epoch in epochs}
 
 
-def _step_seconds(state: TrainState, phase: Phase) -> float:
+def _step_seconds(state: TrainState, epoch: Epoch) -> float:
     """Return the least of a few timed training steps, their batches included; the first, which allocates, is not."""
-    epoch = Epoch(index=0, phase=phase, ssl_epoch=None, sl_epoch=None)
     compile_phase(state, epoch)
     masks = torch_generator(state.recipe.seed, "masks", 0, state.device)
     times = []

@@ -69,20 +69,20 @@ def phase_losses(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return (loss, SSL loss, SL loss) of one step; the last two are means over the tasks, 0 where there is none.
 
-    images: (T * B, C, H, W); labels: (T, B), None in the SSL phase. In the mix phase one backbone pass serves both
-    losses: alpha * SSL + (1 - alpha) * SL (Eq. 3). Of several tasks the losses are summed (Section 2.2.3).
+    images: (V * T * B, C, H, W), V views; labels: (T, B), None in the SSL phase. In the mix phase one backbone pass
+    serves both losses: alpha * SSL + (1 - alpha) * SL (Eq. 3). Of several tasks the losses are summed (Section 2.2.3).
     """
     assert (labels is None) == (epoch.phase == "ssl")
     tasks = len(state.classifiers)
     none = images.new_zeros(())
     with state.autocast():
         if labels is None:
-            ssl_loss, _ = state.objective(state.backbone, images, masks, joint=False)
+            ssl_loss, _ = state.objective(state.backbone, images, masks, joint=False, strategy=epoch.strategy)
             return tasks * ssl_loss, ssl_loss, none
         if epoch.phase == "sl":
             sl_loss = _classification_loss(state, state.backbone(images), labels)
             return tasks * sl_loss, none, sl_loss
-        ssl_loss, tokens = state.objective(state.backbone, images, masks, joint=True)
+        ssl_loss, tokens = state.objective(state.backbone, images, masks, joint=True, strategy=epoch.strategy)
         sl_loss = _classification_loss(state, tokens, labels)
         alpha = state.recipe.alpha
         return tasks * (alpha * ssl_loss + (1.0 - alpha) * sl_loss), ssl_loss, sl_loss
@@ -102,6 +102,8 @@ def train_step(
     loss.backward()  # type: ignore[no-untyped-call]
     state.optimizer.step()
     state.optimizer.zero_grad()
+    if epoch.phase != "sl":
+        state.objective.after_step(state.backbone)
     return ssl_loss.detach(), sl_loss.detach()
 
 
@@ -114,7 +116,7 @@ def _train_epoch(state: TrainState, epoch: Epoch, meter: Meter, last: bool) -> E
         losses = torch.zeros(steps, 2, device=state.device)  # SSL, SL; read once, after the epoch
         state.backbone.train()
         started, waited_before = time.perf_counter(), lock.waited
-        with meter.epoch(phase_signature(state, epoch.phase), steps):
+        with meter.epoch(phase_signature(state, *epoch.work), steps):
             batches = state.data.batches(state.recipe, epoch)
             for step in range(steps):
                 meter.border(step)

@@ -42,7 +42,7 @@ def peak_memory(recipe: Recipe, data: TrainingData, device: torch.device) -> int
 def rehearse(recipe: Recipe, data: TrainingData, device: torch.device) -> None:
     """Do what a training's memory depends on: steps of each phase that it has, and a batch of evaluation."""
     state = start_state(recipe, data, device)
-    epochs = {epoch.phase: epoch for epoch in make_plan(recipe)}
+    epochs = {epoch.work: epoch for epoch in make_plan(recipe)}
     for epoch in epochs.values():
         masks = torch_generator(recipe.seed, "masks", epoch.index, device)
         state.backbone.train()

@@ -119,10 +119,12 @@ def measure(state: TrainState, epochs: int | None = None) -> Metrics:
     unknown: dict[str, Any] = {f"{split}_{name}": math.nan for split in ("val", "test") for name in SCORES}
     known = score_metrics(scores, "test" if state.recipe.protocol == "paper" else "val")
 
-    signatures = {phase: phase_signature(state, phase) for phase in {result.phase for result in history}}
+    signatures = {epoch.work: phase_signature(state, *epoch.work) for epoch in plan[: len(history)]}
 
     def seconds(results: list[EpochResult], *phases: Phase) -> float:
-        return state.step_times.latency((r.steps, signatures[r.phase]) for r in results if r.phase in phases)
+        return state.step_times.latency(
+            (r.steps, signatures[plan[r.epoch - 1].work]) for r in results if r.phase in phases
+        )
 
     return Metrics(
         **(unknown | known),
@@ -160,15 +162,16 @@ def measure(state: TrainState, epochs: int | None = None) -> Metrics:
 
 
 def _forecast_latency(state: TrainState) -> float:
-    """Return the seconds of the whole recipe's training steps: untimed phases go as fast, by operations, as others."""
-    epochs = Counter(epoch.phase for epoch in make_plan(state.recipe))
-    flops = state.phase_flops()
-    timed = {phase: state.step_times.step_time(phase_signature(state, phase)) for phase in epochs}
-    known = [phase for phase in epochs if math.isfinite(timed[phase])]
+    """Return the seconds of the whole recipe's training steps: untimed epochs go as fast, by operations, as others."""
+    plan = make_plan(state.recipe)
+    epochs = Counter(epoch.work for epoch in plan)
+    flops = {epoch.work: state.step_flops(epoch) for epoch in {epoch.work: epoch for epoch in plan}.values()}
+    timed = {work: state.step_times.step_time(phase_signature(state, *work)) for work in epochs}
+    known = [work for work in epochs if math.isfinite(timed[work])]
     if not known:
         return math.nan
-    pace = sum(timed[phase] for phase in known) / sum(flops[phase] for phase in known)
+    pace = sum(timed[work] for work in known) / sum(flops[work] for work in known)
     return sum(
-        count * state.data.steps * (timed[phase] if phase in known else pace * flops[phase])
-        for phase, count in epochs.items()
+        count * state.data.steps * (timed[work] if work in known else pace * flops[work])
+        for work, count in epochs.items()
     )

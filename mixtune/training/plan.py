@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import Literal
 
 from mixtune.recipe import Recipe, Schedule
+from mixtune.views import Strategy
 
 Phase = Literal["ssl", "mix", "sl"]
 Method = Literal["sl", "ssl_sl", "mixtraining"]
@@ -23,13 +24,20 @@ class Epoch:
     """One epoch of a trial.
 
     ``ssl_epoch`` counts the epochs of the SSL budget that came before (None outside SSL and mix), and
-    ``sl_epoch`` those of the SL budget (None outside mix and SL). All count from 0.
+    ``sl_epoch`` those of the SL budget (None outside mix and SL). All count from 0. ``strategy``: how the objective's
+    token sequences are shortened (None outside SSL and mix, and for an objective that does not shorten them).
     """
 
     index: int
     phase: Phase
     ssl_epoch: int | None
     sl_epoch: int | None
+    strategy: Strategy | None = None
+
+    @property
+    def work(self) -> tuple[Phase, Strategy | None]:
+        """What a step's cost depends on, of all that an epoch says."""
+        return self.phase, self.strategy
 
 
 @functools.cache
@@ -43,13 +51,17 @@ def mix_epochs(rho: float, ssl_epochs: int, sl_epochs: int) -> int:
 
 
 def make_plan(recipe: Recipe) -> tuple[Epoch, ...]:
-    """Return the epochs of Algorithm 1: e_ssl - e_mix of SSL, e_mix of both, e_sl - e_mix of SL."""
+    """Return the epochs of Algorithm 1: e_ssl - e_mix of SSL, e_mix of both, e_sl - e_mix of SL.
+
+    Raises RequestError for ``ssl.compression.schedule: auto`` without the stages that resolve it.
+    """
     ssl, sl = recipe.epochs.ssl, recipe.epochs.sl
     mix = mix_epochs(recipe.rho, ssl, sl)
-    phases: list[tuple[Phase, int | None, int | None]] = [
-        *(("ssl", i, None) for i in range(ssl - mix)),
-        *(("mix", ssl - mix + i, i) for i in range(mix)),
-        *(("sl", None, i) for i in range(mix, sl)),
+    strategy = recipe.ssl.strategy
+    phases: list[tuple[Phase, int | None, int | None, Strategy | None]] = [
+        *(("ssl", i, None, strategy(i)) for i in range(ssl - mix)),
+        *(("mix", ssl - mix + i, i, strategy(ssl - mix + i)) for i in range(mix)),
+        *(("sl", None, i, None) for i in range(mix, sl)),
     ]
     return tuple(Epoch(index, *epoch) for index, epoch in enumerate(phases))
 

@@ -89,14 +89,11 @@ class Recovery:
         return self.keys[done]
 
     def _most_reusable(self) -> int:
-        """Return how many epochs may come from a store: a phase that was never timed needs an epoch trained here.
+        """Return how many epochs may come from a store: steps that were never timed need an epoch trained here.
 
         The seconds of a step come from training it; a crash may lose them and keep the state.
         """
         times = self._state.step_times
-        lacking = {
-            phase
-            for phase in {epoch.phase for epoch in self._plan}
-            if not times.is_known(phase_signature(self._state, phase))
-        }
-        return min((max(e.index for e in self._plan if e.phase == phase) for phase in lacking), default=len(self._plan))
+        latest = {epoch.work: epoch.index for epoch in self._plan}
+        lacking = [work for work in latest if not times.is_known(phase_signature(self._state, *work))]
+        return min((latest[work] for work in lacking), default=len(self._plan))

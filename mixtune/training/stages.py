@@ -81,7 +81,7 @@ def _describe_start(recipe: Recipe, data: TrainingData, device: torch.device) ->
         "batch_size": recipe.optim.batch_size,
         "model": recipe.model.model_dump(mode="json", exclude={"pool", "pretrained"}),
         "pretrained": _describe_weights(recipe.model.pretrained),
-        "objective": recipe.ssl.model_dump(mode="json"),
+        "objective": recipe.ssl.constants(),
         "objective_code": _digest_code(type(recipe.ssl).__module__),
         "image_size": data.image_size,
         "channels": data.channels,
@@ -108,6 +108,8 @@ def _describe_epoch(recipe: Recipe, epoch: Epoch, steps: int) -> dict[str, Any]:
         },
         "backbone_follows": followed_schedules("backbone", epoch.phase, recipe),
     }
+    if epoch.strategy is not None:
+        description["strategy"] = epoch.strategy
     if epoch.phase == "mix":
         description["alpha"] = recipe.alpha
     return description

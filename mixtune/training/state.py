@@ -18,7 +18,7 @@ from mixtune.training.data import TrainingData
 from mixtune.training.device import autocast, choose_dtype
 from mixtune.training.flops import phase_flops
 from mixtune.training.optimizer import build_optimizer
-from mixtune.training.plan import Phase, make_plan
+from mixtune.training.plan import Epoch, Phase, make_plan
 from mixtune.training.scores import Scores, standard_error
 from mixtune.training.step_times import StepTimes
 from mixtune.training.streams import Stream, stream_seed
@@ -101,14 +101,15 @@ class TrainState:
         """Return the context of a forward pass."""
         return autocast(self.recipe.precision, self.device)
 
-    def phase_flops(self) -> dict[Phase, float]:
-        """Return the training operations of one image in each phase."""
-        return phase_flops(self.backbone, self.objective, [len(task.classes) for task in self.data.tasks])
+    def step_flops(self, epoch: Epoch) -> float:
+        """Return the training operations of one step of an epoch."""
+        classes = [len(task.classes) for task in self.data.tasks]
+        per_image = phase_flops(self.backbone, self.objective, classes, epoch.strategy)[epoch.phase]
+        return per_image * self.data.batch_size * len(classes)
 
     def flops(self) -> float:
         """Return the training operations of the whole recipe, trained or not."""
-        per_image = self.phase_flops()
-        return sum(per_image[epoch.phase] * self.data.epoch_images for epoch in make_plan(self.recipe))
+        return sum(self.step_flops(epoch) * self.data.steps for epoch in make_plan(self.recipe))
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain values that load_state_dict() goes on from, bit for bit on CPU."""

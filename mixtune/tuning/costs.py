@@ -18,7 +18,14 @@ from mixtune.space import SearchSpace
 from mixtune.training.data import TrainingData, load_training_data, place_images
 from mixtune.training.device import choose_device, choose_dtype, describe_device, release_memory
 from mixtune.training.device_lock import DeviceLock
-from mixtune.training.forecast import Size, forecast_latency, largest_recipe, measure_speeds, recipe_flops
+from mixtune.training.forecast import (
+    Size,
+    forecast_latency,
+    image_flops,
+    largest_recipe,
+    measure_speeds,
+    recipe_flops,
+)
 from mixtune.training.memory import context_bytes, largest_packing, peak_memory
 from mixtune.training.meter import cost_factors, cost_signature, data_shape
 from mixtune.training.plan import Phase, make_plan
@@ -29,6 +36,7 @@ from mixtune.training.store import MOST_BYTES
 from mixtune.tuning.cluster import Slots, plan_slots, trials_for_a_gpu
 from mixtune.tuning.prepare import Prepared
 from mixtune.tuning.suggestions import Cost, Suggester
+from mixtune.views import Strategy
 
 SAMPLED = 64  # recipes, for what a search will cost
 MOST_A_GPU = 16  # trials
@@ -127,16 +135,15 @@ class CostModel:
 
         untimed: scales the seconds of steps that are forecast by their operations.
         """
-        flops = recipe_flops(recipe, self._size)
-        whole, left = (Counter(epoch.phase for epoch in make_plan(recipe)[skip:]) for skip in (0, reused))
-        steps = self._size.epoch_images(recipe) // (recipe.optim.batch_size * self._tasks)
-        seconds = 0.0
-        for phase, epochs in left.items():
-            signature = self._signature(recipe, phase)
+        images, seconds = self._size.epoch_images(recipe), 0.0
+        steps = images // (recipe.optim.batch_size * self._tasks)
+        for (phase, strategy), epochs in Counter(epoch.work for epoch in make_plan(recipe)[reused:]).items():
+            signature = self._signature(recipe, phase, strategy)
             if times.is_known(signature):
                 seconds += times.latency([(steps * epochs, signature)])
             else:
-                seconds += untimed * flops[phase] / self._machine.speeds[phase] * epochs / whole[phase]
+                flops = image_flops(recipe, self._size, strategy)[phase] * images * epochs
+                seconds += untimed * flops / self._machine.speeds[phase]
         return seconds
 
     def cost(self, params: Mapping[str, Any], times: StepTimes, reused: int) -> Cost | None:
@@ -161,12 +168,12 @@ class CostModel:
             return {}
         return {"train_latency_s": self.latency(recipe, times, SURELY), "train_flops": flops}
 
-    def _signature(self, recipe: Recipe, phase: Phase) -> str:
+    def _signature(self, recipe: Recipe, phase: Phase, strategy: Strategy | None) -> str:
         machine = self._machine
         precision = machine.precision if recipe.precision == "auto" else recipe.precision
         shape = {**self._shape, "image_size": recipe.data.image_size or self._shape["image_size"]}
         shape["images_on"] = "cpu" if machine.gpu_bytes is None else "cuda"
-        return cost_signature(cost_factors(recipe, phase, machine.device, machine.threads, precision, shape))
+        return cost_signature(cost_factors(recipe, phase, machine.device, machine.threads, precision, shape, strategy))
 
 
 def reference_point(space: SearchSpace, data: TrainingData, machine: Machine, dearest: Recipe) -> dict[str, float]:

@@ -215,7 +215,7 @@ class RunningSearch:
     def end(self, trial: str, metrics: Mapping[str, Any], to_ledger: Mapping[str, Any]) -> None:
         """Note a trial's end: complete if it ran its whole recipe to finite objectives, else stopped or failed.
 
-        to_ledger: with (steps, cost signature) by phase; seconds are taken from the ledger's windows, so that equal
+        to_ledger: with steps by phase and cost signature; seconds are taken from the ledger's windows, so that equal
         recipes have equal ones. A trial that was ended by draining stays unfinished.
         """
         is_whole = metrics["epoch"] == metrics["epochs_asked"]
@@ -223,7 +223,8 @@ class RunningSearch:
             self._leave(trial)
             return
         steps = to_ledger["steps"]
-        self._fix_step_times(trial, [*(signature for _, signature in steps.values()), to_ledger["infer"]])
+        signatures = [signature for counts in steps.values() for signature in counts]
+        self._fix_step_times(trial, [*signatures, to_ledger["infer"]])
         metrics = {**metrics, **self.latencies(to_ledger)}
         if is_whole:
             metrics["forecast_latency_s"] = metrics[TIMED]
@@ -261,9 +262,16 @@ class RunningSearch:
 
     def latencies(self, to_ledger: Mapping[str, Any]) -> dict[str, float]:
         """Return the metrics in seconds that follow from what is known of step times now; ``to_ledger``: see end()."""
-        seconds = {phase: self.step_times.latency([steps]) for phase, steps in to_ledger["steps"].items()}
+
+        def seconds_of(steps: Mapping[str, Mapping[str, int]]) -> dict[str, float]:
+            return {
+                phase: self.step_times.latency((count, signature) for signature, count in counts.items())
+                for phase, counts in steps.items()
+            }
+
+        seconds = seconds_of(to_ledger["steps"])
         by_phase = {f"latency_{phase}_s": s for phase, s in seconds.items()}
-        by_phase["latency_reused_s"] = self.step_times.latency(to_ledger["reused_steps"].values())
+        by_phase["latency_reused_s"] = sum(seconds_of(to_ledger["reused_steps"]).values(), 0.0)
         infer = 1e3 * self.step_times.step_time(to_ledger["infer"])
         return {TIMED: sum(seconds.values()), **by_phase, "infer_latency_ms": infer}
 

@@ -6,11 +6,12 @@ import contextlib
 import functools
 import os
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from ray import tune
@@ -117,8 +118,8 @@ class MixTrainable(tune.Trainable):  # type: ignore[misc]
     def _keep_window(self, signature: str, seconds: float, quiet: bool) -> None:
         plan, done = make_plan(self.state.recipe), len(self.state.history)
         inferring = signature == phase_signature(self.state, "infer")
-        about: Phase | Literal["infer"] = "infer" if inferring else plan[done].phase
-        self._windows.append((signature, seconds, quiet, state_factors(self.state, about)))
+        factors = state_factors(self.state, "infer") if inferring else state_factors(self.state, *plan[done].work)
+        self._windows.append((signature, seconds, quiet, factors))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Start another trial in this worker process, once the memory of the one before is free."""
@@ -156,20 +157,24 @@ class MixTrainable(tune.Trainable):  # type: ignore[misc]
         if key is not None:
             epochs[-1]["state"] = key
         reused = self.state.history[: self.state.epochs_reused]
-        steps, reused_steps = (
-            {phase: (count, phase_signature(self.state, phase)) for phase, count in _count_steps(results).items()}
-            for results in (self.state.history, reused)
-        )
         assert self._recovery is not None
         return {
             "windows": windows,
             "epochs": epochs,
-            "steps": steps,
-            "reused_steps": reused_steps,
+            "steps": self._count_steps(self.state.history),
+            "reused_steps": self._count_steps(reused),
             "infer": phase_signature(self.state, "infer"),
             "after_deadline": self._recovery.after_deadline,
             "warnings": self._recovery.take_warnings(),
         }
+
+    def _count_steps(self, results: Sequence[EpochResult]) -> dict[Phase, Counter[str]]:
+        """Return how many steps of each cost signature there were in each phase."""
+        plan, signature = make_plan(self.state.recipe), functools.cache(partial(phase_signature, self.state))
+        counts: dict[Phase, Counter[str]] = defaultdict(Counter)
+        for result in results:
+            counts[result.phase][signature(*plan[result.epoch - 1].work)] += result.steps
+        return dict(counts)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Write weights, optimizer state and history."""
@@ -179,13 +184,6 @@ class MixTrainable(tune.Trainable):  # type: ignore[misc]
         """Go on from a checkpoint of the same recipe, bit for bit on CPU."""
         self.state.load_state_dict(torch.load(Path(checkpoint) / CHECKPOINT, map_location="cpu", weights_only=True))
         self._train()
-
-
-def _count_steps(results: Sequence[EpochResult]) -> Counter[Phase]:
-    counts: Counter[Phase] = Counter()
-    for result in results:
-        counts[result.phase] += result.steps
-    return counts
 
 
 @functools.cache

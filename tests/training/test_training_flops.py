@@ -8,9 +8,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mixtune.backbone import build_backbone
-from mixtune.objectives import mae
+from mixtune.objectives import TRAINED, mae
 from mixtune.recipe import Model
-from mixtune.training.flops import TRAINING_FACTOR, phase_flops
+from mixtune.training.flops import phase_flops
 from mixtune.training.forecast import Size, recipe_flops
 from mixtune.training.loop import phase_losses
 from mixtune.training.plan import PHASES, Epoch
@@ -52,7 +52,7 @@ def test_counted_operations_agree_with_pytorchs_counter(make_state, shape, backw
     images = 2
     forward, backward = counted(state, phase, images)
     per_image = phase_flops(state.backbone, state.objective, [10])[phase]
-    assert per_image * images / TRAINING_FACTOR == pytest.approx(forward, rel=1e-9)
+    assert per_image * images / TRAINED == pytest.approx(forward, rel=1e-9)
     assert forward + backward <= per_image * images <= (forward + backward) * (1 + backward_share)
 
 

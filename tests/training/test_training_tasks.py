@@ -15,8 +15,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mixtune.errors import RequestError
+from mixtune.objectives import TRAINED
 from mixtune.training.data import load_training_data
-from mixtune.training.flops import TRAINING_FACTOR, phase_flops
+from mixtune.training.flops import phase_flops
 from mixtune.training.forecast import Size, measure_speeds, recipe_flops
 from mixtune.training.loop import phase_losses, train
 from mixtune.training.metrics import measure
@@ -211,7 +212,7 @@ def test_the_operations_of_three_tasks_are_known_before_and_agree_with_pytorchs_
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         phase_losses(state, epoch_of(state.recipe, "mix"), images, labels, torch_generator(0, "masks"))
     per_image = phase_flops(state.backbone, state.objective, [10, 2, 2])["mix"]
-    assert per_image * len(images) / TRAINING_FACTOR == pytest.approx(counter.get_total_flops(), rel=1e-9)
+    assert per_image * len(images) / TRAINED == pytest.approx(counter.get_total_flops(), rel=1e-9)
     assert min(measure_speeds(state.recipe, state.data, torch.device("cpu")).values()) > 1e5
 
 

@@ -14,7 +14,7 @@ from mixtune.space import space_from_dict
 from mixtune.tuning.live_view import ROWS, LiveView, Pace, view_search
 from mixtune.tuning.state import RunningSearch
 
-STEPS = {"steps": {"sl": (20, "signature")}, "reused_steps": {}, "infer": "inference"}
+STEPS = {"steps": {"sl": {"signature": 20}}, "reused_steps": {}, "infer": "inference"}
 
 
 def end_next(search: RunningSearch, accuracy: float, seconds: float, **metrics: Any) -> str:
@@ -23,7 +23,7 @@ def end_next(search: RunningSearch, accuracy: float, seconds: float, **metrics: 
     assert asked
     search.start(asked.trial)
     search.step_times.add(f"signature of {seconds}", seconds / 20)
-    steps = {**STEPS, "steps": {"sl": (20, f"signature of {seconds}")}}
+    steps = {**STEPS, "steps": {"sl": {f"signature of {seconds}": 20}}}
     whole = {"epoch": 5, "epochs_asked": 5, "epochs_trained": 5, "epochs_reused": 0}
     search.end(asked.trial, {**whole, "val_accuracy": accuracy, **metrics}, steps)
     return asked.trial
@@ -79,8 +79,8 @@ def test_seconds_are_trained_reused_or_cut_short(search: RunningSearch) -> None:
         asked = search.ask()
         assert asked
         search.start(asked.trial)
-        steps = {**STEPS, "steps": {"sl": (4 * epochs, "signature of 10.0")}}
-        steps["reused_steps"] = {"sl": (reused, "signature of 10.0")}
+        steps = {**STEPS, "steps": {"sl": {"signature of 10.0": 4 * epochs}}}
+        steps["reused_steps"] = {"sl": {"signature of 10.0": reused}}
         metrics = {"val_accuracy": 0.8, "epoch": epochs, "epochs_asked": 5, "epochs_trained": 1, "epochs_reused": 0}
         search.end(asked.trial, {**metrics, "forecast_latency_s": 10.0}, steps)
     assert drawn(view_search(search, slots=1), 100)[1] == (

@@ -21,7 +21,7 @@ from mixtune.tuning.progress import Progress
 from mixtune.tuning.state import RunningSearch
 
 WHOLE = {"epoch": 5, "epochs_asked": 5, "epochs_trained": 5, "epochs_reused": 0}
-STEPS = {"steps": {"sl": (20, "signature")}, "reused_steps": {}, "infer": "inference"}
+STEPS = {"steps": {"sl": {"signature": 20}}, "reused_steps": {}, "infer": "inference"}
 ROWS = 24
 DRAW_S = 0.03
 

@@ -17,7 +17,7 @@ from mixtune.tuning.branches import RecipePaths
 from mixtune.tuning.stage_table import TrialPath
 from mixtune.tuning.state import RunningSearch
 
-STEPS = {"steps": {"sl": (20, "sl steps")}, "reused_steps": {}, "infer": "inference"}
+STEPS = {"steps": {"sl": {"sl steps": 20}}, "reused_steps": {}, "infer": "inference"}
 WINDOWS = [("sl steps", 0.05, True, {"device": "a CPU"}), ("inference", 0.01, True, {"device": "a CPU"})]
 
 

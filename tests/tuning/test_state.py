@@ -17,8 +17,8 @@ from mixtune.tuning.state import MOST_REJECTED, RunningSearch
 
 WHOLE = {"val_accuracy": 0.9, "epoch": 5, "epochs_asked": 5, "device": "a CPU"}
 STEPS = {
-    "steps": {"ssl": (10, "ssl steps"), "sl": (20, "sl steps")},
-    "reused_steps": {"ssl": (10, "ssl steps")},
+    "steps": {"ssl": {"ssl steps": 10}, "sl": {"sl steps": 20}},
+    "reused_steps": {"ssl": {"ssl steps": 10}},
     "infer": "inference",
 }
 WINDOWS = [("ssl steps", 0.1, True, {"device": "a CPU"}), ("sl steps", 0.05, True, {"device": "a CPU"})]
