@@ -1,0 +1,230 @@
+"""What SimCLR, MoCo-v3 and DINO have in common: views, shortened sequences, their cost, heads and momentum copies.
+
+The shortened sequences follow *Accelerating Augmentation Invariance Pretraining* (Lin et al., NeurIPS 2024, arXiv
+2410.22364), of which neither the whole text nor code was at hand: how a strategy enters the objectives and the
+schedule's form are a reconstruction.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterator
+from fractions import Fraction
+from itertools import pairwise
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+import torch
+from pydantic import Strict, model_validator
+from torch import Generator, Tensor, nn
+
+from mixtune.backbone import Backbone, grid, linear_flops
+from mixtune.errors import RequestError
+from mixtune.objectives import TRAINED, Objective
+from mixtune.recipe import Count, NonNegative, PositiveCount, PositiveShare, Section, Share, ShareBelowOne, SslSettings
+from mixtune.views import UNCOMPRESSED, Branch, Strategy, View
+
+MOST_SHAPES = 8  # strategies of a schedule: each has a memory layout, a compiled step and a step time of its own
+
+
+class Shortening(Section):
+    """Token dropout and patch size of the query's views and of the key's; a patch size of None is the backbone's.
+
+    Without ``key_patch_size`` the key's patches are as large as the query's.
+    """
+
+    token_dropout: ShareBelowOne = 0.0
+    key_token_dropout: ShareBelowOne = 0.0
+    patch_size: PositiveCount | None = None
+    key_patch_size: PositiveCount | None = None
+
+    def to_strategy(self) -> Strategy:
+        """Return the same as plain values."""
+        key_patch_size = self.patch_size if self.key_patch_size is None else self.key_patch_size
+        return Strategy(Branch(self.token_dropout, self.patch_size), Branch(self.key_token_dropout, key_patch_size))
+
+
+class Stage(Shortening):
+    """What holds from an epoch of the SSL budget on, until the next stage; ``from_epoch`` counts from 0."""
+
+    from_epoch: Count
+
+
+class Compression(Shortening):
+    """How the token sequences of the views are shortened in SSL and mix epochs.
+
+    ``none``: not at all, whatever else is given here; ``constant``: as the fields here say; ``auto``: as ``stages``
+    say, which ``mixtune gradient-error`` finds. In the mix phase the first view is whole always.
+    """
+
+    schedule: Literal["none", "constant", "auto"] = "none"
+    stages: Annotated[tuple[Stage, ...], Strict(False)] = ()
+
+    @model_validator(mode="after")
+    def _check_stages(self) -> Self:
+        starts = [stage.from_epoch for stage in self.stages]
+        if starts and starts[0] != 0:
+            raise ValueError(f"stages should begin with from_epoch 0, not {starts[0]}")
+        if any(one >= other for one, other in pairwise(starts)):
+            raise ValueError(f"the stages' from_epoch should ascend, not {', '.join(map(str, starts))}")
+        shapes = {stage.to_strategy() for stage in self.stages}
+        if len(shapes) > MOST_SHAPES:
+            raise ValueError(f"stages should have at most {MOST_SHAPES} different strategies, not {len(shapes)}")
+        return self
+
+    def strategy(self, ssl_epoch: int) -> Strategy:
+        """Return what holds after so many epochs of the SSL budget. Raises RequestError for auto without stages."""
+        if self.schedule == "none":
+            return UNCOMPRESSED
+        if self.schedule == "constant":
+            return self.to_strategy()
+        if not self.stages:
+            raise RequestError(
+                "ssl.compression: schedule auto needs stages: `mixtune gradient-error SPACE.yaml` finds and prints them"
+            )
+        return [stage.to_strategy() for stage in self.stages if stage.from_epoch <= ssl_epoch][-1]
+
+
+class InvarianceSettings(SslSettings):
+    """Views and compression, which the augmentation-invariance objectives share.
+
+    Views are mirrored as ``augment.flip`` says, and not at all with ``augment.ssl: false``; the rest of ``augment`` is
+    of the first view in the mix phase alone, which the classifier reads. ``color_jitter``: SimCLR's strength.
+    """
+
+    crop_scale: Annotated[tuple[PositiveShare, PositiveShare], Strict(False)] = (0.2, 1.0)
+    color_jitter: NonNegative = 0.5  # as SimCLR on CIFAR-10
+    grayscale: Share = 0.2
+    compression: Compression = Compression()
+
+    def views(self, joint: bool) -> tuple[View | None, ...]:
+        """Return two views; see :class:`SslSettings`."""
+        view = View(self.crop_scale, self.color_jitter, self.grayscale)
+        return (None if joint else view, view)
+
+    def strategy(self, ssl_epoch: int) -> Strategy:
+        """Return the compression of an epoch."""
+        return self.compression.strategy(ssl_epoch)
+
+    def constants(self) -> dict[str, Any]:
+        """Return all but the compression."""
+        return self.model_dump(mode="json", exclude={"compression"})
+
+
+class Pass(NamedTuple):
+    """One pass of one view through the backbone: how its sequence is shortened, and whether gradients go back."""
+
+    branch: Branch
+    is_trained: bool
+
+
+class InvarianceObjective(Objective):
+    """An objective over views that are encoded by one backbone, or by a momentum copy of it."""
+
+    @abstractmethod
+    def passes(self, joint: bool, strategy: Strategy) -> list[Pass]:
+        """Return every view's pass through an encoder."""
+
+    @abstractmethod
+    def head_flops(self) -> float:
+        """Return the operations of all heads' forward and backward passes for one image."""
+
+    def train_flops(self, backbone: Backbone, joint: bool, strategy: Strategy | None = None) -> float:
+        """See :class:`Objective`."""
+        passes = self.passes(joint, strategy or UNCOMPRESSED)
+        return sum(_cost(each) * _pass_flops(backbone, each.branch) for each in passes) + self.head_flops()
+
+    def forward_units(self, backbone: Backbone, strategy: Strategy, joint: bool = False, linear: bool = False) -> float:
+        """Return the encoders' cost for one image in forward passes of the whole, uncompressed backbone.
+
+        A forward pass costs c(L) of L tokens, a backward pass 2 c(L). c is counted in operations; ``linear``: as the
+        paper takes it, c = L / L0, class and register tokens included.
+        """
+        whole = _pass_flops(backbone, Branch())
+
+        def share(branch: Branch) -> float:
+            if linear:
+                kept = count_kept(backbone, branch)
+                return (kept + backbone.prefix) / (backbone.tokens + backbone.prefix)
+            return _pass_flops(backbone, branch) / whole
+
+        return sum(_cost(each) * share(each.branch) for each in self.passes(joint, strategy))
+
+
+def _cost(each: Pass) -> int:
+    return TRAINED if each.is_trained else 1
+
+
+def _pass_flops(backbone: Backbone, branch: Branch) -> float:
+    return backbone.forward_flops(count_kept(backbone, branch), branch.patch_size)
+
+
+def count_kept(backbone: Backbone, branch: Branch) -> int:
+    """Return how many patch tokens of a view are encoded: floor(L * (1 - rate)), exactly, but at least one."""
+    patches = grid(backbone.image_size, branch.patch_size or backbone.patch_size) ** 2
+    return max(1, math.floor(patches * (1 - Fraction(branch.token_dropout).limit_denominator(10**6))))
+
+
+def encode(backbone: Backbone, images: Tensor, branch: Branch, generator: Generator) -> Tensor:
+    """Encode images (B, C, H, W) with a shortened sequence to tokens (B, prefix + K, D).
+
+    Class and register tokens are never dropped. Without token dropout nothing is drawn from the generator.
+    """
+    keep = None
+    if branch.token_dropout:
+        patches = grid(images.shape[-1], branch.patch_size or backbone.patch_size) ** 2
+        noise = torch.rand(len(images), patches, generator=generator, device=generator.device)
+        keep = noise.argsort(dim=1)[:, : count_kept(backbone, branch)]
+    return backbone(images, keep, branch.patch_size)  # type: ignore[no-any-return]
+
+
+def pool(backbone: Backbone, tokens: Tensor) -> Tensor:
+    """Return what the heads read of tokens (B, prefix + K, D): the class token, else the mean of the patches (B, D)."""
+    return tokens[:, 0] if backbone.vit.cls_token is not None else tokens[:, backbone.prefix :].mean(dim=1)
+
+
+def mlp(sizes: list[int], norm_last: bool = False) -> nn.Sequential:
+    """Return linear layers without biases, each but the last followed by BatchNorm and ReLU, as MoCo-v3's heads.
+
+    norm_last: whether the last is followed by a BatchNorm without weights. Norms are always by the batch at hand, so
+    a head has no statistics to keep.
+    """
+    layers: list[nn.Module] = []
+    for number, (inputs, outputs) in enumerate(pairwise(sizes), start=1):
+        layers.append(nn.Linear(inputs, outputs, bias=False))
+        if number < len(sizes) - 1:
+            layers += [nn.BatchNorm1d(outputs, track_running_stats=False), nn.ReLU()]
+        elif norm_last:
+            layers.append(nn.BatchNorm1d(outputs, affine=False, track_running_stats=False))
+    return nn.Sequential(*layers)
+
+
+def mlp_flops(head: nn.Module) -> float:
+    """Return the operations of a head's linear layers for one image."""
+    return sum(linear_flops(1, layer.in_features, layer.out_features) for layer in _linear_layers(head))
+
+
+def _linear_layers(head: nn.Module) -> Iterator[nn.Linear]:
+    return (layer for layer in head.modules() if isinstance(layer, nn.Linear))
+
+
+@torch.no_grad()
+def follow(copy: nn.Module, model: nn.Module, momentum: float) -> None:
+    """Move a copy's weights towards the model's: momentum * copy + (1 - momentum) * model."""
+    torch._foreach_lerp_(list(copy.parameters()), list(model.parameters()), 1.0 - momentum)
+
+
+def check_views(settings: InvarianceSettings, backbone: Backbone) -> None:
+    """Raise RequestError for crops and patches that a backbone's images cannot have."""
+    low, high = settings.crop_scale
+    if low > high:
+        raise RequestError(f"ssl.crop_scale: its low end {low:g} is above its high end {high:g}")
+    given = settings.compression
+    for shortening in (given, *given.stages):
+        for name in ("patch_size", "key_patch_size"):
+            size = getattr(shortening, name)
+            if size is not None and not backbone.patch_size <= size <= backbone.image_size:
+                raise RequestError(
+                    f"ssl.compression.{name} {size} should be between the backbone's patch size {backbone.patch_size} "
+                    f"and the image size {backbone.image_size}, in pixels"
+                )
