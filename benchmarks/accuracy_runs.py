@@ -57,15 +57,17 @@ def run(
     names: Sequence[str],
     candidates: Sequence[Candidate],
     changes_of: Callable[..., dict[str, Any]],
+    setting: str = SETTING,
+    arguments: Sequence[str] | None = None,
 ) -> None:
-    """Measure, as the command line asks, and print and write the table."""
+    """Measure, as the command line asks, and print and write the table; setting: what all candidates share."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--root", help="CIFAR-10 as a folder of images")
     what.add_argument("--table", action="store_true", help="print what was measured, train nothing")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=2)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if not results.exists():
         results.write_text(",".join(["seed", *names, "val_accuracy"]) + "\n")
     if options.root:
@@ -73,6 +75,6 @@ def run(
     percent = 100 * pd.read_csv(results, keep_default_na=False).set_index(list(names)).val_accuracy
     table = percent.groupby(level=list(names), sort=False).agg(["count", "mean", "std"]).round(2)
     ranked = table.sort_values("mean", ascending=False).to_string()
-    text = f"validation accuracy in percent over seeds; {SETTING}\n\n{ranked}"
+    text = f"validation accuracy in percent over seeds; {setting}\n\n{ranked}"
     print(text)
     results.with_suffix(".txt").write_text(f"{text}\n")

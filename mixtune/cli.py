@@ -245,6 +245,37 @@ def compare(
         print(f"tables and trained recipes: {out}")
 
 
+@app.command(epilog="Example: `mixtune gradient-error search_spaces/accelerated.yaml`")
+def gradient_error(
+    space: SpaceFile,
+    points: Annotated[int, typer.Option(min=2, help="of the SSL budget at which gradients are compared")] = 5,
+    batches: Annotated[int, typer.Option(min=2, help="compared at each point, for each strategy")] = 16,
+    set_: Overrides = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="default: runs/gradient-error-SPACE")] = None,
+) -> None:
+    """Measure what shortened sequences do to the SSL gradient, and find a schedule for `ssl.compression`.
+
+    Prints the stages that `schedule: auto` takes, ready for a space.
+    """
+    from mixtune.gradient_error import measure_gradient_errors
+
+    out = out or Path("runs") / f"gradient-error-{space.stem}"
+    try:
+        measured = measure_gradient_errors(
+            space,
+            points=points,
+            batches=batches,
+            overrides=_overrides(set_),
+            out=out,
+            on_line=lambda line: print(line, flush=True),
+        )
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing is kept", 130)
+    _console().print(measured.table())
+    print(f"{measured.about}\nthe schedule of the least CA-MSE, for a recipe:\n{measured.to_yaml()}")
+    print(f"profile.csv, profile.html and stages.yaml: {out}")
+
+
 @app.command(epilog="Example: `mixtune export runs/digits --trial knee`")
 def export(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="of a search, or of mixtune train --out")],

@@ -215,13 +215,16 @@ def _check_together(recipe: Recipe) -> None:
 
 
 def change_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
-    """Return a recipe with dotted values put over its own; another objective starts from its own defaults.
+    """Return a recipe with dotted values put over its own.
 
-    Raises RecipeError.
+    Another objective keeps the fields that the two share by a base class (views and compression, say), and starts
+    from its own defaults otherwise. Raises RecipeError.
     """
     values = recipe.to_dict()
-    if changes.get("ssl.objective", recipe.ssl.objective) != recipe.ssl.objective:
-        values["ssl"] = {}
+    objective = changes.get("ssl.objective", recipe.ssl.objective)
+    if objective != recipe.ssl.objective:
+        shared = _shared_fields(type(recipe.ssl), _settings_model(objective)) - {"objective"}
+        values["ssl"] = {name: value for name, value in values["ssl"].items() if name in shared}
     return parse_recipe(with_values(values, changes))
 
 
@@ -293,6 +296,12 @@ def baseline_values(method: str) -> dict[str, Any]:
     if method not in corners:
         raise RequestError(f"unknown baseline {method!r}: known are sl, ssl_sl{suggest(method, corners)}")
     return corners[method]
+
+
+def _shared_fields(one: type[SslSettings], other: type[SslSettings]) -> set[str]:
+    """Return the fields that two kinds of settings have from one class."""
+    bases = [base for base in one.__mro__ if issubclass(base, SslSettings) and issubclass(other, base)]
+    return set(bases[0].model_fields)
 
 
 def _settings_model(objective: Any) -> type[SslSettings]:
