@@ -16,7 +16,7 @@ from mixtune.recipe import parse_recipe
 RECIPE = {
     "data": {"dataset": "digits"},
     "model": {"patch_size": 2, "embed_dim": 16, "depth": 1, "num_heads": 2},
-    "epochs": {"ssl": 3, "sl": 1},
+    "epochs": {"ssl": 3, "sl": 2},
     "ssl": {"objective": "mocov3", "hidden_dim": 16},
     "optim": {"batch_size": 128, "ssl": {"base_lr": 0.004}},
 }
@@ -60,7 +60,7 @@ def test_the_command_measures_and_prints(tmp_path):
     objectives = {"val_accuracy": "max", "train_latency_s": "min"}
     values = {"recipe": RECIPE, "space": {"alpha": {"uniform": [0.1, 0.9]}}, "objectives": objectives}
     space.write_text(yaml.safe_dump(values))
-    words = ["gradient-error", str(space), "--points", "2", "--batches", "2", "--set", "epochs.ssl=1"]
+    words = ["gradient-error", str(space), "--points", "2", "--batches", "2", "--set", "epochs.ssl=2"]
     command = [sys.executable, "-c", "from mixtune.cli import main; main()", *words]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True)
     assert "CA-MSE" in done.stdout
