@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+
 import pytest
 import torch
 from sklearn.datasets import load_digits
@@ -48,17 +51,21 @@ every_strategy = pytest.mark.parametrize(("name", "strategy"), cases(*STRATEGIES
 each_phase = pytest.mark.parametrize("joint", [False, True], ids=["ssl", "mix"])
 
 
-@pytest.fixture
-def parts(name, joint):
-    """A backbone, the objective, and the digits that it asks for: each view after the first is moved by a pixel."""
-    settings = settings_of(name)
+@functools.cache
+def build(name):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         backbone = build_backbone(MODEL, 8, 1)
-        objective = plugins.find("objectives", name, "objective").build(settings, backbone)
+        return backbone, plugins.find("objectives", name, "objective").build(settings_of(name), backbone)
+
+
+@pytest.fixture
+def parts(name, joint):
+    """A backbone, the objective, and the digits that it asks for: each view after the first is moved by a pixel."""
+    backbone, objective = copy.deepcopy(build(name))
     digits = torch.from_numpy(load_digits().images[:BATCH, None]).float()
     digits = (digits - digits.mean()) / digits.std()
-    return backbone, objective, torch.cat([digits.roll(n, dims=-1) for n in range(len(settings.views(joint)))])
+    return backbone, objective, torch.cat([digits.roll(n, dims=-1) for n in range(len(settings_of(name).views(joint)))])
 
 
 def masks():
