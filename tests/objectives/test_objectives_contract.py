@@ -59,13 +59,21 @@ def build(name):
         return backbone, plugins.find("objectives", name, "objective").build(settings_of(name), backbone)
 
 
+@functools.cache
+def digits():
+    pixels = torch.from_numpy(load_digits().images[:BATCH, None]).float()
+    return (pixels - pixels.mean()) / pixels.std()
+
+
 @pytest.fixture
 def parts(name, joint):
     """A backbone, the objective, and the digits that it asks for: each view after the first is moved by a pixel."""
     backbone, objective = copy.deepcopy(build(name))
-    digits = torch.from_numpy(load_digits().images[:BATCH, None]).float()
-    digits = (digits - digits.mean()) / digits.std()
-    return backbone, objective, torch.cat([digits.roll(n, dims=-1) for n in range(len(settings_of(name).views(joint)))])
+    return (
+        backbone,
+        objective,
+        torch.cat([digits().roll(n, dims=-1) for n in range(len(settings_of(name).views(joint)))]),
+    )
 
 
 def masks():
