@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 
 import huggingface_hub
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
+from sklearn.datasets import load_sample_images
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from timm.models import adapt_input_conv
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from mixtune.backbone import build_backbone, choose_patch_size
+from mixtune.backbone import build_backbone, choose_patch_size, grid
 from mixtune.errors import DataError, RequestError
 from mixtune.recipe import Model
 
@@ -390,3 +396,206 @@ def test_a_forecast_neither_reads_nor_downloads_weights(tmp_path, no_hub):
         backbone = build(**WHOLE, pretrained=pretrained)
         assert {parameter.device.type for parameter in backbone.parameters()} == {"meta"}
     assert not no_hub.exists()
+
+
+# --- other patches and images than a backbone's own
+
+# a class token; registers without positions; pre-norm; no class token; registers, but no class token
+KINDS = [
+    ("vit_tiny_patch16_224", "token"),
+    ("vit_small_patch14_reg4_dinov2", "token"),
+    ("vit_base_patch16_clip_224", "token"),
+    ("vit_base_patch16_gap_224", "avg"),
+    ("vit_base_patch16_reg4_gap_256", "avg"),
+]
+each_kind = pytest.mark.parametrize(("name", "pool"), KINDS)
+OTHERS = [(12, 4), (12, 6), (12, 12), (12, 5), (12, 7), (9, 3), (24, 3), (16, 4), (15, 4)]  # image, patch; own: 12, 3
+each_other = pytest.mark.parametrize(("size", "patch_size"), OTHERS)
+
+
+def small_backbone(name="vit_tiny_patch16_224", pool="token"):
+    """Build a ViT for 12 pixels in patches of 3, with all its weights and biases visible."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        backbone = build_backbone(Model(name=name, pool=pool, patch_size=3, **SMALL), 12, 3)
+        for parameter in backbone.parameters():
+            torch.nn.init.normal_(parameter, mean=1.0 * (parameter.ndim == 1), std=0.3)
+    return backbone
+
+
+def photographs(size, count=2):
+    photo = torch.from_numpy(load_sample_images().images[1] / 127.5 - 1).permute(2, 0, 1).float()
+    return torch.stack([photo[:, 90 * i : 90 * i + size, 100 * i : 100 * i + size] for i in range(count)])
+
+
+def slow_embed(backbone, images, patch_size):
+    """Embed images that the patches divide, one patch at a time, with weights and positions that timm resamples."""
+    vit, embed, side = backbone.vit, backbone.vit.patch_embed, images.shape[-1] // patch_size
+    weight = resample_patch_embed(embed.proj.weight, [patch_size, patch_size])
+    special = [t for token in (vit.cls_token, vit.reg_token) if token is not None for t in token[0]]
+    before = 0 if vit.no_embed_class else len(special)  # positions that belong to class and register tokens
+    positions = resample_abs_pos_embed(vit.pos_embed, [side, side], num_prefix_tokens=before)[0]
+    rows = []
+    for image in images:
+        tokens = [token + positions[i] if before else token for i, token in enumerate(special)]
+        for number in range(side**2):
+            top, left = number // side * patch_size, number % side * patch_size
+            pixels = image[:, top : top + patch_size, left : left + patch_size]
+            token = (weight * pixels).sum(dim=(1, 2, 3))
+            token = embed.norm(token if embed.proj.bias is None else token + embed.proj.bias)
+            tokens.append(token + positions[before + number])
+        rows.append(torch.stack(tokens))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize(
+    ("image_size", "patch_size", "side"),
+    [(8, 2, 4), (8, 3, 3), (8, 5, 2), (8, 6, 1), (8, 8, 1), (8, 100, 1), (32, 3, 11), (32, 30, 1), (224, 30, 7)],
+)
+def test_patches_that_do_not_fill_a_side_are_as_many_as_fit_best(image_size, patch_size, side):
+    assert grid(image_size, patch_size) == side
+    assert all(abs(image_size / patch_size - side) <= abs(image_size / patch_size - n) for n in range(1, image_size))
+
+
+@pytest.mark.parametrize(("name", "pool"), [KINDS[0], KINDS[-1]])
+@each_other
+def test_any_patches_of_any_image_give_tokens_of_the_same_width(name, pool, size, patch_size):
+    backbone = small_backbone(name, pool)
+    images = photographs(size)
+    side = grid(size, patch_size)
+    assert backbone(images, patch_size=patch_size).shape == (2, backbone.prefix + side**2, 24)
+    keep = torch.tensor([[side**2 - 1], [0]])
+    assert backbone(images, keep, patch_size).shape == (2, backbone.prefix + 1, 24)
+
+
+@each_kind
+def test_own_patches_of_own_images_have_the_bits_of_timms_model(name, pool):
+    """Its positions are for one size, its patches in a row, as timm builds it."""
+    backbone = small_backbone(name, pool)
+    vit = timm.create_model(name, img_size=12, patch_size=3, num_classes=0, fc_norm=False, **SMALL)
+    vit.load_state_dict(backbone.vit.state_dict())
+    images = photographs(12)
+    assert torch.equal(backbone(images), vit.forward_features(images))
+    assert torch.equal(backbone(images, patch_size=3), vit.forward_features(images))
+
+
+@each_kind
+@pytest.mark.parametrize(("size", "patch_size"), [(12, 4), (12, 12), (9, 3), (24, 3), (16, 8)])
+def test_embeddings_and_positions_are_resampled_by_timms_functions(name, pool, size, patch_size):
+    backbone, images = small_backbone(name, pool), photographs(size)
+    embedded = slow_embed(backbone, images, patch_size)
+    torch.testing.assert_close(backbone._embed(images, patch_size), embedded, rtol=1e-3, atol=1e-4)
+    vit = backbone.vit
+    expected = vit.norm(vit.blocks(vit.norm_pre(embedded)))
+    torch.testing.assert_close(backbone(images, patch_size=patch_size), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("size", "patch_size"), [(12, 4), (12, 6), (24, 4), (9, 3)])
+def test_other_patches_are_those_of_a_model_that_is_built_for_them_from_the_same_weights(tmp_path, size, patch_size):
+    backbone, images = small_backbone(), photographs(size)
+    path = save(backbone.vit.state_dict(), tmp_path / "weights.safetensors")
+    built = build_backbone(Model(patch_size=patch_size, pretrained=path, num_heads=3, embed_dim=24, depth=2), size, 3)
+    torch.testing.assert_close(backbone(images, patch_size=patch_size), built(images), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("size", "patch_size", "resized"), [(12, 5, 10), (12, 7, 14), (12, 9, 9), (15, 4, 16), (7, 3, 6)]
+)
+def test_an_image_that_the_patches_do_not_fill_is_resized_as_pillow_does(size, patch_size, resized):
+    backbone, images = small_backbone(), photographs(size)
+    fitting = torch.empty(2, 3, resized, resized)
+    for number, image in enumerate(images.numpy()):
+        for channel, plane in enumerate(image):
+            drawn = Image.fromarray(plane).resize((resized, resized), Image.Resampling.BICUBIC)
+            fitting[number, channel] = torch.from_numpy(np.array(drawn))
+    found = backbone(images, patch_size=patch_size)
+    torch.testing.assert_close(found, backbone(fitting, patch_size=patch_size), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(backbone._embed(images, patch_size), slow_embed(backbone, fitting, patch_size))
+
+
+def test_an_image_seen_in_larger_patches_is_seen_alike():
+    """A patch embedding's answer to an enlarged patch is, by its pseudo-inverse, that to the patch itself."""
+    backbone, images = small_backbone(), photographs(12)
+    enlarged = torch.cat(
+        [
+            torch.cat([enlarge(images[:, :, y : y + 3, x : x + 3]) for x in range(0, 12, 3)], dim=-1)
+            for y in range(0, 12, 3)
+        ],
+        dim=-2,
+    )
+    assert enlarged.shape[-1] == 24
+    torch.testing.assert_close(backbone._embed(enlarged, 6), backbone._embed(images, 3), rtol=1e-3, atol=1e-3)
+
+
+def enlarge(patches):
+    return torch.nn.functional.interpolate(patches, size=(6, 6), mode="bicubic", antialias=True)
+
+
+@each_kind
+@pytest.mark.parametrize(("size", "patch_size"), [(12, 3), (12, 4), (12, 5), (24, 3)])
+def test_gradients_through_resampled_weights_positions_and_images_are_the_finite_differences(
+    name, pool, size, patch_size
+):
+    """Of what is linear in each, a difference as large as one likes is exact."""
+    backbone, images = small_backbone(name, pool).double(), photographs(size).double()
+    backbone.vit.patch_embed.norm = torch.nn.Identity()
+    vit, draws = backbone.vit, torch.Generator().manual_seed(0)
+    weights = torch.randn(backbone._embed(images, patch_size).shape, generator=draws, dtype=torch.float64)
+
+    def score():
+        return (weights * backbone._embed(images, patch_size)).sum()
+
+    tokens = [token for token in (vit.cls_token, vit.reg_token) if token is not None]
+    inputs = [vit.patch_embed.proj.weight, vit.pos_embed, *tokens, images.requires_grad_()]
+    gradients = torch.autograd.grad(score(), inputs)
+    with torch.no_grad():
+        for held, gradient in zip(inputs, gradients, strict=True):
+            for _ in range(5):
+                direction = torch.randn(held.shape, generator=draws, dtype=torch.float64)
+                before = held.clone()
+                scores = [(held.copy_(before + sign * direction), score())[1] for sign in (1, -1)]
+                held.copy_(before)
+                slope = (scores[0] - scores[1]) / 2
+                assert slope.item() == pytest.approx((gradient * direction).sum().item(), rel=1e-4, abs=1e-3)
+
+
+def test_all_that_is_trained_is_trained_through_other_patches_too():
+    backbone, images = small_backbone(), photographs(12)
+    backbone(images, torch.tensor([[0, 3], [2, 1]]), 5).square().sum().backward()
+    assert [n for n, p in backbone.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_other_patches_leave_weights_and_own_patches_as_they_were():
+    backbone, images = small_backbone(), photographs(12)
+    before, own = copy.deepcopy(backbone.state_dict()), backbone(images)
+    with torch.inference_mode():
+        backbone(images, patch_size=5)
+    backbone(images, patch_size=4).sum().backward()
+    backbone(images, patch_size=5).sum().backward()  # also after it was only looked at
+    assert backbone.state_dict().keys() == before.keys() == {f"vit.{name}" for name in backbone.vit.state_dict()}
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+    assert torch.equal(backbone(images), own)
+    again = copy.deepcopy(backbone)
+    assert torch.equal(again(images, patch_size=5), backbone(images, patch_size=5))
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.5])
+def test_weights_that_change_are_resampled_anew(mean):
+    backbone, images = small_backbone(), photographs(12)
+    before = backbone._embed(images, 4)
+    with torch.no_grad():
+        backbone.vit.patch_embed.proj.weight.mul_(mean)
+    after = backbone._embed(images, 4)
+    assert not torch.allclose(after, before)
+    torch.testing.assert_close(after, slow_embed(backbone, images, 4), rtol=1e-3, atol=1e-4)
+
+
+@each_other
+def test_the_operations_of_other_patches_are_counted(size, patch_size):
+    """Beside resampling the weights: a matrix product, once a batch."""
+    backbone = small_backbone()
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        backbone(photographs(size), patch_size=patch_size)
+    resampling = 0 if patch_size == 3 else 2 * 24 * 3 * 3**2 * patch_size**2
+    counted = counter.get_total_flops() - resampling
+    assert 2 * backbone.forward_flops(grid(size, patch_size) ** 2, patch_size, size) == pytest.approx(counted, rel=1e-9)
