@@ -236,6 +236,10 @@ def _distributions(
 
 _SSL_ONLY = ("ssl.", "optim.ssl.", "data.ssl_", "alpha", "rho", "lambda", "augment.ssl", "optim.carry_state")
 
+_CONSTANT_ONLY = tuple(
+    f"ssl.compression.{name}" for name in ("token_dropout", "key_token_dropout", "patch_size", "key_patch_size")
+)
+
 
 def _refuse_idle(document: Document, space: SearchSpace) -> None:
     """Refuse distributions whose draws something else overrides: they would search over nothing."""
@@ -255,6 +259,8 @@ def _refuse_idle(document: Document, space: SearchSpace) -> None:
             because = "epochs.ssl is 0: nothing is self-supervised"
         elif path == "augment.crop_ratio" and values["augment.crop_scale"] == (None,):
             because = "augment.crop_scale is null: nothing is cropped by area"
+        elif path in _CONSTANT_ONLY and "constant" not in values["ssl.compression.schedule"]:
+            because = "ssl.compression.schedule is never constant"
         elif path in ("ssl.encode", "augment.ssl") and one_dataset and no_pure_ssl:
             because = "rho is 1 and epochs.ssl at most epochs.sl: every self-supervised epoch is mixed"
         elif not mixes and path in ("alpha", "rho", "lambda", "optim.mix_schedule"):

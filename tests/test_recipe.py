@@ -378,3 +378,12 @@ def test_importing_recipes_and_spaces_imports_neither_ray_nor_optuna_nor_torch()
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_another_objective_keeps_what_the_two_share_and_starts_from_its_own_defaults_otherwise() -> None:
+    given = {"objective": "simclr", "temperature": 0.7, "color_jitter": 1.0, "compression": {"token_dropout": 0.5}}
+    simclr = parse_recipe({"data": {"dataset": "digits"}, "ssl": given})
+    moco = change_recipe(simclr, {"ssl.objective": "mocov3"}).to_dict()["ssl"]
+    assert (moco["color_jitter"], moco["compression"]["token_dropout"]) == (1.0, 0.5)
+    assert (moco["temperature"], moco["momentum"]) == (0.2, 0.99)
+    assert change_recipe(simclr, {"ssl.objective": "mae"}).ssl == parse_recipe({"data": {"dataset": "digits"}}).ssl

@@ -250,6 +250,12 @@ ONE_DATASET = "both losses see the same dataset: set data.ssl_dataset"
         ("epochs: {ssl: 0}", "optim.ssl.base_lr", "{loguniform: [1.0e-4, 1]}", NO_SSL),
         ("epochs: {ssl: 0}", "data.ssl_dataset", "{choice: [CIFAR10, SVHN]}", NO_SSL),
         ("alpha: 0.5", "lambda", "{uniform: [0, 1]}", ONE_DATASET),
+        (
+            "ssl: {objective: simclr, compression: {schedule: none}}",
+            "ssl.compression.token_dropout",
+            "{choice: [0.0, 0.5]}",
+            "ssl.compression.schedule is never constant",
+        ),
     ],
 )
 def test_a_distribution_without_effect_is_refused(

@@ -53,11 +53,12 @@ class Stage(Shortening):
 class Compression(Shortening):
     """How the token sequences of the views are shortened in SSL and mix epochs.
 
-    ``none``: not at all, whatever else is given here; ``constant``: as the fields here say; ``auto``: as ``stages``
-    say, which ``mixtune gradient-error`` finds. In the mix phase the first view is whole always.
+    ``constant``: as the fields here say, by default not at all; ``auto``: as ``stages`` say, which
+    ``mixtune gradient-error`` finds; ``none``: not at all, whatever else is given here. In the mix phase the first view
+    is whole always.
     """
 
-    schedule: Literal["none", "constant", "auto"] = "none"
+    schedule: Literal["none", "constant", "auto"] = "constant"
     stages: Annotated[tuple[Stage, ...], Strict(False)] = ()
 
     @model_validator(mode="after")
