@@ -47,7 +47,7 @@ def test_an_unknown_name_lists_the_known_and_the_closest() -> None:
     message = mistake("tuning.samplers", "tpee", "sampler")
     assert message == "unknown sampler 'tpee': known are cost_aware, gp, grid, nsga2, random, tpe; did you mean 'tpe'?"
     assert mistake("objectives", "MAE", "objective").endswith("; did you mean 'mae'?")
-    assert mistake("objectives", "zzz", "objective") == "unknown objective 'zzz': known are mae"
+    assert mistake("objectives", "zzz", "objective") == "unknown objective 'zzz': known are dino, mae, mocov3, simclr"
 
 
 def test_helpers_are_no_plugins() -> None:
