@@ -50,7 +50,7 @@ GOAL = 0.75  # of the paper's ratio
 TINY: dict[str, Any] = {"name": "vit_tiny_patch16_224", "patch_size": 2}
 SMALL: dict[str, Any] = {
     "data": {"dataset": "image_folder", "fraction": 2000 / 47_500, "val_fraction": 0.05},
-    "model": {"patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 4},
+    "model": {"patch_size": 4, "embed_dim": 32, "depth": 4, "num_heads": 2},
     "epochs": {"ssl": 10, "sl": 10},
     "rho": 0.0,
     "optim": {
@@ -60,7 +60,7 @@ SMALL: dict[str, Any] = {
     },
 }
 SETTING = (
-    "2,000 images of CIFAR-10 (JPEG), width 64, depth 4, patch 4, the budget of 10 uncompressed epochs of SSL, then "
+    "2,000 images of CIFAR-10 (JPEG), width 32, depth 4, patch 4, the budget of 10 uncompressed epochs of SSL, then "
     "10 of SL, rho 0"
 )
 CONSTANT = {"token_dropout": 0.75}
