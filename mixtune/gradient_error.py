@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import plotly.graph_objects as go
 import plotly.io
 import torch
 import yaml
@@ -47,6 +48,10 @@ class GradientErrors:
     def table(self) -> Table:
         """Return the profile for a terminal."""
         return profile_table(self.frame)
+
+    def plot(self) -> go.Figure:
+        """Return the profile as a figure."""
+        return profile_figure(self.frame, self.about)
 
     def to_yaml(self) -> str:
         """Return the schedule as the lines of a recipe."""
@@ -101,5 +106,5 @@ def measure_gradient_errors(
 
 def _write(made: GradientErrors, folder: Path) -> None:
     write_whole(folder / "profile.csv", made.frame.to_csv(index=False, lineterminator="\n"))
-    write_whole(folder / "profile.html", plotly.io.to_html(profile_figure(made.frame, made.about)))
+    write_whole(folder / "profile.html", plotly.io.to_html(made.plot()))
     write_whole(folder / "stages.yaml", made.to_yaml())
