@@ -150,12 +150,12 @@ def _train_epoch(state: TrainState, epoch: Epoch, meter: Meter, last: bool) -> E
 
 
 def compile_phase(state: TrainState, epoch: Epoch) -> float:
-    """Compile a phase's first step in this process, where the recipe asks for it; return the seconds that it took.
+    """Compile the first step of a phase and strategy in this process, where the recipe asks for it; return the seconds.
 
     The step's gradients are dropped and its masks are drawn aside, so the state stays as it was. Raises TrainingError
     where there is no compiler.
     """
-    if not state.recipe.compile or epoch.phase in state.compiled:
+    if not state.recipe.compile or epoch.work in state.compiled:
         return 0.0
     started = time.perf_counter()
     if not state.compiled:
@@ -173,7 +173,7 @@ def compile_phase(state: TrainState, epoch: Epoch) -> float:
     except RuntimeError as error:
         raise TrainingError(f"torch.compile failed ({one_line(error)}): set compile: false") from error
     state.optimizer.zero_grad()
-    state.compiled.add(epoch.phase)
+    state.compiled.add(epoch.work)
     return time.perf_counter() - started
 
 

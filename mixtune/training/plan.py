@@ -12,6 +12,7 @@ from mixtune.recipe import Recipe, Schedule
 from mixtune.views import Strategy
 
 Phase = Literal["ssl", "mix", "sl"]
+Work = tuple[Phase, Strategy | None]
 Method = Literal["sl", "ssl_sl", "mixtraining"]
 PHASES: tuple[Phase, ...] = ("ssl", "mix", "sl")
 
@@ -35,7 +36,7 @@ class Epoch:
     strategy: Strategy | None = None
 
     @property
-    def work(self) -> tuple[Phase, Strategy | None]:
+    def work(self) -> Work:
         """What a step's cost depends on, of all that an epoch says."""
         return self.phase, self.strategy
 

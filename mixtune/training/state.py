@@ -18,7 +18,7 @@ from mixtune.training.data import TrainingData
 from mixtune.training.device import autocast, choose_dtype
 from mixtune.training.flops import phase_flops
 from mixtune.training.optimizer import build_optimizer
-from mixtune.training.plan import Epoch, Phase, make_plan
+from mixtune.training.plan import Epoch, Phase, Work, make_plan
 from mixtune.training.scores import Scores, standard_error
 from mixtune.training.step_times import StepTimes
 from mixtune.training.streams import Stream, stream_seed
@@ -87,7 +87,7 @@ class TrainState:
     classifiers: nn.ModuleList
     optimizer: torch.optim.Optimizer
     history: list[EpochResult] = field(default_factory=list)
-    compiled: set[Phase] = field(default_factory=set)
+    compiled: set[Work] = field(default_factory=set)
     step_times: StepTimes = field(default_factory=StepTimes)
     epochs_reused: int = 0
     checkpoint_seconds: float = 0.0
