@@ -25,6 +25,7 @@ from mixtune.recipe import (
 )
 
 DIGITS = {"data": {"dataset": "digits"}}
+KNOWN = "dino, mae, mocov3, simclr"
 
 
 def mistake(values: dict[str, Any]) -> RecipeError:
@@ -254,8 +255,8 @@ def test_a_list_of_datasets_is_a_task_each_with_its_own_name_and_folder() -> Non
             {"ssl.encode": "visable"},
             "ssl.encode: should be 'visible' or 'full', got \"visable\"; did you mean 'visible'?",
         ),
-        ({"ssl.objective": "mea"}, "ssl.objective: unknown objective 'mea': known are dino, mae, mocov3, simclr; did you mean 'mae'?"),
-        ({"ssl.objective": 3}, "ssl.objective: unknown objective '3': known are dino, mae, mocov3, simclr"),
+        ({"ssl.objective": "mea"}, f"ssl.objective: unknown objective 'mea': known are {KNOWN}; did you mean 'mae'?"),
+        ({"ssl.objective": 3}, f"ssl.objective: unknown objective '3': known are {KNOWN}"),
         (
             {"ssl.objective": "json:dumps"},
             "ssl.objective: json:dumps needs Settings, a subclass of SslSettings, and a function build: "

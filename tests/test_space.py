@@ -201,7 +201,8 @@ def test_overrides_are_set_together_whatever_their_order() -> None:
         ),
         (
             {"ssl.objective": "mea"},
-            "--set ssl.objective=\"mea\": unknown objective 'mea': known are dino, mae, mocov3, simclr; did you mean 'mae'?",
+            "--set ssl.objective=\"mea\": unknown objective 'mea': known are "
+            "dino, mae, mocov3, simclr; did you mean 'mae'?",
         ),
     ],
 )

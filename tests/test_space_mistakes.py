@@ -199,7 +199,8 @@ def test_a_key_from_a_merged_mapping_is_named_where_it_is_written(tmp_path: Path
         (
             "ssl.objective",
             "{choice: [mae, mea]}",
-            "choice can give \"mea\": unknown objective 'mea': known are dino, mae, mocov3, simclr; did you mean 'mae'?",
+            "choice can give \"mea\": unknown objective 'mea': known are "
+            "dino, mae, mocov3, simclr; did you mean 'mae'?",
         ),
         (
             "data.ssl_root",
