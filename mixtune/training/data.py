@@ -128,7 +128,11 @@ class TrainingData:
         for chosen in zip(*(self._pass(task.train, order) for task in self.tasks), strict=True):
             images, labels = [], []  # images of each task: a list of its views
             for task, c in zip(self.tasks, chosen, strict=True):
-                x = [task.train.batch(c, augmentation if view is None else ssl_augmentation, view) for view in views]
+                alone = _for_ssl(task.train, recipe)  # for views that the classifier does not read
+                x = [
+                    task.train.batch(c, augmentation) if view is None else alone.batch(c, ssl_augmentation, view)
+                    for view in views
+                ]
                 if epoch.phase == "mix" and self.two_datasets:
                     drawn = torch.randint(len(task.ssl), c.shape, generator=partners, device=c.device)
                     theirs = [task.ssl.batch(task.ssl.indices[drawn], ssl_augmentation, view) for view in views]

@@ -124,6 +124,8 @@ def _describe_images(recipe: Recipe, data: TrainingData, phase: Phase) -> dict[s
         "held_out": [_describe_pool(task.held_out, "labelled") for task in data.tasks],
         "pool": recipe.model.pool,
     }
+    if phase == "mix" and len(recipe.ssl.views(joint=True)) > 1:
+        description["views_augmented"] = recipe.augment.ssl
     if phase == "mix" and data.two_datasets:
         description["partners"] = [_describe_pool(task.ssl, "augmented") for task in data.tasks]
         description["lambda"] = recipe.lambda_

@@ -249,10 +249,19 @@ def test_where_keys_are_equal_states_are_and_no_longer(start, trained, name):
         ({"ssl.grayscale": 0.5}, -1),
         ({"alpha": 0.9}, 3),
         ({"augment.flip": 0.5}, 0),
+        ({"augment.ssl": False}, 0),
     ],
 )
 def test_what_changes_the_views_changes_every_epoch(make_recipe, changes, shared):
     recipes = [make_recipe(values("simclr", AUTO, **each)) for each in ({}, changes)]
+    assert shared_epochs(*(stage_keys(recipe, load_training_data(recipe)) for recipe in recipes)) == shared
+
+
+@pytest.mark.parametrize(("name", "shared"), [("simclr", 0), ("mae", 4)])
+def test_in_the_mix_phase_ssl_without_augmentation_counts_for_views_of_its_own(make_recipe, name, shared):
+    recipes = [
+        make_recipe({"ssl.objective": name, "rho": 1.0, "epochs.sl": 4, "augment.ssl": ssl}) for ssl in (True, False)
+    ]
     assert shared_epochs(*(stage_keys(recipe, load_training_data(recipe)) for recipe in recipes)) == shared
 
 

@@ -311,6 +311,19 @@ def test_in_the_mix_phase_the_first_view_is_what_masked_autoencoding_gets(make_r
         torch.testing.assert_close(images[32:].double(), second, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("phase", "views"), [("ssl", [False, False]), ("mix", [True, False])])
+def test_views_are_not_mirrored_where_ssl_is_not_augmented_but_the_classifiers_image_is(make_recipe, phase, views):
+    """With flip 1 against flip 0, which make the same draws."""
+    for ssl in (False, True):
+        images = [
+            batches_of(make_recipe({**TWO, "augment.ssl": ssl, "augment.flip": flip}), phase)[0][0].view(2, 32, 1, 8, 8)
+            for flip in (0.0, 1.0)
+        ]
+        for plain, turned, mirrored in zip(*images, [True, True] if ssl else views, strict=True):
+            expected = plain.flip(-1) if mirrored else plain
+            torch.testing.assert_close(turned, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_each_epoch_draws_other_views(make_recipe):
     recipe = make_recipe({**TWO, "rho": 0.0})
     data, plan = load_training_data(recipe), make_plan(recipe)
