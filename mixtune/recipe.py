@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, Strict, ValidationError
 
@@ -86,6 +86,8 @@ class Epochs(Section):
 
 class SslSettings(Section):
     """Base of the settings that an objective plug-in (``mixtune.objectives``) declares as ``Settings``."""
+
+    least_batch: ClassVar[int] = 1  # images that a step needs
 
     objective: str = "mae"
 
@@ -196,7 +198,11 @@ def parse_recipe(values: Mapping[str, Any]) -> Recipe:
 
 def _check_together(recipe: Recipe) -> None:
     """Raise RecipeError for values that are right one by one, but not together."""
-    data, augment = recipe.data, recipe.augment
+    data, augment, ssl = recipe.data, recipe.augment, recipe.ssl
+    if recipe.optim.batch_size < ssl.least_batch and recipe.epochs.ssl:
+        raise RecipeError(
+            ("optim", "batch_size"), f"ssl.objective {ssl.objective} needs at least {ssl.least_batch} images a step"
+        )
     if data.ssl_root is not None and data.ssl_dataset is None:
         raise RecipeError(("data", "ssl_root"), "is given without data.ssl_dataset: add it (image_folder, say)")
     if isinstance(data.root, tuple):

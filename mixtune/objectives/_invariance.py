@@ -55,7 +55,7 @@ class Compression(Shortening):
 
     ``constant``: as the fields here say, by default not at all; ``auto``: as ``stages`` say, which
     ``mixtune gradient-error`` finds; ``none``: not at all, whatever else is given here. In the mix phase the first view
-    is whole always.
+    is whole always, so there the query's fields shorten nothing of SimCLR and MoCo-v3.
     """
 
     schedule: Literal["none", "constant", "auto"] = "constant"

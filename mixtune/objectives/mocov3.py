@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,8 @@ class Settings(InvarianceSettings):
 
     ``momentum``: constant, where MoCo-v3 lets it rise to 1 at the end (ours: no epoch may depend on the budget).
     """
+
+    least_batch: ClassVar[int] = 2  # one to be told from the other
 
     hidden_dim: PositiveCount = 512
     output_dim: PositiveCount = 128

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
@@ -24,6 +26,8 @@ from mixtune.views import UNCOMPRESSED, Branch, Strategy
 
 class Settings(InvarianceSettings):
     """The head has two layers; query and key are the first and the second view, both trained."""
+
+    least_batch: ClassVar[int] = 2  # one to be told from the other
 
     hidden_dim: PositiveCount = 512
     output_dim: PositiveCount = 128

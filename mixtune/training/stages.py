@@ -24,7 +24,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from mixtune import __version__
 from mixtune.errors import RequestError
-from mixtune.recipe import Recipe
+from mixtune.recipe import Recipe, SslSettings
 from mixtune.training.data import ImagePool, TrainingData
 from mixtune.training.device import choose_dtype, describe_device
 from mixtune.training.optimizer import followed_schedules
@@ -82,7 +82,7 @@ def _describe_start(recipe: Recipe, data: TrainingData, device: torch.device) ->
         "model": recipe.model.model_dump(mode="json", exclude={"pool", "pretrained"}),
         "pretrained": _describe_weights(recipe.model.pretrained),
         "objective": recipe.ssl.constants(),
-        "objective_code": _digest_code(type(recipe.ssl).__module__),
+        "objective_code": "".join(_digest_code(module) or "" for module in _modules(type(recipe.ssl))) or None,
         "image_size": data.image_size,
         "channels": data.channels,
         "classes": [len(task.classes) for task in data.tasks],
@@ -164,6 +164,12 @@ def _describe_weights(pretrained: bool | str) -> bool | str:
 def _digest_file(path: str, size: int, modified_ns: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _modules(settings: type[SslSettings]) -> list[str]:
+    """Return the modules of an objective's settings and of what they are built on."""
+    bases = [base for base in settings.__mro__ if issubclass(base, SslSettings) and base is not SslSettings]
+    return list(dict.fromkeys(base.__module__ for base in bases))
 
 
 @functools.cache
