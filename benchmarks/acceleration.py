@@ -32,8 +32,9 @@ from training_report import count_cores, cpu_model, format_table
 
 from mixtune import plugins
 from mixtune.backbone import build_backbone
+from mixtune.compression import Compression
 from mixtune.gradient_error import measure_gradient_errors
-from mixtune.objectives._invariance import Compression, InvarianceObjective
+from mixtune.objectives._invariance import InvarianceObjective
 from mixtune.recipe import Model, SslSettings, flatten, parse_recipe
 from mixtune.training.augmentation import Augmentation
 from mixtune.training.data import ImagePool, TaskData, TrainingData

@@ -17,9 +17,9 @@ import yaml
 from rich.table import Table
 
 from mixtune.analysis.gradient_error import profile_figure, profile_table
+from mixtune.compression import Stage
 from mixtune.errors import RequestError, TrainingError, one_line
 from mixtune.files import make_folder, write_whole
-from mixtune.objectives._invariance import Stage
 from mixtune.recipe import Recipe
 from mixtune.space import load_space, override
 from mixtune.training.device import choose_device

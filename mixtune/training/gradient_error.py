@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixtune.compression import MOST_SHAPES, Stage
 from mixtune.errors import RequestError
-from mixtune.objectives._invariance import MOST_SHAPES, InvarianceObjective, InvarianceSettings, Stage
+from mixtune.objectives._invariance import InvarianceObjective, InvarianceSettings
 from mixtune.recipe import Recipe, change_recipe
 from mixtune.training.data import load_training_data
 from mixtune.training.loop import train

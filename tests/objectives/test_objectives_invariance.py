@@ -15,9 +15,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mixtune.backbone import build_backbone
+from mixtune.compression import Compression
 from mixtune.errors import RequestError
 from mixtune.objectives import _invariance, dino, mocov3, simclr
-from mixtune.objectives._invariance import Compression, Pass, count_kept, encode, pool
+from mixtune.objectives._invariance import Pass, count_kept, encode, pool
 from mixtune.recipe import Model, RecipeError, parse_recipe
 from mixtune.views import UNCOMPRESSED, Branch, Strategy, View
 

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
+from mixtune.compression import Stage
 from mixtune.errors import RequestError
-from mixtune.objectives._invariance import Stage
 from mixtune.recipe import change_recipe, parse_recipe
 from mixtune.training.data import load_training_data
 from mixtune.training.gradient_error import (
