@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from rich.table import Table
 
-from mixtune.analysis.figures._style import SERIES, SYMBOLS, Heading, dress
+from mixtune.analysis.figures._style import GREY, SERIES, SYMBOLS, Heading, dress
 
 UNCOMPRESSED = "uncompressed"
 PARTS = {
@@ -62,9 +62,10 @@ def profile_figure(frame: pd.DataFrame, subtitle: str) -> go.Figure:
     shown = relative(frame)
     figure = make_subplots(rows=1, cols=len(PARTS), subplot_titles=list(PARTS.values()), horizontal_spacing=0.07)
     dress(figure, Heading("Error of the gradient with shortened sequences", subtitle))
-    for number, (strategy, rows) in enumerate(shown.groupby("strategy", sort=False)):
+    for number, (strategy, rows) in enumerate(shown.groupby("strategy", sort=False), start=-1):  # uncompressed is first
         hover = f"{strategy}, cost {rows['cost'].iloc[0]:.2f}<br>%{{y:.3g}} after %{{x:.3g}}<extra></extra>"
-        colour, symbol = SERIES[number % len(SERIES)], SYMBOLS[number % len(SYMBOLS)]
+        colour = GREY if strategy == UNCOMPRESSED else SERIES[number % len(SERIES)]
+        symbol = "circle" if strategy == UNCOMPRESSED else SYMBOLS[number % len(SYMBOLS)]
         for column, part in enumerate(PARTS, start=1):
             figure.add_scatter(
                 x=rows["consumed"], y=rows[part], name=str(strategy), legendgroup=str(strategy),
