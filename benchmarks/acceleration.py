@@ -57,7 +57,7 @@ SMALL: dict[str, Any] = {
     "optim": {
         "batch_size": 250,
         "ssl": {"base_lr": 1e-3, "warmup_epochs": 2, "schedule": "wsd"},
-        "sl": {"base_lr": 1e-3, "warmup_epochs": 2},
+        "sl": {"base_lr": 3e-3, "warmup_epochs": 2},
     },
 }
 SETTING = (
