@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from mixtune.analysis.paper import NoPaperRowsError, paper_rows
+from mixtune.analysis.paper import NoPaperRowsError, paper_rows, paper_rows_of, paper_sweep
+from mixtune.recipe import change_recipe, parse_recipe
 
 Setting = dict[str, Any]
 CIFAR: Setting = {
@@ -107,6 +108,16 @@ def test_another_setting_is_none_and_says_what_the_paper_has(setting: Setting, r
 
 def test_lambda_does_not_matter_where_nothing_is_mixed() -> None:
     assert list(found({**CIFAR, "lambda_": 0.7})["accuracy"]) == list(found(CIFAR)["accuracy"])
+
+
+def test_the_paper_has_no_rows_of_another_objective() -> None:
+    recipe = parse_recipe({"data": {"dataset": "CIFAR10"}})
+    other = change_recipe(recipe, {"ssl.objective": "simclr"})
+    assert len(paper_rows_of(recipe.to_dict())) == 3
+    assert len(paper_sweep(recipe.to_dict(), "alpha")) > 0
+    with pytest.raises(NoPaperRowsError, match="the paper's SSL objective is mae, not simclr"):
+        paper_rows_of(other.to_dict())
+    assert paper_sweep(other.to_dict(), "alpha").empty
 
 
 def test_the_comparison_needs_neither_torch_nor_ray_nor_training() -> None:
