@@ -75,8 +75,8 @@ def paper_rows(
 def paper_rows_of(recipe: Mapping[str, Any]) -> pd.DataFrame:
     """Return ``paper_rows`` at the setting of a recipe's plain values, as ``Recipe.to_dict`` gives them."""
     data, epochs = recipe["data"], recipe["epochs"]
-    if recipe["ssl"]["objective"] != _OBJECTIVE:
-        raise NoPaperRowsError(f"the paper's SSL objective is {_OBJECTIVE}, not {recipe['ssl']['objective']}")
+    if (objective := _objective(recipe)) != _OBJECTIVE:
+        raise NoPaperRowsError(f"the paper's SSL objective is {_OBJECTIVE}, not {objective}")
     if data["ssl_fraction"] not in (None, data["fraction"]) and data["ssl_dataset"] is None:
         raise NoPaperRowsError("the paper's SSL sees the labelled images alone")
     return paper_rows(
@@ -100,10 +100,14 @@ def paper_sweep(recipe: Mapping[str, Any], parameter: str) -> pd.DataFrame:
     rows, data = _read(), recipe["data"]
     key = _key(_split(data["dataset"]))
     rows = rows[(rows["table"] == _SWEEPS[parameter]) & (rows["tasks_key"] == key)]
-    if data["ssl_dataset"] is not None or recipe["ssl"]["objective"] != _OBJECTIVE:
+    if data["ssl_dataset"] is not None or _objective(recipe) != _OBJECTIVE:
         rows = rows[:0]
     means = rows.groupby(parameter, as_index=False)["accuracy_percent"].mean()
     return pd.DataFrame({parameter: means[parameter], "accuracy": means["accuracy_percent"] / 100})
+
+
+def _objective(recipe: Mapping[str, Any]) -> str:
+    return str(recipe.get("ssl", {}).get("objective", _OBJECTIVE))
 
 
 def _select(
