@@ -1,8 +1,11 @@
 """How many device-seconds does a search need until it has found what there is to find?
 
-    python benchmarks/search_cost.py record          # 360 trainings on digits, once: the table
+    python benchmarks/search_cost.py record          # 432 trainings on digits, once: the table
     python benchmarks/search_cost.py replay          # searches replayed against it, in simulated time
     python benchmarks/search_cost.py check           # a few of them for real
+
+With `--data cifar10` the same on 10 % of CIFAR-10, 48 trainings; `record` and `check` find its images, a class a
+folder, at `--root`.
 
 `record` trains every recipe of a grid with `mixtune search` (grid sampler, stage tree) and keeps the learning curves
 and the metered seconds of an epoch, compressed, in benchmarks/tables/. `replay` lets the same space be searched by
@@ -16,7 +19,7 @@ d. mixtune without the stage tree;  e. without its scheduler;  f. whole;  g. who
 each over several seeds, and says after how many device-seconds 95 % of the best known hypervolume was reached: median
 and quartiles. `check` lets a. and f. search for real, and compares both with the replay, and the accuracies with the
 table's. Real schedulers and samplers are called; trainings alone are looked up. Device-seconds are the wall
-clock's times the slots, so waiting counts. Results go to benchmarks/results/search_cost.md.
+clock's times the slots, so waiting counts. Results go to benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -43,15 +46,16 @@ from replay.table import Table, keep_table
 from training_report import count_cores, cpu_model, format_table
 
 import mixtune
+from mixtune.recipe import with_values
 
 HERE = Path(__file__).parent
-TABLE, RESULTS = HERE / "tables" / "digits.json.gz", HERE / "results"
+TABLES, RESULTS = HERE / "tables", HERE / "results"
 ENOUGH = 0.95  # of the best known hypervolume
 GOAL = 1 / 3  # of plain Ray Tune's device-seconds
 MOST_TRIALS = 400
 REFERENCE_ACCURACY = 0.1  # chance
 
-SPACE: dict[str, Any] = {
+DIGITS: dict[str, Any] = {
     "recipe": {
         "data": {"dataset": "digits", "val_fraction": 0.3},
         "model": {"patch_size": 2, "embed_dim": 64, "depth": 2, "num_heads": 2},
@@ -72,11 +76,48 @@ SPACE: dict[str, Any] = {
     "objectives": {"val_accuracy": "max", "train_latency_s": "min"},
     "baselines": [],
 }
+CIFAR10: dict[str, Any] = {
+    "recipe": {
+        "data": {"dataset": "image_folder", "fraction": 0.1, "val_fraction": 0.05},
+        "model": {"patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 4},
+        "optim": {
+            "ssl": {"schedule": "wsd", "warmup_epochs": 2},
+            "sl": {"schedule": "wsd", "warmup_epochs": 2},
+        },
+    },
+    "space": {
+        "alpha": {"choice": [0.25, 0.5]},
+        "rho": {"choice": [0.0, 0.5, 1.0]},
+        "epochs.ssl": {"choice": [4, 8]},
+        "epochs.sl": {"choice": [4, 8]},
+        "optim.sl.base_lr": {"choice": [0.001, 0.003]},
+    },
+    "objectives": {"val_accuracy": "max", "train_latency_s": "min"},
+    "baselines": [],
+}
+SPACES = {"digits": DIGITS, "cifar10": CIFAR10}
+NAMES = {"digits": "digits", "cifar10": "10 % of CIFAR-10 (JPEG)"}
 
 
-def record(out: Path, most: int | None) -> None:
+def table_file(data: str) -> Path:
+    """Return where a data set's table is kept."""
+    return TABLES / f"{data}.json.gz"
+
+
+def suffix(data: str) -> str:
+    """Return what the names of a data set's results end with."""
+    return "" if data == "digits" else f"_{data}"
+
+
+def space_values(data: str, root: str | None) -> dict[str, Any]:
+    """Return a space in the form of its file, its images at ``root``."""
+    space = SPACES[data]
+    return {**space, "recipe": with_values(space["recipe"], {"data.root": root})}
+
+
+def record(values: dict[str, Any], out: Path, most: int | None) -> None:
     """Train every recipe of the grid, or the first few, and keep the table."""
-    values = {**SPACE, "search": {"sampler": "grid", **({"trials": most} if most else {})}}
+    values = {**values, "search": {"sampler": "grid", **({"trials": most} if most else {})}}
     values["resources"] = {"cpus_per_trial": 1}
     with tempfile.TemporaryDirectory() as scratch:
         started, run = time.perf_counter(), Path(scratch) / "run"
@@ -114,7 +155,7 @@ def reference_point(table: Table) -> dict[str, float]:
     return {"val_accuracy": REFERENCE_ACCURACY, "train_latency_s": longest}
 
 
-def replay(table: Table, seeds: int, slots: int, out: Path) -> None:
+def replay(table: Table, data: str, seeds: int, slots: int, out: Path) -> None:
     """Replay every policy, print what came of it and write it down."""
     reference = reference_point(table)
     best = table.best_hypervolume(reference)
@@ -130,10 +171,10 @@ def replay(table: Table, seeds: int, slots: int, out: Path) -> None:
             outcomes.setdefault(name, []).append(outcome)
         seconds = [o.seconds_until(ENOUGH * best) for o in outcomes[name]]
         print(f"{name}: {statistics.median(seconds):.0f} device-seconds ({min(seconds):.0f} to {max(seconds):.0f})")
-    text = report(table, outcomes, ENOUGH * best, slots)
+    text = report(table, data, outcomes, ENOUGH * best, slots)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "search_cost.md").write_text(text)
-    with (out / "search_cost.csv").open("w", newline="") as file:
+    (out / f"search_cost{suffix(data)}.md").write_text(text)
+    with (out / f"search_cost{suffix(data)}.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("policy", "seed", "device_seconds", "trained_s", "trials", "complete", "epochs_trained"))
         for name, each in outcomes.items():
@@ -143,7 +184,7 @@ def replay(table: Table, seeds: int, slots: int, out: Path) -> None:
     print(f"\n{text}\nwritten to {out}")
 
 
-def check(table: Table, seeds: int, slots: int, out: Path) -> None:
+def check(table: Table, data: str, values: dict[str, Any], seeds: int, slots: int, out: Path) -> None:
     """Search for real with a. and f., and say how that compares with the table and the replay."""
     reference = reference_point(table)
     enough = ENOUGH * table.best_hypervolume(reference)
@@ -153,7 +194,7 @@ def check(table: Table, seeds: int, slots: int, out: Path) -> None:
         ("f. mixtune", search_with_mixtune, 20),
     ):
         for seed in range(seeds):
-            finished = search(table, SPACE, seed, trials, slots)
+            finished = search(table, values, seed, trials, slots)
             real = device_seconds(finished, table, reference, slots, enough)
             with tempfile.TemporaryDirectory() as scratch:
                 policy = POLICIES[name](table, seed, Path(scratch), reference, slots)
@@ -172,7 +213,7 @@ def check(table: Table, seeds: int, slots: int, out: Path) -> None:
         f"95 % of the best known hypervolume. {cpu_model()}, {slots} at once, {date.today().isoformat()}. Of "
         f"{all_of_them} complete trials {equal} have the very accuracy of the table.\n\n{format_table(head, lines)}\n"
     )
-    (out / "search_cost_real.md").write_text(text)
+    (out / f"search_cost_real{suffix(data)}.md").write_text(text)
     print(text)
 
 
@@ -182,7 +223,7 @@ HEAD = (
 )
 
 
-def report(table: Table, outcomes: dict[str, list[Outcome]], enough: float, slots: int) -> str:
+def report(table: Table, data: str, outcomes: dict[str, list[Outcome]], enough: float, slots: int) -> str:
     """Return the results file."""
     plain = statistics.median(o.seconds_until(enough) for o in next(iter(outcomes.values())))
     lines = []
@@ -207,7 +248,7 @@ def report(table: Table, outcomes: dict[str, list[Outcome]], enough: float, slot
     whole = statistics.median(o.seconds_until(enough) for o in outcomes["f. mixtune"]) / plain
     verdict = "met" if whole <= GOAL else "missed"
     about = [
-        f"the table: {sum(1 for _ in table.recipes())} recipes on digits, {table.about['machine']}, "
+        f"the table: {sum(1 for _ in table.recipes())} recipes on {NAMES[data]}, {table.about['machine']}, "
         f"{table.about['date']}; {table.about['account']}",
         f"{slots} slots, {len(next(iter(outcomes.values())))} seeds",
         ", ".join(f"{name} {version(name)}" for name in ("ray", "optuna") if find_spec(name)),
@@ -230,19 +271,23 @@ def report(table: Table, outcomes: dict[str, list[Outcome]], enough: float, slot
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("do", choices=["record", "replay", "check"])
-    parser.add_argument("--table", type=Path, default=TABLE)
+    parser.add_argument("--data", choices=SPACES, default="digits")
+    parser.add_argument("--root", help="CIFAR-10 as a folder of images: record and check of cifar10")
+    parser.add_argument("--table", type=Path, help="default: the one that is kept")
     parser.add_argument("--out", type=Path, default=RESULTS, help="of replay")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--slots", type=int, default=2)
     parser.add_argument("--trials", type=int, help="record: the first few of the grid alone")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    data, file = options.data, options.table or table_file(options.data)
+    values = space_values(data, options.root)
     if options.do == "record":
-        record(options.table, options.trials)
+        record(values, file, options.trials)
     elif options.do == "check":
-        check(Table(options.table), options.seeds, options.slots, options.out)
+        check(Table(file), data, values, options.seeds, options.slots, options.out)
     else:
-        replay(Table(options.table), options.seeds, options.slots, options.out)
+        replay(Table(file), data, options.seeds, options.slots, options.out)
 
 
 if __name__ == "__main__":

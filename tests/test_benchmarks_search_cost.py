@@ -32,7 +32,7 @@ def scripts() -> Iterator[SimpleNamespace]:
 
 @pytest.fixture(scope="module")
 def table(scripts: SimpleNamespace) -> Any:
-    return scripts.table.Table(scripts.search_cost.TABLE)
+    return scripts.table.Table(scripts.search_cost.table_file("digits"))
 
 
 def replayed(scripts: SimpleNamespace, table: Any, folder: Path, name: str) -> Any:

@@ -15,6 +15,7 @@ import pandas as pd
 
 import mixtune
 from mixtune.analysis.front import hypervolume
+from mixtune.recipe import with_values
 from mixtune.space import SearchSpace, space_from_dict
 from mixtune.training.plan import make_plan
 
@@ -100,8 +101,9 @@ def keep_table(run: Path, path: Path, about: Mapping[str, Any]) -> None:
 
 
 def _plain(space: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a run's space in the form of its file."""
-    return {key: value for key, value in space.items() if key not in ("run", "constraints")}
+    """Return a run's space in the form of its file, without the folder of its images."""
+    kept = {key: value for key, value in space.items() if key not in ("run", "constraints")}
+    return {**kept, "recipe": with_values(kept["recipe"], {"data.root": None})}
 
 
 def _name(params: Mapping[str, Any]) -> str:
