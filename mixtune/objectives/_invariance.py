@@ -124,19 +124,16 @@ def pool(backbone: Backbone, tokens: Tensor) -> Tensor:
     return tokens[:, 0] if backbone.vit.cls_token is not None else tokens[:, backbone.prefix :].mean(dim=1)
 
 
-def mlp(sizes: list[int], norm_last: bool = False) -> nn.Sequential:
-    """Return linear layers without biases, each but the last followed by BatchNorm and ReLU, as MoCo-v3's heads.
+def mlp(sizes: list[int]) -> nn.Sequential:
+    """Return linear layers without biases, each followed by BatchNorm and all but the last by ReLU, as MoCo-v3's heads.
 
-    norm_last: whether the last is followed by a BatchNorm without weights. Norms are always by the batch at hand, so
-    a head has no statistics to keep.
+    The last BatchNorm has no weights. All norm by the batch at hand, so a head has no statistics to keep.
     """
     layers: list[nn.Module] = []
-    for number, (inputs, outputs) in enumerate(pairwise(sizes), start=1):
-        layers.append(nn.Linear(inputs, outputs, bias=False))
-        if number < len(sizes) - 1:
-            layers += [nn.BatchNorm1d(outputs, track_running_stats=False), nn.ReLU()]
-        elif norm_last:
-            layers.append(nn.BatchNorm1d(outputs, affine=False, track_running_stats=False))
+    for number, (inputs, outputs) in enumerate(pairwise(sizes), start=2):
+        is_last = number == len(sizes)
+        norm = nn.BatchNorm1d(outputs, affine=not is_last, track_running_stats=False)
+        layers += [nn.Linear(inputs, outputs, bias=False), norm, *([] if is_last else [nn.ReLU()])]
     return nn.Sequential(*layers)
 
 

@@ -47,8 +47,8 @@ class MoCoV3(InvarianceObjective):
         super().__init__()
         self.temperature, self.momentum = settings.temperature, settings.momentum
         width, hidden, outputs = backbone.embed_dim, settings.hidden_dim, settings.output_dim
-        self.head = mlp([width, hidden, hidden, outputs], norm_last=True)
-        self.predictor = mlp([outputs, hidden, outputs], norm_last=True)
+        self.head = mlp([width, hidden, hidden, outputs])
+        self.predictor = mlp([outputs, hidden, outputs])
         self.key_backbone = copy.deepcopy(backbone).requires_grad_(False)
         self.key_head = copy.deepcopy(self.head).requires_grad_(False)
 

@@ -40,7 +40,7 @@ class SimCLR(InvarianceObjective):
     def __init__(self, settings: Settings, backbone: Backbone) -> None:
         super().__init__()
         self.temperature = settings.temperature
-        self.head = mlp([backbone.embed_dim, settings.hidden_dim, settings.output_dim], norm_last=True)
+        self.head = mlp([backbone.embed_dim, settings.hidden_dim, settings.output_dim])
 
     def forward(
         self, backbone: Backbone, images: Tensor, generator: Generator, joint: bool, strategy: Strategy | None = None
