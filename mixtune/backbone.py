@@ -12,7 +12,7 @@ import huggingface_hub
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import Format, PatchEmbed
+from timm.layers import PatchEmbed, resample_abs_pos_embed
 from timm.layers.patch_embed import PatchEmbedResamplerFixedOrigSize
 from timm.models import get_pretrained_cfg, load_state_dict
 from timm.models.vision_transformer import Attention, VisionTransformer
@@ -36,9 +36,6 @@ class Backbone(nn.Module):
         super().__init__()
         if isinstance(vit.norm, nn.Identity):
             vit.norm, vit.fc_norm = vit.fc_norm, vit.norm
-        # as by timm's own argument of this name, which its odder models do not know: positions for any image size
-        vit.dynamic_img_size, vit.patch_embed.strict_img_size = True, False
-        vit.patch_embed.flatten, vit.patch_embed.output_fmt = False, Format.NHWC
         self.vit = vit
         self.embed_dim: int = vit.embed_dim
         self.num_heads: int = vit.blocks[0].attn.num_heads
@@ -64,18 +61,23 @@ class Backbone(nn.Module):
         return vit.norm(vit.blocks(vit.norm_pre(tokens)))  # type: ignore[no-any-return]
 
     def _embed(self, images: Tensor, patch_size: int) -> Tensor:
-        """Return tokens (B, prefix + L, D) with positions, which timm interpolates where L is not the backbone's own.
+        """Return tokens (B, prefix + L, D) with positions, interpolated where L is not the backbone's own.
 
         The weights of another patch size are resampled by their pseudo-inverse (FlexiViT, Beyer et al. 2023).
         """
-        embed, side = self.vit.patch_embed, patch_size * grid(images.shape[-1], patch_size)
+        vit, embed, count = self.vit, self.vit.patch_embed, grid(images.shape[-1], patch_size)
+        if (patch_size, images.shape[-1]) == (self.patch_size, self.image_size):
+            return vit._pos_embed(embed(images))  # type: ignore[no-any-return]
+        side = patch_size * count
         if side != images.shape[-1]:
             images = F.interpolate(images, size=(side, side), mode="bicubic", antialias=True)
-        if patch_size == self.patch_size:
-            return self.vit._pos_embed(embed(images))  # type: ignore[no-any-return]
         weight = self.resample(embed.proj.weight, [patch_size, patch_size])
-        patches = F.conv2d(images, weight, embed.proj.bias, stride=patch_size)
-        return self.vit._pos_embed(embed.norm(patches.permute(0, 2, 3, 1)))  # type: ignore[no-any-return]
+        patches = F.conv2d(images, weight, embed.proj.bias, stride=patch_size).flatten(2).transpose(1, 2)
+        with_position = 0 if vit.no_embed_class else self.prefix  # of the special tokens
+        positions = resample_abs_pos_embed(vit.pos_embed, [count, count], num_prefix_tokens=with_position)
+        special = [t.expand(len(images), -1, -1) for t in (vit.cls_token, vit.reg_token) if t is not None]
+        tokens = torch.cat([*special, embed.norm(patches)], dim=1)
+        return vit.pos_drop(tokens + F.pad(positions, (0, 0, tokens.shape[1] - positions.shape[1], 0)))  # type: ignore[no-any-return]
 
     def forward_flops(self, patches: int, patch_size: int | None = None, image_size: int | None = None) -> float:
         """Return the operations of embedding one image's patches and encoding ``patches`` of them.

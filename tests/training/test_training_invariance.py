@@ -204,7 +204,8 @@ def test_the_loss_goes_down(start, name):
     ("one", "other", "shared"),
     [
         ({}, {"schedule": "constant"}, 6),  # which shortens nothing
-        ({}, {"token_dropout": 0.5}, 6),  # schedule none, whatever else is said
+        ({}, {"schedule": "none", "token_dropout": 0.5}, 6),  # none, whatever else is said
+        ({}, {"token_dropout": 0.5}, 0),
         ({}, CONSTANT, 0),
         (CONSTANT, {"schedule": "auto", "stages": [{"from_epoch": 0, **dict(list(CONSTANT.items())[1:])}]}, 6),
         (CONSTANT, {**CONSTANT, "key_token_dropout": 0.0}, 0),
