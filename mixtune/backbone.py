@@ -79,13 +79,14 @@ class Backbone(nn.Module):
         tokens = torch.cat([*special, embed.norm(patches)], dim=1)
         return vit.pos_drop(tokens + F.pad(positions, (0, 0, tokens.shape[1] - positions.shape[1], 0)))  # type: ignore[no-any-return]
 
-    def forward_flops(self, patches: int, patch_size: int | None = None, image_size: int | None = None) -> float:
+    def forward_flops(self, patches: int, patch_size: int | None = None) -> float:
         """Return the operations of embedding one image's patches and encoding ``patches`` of them.
 
-        patch_size and image_size: the backbone's own by default. Resampling weights, once a batch, is left out.
+        patch_size: the backbone's own by default. Resampling weights, once a batch, is left out.
         """
-        patch_size, image_size = patch_size or self.patch_size, image_size or self.image_size
-        embedding = linear_flops(grid(image_size, patch_size) ** 2, patch_size**2 * self.channels, self.embed_dim)
+        patch_size = patch_size or self.patch_size
+        count = grid(self.image_size, patch_size) ** 2
+        embedding = linear_flops(count, patch_size**2 * self.channels, self.embed_dim)
         mlp = self.vit.blocks[0].mlp
         hidden = (mlp.fc1.out_features + mlp.fc2.in_features) / 2  # they differ in a gated MLP
         return embedding + self.depth * block_flops(patches + self.prefix, self.embed_dim, hidden)

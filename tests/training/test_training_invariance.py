@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from test_training_checkpoints import assert_equal_bits
 
 from mixtune.errors import RequestError
 from mixtune.training.data import load_training_data
@@ -49,24 +50,6 @@ def values(name, compression=None, **others):
     """Return dotted values of a small recipe."""
     small = {"model.depth": 1, "ssl.objective": name, "ssl.hidden_dim": 16, **HEADS[name]}
     return {**EPOCHS, **small, "ssl.compression": compression or {}, **others}
-
-
-def assert_equal_bits(one, other, path=""):
-    """Assert that nested plain values and tensors are equal, seconds excepted."""
-    assert type(one) is type(other), path
-    if isinstance(one, dict):
-        assert list(one) == list(other), path
-        for key in one:
-            if not str(key).endswith("seconds"):
-                assert_equal_bits(one[key], other[key], f"{path}.{key}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other), path
-        for i, pair in enumerate(zip(one, other, strict=True)):
-            assert_equal_bits(*pair, f"{path}[{i}]")
-    elif isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), path
-    else:
-        assert one == other, path
 
 
 @pytest.fixture(scope="module")
