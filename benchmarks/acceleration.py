@@ -32,17 +32,17 @@ from training_report import count_cores, cpu_model, format_table
 
 from mixtune import plugins
 from mixtune.backbone import build_backbone
-from mixtune.compression import Compression
 from mixtune.gradient_error import measure_gradient_errors
 from mixtune.objectives._invariance import InvarianceObjective
-from mixtune.recipe import Model, SslSettings, flatten, parse_recipe
+from mixtune.space.compression import Compression
+from mixtune.space.recipe import Model, SslSettings, flatten, parse_recipe
+from mixtune.space.views import UNCOMPRESSED, Branch, Strategy
 from mixtune.training.augmentation import Augmentation
 from mixtune.training.data import ImagePool, TaskData, TrainingData
 from mixtune.training.loop import train_step
 from mixtune.training.plan import Epoch
 from mixtune.training.state import TrainState, start_state
 from mixtune.training.streams import torch_generator
-from mixtune.views import UNCOMPRESSED, Branch, Strategy
 
 RESULTS = Path(__file__).parent / "results"
 OBJECTIVES = ["simclr", "mocov3", "dino"]

@@ -60,11 +60,11 @@ from rich.console import Console
 from training_report import count_cores, cpu_model, format_table
 
 import mixtune
-from mixtune.ledger import read_ledger
-from mixtune.recipe import with_values
-from mixtune.training import meter
+from mixtune.meter import windows as meter
+from mixtune.meter.times import WINDOWS, StepTimes
+from mixtune.run.ledger import read_ledger
+from mixtune.space.recipe import with_values
 from mixtune.training.plan import PHASES, Phase
-from mixtune.training.step_times import WINDOWS, StepTimes
 
 RESULTS = Path(__file__).parent / "results"
 SPACE = Path(__file__).parents[1] / "search_spaces" / "digits.yaml"

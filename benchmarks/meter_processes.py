@@ -12,15 +12,16 @@ from unittest.mock import patch
 
 import torch
 
-from mixtune.recipe import Recipe, parse_recipe
-from mixtune.training import meter
+from mixtune.meter import windows as meter
+from mixtune.meter.lock import DeviceLock
+from mixtune.meter.times import WINDOWS, StepTimes
+from mixtune.space.recipe import Recipe, parse_recipe
+from mixtune.training.bill import phase_signature
 from mixtune.training.data import TrainingData, load_training_data
-from mixtune.training.device_lock import DeviceLock
 from mixtune.training.loop import train
-from mixtune.training.metrics import measure
+from mixtune.training.measure import measure
 from mixtune.training.plan import PHASES, Phase, make_plan
 from mixtune.training.state import EpochResult, TrainState, start_state
-from mixtune.training.step_times import WINDOWS, StepTimes
 
 PATIENCE = 300.0  # seconds for all processes to be ready
 
@@ -135,7 +136,7 @@ def train_once(recipe: Recipe, data: TrainingData, device: str) -> Training:
     state, plan, windows = start_state(recipe, data, device), make_plan(recipe), []
 
     def keep_window(signature: str, seconds: float, quiet: bool) -> None:
-        inferring = signature == meter.phase_signature(state, "infer")
+        inferring = signature == phase_signature(state, "infer")
         phase: Phase | Literal["infer"] = "infer" if inferring else plan[len(state.history)].phase
         windows.append(Window(phase, seconds, quiet, time.monotonic()))
 
@@ -156,7 +157,7 @@ def keep_training(recipe: Recipe, data: TrainingData, device: str) -> None:
 
 def know_steps(state: TrainState) -> TrainState:
     """Fill a state's table, so that nothing is left to measure."""
-    known = {meter.phase_signature(state, phase): [1.0] * WINDOWS for phase in (*PHASES, "infer")}
+    known = {phase_signature(state, phase): [1.0] * WINDOWS for phase in (*PHASES, "infer")}
     state.step_times = StepTimes(known)
     return state
 
@@ -230,7 +231,7 @@ Result = TypeVar("Result")
 def run_together(function: Callable[..., Result], jobs: Sequence[Job], *arguments: Any) -> list[Result]:
     """Call a function for each job, in new processes at once. They have imported torch, and not taken a step."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["mixtune.training.loop", "mixtune.training.metrics", "pandas", "rich.console"])
+    context.set_forkserver_preload(["mixtune.training.loop", "mixtune.training.measure", "pandas", "rich.console"])
     party = len(jobs), context.Barrier(len(jobs)), context.Value("i", 0)
     with ProcessPoolExecutor(len(jobs), context, _join, party) as pool:
         futures = [pool.submit(function, job._replace(place=i), *arguments) for i, job in enumerate(jobs)]

@@ -27,12 +27,12 @@ import timm
 import torch
 
 import mixtune
-from mixtune.recipe import baseline_values
+from mixtune.single import train_recipe
+from mixtune.space.recipe import baseline_values
 from mixtune.training.device import choose_device, describe_device
-from mixtune.training.single import train_recipe
 
 HERE = Path(__file__).parent
-PAPER = Path(mixtune.__file__).parent / "analysis" / "paper_results.csv"
+PAPER = Path(mixtune.__file__).parent / "report" / "paper_results.csv"
 METHODS = {"sl": baseline_values("sl"), "ssl_sl": baseline_values("ssl_sl"), "mixtraining": {}}
 SMALL = {
     "model": {"patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 4},

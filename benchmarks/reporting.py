@@ -26,8 +26,8 @@ from training_report import cpu_model, format_table
 
 import mixtune
 from mixtune import plugins
-from mixtune.analysis.report import write_report
-from mixtune.analysis.rungs import LEVELS
+from mixtune.report.page import write_report
+from mixtune.run.rungs import LEVELS
 
 RESULTS = Path(__file__).parent / "results"
 LOAD_GOAL_S, REPORT_GOAL_S = 3.0, 15.0
@@ -160,7 +160,7 @@ def measure(trials: int) -> tuple[list[list[str]], list[tuple[str, bool]]]:
         result = mixtune.load(directory)
         load_s = time.perf_counter() - started
         rows.append(["load", f"{load_s:.2f}", f"{(directory / 'ledger.jsonl').stat().st_size / 1e6:.0f} MB of ledger"])
-        for name in plugins.names("analysis.figures"):
+        for name in plugins.names("report.figures"):
             started = time.perf_counter()
             text = result.plot(name).to_json()
             rows.append([f"figure {name}", f"{time.perf_counter() - started:.2f}", f"{len(text) / 1e6:.1f} MB"])

@@ -46,7 +46,7 @@ from replay.table import Table, keep_table
 from training_report import count_cores, cpu_model, format_table
 
 import mixtune
-from mixtune.recipe import with_values
+from mixtune.space.recipe import with_values
 
 HERE = Path(__file__).parent
 TABLES, RESULTS = HERE / "tables", HERE / "results"

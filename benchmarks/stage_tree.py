@@ -39,12 +39,12 @@ from rich.console import Console
 from training_report import count_cores, cpu_model, format_table
 
 import mixtune
-from mixtune.ledger import read_ledger
-from mixtune.recipe import with_values
-from mixtune.space import SearchSpace, load_space, space_from_dict
-from mixtune.tuning.branches import RecipePaths
-from mixtune.tuning.state import RunningSearch
-from mixtune.tuning.suggestions import Cost
+from mixtune.cost.model import Cost
+from mixtune.run.ledger import read_ledger
+from mixtune.space.recipe import with_values
+from mixtune.space.space import SearchSpace, load_space, space_from_dict
+from mixtune.stages.paths import RecipePaths
+from mixtune.tuning.search import RunningSearch
 
 HERE = Path(__file__).parent
 RESULTS, DIGITS = HERE / "results", HERE.parent / "search_spaces" / "digits.yaml"

@@ -37,14 +37,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from training_report import METHOD, Contender, Load, Measured, Size, count_cores, write_medians, write_report
 
-from mixtune.recipe import Recipe, parse_recipe, with_values
+from mixtune.meter.times import WINDOWS, StepTimes
+from mixtune.space.recipe import Recipe, parse_recipe, with_values
+from mixtune.training.bill import phase_signature
 from mixtune.training.data import load_training_data
 from mixtune.training.flops import phase_flops
 from mixtune.training.loop import train
-from mixtune.training.meter import phase_signature
 from mixtune.training.plan import Phase
 from mixtune.training.state import TrainState, start_state
-from mixtune.training.step_times import WINDOWS, StepTimes
 
 RESULTS = Path(__file__).parent / "results"
 

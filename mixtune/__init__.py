@@ -8,45 +8,46 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from mixtune._version import __version__
+
 if TYPE_CHECKING:
-    from mixtune.analysis.front import hypervolume, knee, pareto_front
-    from mixtune.analysis.result import Result, load
     from mixtune.comparison import Comparison, compare
     from mixtune.confirmation import confirm
     from mixtune.errors import DataError, RequestError
     from mixtune.exporting import export
-    from mixtune.recipe import Recipe, parse_recipe
-    from mixtune.space import SearchSpace, load_space
-    from mixtune.training.single import Trained
-    from mixtune.training.single import train_recipe as train
+    from mixtune.run.front import hypervolume, knee, pareto_front
+    from mixtune.run.result import Result, load
+    from mixtune.single import Trained
+    from mixtune.single import train_recipe as train
+    from mixtune.space.recipe import Recipe, parse_recipe
+    from mixtune.space.space import SearchSpace, load_space
     from mixtune.tuning.run import resume, search
     from mixtune.tuning.schedulers.pareto_asha import ParetoASHA
     from mixtune.tuning.trainable import MixTrainable
 
-__version__ = "0.1.0"
 
 _HOMES = {
     "Comparison": "mixtune.comparison",
     "DataError": "mixtune.errors",
     "MixTrainable": "mixtune.tuning.trainable",
     "ParetoASHA": "mixtune.tuning.schedulers.pareto_asha",
-    "Recipe": "mixtune.recipe",
+    "Recipe": "mixtune.space.recipe",
     "RequestError": "mixtune.errors",
-    "Result": "mixtune.analysis.result",
-    "SearchSpace": "mixtune.space",
-    "Trained": "mixtune.training.single",
+    "Result": "mixtune.run.result",
+    "SearchSpace": "mixtune.space.space",
+    "Trained": "mixtune.single",
     "compare": "mixtune.comparison",
     "confirm": "mixtune.confirmation",
     "export": "mixtune.exporting",
-    "hypervolume": "mixtune.analysis.front",
-    "knee": "mixtune.analysis.front",
-    "load": "mixtune.analysis.result",
-    "load_space": "mixtune.space",
-    "pareto_front": "mixtune.analysis.front",
-    "parse_recipe": "mixtune.recipe",
+    "hypervolume": "mixtune.run.front",
+    "knee": "mixtune.run.front",
+    "load": "mixtune.run.result",
+    "load_space": "mixtune.space.space",
+    "pareto_front": "mixtune.run.front",
+    "parse_recipe": "mixtune.space.recipe",
     "resume": "mixtune.tuning.run",
     "search": "mixtune.tuning.run",
-    "train": "mixtune.training.single:train_recipe",
+    "train": "mixtune.single:train_recipe",
 }
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
     "Result",
     "SearchSpace",
     "Trained",
+    "__version__",
     "compare",
     "confirm",
     "export",
@@ -82,4 +84,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return list(__all__)

@@ -19,7 +19,7 @@ from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor, nn
 
 from mixtune.errors import DataError, RequestError, one_line, suggest
-from mixtune.recipe import Model
+from mixtune.space.recipe import Model
 
 MOST_TOKENS = 256  # the paper's count at patch 2 of 32 pixels and patch 4 of 64
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from mixtune.errors import DataError, RequestError, TrainingError
 
 if TYPE_CHECKING:
-    from mixtune.analysis.result import Result
+    from mixtune.run.result import Result
 
 LOG_WIDTH = 100  # columns, where the output is no terminal
 
@@ -85,7 +85,8 @@ def search(
 
     What ends it (Ctrl-C, a crash, a spent time budget), `mixtune resume` goes on with.
     """
-    from mixtune.tuning import costs, prepare, run
+    from mixtune.tuning import prepare, run
+    from mixtune.tuning.forecast import forecast_search
 
     options: dict[str, Any] = {
         "gpus": gpus,
@@ -100,7 +101,7 @@ def search(
     if dry_run:
         prepared = prepare.prepare(space, **options)
         print(f"{prepared.to_yaml()}\n{prepared.describe()}")
-        print(f"{costs.forecast_search(prepared)}\nnothing was trained, no run directory written")
+        print(f"{forecast_search(prepared)}\nnothing was trained, no run directory written")
         return
     options |= {"time_budget": time_budget, "log_to": log_to or ()}
     _print_search(console, lambda: run.search(space, out=out, console=console, **options))
@@ -145,8 +146,8 @@ def resume(
 @app.command(epilog="Example: `mixtune status runs/digits`")
 def status(directory: RunDirectory) -> None:
     """Say where a run stands, and how to go on."""
-    from mixtune.analysis.status import run_status
-    from mixtune.run_lock import holder
+    from mixtune.run.lock import holder
+    from mixtune.run.status import run_status
 
     print("\n".join(run_status(directory, holder(directory)).lines()))
 
@@ -157,7 +158,7 @@ def clean(
     max_gb: Annotated[float | None, typer.Option(min=0, help="keep up to so much, the latest used")] = None,
 ) -> None:
     """Remove stored training states that no unfinished trial needs."""
-    from mixtune.training.cleaning import clean_run
+    from mixtune.stages.clean import clean_run
 
     removed, freed = clean_run(directory, None if max_gb is None else int(max_gb * 1e9))
     print(f"{removed} files removed, {freed / 1e9:.3g} GB freed")
@@ -191,8 +192,7 @@ def train(
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="keep recipe, weights and metrics there")] = None,
 ) -> None:
     """Train one recipe, the base recipe of a space, without Ray."""
-    from mixtune.training.report import epoch_line, final_line
-    from mixtune.training.single import train_recipe
+    from mixtune.single import epoch_line, final_line, train_recipe
 
     try:
         trained = train_recipe(space, _overrides(set_), lambda metrics: print(epoch_line(metrics), flush=True), out)
@@ -305,7 +305,7 @@ def reconstruct(
     seed: Annotated[int, typer.Option(min=0, help="of the choice of images and masks")] = 0,
 ) -> None:
     """Draw held-out images, masked, and what trained runs make of them (the paper's Fig. 4)."""
-    from mixtune.training.reconstruction import draw_reconstructions, reconstruct_images
+    from mixtune.reconstruction import draw_reconstructions, reconstruct_images
     from mixtune.training.saved import load_trained
 
     if not out.name or out.is_dir():
@@ -324,8 +324,8 @@ def pareto(
     objectives: Annotated[str | None, typer.Option(help="other ones, such as val_accuracy:max,train_flops:min")] = None,
 ) -> None:
     """Print the front of a run: the trials that no other trial beats in every objective."""
-    from mixtune.analysis.result import load
-    from mixtune.analysis.tables import front_csv
+    from mixtune.report.tables import front_csv
+    from mixtune.run.result import load
 
     if format_ not in ("table", "json", "csv"):
         raise RequestError(f"--format {format_}: should be table, json or csv")
@@ -343,8 +343,8 @@ def pareto(
 @app.command(epilog="Example: `mixtune report runs/digits`")
 def report(directory: RunDirectory) -> None:
     """Write DIR/report.html: front, knee, costs, failures and every figure in one file that needs no network."""
-    from mixtune.analysis.report import write_report
-    from mixtune.run_lock import holder
+    from mixtune.report.page import write_report
+    from mixtune.run.lock import holder
 
     print(f"report: {write_report(directory, holder(directory))}")
 
@@ -382,7 +382,7 @@ def _print_search(console: Console, run: Callable[[], Result]) -> None:
 
 
 def _print_front(result: Result, console: Console) -> None:
-    from mixtune.analysis.tables import front_notes, front_table
+    from mixtune.report.tables import front_notes, front_table
 
     console.print(front_table(result, console.width))
     for note in front_notes(result):
@@ -390,7 +390,7 @@ def _print_front(result: Result, console: Console) -> None:
 
 
 def _overrides(given: list[str] | None) -> dict[str, Any]:
-    from mixtune.space import parse_override
+    from mixtune.space.space import parse_override
 
     return dict(parse_override(text) for text in given or [])
 

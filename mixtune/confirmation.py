@@ -13,24 +13,24 @@ from typing import Any
 
 import torch
 
-from mixtune.analysis.confirmed import Confirmation, confirmation, counted_trainings, members_and_baselines
-from mixtune.analysis.result import load
+from mixtune.cost.machine import as_in_search
 from mixtune.errors import RequestError
-from mixtune.ledger import Ledger, TrialRecord, finite_or_none, read_ledger
-from mixtune.recipe import Recipe, change_recipe
-from mixtune.run_lock import hold_run
-from mixtune.space import load_space
+from mixtune.meter.times import StepTimes
+from mixtune.metrics import duration
+from mixtune.run.confirmed import Confirmation, confirmation, counted_trainings, members_and_baselines
+from mixtune.run.ledger import Ledger, TrialRecord, finite_or_none, read_ledger
+from mixtune.run.lock import hold_run
+from mixtune.run.result import load
+from mixtune.space.recipe import Recipe, change_recipe
+from mixtune.space.space import load_space
+from mixtune.stages.keys import stage_keys
+from mixtune.stages.resume import train_shared
 from mixtune.training.data import load_test_pools, load_training_data
 from mixtune.training.device import describe_device, release_memory
 from mixtune.training.evaluation import measure_scores
 from mixtune.training.loop import DivergedError
-from mixtune.training.metrics import measure, score_metrics
-from mixtune.training.recovery import train_shared
-from mixtune.training.report import duration
-from mixtune.training.rerun import as_in_search
-from mixtune.training.stages import stage_keys
+from mixtune.training.measure import measure, score_metrics
 from mixtune.training.state import start_state
-from mixtune.training.step_times import StepTimes
 
 Planned = tuple[TrialRecord, int]  # what to train, and its seed
 

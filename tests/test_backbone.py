@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mixtune.backbone import build_backbone, choose_patch_size, grid
 from mixtune.errors import DataError, RequestError
-from mixtune.recipe import Model
+from mixtune.space.recipe import Model
 
 SMALL = {"embed_dim": 24, "depth": 2, "num_heads": 3}
 

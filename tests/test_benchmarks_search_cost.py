@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mixtune.space import space_from_dict
+from mixtune.space.space import space_from_dict
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SLOTS = 2

@@ -11,13 +11,13 @@ import pytest
 import torch
 import yaml
 
-from mixtune.analysis.confirmed import Confirmation
-from mixtune.analysis.result import load
 from mixtune.confirmation import confirm
 from mixtune.errors import RequestError
-from mixtune.ledger import Ledger, read_ledger
-from mixtune.recipe import change_recipe
-from mixtune.space import load_space, space_from_dict
+from mixtune.run.confirmed import Confirmation
+from mixtune.run.ledger import Ledger, read_ledger
+from mixtune.run.result import load
+from mixtune.space.recipe import change_recipe
+from mixtune.space.space import load_space, space_from_dict
 from mixtune.training.data import load_training_data
 from mixtune.training.loop import train
 from mixtune.training.state import start_state

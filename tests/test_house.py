@@ -16,9 +16,9 @@ import pytest
 import mixtune
 from mixtune import plugins
 from mixtune.backbone import choose_patch_size
-from mixtune.recipe import Epochs
-from mixtune.space import override, parse_override
-from mixtune.training.forecast import Size, recipe_flops
+from mixtune.cost.flops import Size, recipe_flops
+from mixtune.space.recipe import Epochs
+from mixtune.space.space import override, parse_override
 from mixtune.training.plan import make_plan
 
 ROOT = Path(__file__).parents[1]
@@ -73,7 +73,7 @@ def test_the_version_is_said_once() -> None:
         ("tuning.samplers", ("build",)),
         ("tuning.loggers", ("build",)),
         ("tuning.schedulers", ("build",)),
-        ("analysis.figures", ("compute", "draw")),
+        ("report.figures", ("compute", "draw")),
     ],
 )
 def test_every_plugin_has_what_its_folder_promises(folder: str, contract: tuple[str, ...]) -> None:
@@ -104,7 +104,7 @@ def named_overrides(text: str) -> list[tuple[str, Any]]:
 
 def paper_table(*numbers: int) -> pd.DataFrame:
     """Return the rows of some of the paper's tables."""
-    rows = pd.read_csv(ROOT / "mixtune" / "analysis" / "paper_results.csv")
+    rows = pd.read_csv(ROOT / "mixtune" / "report" / "paper_results.csv")
     return rows[rows["table"].isin(numbers)]
 
 

@@ -11,7 +11,7 @@ import pytest
 from mixtune import plugins
 from mixtune.errors import RequestError
 
-FOLDERS = ("datasets", "objectives", "tuning.samplers", "tuning.schedulers", "analysis.figures")
+FOLDERS = ("datasets", "objectives", "tuning.samplers", "tuning.schedulers", "report.figures")
 
 
 def mistake(folder: str, name: str, kind: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 import mixtune
 from disturbances.searches import Events, Harness, Values, to_resume, to_search
-from mixtune.analysis.frames import csv_text
+from mixtune.run.frames import csv_text
 
 ENDINGS = {name: name for name in ("complete", "stopped", "rejected", "failed")} | {"baseline": "complete"}
 # what a clock has no part in

@@ -31,16 +31,16 @@ from disturbances.checks import (
     timed,
 )
 from disturbances.searches import Answer, Harness, Say, Values, one_thread, small_space, to_resume, to_search
-from mixtune.ledger import Ledger, read_ledger, trial_states
-from mixtune.recipe import change_recipe
-from mixtune.space import load_space
+from mixtune.meter.times import StepTimes
+from mixtune.run.ledger import Ledger, read_ledger, trial_states
+from mixtune.space.recipe import change_recipe
+from mixtune.space.space import load_space
+from mixtune.stages.keys import stage_keys
+from mixtune.stages.resume import Recovery
+from mixtune.stages.store import StateStore
 from mixtune.training.data import load_training_data
 from mixtune.training.loop import train
-from mixtune.training.recovery import Recovery
-from mixtune.training.stages import stage_keys
 from mixtune.training.state import TrainState, start_state
-from mixtune.training.step_times import StepTimes
-from mixtune.training.store import StateStore
 
 
 def damage_bytes(content: bytes, others: Sequence[bytes], rng: random.Random) -> tuple[str, bytes]:
@@ -194,7 +194,7 @@ def resume_cut_runs(
 
 def cut_ledger(undisturbed: Undisturbed, count: int, rng: random.Random, say: Say) -> Row:
     """Cut the ledger at every byte of its last two lines and elsewhere: readers see the whole lines before the cut."""
-    from mixtune.tuning.state import RunningSearch
+    from mixtune.tuning.search import RunningSearch
 
     row = Row(
         "states", "the ledger cut", checked="reader, mixtune.load, resumed search: a prefix; the next line fits on"

@@ -30,7 +30,7 @@ from disturbances.checks import (
     timed,
 )
 from disturbances.searches import FAULTS, Events, Harness, Say, Values, one_thread, small_space, to_resume, to_search
-from mixtune.recipe import change_recipe
+from mixtune.space.recipe import change_recipe
 from mixtune.training.data import load_training_data
 from mixtune.training.loop import train
 from mixtune.training.state import start_state
@@ -144,7 +144,7 @@ def train_undisturbed(space: Values) -> dict[float, Values]:
 
 def finish_alone(recipe: Values, rate: float) -> Values:
     """Return the metrics of a recipe that is trained by itself, on a CPU."""
-    from mixtune.training.metrics import measure
+    from mixtune.training.measure import measure
 
     changed = change_recipe(mixtune.parse_recipe(recipe), {"optim.ssl.base_lr": rate})
     state = start_state(changed, load_training_data(changed))

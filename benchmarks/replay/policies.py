@@ -15,14 +15,15 @@ from typing import Any
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from mixtune.recipe import change_recipe
-from mixtune.space import SearchSpace
-from mixtune.training.step_times import StepTimes
-from mixtune.tuning.branches import RecipePaths
+from mixtune.cost.model import Cost
+from mixtune.meter.times import StepTimes
+from mixtune.space.recipe import change_recipe
+from mixtune.space.space import SearchSpace
+from mixtune.stages.paths import RecipePaths
+from mixtune.stages.table import TrialPath
 from mixtune.tuning.schedulers.pareto_asha import build as pareto_asha
-from mixtune.tuning.stage_table import TrialPath
-from mixtune.tuning.state import RunningSearch
-from mixtune.tuning.suggestions import Cost, to_optuna
+from mixtune.tuning.search import RunningSearch
+from mixtune.tuning.suggestions import to_optuna
 from replay.simulate import Asked, curve_metrics
 from replay.table import Curve, Params, Table
 

@@ -16,7 +16,7 @@ from rich.console import Console
 
 import mixtune
 from mixtune import MixTrainable
-from mixtune.ledger import read_ledger
+from mixtune.run.ledger import read_ledger
 from replay.table import Curve, Params, Table, front_volume
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import pandas as pd
 
 import mixtune
-from mixtune.analysis.front import hypervolume
-from mixtune.recipe import with_values
-from mixtune.space import SearchSpace, space_from_dict
+from mixtune.run.front import hypervolume
+from mixtune.space.recipe import with_values
+from mixtune.space.space import SearchSpace, space_from_dict
 from mixtune.training.plan import make_plan
 
 Params = dict[str, Any]

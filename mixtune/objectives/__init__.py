@@ -1,6 +1,6 @@
 """Self-supervised objectives: a file is a plug-in, and ``ssl.objective`` names it.
 
-A plug-in module has ``Settings``, a subclass of :class:`mixtune.recipe.SslSettings` that validates the recipe's
+A plug-in module has ``Settings``, a subclass of :class:`mixtune.space.recipe.SslSettings` that validates the recipe's
 ``ssl`` section and says which views the objective sees, and ``build(settings, backbone)``, which returns an
 :class:`Objective`. One that can draw what it makes of masked images has the methods of :class:`Reconstructs` too.
 """
@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 from torch import Generator, Tensor, nn
 
 from mixtune.backbone import Backbone
-from mixtune.views import Strategy
+from mixtune.space.views import Strategy
 
 TRAINED = 3  # forward passes that a forward and a backward pass cost
 

@@ -19,11 +19,11 @@ from pydantic import Strict
 from torch import Generator, Tensor, nn
 
 from mixtune.backbone import Backbone, grid, linear_flops
-from mixtune.compression import Compression
 from mixtune.errors import RequestError
 from mixtune.objectives import TRAINED, Objective
-from mixtune.recipe import NonNegative, PositiveShare, Share, SslSettings
-from mixtune.views import UNCOMPRESSED, Branch, Strategy, View
+from mixtune.space.compression import Compression
+from mixtune.space.recipe import NonNegative, PositiveShare, Share, SslSettings
+from mixtune.space.views import UNCOMPRESSED, Branch, Strategy, View
 
 
 class InvarianceSettings(SslSettings):

@@ -15,8 +15,8 @@ from torch import Generator, Tensor, nn
 from mixtune.backbone import Backbone, block_flops, gather_tokens, linear_flops
 from mixtune.errors import RequestError
 from mixtune.objectives import TRAINED, Objective
-from mixtune.recipe import PositiveCount, SslSettings
-from mixtune.views import Strategy
+from mixtune.space.recipe import PositiveCount, SslSettings
+from mixtune.space.views import Strategy
 
 
 class Settings(SslSettings):

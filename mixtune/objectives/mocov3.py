@@ -22,8 +22,8 @@ from mixtune.objectives._invariance import (
     mlp_flops,
     pool,
 )
-from mixtune.recipe import Positive, PositiveCount, ShareBelowOne
-from mixtune.views import UNCOMPRESSED, Branch, Strategy
+from mixtune.space.recipe import Positive, PositiveCount, ShareBelowOne
+from mixtune.space.views import UNCOMPRESSED, Branch, Strategy
 
 
 class Settings(InvarianceSettings):

@@ -9,7 +9,7 @@ from mixtune.datasets import Survey, known_datasets, survey_dataset
 from mixtune.errors import RequestError, closest
 from mixtune.proposal._draft import Draft, Shape
 from mixtune.proposal._text import Proposal, wall_seconds
-from mixtune.tuning.costs import SearchForecast, forecast_search, look_at_machine_for
+from mixtune.tuning.forecast import SearchForecast, forecast_search, look_at_machine_for
 
 SHAPES = (  # smallest first; the last two are the paper's ViT-Tiny
     Shape(64, 4, 4, tokens=64, images=0),

@@ -6,14 +6,15 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from mixtune.cost.flops import Size, recipe_flops
+from mixtune.cost.machine import Machine
 from mixtune.datasets import Survey
 from mixtune.errors import RequestError
 from mixtune.files import write_whole
+from mixtune.metrics import duration
 from mixtune.proposal._draft import Draft
-from mixtune.training.forecast import Size, recipe_flops
 from mixtune.training.plan import PHASES, make_plan
-from mixtune.training.report import duration
-from mixtune.tuning.costs import Machine, SearchForecast
+from mixtune.tuning.forecast import SearchForecast
 from mixtune.tuning.prepare import Prepared
 
 BESIDE_TRAINING = 0.15  # of the seconds of the training steps: starts, quiet windows, stored states, busy neighbours

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from mixtune.datasets import Dataset, ImageSet, load_dataset, mix_images, split_indices
 from mixtune.errors import RequestError
-from mixtune.recipe import Recipe, Task
+from mixtune.space.recipe import Recipe, Task
+from mixtune.space.views import View
 from mixtune.training.augmentation import Augmentation, normalise
 from mixtune.training.device import allowed_memory
 from mixtune.training.plan import Epoch
 from mixtune.training.streams import Stream, numpy_generator, torch_generator
 from mixtune.training.views import make_view
-from mixtune.views import View
 
 Indices = np.ndarray[tuple[int], np.dtype[np.int64]]
 RESIDENT_SHARE = 1 / 3  # of the GPU memory that a trial may use: larger image sets stay on the host

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from mixtune.backbone import Backbone, linear_flops
 from mixtune.objectives import TRAINED, Objective
+from mixtune.space.views import Strategy
 from mixtune.training.plan import Phase
-from mixtune.views import Strategy
 
 
 def phase_flops(

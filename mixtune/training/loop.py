@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixtune.errors import TrainingError, one_line
+from mixtune.meter.lock import DeviceLock
+from mixtune.meter.windows import Meter, OnWindow
+from mixtune.training.bill import phase_signature, state_signatures
 from mixtune.training.device import peak_memory_mb
-from mixtune.training.device_lock import DeviceLock
 from mixtune.training.evaluation import measure_scores
-from mixtune.training.meter import Meter, OnWindow, phase_signature, state_signatures
 from mixtune.training.optimizer import set_rates
 from mixtune.training.plan import Epoch, make_plan
 from mixtune.training.state import EpochResult, TrainState

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import nn
 
-from mixtune.recipe import Recipe
+from mixtune.space.recipe import Recipe
 from mixtune.training.plan import Epoch, Phase, learning_rates
 
 Weights = dict[str, float]  # loss -> share of its schedule

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
-from mixtune.recipe import Recipe, Schedule
-from mixtune.views import Strategy
+from mixtune.space.recipe import Recipe, Schedule
+from mixtune.space.views import Strategy
 
 Phase = Literal["ssl", "mix", "sl"]
 Work = tuple[Phase, Strategy | None]

@@ -15,15 +15,15 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from mixtune import __version__
+from mixtune._version import __version__
 from mixtune.backbone import Backbone
-from mixtune.document import parse_document
 from mixtune.errors import DataError, RequestError, one_line, show, suggest
 from mixtune.files import make_folder, write_whole
-from mixtune.ledger import finite_or_none
 from mixtune.objectives import Objective
-from mixtune.recipe import Recipe, RecipeError, flatten, parse_recipe, with_absolute_paths
-from mixtune.training.metrics import Metrics
+from mixtune.run.ledger import finite_or_none
+from mixtune.space.document import parse_document
+from mixtune.space.recipe import Recipe, RecipeError, flatten, parse_recipe, with_absolute_paths
+from mixtune.training.measure import Metrics
 from mixtune.training.state import TrainState, build_parts
 
 RECIPE, WEIGHTS, METRICS = "recipe.yaml", "model.safetensors", "metrics.json"

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from mixtune import plugins
 from mixtune.backbone import Backbone, build_backbone
+from mixtune.meter.times import StepTimes
 from mixtune.objectives import Objective
-from mixtune.recipe import Recipe
+from mixtune.space.recipe import Recipe
 from mixtune.training.data import TrainingData
 from mixtune.training.device import autocast, choose_dtype
 from mixtune.training.flops import phase_flops
 from mixtune.training.optimizer import build_optimizer
 from mixtune.training.plan import Epoch, Phase, Work, make_plan
 from mixtune.training.scores import Scores, standard_error
-from mixtune.training.step_times import StepTimes
 from mixtune.training.streams import Stream, stream_seed
 
 

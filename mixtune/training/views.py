@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from mixtune.space.views import View
 from mixtune.training.augmentation import resized_crop_and_flip
-from mixtune.views import View
 
 CROP_RATIO = (3 / 4, 4 / 3)  # width to height
 JITTERED = 0.8  # probability (SimCLR)

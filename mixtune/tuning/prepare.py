@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 import yaml
 
+from mixtune.cost.flops import Size, recipe_flops
 from mixtune.errors import RequestError
-from mixtune.recipe import with_absolute_paths
-from mixtune.space import SearchSpace, load_space, space_from_dict
+from mixtune.space.recipe import with_absolute_paths
+from mixtune.space.space import SearchSpace, load_space, space_from_dict
 from mixtune.training.data import TrainingData, load_training_data
-from mixtune.training.forecast import Size, recipe_flops
-from mixtune.tuning.cluster import plan_slots, usable_cpus, usable_gpus
+from mixtune.tuning.slots import plan_slots, usable_cpus, usable_gpus
 
 MOST_CHECKED = 32  # values of a distribution; of longer ones the ends are checked
 

@@ -3,47 +3,51 @@
 from __future__ import annotations
 
 import logging
+import platform
 import re
 import shlex
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
 import ray
+import yaml
 from ray import tune
 from rich.console import Console
 
-from mixtune.analysis.files import read_space
-from mixtune.analysis.report import write_report
-from mixtune.analysis.result import Result, load
+from mixtune.cost.flops import Size, dearest_recipe
+from mixtune.cost.machine import Machine, device_here, look_at_machine
+from mixtune.cost.model import CostModel, reference_point
 from mixtune.errors import DataError, RequestError, TrainingError, one_line
 from mixtune.files import make_folder, write_whole
-from mixtune.ledger import ENDED, TrialRecord
-from mixtune.run_lock import hold_run
-from mixtune.space import SearchSpace
-from mixtune.tuning.branches import RecipePaths
-from mixtune.tuning.callbacks import find_loggers
-from mixtune.tuning.cluster import Nodes, Slots, double_share, plan_slots, ray_session, trials_for_a_gpu
-from mixtune.tuning.costs import CostModel, Machine, device_here, look_at_machine
-from mixtune.tuning.directory import (
+from mixtune.report.page import write_report
+from mixtune.run.directory import (
     LEDGER,
     SPACE,
     STUDY,
     free_directory,
-    known_machine,
+    read_space,
     refuse_occupied,
-    resolved_space,
 )
-from mixtune.tuning.interruption import catch_sigterm, interruptible
+from mixtune.run.ledger import ENDED, TrialRecord
+from mixtune.run.lock import hold_run
+from mixtune.run.result import Result, load
+from mixtune.space.space import SearchSpace
+from mixtune.stages.paths import RecipePaths
+from mixtune.tuning.live import Progress
+from mixtune.tuning.loggers._forward import find_loggers
 from mixtune.tuning.prepare import AnySpace, Prepared, prepare
-from mixtune.tuning.progress import Progress
-from mixtune.tuning.state import TIMED, RunningSearch
+from mixtune.tuning.ray import ray_session, train_trials
+from mixtune.tuning.search import TIMED, RunningSearch
+from mixtune.tuning.slots import Nodes, Slots, double_share, plan_slots, trials_for_a_gpu
 from mixtune.tuning.study_file import StudyFile
-from mixtune.tuning.tuner import train_trials
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -332,3 +336,68 @@ def _quoted(directory: Path) -> str:
 
 def _say(console: Console, text: str) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+class InterruptedSearch(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM during a search, in words."""
+
+
+@contextmanager
+def interruptible(directory: Path) -> Iterator[None]:
+    """Let SIGTERM do what Ctrl-C does, and say of both how to go on."""
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
+    catch_sigterm()
+    try:
+        yield
+    except KeyboardInterrupt:
+        begun = (directory / SPACE).exists()
+        done = f"to go on: mixtune resume {shlex.quote(str(directory))}" if begun else "nothing was trained yet"
+        raise InterruptedSearch(f"interrupted; {done}") from None
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def catch_sigterm() -> None:
+    """Let SIGTERM raise KeyboardInterrupt, where signals can be caught: in the main thread."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, interrupt)
+
+
+_VERSIONS = ("mixtune", "torch", "torchvision", "timm", "ray", "optuna", "moocore")
+
+
+def resolved_space(prepared: Prepared, machine: Machine) -> str:
+    """Return the text of space.yaml, with what it runs on; the hypervolume's reference point is fixed here."""
+    space, data = prepared.space, prepared.data
+    dearest = dearest_recipe(space, Size.of(data))
+    values = space.to_dict() | {
+        "run": {
+            "reference_point": reference_point(space, data, machine, dearest),
+            "tasks": {
+                task.name: {
+                    "classes": len(task.classes),
+                    "train_images": len(task.train),
+                    "val_images": len(task.held_out),
+                }
+                for task in data.tasks
+            },
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in _VERSIONS}},
+            "machine": machine.to_dict(),
+        }
+    }
+    return yaml.safe_dump(values, sort_keys=False)
+
+
+def known_machine(directory: Path) -> Machine:
+    """Return the machine that a run began on."""
+    given = read_space(directory)["run"].get("machine")
+    try:
+        return Machine(**given)
+    except TypeError as error:
+        raise RequestError(f"{directory / SPACE}: run.machine is not what a search wrote there: {error}") from error

@@ -23,11 +23,11 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool, Pool, StaticPool
 
-from mixtune import __version__
+from mixtune._version import __version__
 from mixtune.errors import DataError, one_line
 from mixtune.files import write_whole
-from mixtune.ledger import ENDED, TrialRecord
-from mixtune.space import SearchSpace
+from mixtune.run.ledger import ENDED, TrialRecord
+from mixtune.space.space import SearchSpace
 from mixtune.tuning.suggestions import encode, to_optuna
 
 STUDY_NAME = "mixtune"

@@ -10,31 +10,18 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import optuna
 
 from mixtune import plugins
-from mixtune.distributions import Distribution
-from mixtune.recipe import flatten
-from mixtune.space import SearchSpace
+from mixtune.cost.model import Cost
+from mixtune.space.distributions import Distribution
+from mixtune.space.recipe import flatten
+from mixtune.space.space import SearchSpace
 
 # asked first: what the MixTraining paper recommends (Section 3.1)
 PAPER_POINT = {"alpha": 0.5, "rho": 0.5}
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What is known of a recipe before its training.
-
-    objectives: the forecasts of those that are costs; seconds: of the whole recipe's training steps; marginal_s: of
-    those that no stage has, which would be trained.
-    """
-
-    objectives: Mapping[str, float]
-    seconds: float
-    marginal_s: float
 
 
 class Advice:

@@ -8,7 +8,7 @@ import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,20 +17,20 @@ import torch
 from ray import tune
 
 from mixtune.errors import RequestError
-from mixtune.ledger import EPOCH_METRICS
-from mixtune.recipe import Recipe, change_recipe, flatten, parse_recipe
-from mixtune.run_lock import share_run
-from mixtune.space import load_space
+from mixtune.meter.lock import DeviceLock
+from mixtune.meter.times import StepTimes
+from mixtune.run.ledger import EPOCH_METRICS
+from mixtune.run.lock import share_run
+from mixtune.space.recipe import Recipe, change_recipe, flatten, parse_recipe
+from mixtune.space.space import load_space
+from mixtune.stages.resume import Recovery
+from mixtune.training.bill import phase_signature, state_factors
 from mixtune.training.data import load_training_data, place_images
 from mixtune.training.device import choose_device, limit_memory, release_memory
-from mixtune.training.device_lock import DeviceLock
 from mixtune.training.loop import train
-from mixtune.training.meter import phase_signature, state_factors
-from mixtune.training.metrics import measure
+from mixtune.training.measure import TASK_PREFIXES, Metrics, measure
 from mixtune.training.plan import Phase, make_plan
-from mixtune.training.recovery import Recovery
 from mixtune.training.state import EpochResult, TrainState, start_state
-from mixtune.training.step_times import StepTimes
 
 RESERVED = ("recipe", "trial", "search")  # every other key of the config is a dotted recipe path
 CHECKPOINT = "state.pt"
@@ -205,3 +205,9 @@ def recipe_from_config(config: Mapping[str, Any]) -> Recipe:
         raise RequestError(f"config['recipe'] should be a Recipe, a mapping or a search space's file, got {given!r}")
     changes = flatten({key: value for key, value in config.items() if key not in RESERVED})
     return change_recipe(base, changes)
+
+
+def own_metrics(result: dict[str, Any]) -> dict[str, Any]:
+    """Return what the trainable measured, without what Ray adds to each result."""
+    names = {field.name for field in fields(Metrics)}
+    return {name: value for name, value in result.items() if name in names or name.startswith(TASK_PREFIXES)}

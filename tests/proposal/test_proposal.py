@@ -20,8 +20,8 @@ from mixtune.errors import DataError, RequestError
 from mixtune.proposal import Draft, propose_space, refuse_existing
 from mixtune.proposal._choice import MOST_EPOCHS, MOST_TRIALS, SHAPES, _choose_budget, _fill_with_trials, find_data
 from mixtune.proposal._text import wall_seconds
-from mixtune.tuning.cluster import Slots
-from mixtune.tuning.costs import SearchForecast
+from mixtune.tuning.forecast import SearchForecast
+from mixtune.tuning.slots import Slots
 
 SURVEY = Survey("image_folder", "/x", {"a": 5_000, "b": 5_000}, 1_000, 32, 3, (32, 32), (32, 32), mirror=True)
 DRAFT = Draft(SURVEY, SHAPES[0], cpus=1, epochs=20, trials=20)

@@ -21,7 +21,7 @@ from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
 import mixtune
 from mixtune.errors import RequestError
-from mixtune.tuning.callbacks import epoch_results, find_loggers
+from mixtune.tuning.loggers._forward import epoch_results, find_loggers
 
 LOSSES = {"ssl_loss", "sl_loss"}
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from mixtune.cost.model import Cost
 from mixtune.errors import RequestError
-from mixtune.space import SearchSpace, space_from_dict
+from mixtune.space.space import SearchSpace, space_from_dict
 from mixtune.tuning.samplers.cost_aware import FEWEST_COMPLETE
-from mixtune.tuning.suggestions import Advice, Cost, Suggester
+from mixtune.tuning.suggestions import Advice, Suggester
 
 SPACE = {
     "alpha": {"uniform": [0.0, 1.0]},

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from mixtune.space import space_from_dict
-from mixtune.tuning.live_view import ROWS, LiveView, Pace, view_search
-from mixtune.tuning.state import RunningSearch
+from mixtune.space.space import space_from_dict
+from mixtune.tuning.live import ROWS, LiveView, Pace, view_search
+from mixtune.tuning.search import RunningSearch
 
 STEPS = {"steps": {"sl": {"signature": 20}}, "reused_steps": {}, "infer": "inference"}
 

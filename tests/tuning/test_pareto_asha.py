@@ -12,10 +12,10 @@ import pytest
 from ray import tune
 
 import mixtune
-from mixtune.analysis.rungs import Rungs, crowding, rank
 from mixtune.errors import RequestError
-from mixtune.ledger import TrialRecord
-from mixtune.space import space_from_dict
+from mixtune.run.ledger import TrialRecord
+from mixtune.run.rungs import Rungs, crowding, rank
+from mixtune.space.space import space_from_dict
 from mixtune.tuning.schedulers.pareto_asha import ParetoASHA, build
 
 BOTH = {"accuracy": "max", "seconds": "min"}

@@ -15,10 +15,10 @@ import pyte
 import pytest
 from rich.console import Console
 
-from mixtune.space import space_from_dict
-from mixtune.tuning import progress as module
-from mixtune.tuning.progress import Progress
-from mixtune.tuning.state import RunningSearch
+from mixtune.space.space import space_from_dict
+from mixtune.tuning import live as module
+from mixtune.tuning.live import Progress
+from mixtune.tuning.search import RunningSearch
 
 WHOLE = {"epoch": 5, "epochs_asked": 5, "epochs_trained": 5, "epochs_reused": 0}
 STEPS = {"steps": {"sl": {"signature": 20}}, "reused_steps": {}, "infer": "inference"}

@@ -21,8 +21,8 @@ from rich.console import Console
 
 import mixtune
 from mixtune.errors import RequestError
-from mixtune.ledger import read_ledger, trial_states
-from mixtune.run_lock import hold_run
+from mixtune.run.ledger import read_ledger, trial_states
+from mixtune.run.lock import hold_run
 from mixtune.tuning.run import SearchError, parse_duration, resume
 
 UNTIMED = {"val_accuracy": "max", "train_flops": "min"}

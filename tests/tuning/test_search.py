@@ -17,8 +17,8 @@ from rich.console import Console
 
 import mixtune
 from mixtune.errors import RequestError
-from mixtune.ledger import read_ledger
-from mixtune.run_lock import hold_run
+from mixtune.run.ledger import read_ledger
+from mixtune.run.lock import hold_run
 from mixtune.tuning.prepare import prepare
 from mixtune.tuning.run import SearchError
 
@@ -286,8 +286,8 @@ import io
 import sys
 import yaml
 from rich.console import Console
-from mixtune.ledger import apply_event, read_ledger
-from mixtune.tuning.cluster import ray_session
+from mixtune.run.ledger import apply_event, read_ledger
+from mixtune.tuning.slots import ray_session
 from mixtune.tuning.run import search
 
 with ray_session(None, cpus=2, gpus=2):

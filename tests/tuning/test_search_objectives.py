@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import mixtune
 from mixtune.exporting import export
-from mixtune.ledger import read_ledger
+from mixtune.run.ledger import read_ledger
 from mixtune.tuning.run import resume
 
 STAGES = [{"from_epoch": 0, "patch_size": 4}, {"from_epoch": 1, "token_dropout": 0.5}]

@@ -11,11 +11,11 @@ import pytest
 from rich.console import Console
 
 import mixtune
-from mixtune.ledger import read_ledger
-from mixtune.space import load_space, space_from_dict
-from mixtune.tuning.branches import RecipePaths
-from mixtune.tuning.stage_table import TrialPath
-from mixtune.tuning.state import RunningSearch
+from mixtune.run.ledger import read_ledger
+from mixtune.space.space import load_space, space_from_dict
+from mixtune.stages.paths import RecipePaths
+from mixtune.stages.table import TrialPath
+from mixtune.tuning.search import RunningSearch
 
 STEPS = {"steps": {"sl": {"sl steps": 20}}, "reused_steps": {}, "infer": "inference"}
 WINDOWS = [("sl steps", 0.05, True, {"device": "a CPU"}), ("inference", 0.01, True, {"device": "a CPU"})]

@@ -24,8 +24,8 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 import mixtune
-from mixtune.ledger import TrialRecord
-from mixtune.space import space_from_dict
+from mixtune.run.ledger import TrialRecord
+from mixtune.space.space import space_from_dict
 from mixtune.tuning.study_file import STUDY_NAME, StudyFile
 from mixtune.tuning.suggestions import to_optuna
 

@@ -9,7 +9,7 @@ import optuna
 import pytest
 
 from mixtune import plugins
-from mixtune.space import space_from_dict
+from mixtune.space.space import space_from_dict
 from mixtune.tuning.suggestions import Suggester, first_point
 
 SAMPLERS = plugins.names("tuning.samplers")

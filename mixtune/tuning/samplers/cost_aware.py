@@ -20,9 +20,9 @@ import optuna
 from scipy.stats import norm
 from sklearn.ensemble import ExtraTreesRegressor
 
-from mixtune.distributions import Distribution
 from mixtune.errors import RequestError
-from mixtune.space import VALIDATION_SCORES, SearchSpace
+from mixtune.space.distributions import Distribution
+from mixtune.space.space import VALIDATION_SCORES, SearchSpace
 from mixtune.tuning.samplers import tpe
 from mixtune.tuning.suggestions import Advice, decode, encode, to_optuna
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import optuna
 
-from mixtune.space import SearchSpace
+from mixtune.space.space import SearchSpace
 
 
 def build(space: SearchSpace, seed: int, complete: int) -> optuna.samplers.BaseSampler:

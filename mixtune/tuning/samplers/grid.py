@@ -7,7 +7,7 @@ from typing import Any
 
 import optuna
 
-from mixtune.space import SearchSpace
+from mixtune.space.space import SearchSpace
 from mixtune.tuning.suggestions import encode
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import optuna
 
-from mixtune.space import SearchSpace
+from mixtune.space.space import SearchSpace
 
 LARGEST_POPULATION = 50
 

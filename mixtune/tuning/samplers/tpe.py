@@ -6,7 +6,7 @@ import math
 
 import optuna
 
-from mixtune.space import SearchSpace
+from mixtune.space.space import SearchSpace
 
 
 def build(space: SearchSpace, seed: int, complete: int) -> optuna.samplers.BaseSampler:

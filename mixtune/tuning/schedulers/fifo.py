@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from mixtune.space import SearchSpace
+from mixtune.space.space import SearchSpace
 
 
 def build(space: SearchSpace) -> TrialScheduler:

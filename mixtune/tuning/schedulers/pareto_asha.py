@@ -9,10 +9,10 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from mixtune.analysis.rungs import KEEP, LEVELS, Rungs
 from mixtune.errors import RequestError
-from mixtune.ledger import TrialRecord
-from mixtune.space import OBJECTIVES, VALIDATION_SCORES, SearchSpace
+from mixtune.run.ledger import TrialRecord
+from mixtune.run.rungs import KEEP, LEVELS, Rungs
+from mixtune.space.space import OBJECTIVES, VALIDATION_SCORES, SearchSpace
 from mixtune.tuning.trainable import TO_LEDGER
 
 FORECASTS = {"train_latency_s": "forecast_latency_s", "train_flops": "train_flops"}  # known long before the end

@@ -1,0 +1,248 @@
+"""`mixtune compare`: SL, and SSL+SL and MixTraining at each encoding, trained side by side over seeds."""
+
+from __future__ import annotations
+
+import functools
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any, get_args
+
+import pandas as pd
+import torch
+from rich.table import Table
+
+from mixtune.comparison.table import (
+    Run,
+    comparison_csv,
+    comparison_markdown,
+    comparison_notes,
+    comparison_table,
+    summarise,
+)
+from mixtune.cost.flops import Size, forecast_latency, measure_speeds, recipe_flops
+from mixtune.errors import RequestError
+from mixtune.files import make_folder, write_whole
+from mixtune.meter.times import StepTimes
+from mixtune.metrics import duration
+from mixtune.report.paper import NoPaperRowsError, paper_rows_of
+from mixtune.single import Shared, train_recipe
+from mixtune.space.recipe import Recipe, baseline_values, change_recipe, flatten, parse_recipe
+from mixtune.space.space import load_space, override
+from mixtune.stages.keys import stage_keys
+from mixtune.training.data import load_training_data
+from mixtune.training.device import choose_device, describe_device, release_memory
+from mixtune.training.loop import DivergedError
+from mixtune.training.plan import method_of
+from mixtune.training.saved import save_diverged, saved_metrics
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison measured: a :class:`Run` for each training, and the paper's rows where they were asked for.
+
+    split: what accuracies are of, ``val`` or ``test``; remarks: what the recipe itself has to be told, a line each.
+    """
+
+    runs: tuple[Run, ...]
+    split: str
+    paper: pd.DataFrame | None = None
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """A row a method and encoding: means, deviations, speed-ups (see mixtune.comparison.table.summarise)."""
+        return summarise(self.runs)
+
+    def table(self, width: int) -> Table:
+        """Return the table for a terminal of ``width`` characters."""
+        return comparison_table(self.frame, self.paper, self.split, width)
+
+    def to_markdown(self) -> str:
+        """Return the table and its notes as Markdown."""
+        notes = "".join(f"- {note}\n" for note in self.notes())
+        return comparison_markdown(self.frame, self.paper, self.split) + (f"\n{notes}" if notes else "")
+
+    def to_csv(self) -> str:
+        """Return the rows in full precision."""
+        return comparison_csv(self.frame, self.paper)
+
+    def notes(self) -> list[str]:
+        """Return what a reader needs beside the numbers, a line each."""
+        return [*comparison_notes(self.frame, self.paper), *self.remarks]
+
+
+def compare(
+    space: Recipe | str | PathLike[str],
+    *,
+    seeds: int = 4,
+    paper: bool = False,
+    overrides: Mapping[str, Any] | None = None,
+    out: str | PathLike[str] | None = None,
+    on_line: Callable[[str], None] = lambda _: None,
+) -> Comparison:
+    """Train SL, and SSL+SL and MixTraining with each encoding, on ``seeds`` seeds each; needs no Ray.
+
+    space: a Recipe or a search space's file, whose base recipe is compared; seeds: counted from the recipe's own.
+    paper: follow the paper's protocol (no validation split, test accuracy) and put its figures beside ours.
+    out: a folder for the trained recipes (see mixtune.training.saved) and the tables, ``compare.md`` and
+    ``compare.csv``; trainings that it holds already are not repeated, so an interrupted comparison goes on.
+    Of one seed, epochs that recipes have in common are trained once, and step times are measured once.
+    on_line: told of progress, line by line. The seeds of all methods are trained in turn, so that a machine that
+    slows down slows all of them. Raises RequestError or DataError.
+    """
+    recipe = space if isinstance(space, Recipe) else load_space(space).recipe
+    recipe = override(recipe, {**({"protocol": "paper"} if paper else {}), **(overrides or {})})
+    if seeds < 1:
+        raise RequestError(f"seeds: should be at least 1, got {seeds}")
+    if recipe.protocol == "search" and recipe.data.val_fraction == 0:
+        raise RequestError("data.val_fraction is 0: there is nothing to measure on (protocol: paper takes test images)")
+    if method_of(recipe) != "mixtraining":
+        raise RequestError(
+            f"epochs.ssl {recipe.epochs.ssl}, epochs.sl {recipe.epochs.sl} and rho {recipe.rho:g} mix no epoch, so "
+            "there is no MixTraining to compare: raise them"
+        )
+    if out is not None:
+        make_folder(Path(out))
+    planned = [named for seed in range(seeds) for named in compared_recipes(recipe, seed)]
+    comparison = Comparison((), split="test" if recipe.protocol == "paper" else "val", remarks=_remarks(recipe))
+    if paper:
+        comparison = _with_paper(comparison, recipe)
+    with tempfile.TemporaryDirectory(prefix="mixtune-compare-") as scratch:
+        stages = Path(scratch if out is None else out) / "stages"
+        for run in _train_all(planned, None if out is None else Path(out), stages, on_line):
+            comparison = replace(comparison, runs=(*comparison.runs, run))
+            if out is not None:
+                write_whole(Path(out) / "compare.md", comparison.to_markdown())
+                write_whole(Path(out) / "compare.csv", comparison.to_csv())
+        shutil.rmtree(stages, ignore_errors=True)  # kept by an interrupted comparison alone, which goes on from them
+    return comparison
+
+
+def compared_recipes(recipe: Recipe, seed: int = 0) -> Iterator[tuple[str, Recipe]]:
+    """Yield (name, recipe) of SL, and of SSL+SL and MixTraining at each encoding that the objective has."""
+    seeded = change_recipe(recipe, {"seed": recipe.seed + seed})
+    yield "sl", change_recipe(seeded, baseline_values("sl"))
+    for encode in _encodings(recipe):
+        chosen = {} if encode is None else {"ssl.encode": encode}
+        suffix = "" if encode is None else f"-{encode}"
+        yield f"ssl_sl{suffix}", change_recipe(seeded, {**chosen, **baseline_values("ssl_sl")})
+        yield f"mixtraining{suffix}", change_recipe(seeded, chosen)
+
+
+def _encodings(recipe: Recipe) -> tuple[str | None, ...]:
+    """Return the objective's choices of ``ssl.encode``, or None alone where it does not have these two."""
+    field = type(recipe.ssl).model_fields.get("encode")
+    choices = () if field is None else get_args(field.annotation)
+    return choices if set(choices) == {"visible", "full"} else (None,)
+
+
+def _train_all(
+    planned: list[tuple[str, Recipe]], out: Path | None, stages: Path, on_line: Callable[[str], None]
+) -> Iterator[Run]:
+    mixed = planned[-1][1]
+    device = choose_device()
+    data = load_training_data(mixed, device)
+    size, speeds = Size.of(data), measure_speeds(mixed, data, device)
+    flops = [recipe_flops(recipe, size) for _, recipe in planned]
+    forecasts = [forecast_latency(each, speeds) for each in flops]
+    on_line(f"{len(planned)} trainings ({device.type}), about {duration(sum(forecasts))} of training steps")
+    took = forecast = 0.0
+    shared = functools.cache(functools.partial(_shared, [recipe for _, recipe in planned], stages, device))
+    for number, (name, recipe) in enumerate(planned):
+        folder = None if out is None else out / f"{name}-seed{recipe.seed}"
+        known = None if folder is None else _held(folder, recipe, device)
+        started = time.perf_counter()
+        run = _run(recipe, known, sum(flops[number].values()), folder, shared)
+        if known is None:
+            took += time.perf_counter() - started
+            forecast += forecasts[number]
+        pace = took / forecast if forecast else 1.0
+        result = "diverged" if math.isnan(run.accuracy) else f"accuracy {run.accuracy:.3f} in {run.latency_s:.1f} s"
+        left = f"; about {duration(pace * sum(forecasts[number + 1 :]))} left" if number + 1 < len(planned) else ""
+        on_line(f"[{number + 1}/{len(planned)}] {name}, seed {recipe.seed}: {result}{' (held)' * bool(known)}{left}")
+        yield run
+
+
+def _held(folder: Path, recipe: Recipe, device: torch.device) -> dict[str, Any] | None:
+    """Return the metrics that the folder holds for a recipe, or None; seconds of another device are none of ours."""
+    known = saved_metrics(folder, recipe)
+    here = describe_device(device)
+    if known is not None and known.get("device") != here:
+        raise RequestError(f"{folder} was trained on {known.get('device')}, not on {here}: give another --out")
+    return known
+
+
+def _shared(planned: list[Recipe], stages: Path, device: torch.device, seed: int) -> Shared:
+    """Return what the trainings of a seed have in common."""
+    recipes = [recipe for recipe in planned if recipe.seed == seed]
+    keys = [stage_keys(recipe, load_training_data(recipe, device), device) for recipe in recipes]
+    return Shared(stages, StepTimes(), keys)
+
+
+def _run(
+    recipe: Recipe, known: Mapping[str, Any] | None, flops: float, folder: Path | None, shared: Callable[[int], Shared]
+) -> Run:
+    """Return one training's figures: those that the folder holds, or a new training's."""
+    metrics = known
+    if metrics is None:
+        try:
+            metrics = train_recipe(recipe, out=folder, shared=shared(recipe.seed)).metrics.to_dict()
+        except DivergedError as error:
+            metrics = {"diverged": str(error), "device": describe_device(choose_device())}
+            if folder is not None:
+                save_diverged(folder, recipe, metrics)
+        release_memory(recipe.compile)
+    split = "test" if recipe.protocol == "paper" else "val"
+    tasks = [task.name for task in recipe.data.tasks]
+    accuracy = _number(metrics.get(f"{split}_accuracy"))
+    return Run(
+        method=method_of(recipe),
+        encode=None if recipe.epochs.ssl == 0 or _encodings(recipe) == (None,) else recipe.ssl.model_dump()["encode"],
+        seed=recipe.seed,
+        accuracy=accuracy,
+        task_accuracies={
+            task: accuracy if len(tasks) == 1 else _number(metrics.get(f"{split}_accuracy_{task}")) for task in tasks
+        },
+        latency_s=_number(metrics.get("train_latency_s")),
+        flops=flops,
+    )
+
+
+def _with_paper(comparison: Comparison, recipe: Recipe) -> Comparison:
+    try:
+        rows = paper_rows_of(recipe.to_dict())
+    except NoPaperRowsError as none:
+        return replace(comparison, remarks=(*comparison.remarks, str(none)))
+    return replace(comparison, paper=rows, remarks=(*comparison.remarks, *_differences(recipe)))
+
+
+def _remarks(recipe: Recipe) -> tuple[str, ...]:
+    """Return what the rows do not say of themselves."""
+    if recipe.rho == 1 and recipe.epochs.ssl <= recipe.epochs.sl and _encodings(recipe) != (None,):
+        return ("every SSL epoch is mixed, so MixTraining (visible) and (full) are one recipe, trained twice",)
+    return ()
+
+
+def _differences(recipe: Recipe) -> tuple[str, ...]:
+    """Return a line on what differs from the paper's model, and from its optimizer on all but TinyImageNet."""
+    sections = ["model.", "ssl.mask_ratio", "ssl.decoder_depth", "optim.batch_size"]
+    if "tiny_imagenet" not in recipe.data.dataset and recipe.data.ssl_dataset is None:
+        sections += ["optim.", "augment."]
+    given, paper = (flatten(r.to_dict()) for r in (recipe, parse_recipe({"data": {"dataset": "CIFAR10"}})))
+    also = {"model.patch_size": (2, 4), "augment.pad": (4,), "augment.flip": (0.5,)}  # what the defaults come to there
+    differing = [
+        path
+        for path, value in given.items()
+        if path.startswith(tuple(sections)) and value not in (paper.get(path), *also.get(path, ()))
+    ]
+    return (f"the paper's rows have other values of {', '.join(differing)}",) if differing else ()
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value

@@ -1,0 +1,320 @@
+"""SL, SSL+SL and MixTraining side by side: means over seeds, speed-ups, as table, Markdown and CSV.
+
+A speed-up is the seconds of an SSL+SL over a row's: the paper's claim is against SSL+SL. SL leaves the
+self-supervised half out, so it is neither a rival for being the fastest nor has a speed-up of its own.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from mixtune.metrics import quantity, significant
+from mixtune.report.paper import dataset_key
+from mixtune.run.frames import csv_text
+
+_LABELS = {"sl": "SL", "ssl_sl": "SSL+SL", "mixtraining": "MixTraining"}
+_ORDER = [(method, encode) for encode in (None, "visible", "full") for method in _LABELS]
+_TASK = re.compile(r"accuracy_(.+)_mean", re.DOTALL)
+_SPEEDUPS = ["speedup_same_encoding", "speedup_same_encoding_by_flops", "speedup_fastest", "speedup_fastest_by_flops"]
+
+Row = dict[Hashable, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of a comparison. Accuracies are shares in [0, 1] of one split, NaN where the training diverged.
+
+    method: "sl", "ssl_sl" or "mixtraining"; encode: "visible" or "full", None for sl and for SSL objectives without
+    that choice; task_accuracies: by task, in the recipe's order; latency_s: seconds of training.
+    """
+
+    method: str
+    encode: str | None
+    seed: int
+    accuracy: float
+    task_accuracies: dict[str, float]
+    latency_s: float
+    flops: float
+
+
+def summarise(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return a row for each (method, encode) that has runs: SL, then SSL+SL and MixTraining at each encoding.
+
+    Columns: label, method, encode, seeds, diverged (how many of them), accuracy_mean, accuracy_std,
+    accuracy_<task>_mean where there are several tasks, latency_mean_s, latency_std_s, flops (mean), and four speed-ups,
+    of seconds and ``_by_flops``: ``speedup_same_encoding`` for MixTraining, against SSL+SL at its encoding;
+    ``speedup_fastest`` for SSL+SL and MixTraining, against the SSL+SL of the fewest seconds (that one's FLOPs, too).
+
+    Deviations are the sample's over seeds, NaN for one. A diverged run makes the accuracies NaN; seconds and FLOPs are
+    those of the runs that did not diverge, because a diverged one stops early. What cannot be had is NaN.
+    """
+    assert all((run.method, run.encode) in _ORDER for run in runs)
+    tasks = list(dict.fromkeys(task for run in runs for task in run.task_accuracies))
+    tasks = tasks if len(tasks) > 1 else []
+    groups = {key: [run for run in runs if (run.method, run.encode) == key] for key in _ORDER}
+    rows = [_summary(group, tasks) for group in groups.values() if group]
+    _add_speedups(rows)
+    columns = [*_summary([], tasks), *_SPEEDUPS]
+    frame = pd.DataFrame(rows, columns=columns)
+    # An object column, because a column of text would turn None into NaN.
+    frame["encode"] = pd.Series([row["encode"] for row in rows], dtype=object, index=frame.index)
+    return frame
+
+
+def comparison_table(frame: pd.DataFrame, paper: pd.DataFrame | None, split: str, width: int) -> Table:
+    """Return what ``summarise`` found for a terminal of ``width`` characters, under a line the paper's rows.
+
+    ``split`` ("val" or "test") is where accuracies come from; ``paper`` is what ``paper_rows`` returned, its tasks
+    known by name or else by order. Each of several tasks has a column or, where that is too wide, a row of its own.
+    """
+    tables = [_table(frame, paper, split, *layout) for layout in [(False, 1), (True, 1), (True, 0)]]
+    unbounded = Console(width=10_000)
+    fitting = [t for t in tables if Measurement.get(unbounded, unbounded.options, t).maximum <= width]
+    return [*fitting, tables[-1]][0]
+
+
+def comparison_markdown(frame: pd.DataFrame, paper: pd.DataFrame | None, split: str) -> str:
+    """Return the same cells as Markdown: a line that says what ± is, and the table."""
+    headers = [header.replace("\n", " ") for header in _headers(frame, split)]
+    rules = ["---", *["---:"] * (len(headers) - 1)]
+    lines = [headers, rules, *(_cells(frame, row) for row in _rows(frame, paper))]
+    table = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+    return "\n".join([_title(frame), "", *table]) + "\n"
+
+
+def comparison_csv(frame: pd.DataFrame, paper: pd.DataFrame | None) -> str:
+    """Return the columns of ``summarise`` as CSV in full precision; ``source`` tells measured rows from the paper's."""
+    rows = pd.DataFrame(_rows(frame, paper), columns=[*frame.columns, "source"])
+    return csv_text(rows.astype({"seeds": "Int64", "diverged": "Int64"}))
+
+
+def comparison_notes(frame: pd.DataFrame, paper: pd.DataFrame | None = None) -> list[str]:
+    """Return a line each: what is missing or diverged, differences within noise, speed-ups against FLOPs, the paper."""
+    rows = frame.to_dict("records")
+    notes = _seed_notes(rows)
+    predicted = []
+    for ssl_sl, mixed in _pairs(rows):
+        gap = abs(mixed["accuracy_mean"] - ssl_sl["accuracy_mean"])
+        error = math.hypot(*(row["accuracy_std"] / math.sqrt(row["seeds"]) for row in (ssl_sl, mixed)))
+        if gap < error:
+            notes.append(
+                f"{mixed['label']} and {ssl_sl['label']} differ by {100 * gap:.1f} points of accuracy, "
+                f"less than their combined standard error of {100 * error:.1f}"
+            )
+        measured, flops = mixed["speedup_same_encoding"], mixed["speedup_same_encoding_by_flops"]
+        if not math.isnan(measured / flops):
+            predicted.append(f"{mixed['label']} {measured / flops:.2f} ({measured:.2f}x / {flops:.2f}x)")
+    if predicted:
+        notes.append(f"speed-up measured / predicted by FLOPs, at the same encoding: {', '.join(predicted)}")
+    if paper is not None:
+        notes.append(
+            f"paper ({_tables(paper['table'])}): {paper['setting'].iloc[0]}; test accuracy, seconds on its own "
+            "hardware, encoding full"
+        )
+    return notes
+
+
+def _summary(runs: Sequence[Run], tasks: Sequence[str]) -> Row:
+    """Return the columns that the runs of one method and encoding give by themselves."""
+    method, encode = (runs[0].method, runs[0].encode) if runs else ("sl", None)
+    finished = [run for run in runs if math.isfinite(run.accuracy)]
+    accuracies = [run.accuracy for run in runs]
+    latencies = [run.latency_s for run in finished]
+    by_task = {task: [run.task_accuracies.get(task, math.nan) for run in runs] for task in tasks}
+    return {
+        "label": f"{_LABELS[method]} ({encode})" if encode else _LABELS[method],
+        "method": method,
+        "encode": encode,
+        "seeds": len(runs),
+        "diverged": len(runs) - len(finished),
+        "accuracy_mean": _mean(accuracies),
+        "accuracy_std": _deviation(accuracies),
+        **{f"accuracy_{task}_mean": _mean(values) for task, values in by_task.items()},
+        "latency_mean_s": _mean(latencies),
+        "latency_std_s": _deviation(latencies),
+        "flops": _mean([run.flops for run in finished]),
+    }
+
+
+def _add_speedups(rows: list[Row]) -> None:
+    same = {row["encode"]: row for row in rows if row["method"] == "ssl_sl"}
+    timed = [row for row in same.values() if row["latency_mean_s"] > 0]
+    fastest = min(timed, key=lambda row: float(row["latency_mean_s"]), default=None)
+    for row in rows:
+        rivals = [
+            same.get(row["encode"]) if row["method"] == "mixtraining" else None,
+            fastest if row["method"] != "sl" else None,
+        ]
+        ratios = [_ratio(rival, row, cost) for rival in rivals for cost in ("latency_mean_s", "flops")]
+        row.update(zip(_SPEEDUPS, ratios, strict=True))
+
+
+def _ratio(rival: Row | None, row: Row, cost: str) -> float:
+    if rival is None or not (rival[cost] > 0 and row[cost] > 0):
+        return math.nan
+    return float(rival[cost] / row[cost])
+
+
+def _pairs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """Return SSL+SL and MixTraining at each encoding that has both."""
+    found = {(row["method"], row["encode"]): row for row in rows}
+    encodings = dict.fromkeys(encode for _, encode in found)
+    pairs = [(found.get(("ssl_sl", encode)), found.get(("mixtraining", encode))) for encode in encodings]
+    return [(ssl_sl, mixed) for ssl_sl, mixed in pairs if ssl_sl is not None and mixed is not None]
+
+
+def _seed_notes(rows: Sequence[Row]) -> list[str]:
+    notes = []
+    most = max((row["seeds"] for row in rows), default=0)
+    if fewer := [f"{row['label']} {row['seeds']}" for row in rows if row["seeds"] < most]:
+        notes.append(f"not every seed is in: {', '.join(fewer)} of {most}")
+    if single := [str(row["label"]) for row in rows if row["seeds"] == 1]:
+        notes.append(f"a deviation needs two seeds: {', '.join(single) if most > 1 else 'there is only one'}")
+    for row in rows:
+        if row["diverged"]:
+            kept = row["seeds"] - row["diverged"]
+            times = f"its time is from the other {kept}" if kept else "it has no time either"
+            diverged = f"{row['diverged']} of {row['seeds']} seeds diverged"
+            notes.append(f"{row['label']}: {diverged}, so it has no mean accuracy; {times}")
+    return notes
+
+
+def _rows(frame: pd.DataFrame, paper: pd.DataFrame | None) -> list[Row]:
+    """Return the frame's rows and the paper's in the same columns, and a ``source`` for each."""
+    rows: list[Row] = [{**row, "source": "measured"} for row in frame.to_dict("records")]
+    if paper is None:
+        return rows
+    tasks = _paper_tasks(frame, paper)
+    for row in paper.to_dict("records"):
+        entry: Row = {
+            "label": f"paper: {_LABELS[row['method']]}",
+            "method": row["method"],
+            "encode": None if row["method"] == "sl" else "full",  # its Appendix A.2
+            "accuracy_mean": row["accuracy"],
+            "latency_mean_s": row["latency_s"],
+            "speedup_same_encoding": row["speedup"],
+            "source": f"paper, {_tables([row['table']])}",
+        }
+        rows.append(entry | {ours: row[theirs] for ours, theirs in tasks.items()})
+    return rows
+
+
+def _paper_tasks(frame: pd.DataFrame, paper: pd.DataFrame) -> dict[str, str]:
+    """Return the paper's column for each task of the frame: by name or, where names differ, in the same order."""
+    ours = dict(zip(map(dataset_key, _task_names(frame)), _task_columns(frame), strict=True))
+    prefix = "accuracy_"
+    theirs = {dataset_key(name.removeprefix(prefix)): name for name in paper.columns if name.startswith(prefix)}
+    if len(ours) != len(theirs):
+        return {}
+    if ours.keys() == theirs.keys():
+        return {ours[key]: theirs[key] for key in ours}
+    return dict(zip(ours.values(), theirs.values(), strict=True))
+
+
+def _table(frame: pd.DataFrame, paper: pd.DataFrame | None, split: str, task_rows: bool, padding: int) -> Table:
+    table = Table(
+        title=_title(frame), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, padding), show_edge=padding > 0
+    )
+    tasks = _task_names(frame)
+    after = 2 + len(tasks)
+    headers = _headers(frame, split)
+    for header in [*headers[:2], *headers[after:]] if task_rows else headers:
+        table.add_column(Text(header), justify="right" if table.columns else "left", overflow="fold")
+    source = "measured"
+    for row in _rows(frame, paper):
+        cells, style = _cells(frame, row), None if row["source"] == "measured" else "dim"
+        if row["source"] != source == "measured":
+            table.add_section()
+        source = row["source"]
+        if not task_rows:
+            table.add_row(*map(Text, cells), style=style)
+            continue
+        table.add_row(*map(Text, [*cells[:2], *cells[after:]]), style=style)
+        for task, cell in zip(tasks, cells[2:after], strict=True):
+            table.add_row(Text(f"  {task}"), Text(cell), style=style)
+    return table
+
+
+def _title(frame: pd.DataFrame) -> str:
+    seeds = sorted(set(frame["seeds"]))
+    if not seeds:
+        return "no training is complete yet"
+    if seeds == [1]:
+        return "one seed"
+    return f"mean ± deviation over {' to '.join(map(str, dict.fromkeys([seeds[0], seeds[-1]])))} seeds"
+
+
+def _headers(frame: pd.DataFrame, split: str) -> list[str]:
+    title = quantity(f"{split}_accuracy").title.replace(" ", "\n")
+    return ["method", title, *_task_names(frame), "training\ntime", *_speedups(frame)]
+
+
+def _cells(frame: pd.DataFrame, row: Row) -> list[str]:
+    """Return the texts of a row, in the order of ``_headers``."""
+    accuracy = quantity("accuracy")
+    return [
+        str(row["label"]),
+        accuracy.text(row["accuracy_mean"], row.get("accuracy_std")),
+        *(accuracy.text(row.get(name)) for name in _task_columns(frame)),
+        _seconds(row["latency_mean_s"], row.get("latency_std_s", math.nan)),
+        *(_times(row.get(name, math.nan)) for name in _speedups(frame).values()),
+    ]
+
+
+def _speedups(frame: pd.DataFrame) -> dict[str, str]:
+    """Return the speed-up columns by header; without a choice of encoding there is one SSL+SL to compare with."""
+    if frame["encode"].isna().all():
+        return {"speed-up": "speedup_same_encoding"}
+    return {
+        "speed-up,\nsame\nencoding": "speedup_same_encoding",
+        "speed-up,\nfastest\nSSL+SL": "speedup_fastest",
+    }
+
+
+def _task_columns(frame: pd.DataFrame) -> list[str]:
+    return [str(name) for name in frame.columns if _TASK.fullmatch(str(name))]
+
+
+def _task_names(frame: pd.DataFrame) -> list[str]:
+    return [_TASK.sub(r"\1", name) for name in _task_columns(frame)]
+
+
+def _seconds(mean: float, deviation: float) -> str:
+    """Return "12.3 ± 0.4 s", the deviation with as many decimals as the mean."""
+    if not math.isfinite(mean):
+        return "-"
+    text = significant(mean)
+    if math.isfinite(deviation):
+        decimals = 0 if "e" in text else len(text.partition(".")[2])
+        text += f" ± {deviation:.{decimals}f}"
+    return f"{text} s"
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.2f}x" if math.isfinite(ratio) else "-"
+
+
+def _tables(names: Sequence[str] | pd.Series[str]) -> str:
+    """Return "Table 1", or "Tables 3, 16", for what ``paper_rows`` says of several rows."""
+    numbers = sorted({int(number) for name in names for number in name.split(", ")})
+    return f"Table{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return statistics.fmean(values) if values and all(map(math.isfinite, values)) else math.nan
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else math.nan

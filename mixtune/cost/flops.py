@@ -1,0 +1,161 @@
+"""What a recipe will cost, before it trains: its operations, and a few timed steps."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import torch
+
+from mixtune import plugins
+from mixtune.backbone import build_backbone
+from mixtune.errors import RequestError
+from mixtune.space.recipe import Model, Recipe, SslSettings
+from mixtune.space.space import SearchSpace
+from mixtune.space.views import Strategy
+from mixtune.training.data import TrainingData
+from mixtune.training.flops import phase_flops
+from mixtune.training.loop import compile_phase, train_step
+from mixtune.training.plan import PHASES, Epoch, Phase, make_plan
+from mixtune.training.state import TrainState, start_state
+from mixtune.training.streams import torch_generator
+
+TIMED_BATCH = 64
+TIMED_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a recipe's cost depends on beside the recipe: the data's shape.
+
+    classes and images are of each task; images counts all before the split.
+    """
+
+    image_size: int
+    channels: int
+    classes: tuple[int, ...]
+    images: tuple[int, ...]
+
+    @classmethod
+    def of(cls, data: TrainingData) -> Size:
+        """Return the shape of loaded data."""
+        classes = tuple(len(task.classes) for task in data.tasks)
+        return cls(data.image_size, data.channels, classes, tuple(len(task.train.images) for task in data.tasks))
+
+    def epoch_images(self, recipe: Recipe) -> int:
+        """Return how many images an epoch of the recipe trains on, of all tasks together."""
+        smallest, batch = min(self.images), recipe.optim.batch_size
+        held_out = 0 if recipe.protocol == "paper" else round(recipe.data.val_fraction * smallest)
+        return round((smallest - held_out) * recipe.data.fraction) // batch * batch * len(self.images)
+
+
+def recipe_flops(recipe: Recipe, size: Size) -> dict[Phase, float]:
+    """Return the training operations of a whole recipe by phase, without allocating its weights."""
+    flops, images = dict.fromkeys(PHASES, 0.0), size.epoch_images(recipe)
+    for (phase, strategy), epochs in Counter(epoch.work for epoch in make_plan(recipe)).items():
+        flops[phase] += image_flops(recipe, size, strategy)[phase] * images * epochs
+    return flops
+
+
+def step_flops(recipe: Recipe, size: Size) -> float:
+    """Return the training operations of one step of the dearest phase that a recipe has; 0 where it has no step."""
+    if not size.epoch_images(recipe):
+        return 0.0
+    works = {epoch.work for epoch in make_plan(recipe)}
+    dearest = max(image_flops(recipe, size, strategy)[phase] for phase, strategy in works)
+    return dearest * recipe.optim.batch_size * len(size.classes)
+
+
+def image_flops(recipe: Recipe, size: Size, strategy: Strategy | None) -> dict[Phase, float]:
+    """Return the training operations of one image in each phase, with an epoch's strategy."""
+    image_size = recipe.data.image_size or size.image_size
+    return _model_flops(recipe.model, recipe.ssl, image_size, size.channels, size.classes, strategy)
+
+
+@functools.lru_cache(maxsize=4096)
+def _model_flops(
+    model: Model,
+    ssl: SslSettings,
+    image_size: int,
+    channels: int,
+    classes: tuple[int, ...],
+    strategy: Strategy | None,
+) -> dict[Phase, float]:
+    with torch.device("meta"):
+        backbone = build_backbone(model, image_size, channels)
+        objective = plugins.find("objectives", ssl.objective, "ssl.objective").build(ssl, backbone)
+    return phase_flops(backbone, objective, classes, strategy)
+
+
+def dearest_recipe(space: SearchSpace, size: Size) -> Recipe:
+    """Return the recipe of the space that needs the most operations; see _costliest for how surely."""
+    return _costliest(space, lambda recipe: (sum(recipe_flops(recipe, size).values()),))
+
+
+def largest_recipe(space: SearchSpace, size: Size) -> Recipe:
+    """Return the recipe of the space whose training needs the most memory: that with the most operations in a step.
+
+    What a step computes it keeps for the backward pass. See _costliest for how surely it is found.
+    """
+
+    def cost(recipe: Recipe) -> tuple[float, ...]:
+        # of equal steps the longer training: epochs.ssl and rho, say, add a phase only together
+        return step_flops(recipe, size), sum(recipe_flops(recipe, size).values())
+
+    return _costliest(space, cost)
+
+
+def _costliest(space: SearchSpace, cost: Callable[[Recipe], tuple[float, ...]]) -> Recipe:
+    """Return the recipe of the space that costs the most.
+
+    Found from the base recipe, coordinate by coordinate over every distribution's ends and choices, twice around:
+    exact where no two parameters pull each other's cost in opposite directions.
+    """
+
+    def cost_at(params: dict[str, Any]) -> tuple[float, ...]:
+        try:
+            return cost(space.recipe_at(params))
+        except RequestError:  # values that are right one by one, but not together: such a trial fails, it costs nothing
+            return ()
+
+    params: dict[str, Any] = {}
+    for _ in range(2):
+        for path, value in space.extremes():
+            params = max(params, {**params, path: value}, key=cost_at)
+    return space.recipe_at(params)
+
+
+def forecast_latency(flops: dict[Phase, float], speeds: dict[Phase, float]) -> float:
+    """Return seconds of training from operations and operations per second, both by phase."""
+    return sum(flops[phase] / speeds[phase] for phase in PHASES)
+
+
+def measure_speeds(recipe: Recipe, data: TrainingData, device: torch.device) -> dict[Phase, float]:
+    """Return the operations per second of each phase's training steps, measured here and now over a few of them."""
+    batch = recipe.optim.batch_size if device.type == "cuda" else min(recipe.optim.batch_size, TIMED_BATCH)
+    small = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"batch_size": batch})})
+    state = start_state(small, replace(data, batch_size=batch), device)
+    first = recipe.ssl.strategy(0)
+    epochs = [Epoch(0, phase, None, None, None if phase == "sl" else first) for phase in PHASES]
+    return {epoch.phase: state.step_flops(epoch) / _step_seconds(state, epoch) for epoch in epochs}
+
+
+def _step_seconds(state: TrainState, epoch: Epoch) -> float:
+    """Return the least of a few timed training steps, their batches included; the first, which allocates, is not."""
+    compile_phase(state, epoch)
+    masks = torch_generator(state.recipe.seed, "masks", 0, state.device)
+    times = []
+    batches = islice(state.data.batches(state.recipe, epoch), TIMED_STEPS + 1)
+    started = time.perf_counter()
+    for images, labels in batches:
+        train_step(state, epoch, images, labels, masks)
+        if state.device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+        started = time.perf_counter()
+    return min(times[1:] or times)

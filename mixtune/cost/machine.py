@@ -1,0 +1,127 @@
+"""What trials will cost: measured on the machine before the first one, exact for steps that were timed since."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from mixtune.cost.flops import (
+    Size,
+    largest_recipe,
+    measure_speeds,
+)
+from mixtune.cost.memory import context_bytes, largest_packing, peak_memory
+from mixtune.errors import TrainingError, one_line
+from mixtune.meter.lock import DeviceLock
+from mixtune.space.recipe import Recipe, change_recipe
+from mixtune.space.space import SearchSpace
+from mixtune.training.data import load_training_data, place_images
+from mixtune.training.device import choose_device, choose_dtype, describe_device, release_memory
+
+SAMPLED = 64  # recipes, for what a search will cost
+MOST_A_GPU = 16  # trials
+MOST_CONTEXT = 2 * 2**30  # bytes; more is other processes' memory, which is not there for ever
+SURELY = 0.5  # of a forecast by operations: a constraint rejects before anything was timed only what is far too dear
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a search trains, as it was found before the first trial.
+
+    device: as describe_device() says it; threads: of each trial; precision: of ``precision: auto``; speeds: FLOP/s of
+    the base recipe's steps by phase; gpu_bytes: of the GPU, what a process holds of it beside its tensors, and what
+    the largest recipe of the space needs for these; None on a CPU.
+    """
+
+    device: str
+    threads: int
+    precision: str
+    speeds: dict[str, float]
+    gpu_bytes: dict[str, int] | None = None
+
+    def auto_share(self, most: int) -> float:
+        """Return the share of a GPU that ``gpus_per_trial: auto`` stands for: the least that fits every recipe.
+
+        most: how many trials a GPU should have at most, as many as there are CPUs for.
+        """
+        if self.gpu_bytes is None:
+            return 1.0
+        known = self.gpu_bytes
+        return 1.0 / largest_packing(known["total"], known["context"], known["peak"], max(1, min(most, MOST_A_GPU)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for a file; Machine(**values) reads them."""
+        return asdict(self)
+
+
+def look_at_machine(space: SearchSpace, threads: int, on_gpu: bool) -> Machine:
+    """Time a few steps of the base recipe on an idle device, and measure the memory of the largest one on a GPU."""
+    device = choose_device() if on_gpu else torch.device("cpu")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    data = load_training_data(space.recipe, device)
+    with DeviceLock.of(device).exclusive():
+        precision = str(choose_dtype("auto", device)).removeprefix("torch.")
+        speeds = measure_speeds(space.recipe, data, device)
+    size = Size.of(data)
+    del data
+    machine = Machine(
+        device=describe_device(device),
+        threads=threads,
+        precision=precision,
+        speeds={str(phase): speed for phase, speed in speeds.items()},
+        gpu_bytes=_measure_memory(largest_recipe(space, size), device) if device.type == "cuda" else None,
+    )
+    torch.set_num_threads(before)
+    _release(space.recipe)
+    return machine
+
+
+def _measure_memory(largest: Recipe, device: torch.device) -> dict[str, int]:
+    """Return Machine.gpu_bytes; a recipe that does not fit at all needs everything."""
+    _release(largest)
+    total = torch.cuda.get_device_properties(device).total_memory
+    try:
+        peak = peak_memory(largest, load_training_data(largest, device), device)
+    except torch.OutOfMemoryError:
+        peak = total
+    return {"total": total, "context": min(context_bytes(device), MOST_CONTEXT), "peak": peak}
+
+
+def _release(recipe: Recipe) -> None:
+    """Give back what was held for a recipe: the GPU is the trials'."""
+    place_images.cache_clear()
+    release_memory(recipe.compile)
+
+
+def device_here(threads: int, on_gpu: bool) -> str:
+    """Return the name of the device that trials of so many threads would train on here."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    name = describe_device(choose_device() if on_gpu else torch.device("cpu"))
+    torch.set_num_threads(before)
+    return name
+
+
+@contextmanager
+def as_in_search(base: Recipe, machine: Mapping[str, Any]) -> Iterator[tuple[Recipe, torch.device]]:
+    """Compute as a search's trials did; yield its base recipe, at their precision, and the device.
+
+    machine: ``run.machine`` of its space.yaml. On a CPU the same bits come out, so its stored states can be gone on
+    from. Raises TrainingError where a GPU's memory is full.
+    """
+    device = choose_device() if machine.get("gpu_bytes") else torch.device("cpu")
+    if base.precision == "auto" and "precision" in machine:
+        base = change_recipe(base, {"precision": machine["precision"]})
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, machine.get("threads", 1)))
+    try:
+        yield base, device
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(f"the GPU's memory is full: is another process on it? ({one_line(error)})") from error
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,302 @@
+"""`mixtune export`: a trained recipe as a folder that timm, or nothing but a short script, classifies with."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import yaml
+from torch import nn
+
+from mixtune._version import __version__
+from mixtune.backbone import Backbone
+from mixtune.cost.machine import as_in_search
+from mixtune.errors import DataError, RequestError, suggest
+from mixtune.exporting import classify
+from mixtune.exporting.card import ModelFacts, TaskFacts, model_card
+from mixtune.exporting.timm_model import check_logits, timm_config, timm_weights
+from mixtune.files import refuse_foreign, write_folder
+from mixtune.meter.times import StepTimes
+from mixtune.run.confirmed import confirmation
+from mixtune.run.frames import plain
+from mixtune.run.ledger import TrialRecord, finite_or_none, read_ledger
+from mixtune.run.lock import hold_run
+from mixtune.run.result import Result, load
+from mixtune.space.recipe import Recipe, Task, change_recipe, with_absolute_paths
+from mixtune.space.space import load_space
+from mixtune.stages.resume import train_shared
+from mixtune.training.data import TaskData, TrainingData, load_training_data
+from mixtune.training.device import choose_device
+from mixtune.training.evaluation import tally_answers
+from mixtune.training.measure import score_metrics
+from mixtune.training.plan import PHASES, make_plan
+from mixtune.training.saved import load_trained
+from mixtune.training.state import start_state
+
+KNEE, BEST = "knee", "best:"
+_NAMED = 12  # trials, in a mistake's message
+_SAME = 1e-9  # of an accuracy
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A trained recipe and what is known of it; metrics: by the names of trials.csv; see ModelFacts."""
+
+    name: str
+    recipe: Recipe
+    data: TrainingData
+    backbone: Backbone
+    classifiers: nn.ModuleList
+    metrics: Mapping[str, Any]
+    choice: str | None = None
+    confirmed: Mapping[str, Any] | None = None
+
+
+def export(
+    directory: str | os.PathLike[str],
+    trial: str | None = None,
+    out: str | os.PathLike[str] | None = None,
+    on_line: Callable[[str], None] = lambda _: None,
+) -> Path:
+    """Write a trained recipe as a folder with weights, config, script and model card; return the folder.
+
+    directory: a run of a search, or a folder of ``mixtune train --out``. trial: of a search, its id, a baseline's name,
+    ``knee`` (the default) or ``best:<objective>``. out: by default ``models/<trial>`` in the run, ``export`` in a
+    folder of one recipe; one that an earlier export wrote is replaced. timm reads the folder as
+    ``timm.create_model("local-dir:FOLDER", pretrained=True)``; of several tasks each has a folder of its own in it.
+
+    A trial's weights are what its search has stored; what is not there any more is trained again, on the same kind of
+    machine to the same bits. Figures are measured now, on the validation images or under ``protocol: paper`` on the
+    test images. on_line: told where the weights come from and what differs. Needs neither Ray nor Optuna. Raises
+    RequestError, DataError or TrainingError.
+    """
+    directory = Path(directory)
+    if (directory / "space.yaml").exists():
+        return _export_trial(directory, trial or KNEE, out, on_line)
+    if trial is not None:
+        raise RequestError(f"{directory} holds no search, so there is no trial {trial!r} to choose: drop --trial")
+    folder = Path(os.path.abspath(out or directory / "export"))
+    refuse_foreign(folder)
+    return _write(_read_saved(directory), folder, on_line)
+
+
+def _export_trial(
+    directory: Path, trial: str, out: str | os.PathLike[str] | None, on_line: Callable[[str], None]
+) -> Path:
+    record, choice = _choose(load(directory), trial)
+    folder = Path(os.path.abspath(out or directory / "models" / record.trial))
+    refuse_foreign(folder)
+    with hold_run(directory, "export", on_wait=on_line):
+        result = load(directory)
+        searched = load_space(directory / "space.yaml").recipe
+        with as_in_search(searched, result.space["run"].get("machine") or {}) as (base, device):
+            trained = _train_again(result, record, choice, change_recipe(base, record.params), device, on_line)
+            return _write(trained, folder, on_line)
+
+
+def _choose(result: Result, trial: str) -> tuple[TrialRecord, str]:
+    """Return the trial or baseline that a name means, and what it is among the others."""
+    complete = f"{len(result.complete())} complete trials"
+    chosen, choice = trial, f"one of {complete} of a search"
+    if trial == KNEE:
+        knee = result.knee()
+        if knee is None:
+            keeps = " and keeps the constraints" if result.constraints else ""
+            raise RequestError(f"{result.directory} has no front, so no knee: no trial is complete{keeps}")
+        chosen, choice = knee, f"the knee of the front that a search found among {complete}"
+    elif trial.startswith(BEST):
+        metric = trial.removeprefix(BEST)
+        chosen, choice = str(result.best(metric)["trial"]), f"the best in {metric} among {complete} of a search"
+    record = result.records.get(chosen)
+    if record is None:
+        ended = [name for name, known in result.records.items() if known.state == "complete"]
+        names = [KNEE, *(f"{BEST}{name}" for name in result.objectives), *ended]
+        shown = ", ".join(names[:_NAMED]) + (f", ... ({len(ended)} in all)" if len(names) > _NAMED else "")
+        raise RequestError(f"{result.directory} has no trial {trial!r}: known are {shown}{suggest(trial, names)}")
+    if record.state != "complete":
+        because = f" ({record.reason})" if record.reason else ""
+        raise RequestError(f"{trial} is {record.state}{because}: only complete trials and baselines can be exported")
+    return record, f"the baseline {record.baseline} of a search" if record.baseline else choice
+
+
+def _train_again(
+    result: Result,
+    record: TrialRecord,
+    choice: str,
+    recipe: Recipe,
+    device: torch.device,
+    on_line: Callable[[str], None],
+) -> _Trained:
+    """Return a trial as its search trained it: from its stored end, or from the longest beginning that is stored."""
+    events = read_ledger(result.directory / "ledger.jsonl")
+    data = load_training_data(recipe, device)
+    state = start_state(recipe, data, device)
+    epochs = len(make_plan(recipe))
+    told = False
+    for _ in train_shared(state, result.directory / "stages", StepTimes.from_ledger(events)):
+        if not told:
+            missing = epochs - state.epochs_reused
+            on_line(f"{record.trial}: {missing} of its {epochs} epochs are not stored any more and are trained again")
+            told = True
+    if not told:
+        on_line(f"{record.trial}: its weights are those that the search has stored")
+    rows = confirmation(events, result).frame
+    rows = rows[rows["trial"] == record.trial]
+    return _Trained(
+        name=record.trial,
+        recipe=recipe,
+        data=data,
+        backbone=state.backbone,
+        classifiers=state.classifiers,
+        metrics=record.metrics,
+        choice=choice,
+        confirmed=None if rows.empty else {str(name): plain(value) for name, value in rows.iloc[0].items()},
+    )
+
+
+def _read_saved(directory: Path) -> _Trained:
+    """Return what `mixtune train --out` has left in a folder, with the images that it was trained on."""
+    device = choose_device()
+    saved = load_trained(directory, device)
+    data = load_training_data(saved.recipe, device)
+    for task in data.tasks:
+        if task.classes != saved.classes[task.name]:
+            raise DataError(f"{directory}: the classes of {task.name} are not those that the recipe was trained on")
+    if (data.image_size, data.channels) != (saved.image_size, saved.channels):
+        raise DataError(f"{directory}: the images are not of the size and colours that the recipe was trained on")
+    name = directory.resolve().name
+    return _Trained(name, saved.recipe, data, saved.backbone, saved.classifiers, saved.metrics)
+
+
+def _write(trained: _Trained, folder: Path, on_line: Callable[[str], None]) -> Path:
+    """Measure a trained recipe and write its folder."""
+    folders = _folders(trained.data.tasks)
+    files = _model_files(trained, folders)
+    facts = _measure(trained, folders)
+    for remark in facts.remarks:
+        on_line(remark)
+    files["recipe.yaml"] = yaml.safe_dump({"recipe": facts.recipe.to_dict()}, sort_keys=False).encode()
+    files["metrics.json"] = _json(_figures(facts))
+    files["README.md"] = model_card(facts).encode()
+    write_folder(folder, files)
+    return folder
+
+
+def _model_files(trained: _Trained, folders: Sequence[str]) -> dict[str, bytes]:
+    """Return what timm reads, and the script, for each task."""
+    files = {}
+    for task, classifier, below in zip(trained.data.tasks, trained.classifiers, folders, strict=True):
+        config = timm_config(trained.recipe.model, trained.backbone, task)
+        weights = timm_weights(trained.backbone, classifier)
+        check_logits(config, weights, trained.backbone, classifier, task)
+        at = "" if below == "." else f"{below}/"
+        files[f"{at}config.json"] = _json(config)
+        files[f"{at}model.safetensors"] = safetensors.torch.save(weights, {"format": "pt"})
+        files[f"{at}classify.py"] = Path(classify.__file__).read_bytes()
+    return files
+
+
+def _measure(trained: _Trained, folders: Sequence[str]) -> ModelFacts:
+    """Return what the card tells, the figures measured now."""
+    recipe, data = with_absolute_paths(trained.recipe), trained.data
+    tasks, scores = [], []
+    for task, asked, classifier, below in zip(data.tasks, recipe.data.tasks, trained.classifiers, folders, strict=True):
+        tally = tally_answers(trained.backbone, classifier, task.held_out, recipe.precision)
+        scores.append(tally.scores())
+        facts = TaskFacts(
+            name=task.name,
+            title=_title(asked),
+            classes=task.classes,
+            train_images=len(task.train),
+            augmentation=asdict(task.train.augmentation),
+            scores=asdict(scores[-1]),
+            confusion=tally.confusion.tolist(),
+            folder=below,
+        )
+        tasks.append(facts)
+    split = "test" if recipe.protocol == "paper" else "val"
+    measured = score_metrics(scores, split)
+    return ModelFacts(
+        name=trained.name,
+        choice=trained.choice,
+        version=__version__,
+        recipe=recipe,
+        metrics={**trained.metrics, **measured},
+        split=split,
+        sizes=_sizes(trained.backbone),
+        epochs={phase: sum(epoch.phase == phase for epoch in make_plan(recipe)) for phase in PHASES},
+        image_size=data.image_size,
+        channels=data.channels,
+        tasks=tuple(tasks),
+        remarks=_differences(trained, measured, split),
+        confirmed=trained.confirmed,
+    )
+
+
+def _differences(trained: _Trained, measured: Mapping[str, float], split: str) -> tuple[str, ...]:
+    """Return a sentence where the weights are not as good as they were said to be."""
+    name = f"{split}_accuracy"
+    before, now = trained.metrics.get(name), measured[name]
+    if before is None or abs(before - now) <= _SAME:
+        return ()
+    return (
+        f"{trained.name}: the {name} of these weights is {now:.4f}, not {before:.4f} as after the training that was "
+        "recorded: another machine, other versions or other images give other bits.",
+    )
+
+
+def _figures(facts: ModelFacts) -> dict[str, Any]:
+    """Return metrics.json."""
+    return {
+        "mixtune": facts.version,
+        "name": facts.name,
+        "choice": facts.choice,
+        "split": facts.split,
+        "metrics": facts.metrics,
+        "tasks": {
+            task.name: {
+                "images": task.images,
+                **task.scores,
+                "classes": task.classes,
+                "recalls": task.recalls,
+                "confusion": task.confusion,
+            }
+            for task in facts.tasks
+        },
+        "confirmed": facts.confirmed,
+        "remarks": facts.remarks,
+    }
+
+
+def _folders(tasks: tuple[TaskData, ...]) -> list[str]:
+    """Return where each task's model goes, relative to the export's folder: into it, if there is one task."""
+    if len(tasks) == 1:
+        return ["."]
+    names = [re.sub(r"[^\w-]+", "-", task.name) for task in tasks]
+    return names if len(set(names)) == len(names) else [f"{name}-{i}" for i, name in enumerate(names, start=1)]
+
+
+def _sizes(backbone: Backbone) -> str:
+    parameters = sum(weight.numel() for weight in backbone.parameters())
+    return (
+        f"patches of {backbone.patch_size} pixels, width {backbone.embed_dim}, {backbone.depth} blocks of "
+        f"{backbone.num_heads} heads and {parameters:,} parameters before the classifier"
+    )
+
+
+def _title(task: Task) -> str:
+    """Return what people call a task's images: those of a folder by its name."""
+    return Path(task.root).name if task.dataset == "image_folder" and task.root else task.name
+
+
+def _json(values: Mapping[str, Any]) -> bytes:
+    """Return readable JSON, null for what is no number, each row of numbers on one line."""
+    text = json.dumps(finite_or_none(values), indent=2, ensure_ascii=False, allow_nan=False)
+    return (re.sub(r"\[\n(?:[\s\d,.e+-]|null)+\]", lambda row: re.sub(r"\s+", " ", row[0]), text) + "\n").encode()

@@ -1,0 +1,110 @@
+"""`mixtune gradient-error`: what shortened sequences do to the gradient, and the schedule that follows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+import plotly.io
+import torch
+import yaml
+from rich.table import Table
+
+from mixtune.errors import RequestError, TrainingError, one_line
+from mixtune.files import make_folder, write_whole
+from mixtune.gradient_error.measure import GradientError, find_stages, measure_profile
+from mixtune.gradient_error.profile import profile_figure, profile_table
+from mixtune.metrics import duration
+from mixtune.space.compression import Stage
+from mixtune.space.recipe import Recipe
+from mixtune.space.space import load_space, override
+from mixtune.training.device import choose_device
+
+
+@dataclass(frozen=True)
+class GradientErrors:
+    """The errors at each point of a training, and the schedule of the strategies with the least CA-MSE."""
+
+    errors: tuple[tuple[GradientError, ...], ...]
+    stages: tuple[Stage, ...]
+    about: str
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """A row a point and strategy; see mixtune.gradient_error.profile.relative for the columns."""
+        rows = []
+        for error in (error for point in self.errors for error in point):
+            values = {name: value for name, value in asdict(error).items() if name != "strategy"}
+            derived = {"adjusted_variance": error.adjusted_variance, "ca_mse": error.ca_mse}
+            rows.append({**values, **error.settings, **derived})
+        return pd.DataFrame(rows)
+
+    def table(self) -> Table:
+        """Return the profile for a terminal."""
+        return profile_table(self.frame)
+
+    def plot(self) -> go.Figure:
+        """Return the profile as a figure."""
+        return profile_figure(self.frame, self.about)
+
+    def to_yaml(self) -> str:
+        """Return the schedule as the lines of a recipe."""
+        stages = [
+            {"from_epoch": stage.from_epoch, **stage.model_dump(exclude_defaults=True, exclude={"from_epoch"})}
+            for stage in self.stages
+        ]
+        section = {"ssl": {"compression": {"schedule": "auto", "stages": stages}}}
+        return yaml.safe_dump(section, sort_keys=False, default_flow_style=None)
+
+
+def measure_gradient_errors(
+    space: Recipe | str | PathLike[str],
+    *,
+    points: int = 5,
+    batches: int = 16,
+    overrides: Mapping[str, Any] | None = None,
+    out: str | PathLike[str] | None = None,
+    on_line: Callable[[str], None] = lambda _: None,
+) -> GradientErrors:
+    """Train a recipe's SSL budget uncompressed and compare gradients at ``points`` equal shares of it, 0 and all too.
+
+    space: a Recipe or a search space's file, whose base recipe is trained, without mix and SL epochs; batches: of the
+    recipe's batch size, at each point, with every strategy; out: a folder for ``profile.csv``, ``profile.html`` and
+    ``stages.yaml``; on_line: told of progress. Raises RequestError, DataError or TrainingError.
+    """
+    recipe = space if isinstance(space, Recipe) else load_space(space).recipe
+    recipe = override(recipe, overrides or {})
+    if points < 2:
+        raise RequestError(f"--points {points}: should be at least 2, the start and the end of the training")
+    if out is not None:
+        make_folder(Path(out))
+    started, found = time.perf_counter(), []
+    shares = [number / (points - 1) for number in range(points)]
+    try:
+        for errors in measure_profile(recipe, choose_device(), shares, batches):
+            found.append(tuple(errors))
+            took = duration(time.perf_counter() - started)
+            on_line(f"point {len(found)} of {points}: after {errors[0].epoch} of {recipe.epochs.ssl} epochs, {took}")
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(f"the GPU's memory is full: lower optim.batch_size ({one_line(error)})") from error
+    first = found[0]
+    about = (
+        f"{recipe.ssl.objective}, {recipe.epochs.ssl} epochs, {first[0].batches} batches of {first[0].batch_size} "
+        "images at each point"
+    )
+    made = GradientErrors(tuple(found), tuple(find_stages(found)), about)
+    if out is not None:
+        _write(made, Path(out))
+    return made
+
+
+def _write(made: GradientErrors, folder: Path) -> None:
+    write_whole(folder / "profile.csv", made.frame.to_csv(index=False, lineterminator="\n"))
+    write_whole(folder / "profile.html", plotly.io.to_html(made.plot()))
+    write_whole(folder / "stages.yaml", made.to_yaml())

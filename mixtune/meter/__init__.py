@@ -1,0 +1,1 @@
+"""The clock: who may use a device, quiet windows, and what is known of step times; knows nothing of training."""

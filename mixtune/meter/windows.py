@@ -1,0 +1,96 @@
+"""The latency meter: step times measured in short quiet windows, while the neighbours on the device hold still."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import pairwise
+
+from mixtune.meter.lock import DeviceLock
+from mixtune.meter.quiet import Moment
+from mixtune.meter.times import StepTimes
+
+OnWindow = Callable[[str, float, bool], None]
+WINDOW_STEPS = 4
+SETTLE_STEPS = 2  # alone, but not timed: what the neighbours left in the caches goes
+MOST_DISTURBED = 6  # windows of an epoch that are made again
+MOST_WAITING = 0.02  # of a process's time on the device; above, a signature that is known gets no more windows
+WARM_UP_STEPS = 3  # of every epoch, not timed: kernels load, memory is allocated, the epoch's order is drawn
+
+
+def place_windows(steps: int, missing: int) -> list[range]:
+    """Return which steps of an epoch are made alone: at most ``missing`` windows, in the middles of equal shares.
+
+    The first steps are left out. A window has SETTLE_STEPS and WINDOW_STEPS, in a short epoch fewer; the shortest has
+    fewer windows, but any has one while one is missing.
+    """
+    if not missing or not steps:
+        return []
+    first = min(WARM_UP_STEPS, steps // 2)
+    length = max(1, min(SETTLE_STEPS + WINDOW_STEPS, (steps - first) // missing))
+    count = min(missing, (steps - first) // length)
+    shares = [(steps - first) * i // count for i in range(count + 1)]
+    starts = [first + (low + high - length) // 2 for low, high in pairwise(shares)]
+    return [range(start, start + length) for start in starts]
+
+
+class Meter:
+    """Times some of a loop's own steps, alone on the device; nothing is computed that would not be otherwise.
+
+    times: what is known already; it grows. ``on_window(signature, seconds, quiet)`` is told of each window that counts,
+    once the neighbours go on; it is called within the shared stretch, so it should not wait. A signature's first window
+    is made at once, the others while this process has waited for its neighbours less than MOST_WAITING of its time:
+    they make it wait as it makes them. On a CPU, where others than those that know the lock may run, a window that was
+    not quiet (mixtune.meter.quiet) is made again, a few times an epoch; until one was, the shortest stands in. ::
+
+        with meter.epoch(signature, steps):
+            for step in range(steps):
+                meter.border(step)
+                images, labels = next(batches)  # after the border: a step's time includes its batch
+                train_step(...)
+    """
+
+    def __init__(self, lock: DeviceLock, times: StepTimes, on_window: OnWindow = lambda *_: None) -> None:
+        self.lock, self.times, self.on_window = lock, times, on_window
+
+    @contextmanager
+    def epoch(self, signature: str, steps: int) -> Iterator[None]:
+        """Hold the device for an epoch of ``steps`` steps; a window that an exception cuts short does not count."""
+        self._signature, self._steps, self._disturbed = signature, steps, 0
+        self._due = place_windows(steps, self.times.missing(signature))
+        with self.lock.shared(), ExitStack() as self._window:
+            yield
+            self.border(steps)
+
+    def border(self, step: int) -> None:
+        """Say that ``step`` steps are done: a window ends or begins, or waiting neighbours get theirs."""
+        if self._due and step == self._due[0].stop:
+            self._end_window(step)
+        if self._due and step == self._due[0].start and not self._is_worth_waiting():
+            self._due.pop(0)
+        if not self._due or step not in self._due[0]:
+            self.lock.offer()
+            return
+        window = self._due[0]
+        if step == window.start:
+            self._window.enter_context(self.lock.exclusive())
+        if step == window.start + min(SETTLE_STEPS, len(window) - 1):
+            self.lock.synchronise()
+            self._timed_from, self._began = step, Moment.now()
+
+    def _is_worth_waiting(self) -> bool:
+        return self._signature not in self.times.windows or self.lock.waited < MOST_WAITING * self.lock.used
+
+    def _end_window(self, step: int) -> None:
+        self.lock.synchronise()
+        ended = Moment.now()
+        self._window.close()
+        self._due.pop(0)
+        seconds = (ended.wall - self._began.wall) / (step - self._timed_from)
+        quiet = not self.lock.on_cpu or ended.was_quiet_since(self._began)
+        if self.times.add(self._signature, seconds, quiet):
+            self.on_window(self._signature, seconds, quiet)
+        self._disturbed += not quiet
+        if not quiet and self._disturbed <= MOST_DISTURBED:
+            again = place_windows(self._steps - step, self.times.missing(self._signature))
+            self._due = [range(step + window.start, step + window.stop) for window in again]

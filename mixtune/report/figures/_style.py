@@ -1,0 +1,148 @@
+"""What the figures look like, in light and in dark, and what hovering over a trial says."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from mixtune.metrics import Quantity, quantity, setting
+from mixtune.run.result import Result
+
+# Okabe and Ito's palette, which the colour-blind can tell apart; cividis is its like for a scale.
+BLUE, ORANGE, VERMILLION = "#0072B2", "#E69F00", "#D55E00"
+SKY, GREEN, PURPLE = "#56B4E9", "#009E73", "#CC79A7"
+GREY = "#97A1AD"
+SERIES = [BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY]
+PHASES = {"ssl": ("SSL", SKY), "mix": ("mix", ORANGE), "sl": ("SL", BLUE)}
+SYMBOLS = ["diamond", "square", "triangle-up", "cross", "pentagon", "hexagram"]
+FAINT_BARS = {BLUE: "rgba(0, 114, 178, 0.4)", VERMILLION: "rgba(213, 94, 0, 0.4)", GREEN: "rgba(0, 158, 115, 0.5)"}
+
+NOTHING_COMPLETE = "no trial is complete yet"
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A figure's title, the line below it, and why there is nothing to show (None: there is)."""
+
+    title: str
+    subtitle: str = ""
+    missing: str | None = None
+
+
+def template(dark: bool = False) -> go.layout.Template:
+    """Return all that differs between light and dark, and what every figure has in common."""
+    paper, ink, faint, quiet = (
+        ("#14181D", "#E3E8EE", "#2B323B", "#A3ACB8") if dark else ("#FFFFFF", "#1F2933", "#E6EAEF", "#5B6673")
+    )
+    axis = {
+        **{"gridcolor": faint, "zeroline": False, "linecolor": GREY, "ticks": "outside", "tickcolor": GREY},
+        **{"automargin": True, "title": {"standoff": 12}},
+    }
+    return go.layout.Template(
+        layout={
+            "font": {"family": "Inter, Segoe UI, Helvetica, Arial, sans-serif", "size": 14, "color": ink},
+            "paper_bgcolor": paper,
+            "plot_bgcolor": paper,
+            "title": {
+                **{"font": {"size": 20}, "x": 0, "xref": "paper"},
+                "subtitle": {"font": {"size": 14, "color": quiet}},
+            },
+            "xaxis": axis,
+            "yaxis": axis,
+            "colorscale": {"sequential": "Cividis"},
+            "legend": {"orientation": "h", "x": 0, "xanchor": "left", "yref": "container", "y": 0, "yanchor": "bottom"},
+            "hoverlabel": {"bgcolor": paper, "bordercolor": GREY, "font": {"color": ink}, "align": "left"},
+            "margin": {"l": 60, "r": 24, "t": 90, "b": 60},
+        }
+    )
+
+
+def new_figure(heading: Heading, x_title: str, y_title: str) -> go.Figure:
+    """Return a figure with titles and axes; one with nothing to show says why."""
+    figure = go.Figure()
+    dress(figure, heading)
+    figure.update_layout(
+        xaxis={"title": {"text": html.escape(x_title)}}, yaxis={"title": {"text": html.escape(y_title)}}
+    )
+    return figure
+
+
+def dress(figure: go.Figure, heading: Heading) -> None:
+    """Give a figure its template, its title, and the reason why it is empty where it is."""
+    title = {"text": f"<b>{html.escape(heading.title)}</b>", "subtitle": {"text": heading.subtitle}}
+    figure.update_layout(template=template(), title=title)
+    if heading.missing is not None:
+        figure.update_xaxes(showticklabels=False)
+        figure.update_yaxes(showticklabels=False)
+        middle = {"xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5}
+        figure.add_annotation(text=html.escape(heading.missing), showarrow=False, **middle)
+
+
+def scaled(values: Iterable[Any], of: Quantity) -> list[float]:
+    """Return stored values in the unit that people read; NaN for what is no number."""
+    numbers = pd.to_numeric(pd.Series(list(values), dtype=object), errors="coerce").astype(float) * of.scale
+    return [float(number) for number in numbers]
+
+
+def hover_texts(result: Result, trials: Iterable[str]) -> list[str]:
+    """Return for each trial or baseline its name, its objectives with standard errors, and its parameters."""
+    quantities = [quantity(name) for name in result.objectives]
+    return [_hover(result, str(trial), quantities) for trial in trials]
+
+
+def _hover(result: Result, trial: str, quantities: Sequence[Quantity]) -> str:
+    record = result.records[trial]
+    lines = [f"<b>{html.escape(record.baseline or trial)}</b>"]
+    if record.state != "complete":
+        lines.append(html.escape(record.state if record.reason is None else f"{record.state}: {record.reason}"))
+    for of in quantities:
+        value = record.metrics.get(of.name)
+        if value is not None:
+            lines.append(f"{html.escape(of.title)}: {of.text(value, record.metrics.get(f'{of.name}_se'))}")
+    lines += [f"{html.escape(path)} = {html.escape(setting(value))}" for path, value in record.params.items()]
+    return "<br>".join(lines)
+
+
+def run_subtitle(result: Result, *parts: str) -> str:
+    """Return the run's name, how many trials are in which state, and what else there is to say."""
+    counts = ", ".join(f"{count:,} {state}" for state, count in result.counts().items() if count)
+    name = html.escape(result.directory.resolve().name)
+    return " · ".join([name, counts or "no trial has started", *parts])
+
+
+def error_bars(x_error: Sequence[float], y_error: Sequence[float], colour: str) -> dict[str, Any]:
+    """Return bars of standard errors for a trace; an axis without one has none."""
+    style = {"color": colour, "thickness": 1.5, "width": 0}
+    given = {"error_x": x_error, "error_y": y_error}
+    return {
+        axis: {"array": list(values), **style}
+        for axis, values in given.items()
+        if any(math.isfinite(value) for value in values)
+    }
+
+
+def accuracy_of(result: Result) -> str:
+    """Return the accuracy that a run is judged by: its first objective to be large, else val_accuracy."""
+    return next((name for name, mode in result.objectives.items() if mode == "max"), "val_accuracy")
+
+
+def cost_of(result: Result) -> str:
+    """Return the cost that a run is judged by: its first objective to be small, else train_latency_s."""
+    return next((name for name, mode in result.objectives.items() if mode == "min"), "train_latency_s")
+
+
+def stands_out(result: Result) -> list[str]:
+    """Return the trials of the front, in its order, and the complete baselines."""
+    baselines = result.baselines[result.baselines["state"] == "complete"]
+    return [str(trial) for trial in [*result.pareto_front()["trial"], *baselines["trial"]]]
+
+
+def dots(colour: str = GREY, size: int = 8, **more: Any) -> dict[str, Any]:
+    """Return a marker that reads well on light and on dark."""
+    return {"color": colour, "size": size, "line": {"color": "rgba(127, 127, 127, 0.5)", "width": 1}, **more}

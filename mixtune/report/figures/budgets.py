@@ -1,0 +1,88 @@
+"""Epoch budgets: the best accuracy that any trial reached with so many SSL and SL epochs."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from mixtune.metrics import Quantity, quantity
+from mixtune.report.figures._style import (
+    NOTHING_COMPLETE,
+    Heading,
+    accuracy_of,
+    dots,
+    hover_texts,
+    new_figure,
+    run_subtitle,
+    scaled,
+)
+from mixtune.run.result import Result
+
+BUDGETS = {"epochs.ssl": "SSL epochs", "epochs.sl": "SL epochs"}
+
+
+@dataclass(frozen=True)
+class BudgetsData:
+    """``cells``: a row a pair of budgets. Columns: ssl, sl (epochs), trial (the best), accuracy (percent), trials."""
+
+    heading: Heading
+    accuracy: Quantity
+    cells: pd.DataFrame
+    hover: list[str]
+
+
+def compute(result: Result) -> BudgetsData:
+    """Return what the figure shows; a budget that is not searched is the base recipe's."""
+    accuracy = quantity(accuracy_of(result))
+    title = f"Best {accuracy.title} by epoch budget"
+    base = (result.space.get("recipe") or {}).get("epochs") or {}
+    rows = result.complete()
+    frame = pd.DataFrame(
+        {
+            **{
+                path.removeprefix("epochs."): pd.to_numeric(rows[path], errors="coerce")
+                if path in rows
+                else pd.Series(base.get(path.removeprefix("epochs.")), index=rows.index, dtype=float)
+                for path in BUDGETS
+            },
+            "trial": rows["trial"],
+            "accuracy": scaled(rows[accuracy.name], accuracy) if accuracy.name in rows else None,
+        }
+    ).dropna()
+    missing = None if len(frame) else NOTHING_COMPLETE
+    if not any(path in result.parameters for path in BUDGETS):
+        missing = "no epoch budget was searched"
+    best_first = frame.sort_values("accuracy", ascending=False, kind="stable")
+    cells = best_first.drop_duplicates(["ssl", "sl"]).sort_values(["ssl", "sl"]).reset_index(drop=True)
+    counts = frame.groupby(["ssl", "sl"]).size()
+    cells["trials"] = [int(counts.loc[pair]) for pair in zip(cells["ssl"], cells["sl"], strict=True)]
+    hover = [
+        f"{count} trial{'' if count == 1 else 's'} with {ssl:g} + {sl:g} epochs; the best:<br>{text}"
+        for count, ssl, sl, text in zip(
+            cells["trials"], cells["ssl"], cells["sl"], hover_texts(result, cells["trial"]), strict=True
+        )
+    ]
+    return BudgetsData(Heading(title, run_subtitle(result), missing), accuracy, cells, hover)
+
+
+def draw(data: BudgetsData) -> go.Figure:
+    """Draw what ``compute`` found; larger marks stand for more trials."""
+    figure = new_figure(data.heading, BUDGETS["epochs.ssl"], BUDGETS["epochs.sl"])
+    if data.heading.missing is None:
+        most = data.cells["trials"].max()
+        bar = {"title": {"text": html.escape(data.accuracy.axis_title), "side": "right"}, "outlinewidth": 0}
+        marker = dots(size=14) | {
+            "color": data.cells["accuracy"],
+            "size": 14 + 16 * (data.cells["trials"] / most) ** 0.5,
+            "colorscale": "Cividis",
+            "opacity": 1.0,
+            "colorbar": bar | {"thickness": 14},
+        }
+        figure.add_scatter(
+            x=data.cells["ssl"], y=data.cells["sl"], mode="markers", marker=marker, showlegend=False,
+            hovertext=data.hover, hoverinfo="text", customdata=data.cells["trial"],
+        )  # fmt: skip
+    return figure

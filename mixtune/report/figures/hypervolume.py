@@ -1,0 +1,100 @@
+"""Hypervolume over device-seconds: what the search had found after how much training, reused epochs not counted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from mixtune.metrics import setting
+from mixtune.report.figures._style import (
+    BLUE,
+    NOTHING_COMPLETE,
+    Heading,
+    dots,
+    hover_texts,
+    new_figure,
+    run_subtitle,
+)
+from mixtune.run import front
+from mixtune.run.accounting import trained_seconds
+from mixtune.run.ledger import ENDED
+from mixtune.run.result import Result
+
+
+@dataclass(frozen=True)
+class HypervolumeData:
+    """``steps``: a row for each trial that enlarged the hypervolume, in the order in which they ended.
+
+    Columns: trial, device_s (seconds of training steps of all trials and baselines up to its end, reused epochs not
+    counted), hypervolume. ``end_s``: the same seconds of the whole search.
+    """
+
+    heading: Heading
+    steps: pd.DataFrame
+    hover: list[str]
+    end_s: float
+
+
+def compute(result: Result) -> HypervolumeData:
+    """Return how the hypervolume grew; works while a search runs."""
+    reference = {name: bound for name, bound in result.reference_point.items() if bound is not None}
+    point = ", ".join(f"{name} {setting(value)}" for name, value in reference.items())
+    missing = None
+    if len(reference) < len(result.objectives):
+        missing = "an objective has no reference point: none was fixed before the first trial"
+    feasible = set(result.feasible()["trial"])
+    spent, volume, rows = 0.0, 0.0, []
+    members = pd.DataFrame(columns=list(result.objectives), dtype=float)
+    ended = [record for record in result.records.values() if record.state in ENDED]
+    for record in sorted(ended, key=lambda record: record.ended_time or 0.0):
+        spent += np.nan_to_num(trained_seconds(record.metrics))
+        if missing or record.trial not in feasible:
+            continue
+        added = _with(members, record.metrics, result.objectives)
+        if len(added) == len(members) and added.equals(members):
+            continue
+        members = added
+        now = front.hypervolume(members, result.objectives, reference)
+        if now > volume:
+            volume = now
+            rows.append((record.trial, spent, volume))
+    if not rows and missing is None:
+        missing = NOTHING_COMPLETE if not feasible else "no trial is better than the reference point"
+    steps = pd.DataFrame(rows, columns=["trial", "device_s", "hypervolume"])
+    title = "Hypervolume over training time spent"
+    heading = Heading(title, run_subtitle(result, f"reference point {point}" if point else ""), missing)
+    return HypervolumeData(heading, steps, hover_texts(result, steps["trial"]), spent)
+
+
+def draw(data: HypervolumeData) -> go.Figure:
+    """Draw what ``compute`` found."""
+    figure = new_figure(data.heading, "training time spent (s)", "hypervolume")
+    if data.heading.missing is None:
+        x, y = list(data.steps["device_s"]), list(data.steps["hypervolume"])
+        line = {"shape": "hv", "color": BLUE, "width": 2}
+        figure.add_scatter(
+            x=[*x, max(data.end_s, x[-1])], y=[*y, y[-1]], mode="lines", line=line, hoverinfo="skip", showlegend=False
+        )
+        figure.add_scatter(
+            x=x, y=y, mode="markers", name="a trial that enlarged it", marker=dots(BLUE, 9), showlegend=True,
+            hovertext=data.hover, hoverinfo="text", customdata=list(data.steps["trial"]),
+        )  # fmt: skip
+        figure.update_yaxes(rangemode="tozero")
+        figure.update_xaxes(rangemode="tozero")
+    return figure
+
+
+def _with(members: pd.DataFrame, metrics: Mapping[str, Any], objectives: Mapping[str, str]) -> pd.DataFrame:
+    """Return the front of some members and one more trial."""
+    row = [float(metrics[name]) for name in objectives]
+    signs = np.array([1.0 if mode == "min" else -1.0 for mode in objectives.values()])
+    costs = members.to_numpy() * signs
+    if len(costs) and (costs <= np.array(row) * signs).all(axis=1).any():
+        return members  # the cheap way out, which most of many trials take
+    values = np.vstack([members.to_numpy(), row])
+    return front.pareto_front(pd.DataFrame(values, columns=list(objectives)), objectives).reset_index(drop=True)

@@ -1,0 +1,311 @@
+"""The front: complete trials, those that no other dominates, the knee, and what stands beside them.
+
+Beside them: the baselines, the front on fresh seeds where it was confirmed, and the paper's own points where it has
+the setting. With one objective it is the objective by trial and the best so far; with three or more the first two
+objectives are the axes and the third is the colour.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from mixtune.metrics import Quantity, quantity, significant
+from mixtune.report.figures._style import (
+    BLUE,
+    FAINT_BARS,
+    GREEN,
+    NOTHING_COMPLETE,
+    ORANGE,
+    PURPLE,
+    SYMBOLS,
+    VERMILLION,
+    Heading,
+    dots,
+    error_bars,
+    hover_texts,
+    new_figure,
+    run_subtitle,
+    scaled,
+)
+from mixtune.report.paper import NoPaperRowsError, paper_rows_of
+from mixtune.run.result import Result
+
+REGION = "rgba(0, 114, 178, 0.09)"
+
+
+@dataclass(frozen=True)
+class Points:
+    """Points in the axes' units (percent for accuracies); equally long lists, NaN for what is not known."""
+
+    names: list[str]
+    x: list[float]
+    y: list[float]
+    x_error: list[float]
+    y_error: list[float]
+    colour: list[float]
+    hover: list[str]
+
+
+NO_POINTS = Points([], [], [], [], [], [], [])
+
+
+@dataclass(frozen=True)
+class FrontData:
+    """What the figure shows. ``line`` is the border of what the front attains, as a plotly line shape.
+
+    ``x_mode`` and ``y_mode`` are "max" or "min"; ``x_mode`` is None where x is the trial's number. ``region`` is the
+    corner of the dominated region, the hypervolume's reference point, None where there is none; ``knee`` is its place
+    in ``front``, None where there is nothing to trade. ``paper``: names are methods, seconds are of its own device.
+    """
+
+    heading: Heading
+    x: Quantity
+    y: Quantity
+    colour: Quantity | None
+    x_mode: str | None
+    y_mode: str
+    others: Points
+    front: Points
+    baselines: Points
+    confirmed: Points
+    paper: Points
+    line_x: list[float]
+    line_y: list[float]
+    line_shape: str
+    region: tuple[float, float] | None
+    knee: int | None
+
+
+def compute(result: Result) -> FrontData:
+    """Return what the figure shows of ``result``; works with no complete trial and while a search runs."""
+    names = list(result.objectives)
+    x_name, y_name, colour_name = _axes(result.objectives)
+    members = result.pareto_front().sort_values(x_name or y_name, kind="stable")
+    complete = result.complete().dropna(subset=names)
+    trained = result.baselines[result.baselines["state"] == "complete"].dropna(subset=names)
+    x = quantity(x_name) if x_name else Quantity("trial", "trial, in the order asked")
+    y = quantity(y_name)
+    colour = quantity(colour_name) if colour_name else None
+
+    def points(frame: pd.DataFrame, name_column: str = "trial") -> Points:
+        def column(of: Quantity | None, ending: str = "") -> list[float]:
+            known = of is not None and of.name + ending in frame
+            return scaled(frame[of.name + ending], of) if of and known else [math.nan] * len(frame)
+
+        return Points(
+            names=[str(name) for name in frame[name_column]],
+            x=column(x) if x_name else [float(number) + 1 for number in frame.index],
+            y=column(y),
+            x_error=column(x, "_se"),
+            y_error=column(y, "_se"),
+            colour=column(colour),
+            hover=hover_texts(result, frame["trial"]),
+        )
+
+    front = points(members)
+    x_mode, y_mode = result.objectives.get(x_name or ""), result.objectives[y_name]
+    line_x, line_y = front.x, front.y
+    if x_name is None:
+        feasible = result.feasible().dropna(subset=names)
+        shown = points(feasible)
+        so_far = pd.Series(shown.y, dtype=float)
+        line_x, line_y = shown.x, list(so_far.cummax() if y_mode == "max" else so_far.cummin())
+    elif colour:
+        line_x, line_y = [], []
+    knee = result.knee() if x_name else None
+    title = f"{y.title[:1].upper()}{y.title[1:]} against {x.title}" if x_name else f"Best {y.title} so far"
+    is_plane = x_name is not None and colour is None
+    return FrontData(
+        heading=_heading(result, title, front, is_empty=complete.empty and trained.empty),
+        x=x,
+        y=y,
+        colour=colour,
+        x_mode=x_mode,
+        y_mode=y_mode,
+        others=points(complete.drop(index=members.index)),
+        front=front,
+        baselines=points(trained, "method"),
+        confirmed=_confirmed_points(result, x, y) if is_plane else NO_POINTS,
+        paper=_paper_points(result, x, y) if is_plane else NO_POINTS,
+        line_x=line_x,
+        line_y=line_y,
+        line_shape="vh" if x_mode == "max" else "hv",
+        region=_reference(result, x, y) if is_plane and front.names else None,
+        knee=front.names.index(knee) if knee else None,
+    )
+
+
+def draw(data: FrontData) -> go.Figure:
+    """Draw what ``compute`` found."""
+    figure = new_figure(data.heading, data.x.axis_title, data.y.axis_title)
+    if data.region is not None:
+        _draw_region(figure, data, data.region)
+    _draw_points(figure, data.others, "complete trial", dots(opacity=0.75))
+    if data.line_x:
+        line = {"shape": data.line_shape, "color": BLUE, "width": 2}
+        figure.add_scatter(x=data.line_x, y=data.line_y, mode="lines", line=line, hoverinfo="skip", showlegend=False)
+    marker = dots(BLUE, 13)
+    if data.colour:
+        bar = {"title": {"text": data.colour.axis_title}, "outlinewidth": 0, "thickness": 14}
+        marker |= {"color": data.front.colour, "colorscale": "Cividis", "colorbar": bar}
+    bars = "rgba(127, 127, 127, 0.4)" if data.colour else FAINT_BARS[BLUE]
+    _draw_points(figure, data.front, "on the front" if data.x_mode else "best", marker, bars)
+    confirmed = "confirmed: fresh seeds, test images"
+    _draw_points(figure, data.confirmed, confirmed, dots(GREEN, 10, symbol="diamond-open"), FAINT_BARS[GREEN])
+    _draw_points(figure, data.paper, "the paper, on its own GPU", dots(PURPLE, 11, symbol="star"))
+    _draw_baselines(figure, data)
+    if data.knee is not None:
+        _draw_knee(figure, data, data.knee)
+    return figure
+
+
+def _axes(objectives: dict[str, str]) -> tuple[str | None, str, str | None]:
+    """Return the objectives of x, y and colour: what costs goes to x, what is bought to y."""
+    names = list(objectives)
+    if len(names) == 1:
+        return None, names[0], None
+    y_name, x_name = names[:2]
+    if objectives[y_name] == "min" and objectives[x_name] == "max":
+        y_name, x_name = x_name, y_name
+    return x_name, y_name, names[2] if len(names) > 2 else None
+
+
+def _heading(result: Result, title: str, front: Points, is_empty: bool) -> Heading:
+    parts = []
+    if front.names and len(result.objectives) > 1:
+        parts.append(f"{len(front.names)} on the front")
+        if (volume := result.hypervolume()) is not None:
+            parts.append(f"hypervolume {significant(volume)}")
+    return Heading(title, run_subtitle(result, *parts), NOTHING_COMPLETE if is_empty else None)
+
+
+def _reference(result: Result, x: Quantity, y: Quantity) -> tuple[float, float] | None:
+    at_x, at_y = result.reference_point.get(x.name), result.reference_point.get(y.name)
+    return None if at_x is None or at_y is None else (at_x * x.scale, at_y * y.scale)
+
+
+def _confirmed_points(result: Result, x: Quantity, y: Quantity) -> Points:
+    """Return the confirmed means with their standard errors; test accuracies stand where validation accuracies do."""
+    confirmation = result.confirmation()
+    if confirmation is None:
+        return NO_POINTS
+    frame = confirmation.frame
+
+    def column(of: Quantity, is_error: bool) -> list[float]:
+        stem = f"test_{of.name.removeprefix('val_')}" if of.name.startswith("val_") else of.name
+        error = f"{stem.removesuffix('_s')}_se_s" if stem.endswith("_s") else f"{stem}_se"
+        name = error if is_error else stem
+        return scaled(frame[name], of) if name in frame else [math.nan] * len(frame)
+
+    values = {"x": column(x, False), "y": column(y, False), "x_error": column(x, True), "y_error": column(y, True)}
+    names = [str(method or trial) for trial, method in zip(frame["trial"], frame["method"], strict=True)]
+    hover = [
+        f"<b>{html.escape(name)}</b>, confirmed on {seeds} fresh seeds<br>"
+        f"test accuracy: {quantity('test_accuracy').text(accuracy, error)}<br>on the front: {100 * share:.0f} %"
+        for name, seeds, accuracy, error, share in zip(
+            names, frame["seeds"], frame["test_accuracy"], frame["test_accuracy_se"], frame["p_front"], strict=True
+        )
+    ]
+    return Points(names=names, colour=[math.nan] * len(names), hover=hover, **values)
+
+
+def _paper_points(result: Result, x: Quantity, y: Quantity) -> Points:
+    """Return the paper's methods at the base recipe's setting, or no point where it has none."""
+    recipe = result.space.get("recipe")
+    if recipe is None or (x.name, y.name) != ("train_latency_s", "val_accuracy"):
+        return NO_POINTS
+    try:
+        rows = paper_rows_of(recipe)
+    except NoPaperRowsError:
+        return NO_POINTS
+    rows = rows.dropna(subset=["latency_s"])
+    hover = [
+        f"<b>{html.escape(row['method'])}, Table {html.escape(str(row['table']))} of the paper</b><br>"
+        f"test accuracy: {y.text(row['accuracy'])}<br>training time on its own GPU: {x.text(row['latency_s'])}"
+        for row in rows.to_dict("records")
+    ]
+    nothing = [math.nan] * len(rows)
+    return Points(
+        list(rows["method"]), list(rows["latency_s"]), scaled(rows["accuracy"], y), nothing, nothing, nothing, hover
+    )
+
+
+def _draw_region(figure: go.Figure, data: FrontData, corner: tuple[float, float]) -> None:
+    """Fill what the front dominates up to the reference point: its area is the hypervolume."""
+    x_sign, y_sign = (-1 if mode == "max" else 1 for mode in (data.x_mode, data.y_mode))
+    inside = [
+        (x, y)
+        for x, y in sorted(zip(data.front.x, data.front.y, strict=True), key=lambda point: x_sign * point[0])
+        if x_sign * x < x_sign * corner[0] and y_sign * y < y_sign * corner[1]
+    ]
+    if not inside:
+        return
+    edge = [(inside[0][0], corner[1])]
+    for (x, y), after in zip(inside, [*inside[1:], (corner[0], inside[-1][1])], strict=True):
+        edge += [(x, y), (after[0], y)]
+    edge.append(corner)
+    xs, ys = zip(*edge, strict=True)
+    drawn = [(points.x, points.x_error, points.y, points.y_error) for points in (data.front, data.baselines)]
+    drawn += [(data.confirmed.x, data.confirmed.x_error, data.confirmed.y, data.confirmed.y_error)]
+    drawn += [(data.others.x, [0.0] * len(data.others.x), data.others.y, [0.0] * len(data.others.y))]
+    figure.update_xaxes(range=_around([pair for x, error, _, _ in drawn for pair in zip(x, error, strict=True)]))
+    figure.update_yaxes(range=_around([pair for _, _, y, error in drawn for pair in zip(y, error, strict=True)]))
+    figure.add_scatter(
+        x=xs, y=ys, mode="lines", line={"width": 0}, fill="toself", fillcolor=REGION, hoverinfo="skip",
+        name="dominated, up to the reference point",
+    )  # fmt: skip
+
+
+def _around(points: list[tuple[float, float]]) -> list[float]:
+    """Return a range with some room beside values with their errors: the reference point is far off."""
+    known = [(value, error if math.isfinite(error) else 0.0) for value, error in points if math.isfinite(value)]
+    low, high = min(value - error for value, error in known), max(value + error for value, error in known)
+    room = 0.05 * (high - low) or 0.1 * abs(high) or 1.0
+    return [low - room, high + room]
+
+
+def _draw_points(figure: go.Figure, points: Points, name: str, marker: dict[str, Any], bars: str | None = None) -> None:
+    """Add one trace of points; ``bars`` is the colour of their standard error bars, None for no bars."""
+    if not points.names:
+        return
+    errors = error_bars(points.x_error, points.y_error, bars) if bars else {}
+    figure.add_scatter(
+        x=points.x, y=points.y, mode="markers", name=f"{name} (± standard error)" if errors else name,
+        marker=marker, hovertext=points.hover, hoverinfo="text", customdata=points.names, **errors,
+    )  # fmt: skip
+
+
+def _draw_baselines(figure: go.Figure, data: FrontData) -> None:
+    baselines = data.baselines
+    for i, name in enumerate(baselines.names):
+        label = html.escape(name)
+        if data.x_mode is None:
+            text = {"text": label, "font": {"color": VERMILLION}}
+            line = {"dash": "dot", "color": VERMILLION, "width": 1.5}
+            figure.add_hline(y=baselines.y[i], line=line, annotation=text, annotation_position="top left")
+            continue
+        marker = dots(VERMILLION, 13, symbol=SYMBOLS[i % len(SYMBOLS)])
+        bars = error_bars([baselines.x_error[i]], [baselines.y_error[i]], FAINT_BARS[VERMILLION])
+        figure.add_scatter(
+            x=[baselines.x[i]], y=[baselines.y[i]], mode="markers+text", name=f"baseline {label}",
+            text=[f"  {label}"], textposition="middle right", textfont={"color": VERMILLION}, customdata=[name],
+            cliponaxis=False, marker=marker, hovertext=[baselines.hover[i]], hoverinfo="text", **bars,
+        )  # fmt: skip
+
+
+def _draw_knee(figure: go.Figure, data: FrontData, place: int) -> None:
+    x, y = data.front.x[place], data.front.y[place]
+    ring = {"size": 23, "symbol": "circle-open", "color": ORANGE, "line": {"width": 3}}
+    figure.add_scatter(x=[x], y=[y], mode="markers", name="knee", marker=ring, hoverinfo="skip")
+    # The label stands on the side of the ideal, where by the front's definition no trial can be.
+    away_x, away_y = 42 if data.x_mode == "max" else -42, 38 if data.y_mode == "min" else -38
+    figure.add_annotation(
+        x=x, y=y, ax=away_x, ay=away_y, text=f"<b>knee</b> {html.escape(data.front.names[place])}",
+        showarrow=True, arrowhead=0, arrowcolor=ORANGE, arrowwidth=1.5, standoff=11,
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""A run directory as one object; needs no torch."""

@@ -1,0 +1,68 @@
+"""What a search's trials asked for, and what of it had to be trained: epochs and device-seconds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mixtune.metrics import significant
+from mixtune.run.ledger import ENDED, TrialRecord
+
+
+@dataclass(frozen=True)
+class Account:
+    """Sums over the ended trials and baselines of a search.
+
+    epochs_asked: of their whole recipes; epochs_trained: by themselves; epochs_reused: from states that other trials
+    had trained, or that a trial's own earlier attempt had; the rest was saved by ending trials early. asked_s,
+    trained_s, reused_s: the same in metered seconds of training steps (``train_latency_s``), NaN where a trial was not
+    timed; waited_s: seconds for which slots had nothing to do but wait for a stage that another trial was training.
+    """
+
+    epochs_asked: int
+    epochs_trained: int
+    epochs_reused: int
+    asked_s: float
+    trained_s: float
+    reused_s: float
+    waited_s: float
+
+    def __str__(self) -> str:
+        """Return one line for people."""
+        return (
+            f"epochs: {self.epochs_asked:,} asked for, {self.epochs_trained:,} trained ({self._share('epochs')}), "
+            f"{self.epochs_reused:,} reused; seconds of training steps: {significant(self.asked_s)} asked for, "
+            f"{significant(self.trained_s)} trained ({self._share('seconds')}); "
+            f"slots waited {significant(self.waited_s)} s for a stage"
+        )
+
+    def _share(self, of: str) -> str:
+        trained, asked = (self.epochs_trained, self.epochs_asked) if of == "epochs" else (self.trained_s, self.asked_s)
+        return f"{100 * trained / asked:.0f} %" if asked > 0 else "-"
+
+
+def account(records: Iterable[TrialRecord], waited_s: float = 0.0) -> Account:
+    """Return the sums over the records that have ended with an epoch behind them."""
+    metrics = [record.metrics for record in records if record.state in ENDED and record.metrics.get("epochs_asked")]
+    trained = [trained_seconds(m) for m in metrics]
+    return Account(
+        epochs_asked=sum(m["epochs_asked"] for m in metrics),
+        epochs_trained=sum(m["epochs_trained"] for m in metrics),
+        epochs_reused=sum(m["epochs_reused"] for m in metrics),
+        asked_s=sum(_number(m, "forecast_latency_s") for m in metrics),
+        trained_s=sum(trained),
+        reused_s=sum(_number(m, "latency_reused_s") for m in metrics),
+        waited_s=waited_s,
+    )
+
+
+def trained_seconds(metrics: Mapping[str, Any]) -> float:
+    """Return the metered seconds of training steps that a trial took itself; NaN where it was not timed."""
+    return _number(metrics, "train_latency_s") - _number(metrics, "latency_reused_s")
+
+
+def _number(metrics: Mapping[str, Any], name: str) -> float:
+    value = metrics.get(name)
+    return math.nan if value is None else float(value)

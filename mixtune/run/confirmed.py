@@ -1,0 +1,359 @@
+"""A front on fresh seeds: means and spreads on the test images, and which members are really on it.
+
+What ``±`` and ``p_front`` are: mixtune.run.estimates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from mixtune.metrics import quantity, significant
+from mixtune.run.estimates import (
+    FEW_SEEDS,
+    Estimate,
+    Floats,
+    costs_of,
+    dominated_by,
+    estimate,
+    front_probabilities,
+    keeps,
+    mean_of,
+)
+from mixtune.run.frames import csv_text, plain
+from mixtune.run.ledger import TrialRecord
+from mixtune.run.result import Result
+
+Event = Mapping[str, Any]
+
+_SEARCHED = ("val_accuracy", "val_accuracy_se", "train_latency_s")
+_COLUMNS = [
+    "trial",
+    "method",
+    "seeds",
+    "diverged",
+    "test_accuracy",
+    "test_accuracy_std",
+    "test_accuracy_se",
+    "test_sampling_se",
+    "train_latency_s",
+    "train_latency_std_s",
+    "train_latency_se_s",
+    *(f"search_{name}" for name in _SEARCHED),
+    "p_front",
+    "fell_off",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Confirmation:
+    """What a run's trainings on fresh seeds say; ``confirmation`` makes one.
+
+    frame: a row for each member of the present front and each baseline that has such trainings, in the front's order,
+    the baselines last. Columns: trial; method (a baseline's, else None); seeds and diverged, trainings and how many of
+    them diverged; test_accuracy, its mean over the others; test_accuracy_std, the sample's deviation over seeds, NaN
+    for one; test_accuracy_se, the mean's standard error (see mixtune.run.estimates); test_sampling_se, the
+    binomial standard error of one training's accuracy on that many test images, common to all rows; train_latency_s,
+    train_latency_std_s and train_latency_se_s, the same in seconds; test_balanced_accuracy and the like, with _std and
+    _se, where an objective or a constraint is of their kind; every other objective and search_*, as the search
+    found them; p_front; fell_off, whether another row's means dominate this one's or they break a constraint, or all
+    its trainings diverged.
+    notes: what a reader needs beside the numbers, a line each. device: what the trainings ran on, None without any.
+    """
+
+    result: Result
+    frame: pd.DataFrame
+    notes: tuple[str, ...]
+    device: str | None
+
+    @property
+    def objectives(self) -> dict[str, str]:
+        """What p_front judges by: the run's objectives, those on validation images replaced by those on test images."""
+        return {_column(name): mode for name, mode in self.result.objectives.items()}
+
+    def table(self) -> Table:
+        """Return the frame for a terminal, means with standard errors; under a line the baselines."""
+        return _table(self)
+
+    def to_csv(self) -> str:
+        """Return the frame as CSV with a header, in full precision."""
+        return csv_text(self.frame)
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """Return plain Python: objectives, device, the rows with their parameters, and the notes."""
+        rows = [{str(name): plain(value) for name, value in row.items()} for row in self.frame.to_dict("records")]
+        return {
+            "objectives": self.objectives,
+            "device": self.device,
+            "confirmed": [{**row, "params": dict(self.result.records[row["trial"]].params)} for row in rows],
+            "notes": list(self.notes),
+        }
+
+
+def confirmation(events: Iterable[Event], result: Result) -> Confirmation:
+    """Return what the ``confirmed`` events of a run's ledger say of its present front and its baselines.
+
+    Of a trial's events with one seed the latest counts, and only those of the latest one's device.
+    """
+    events = list(events)
+    counted = counted_trainings(events)
+    device = _device(next(reversed(counted.values()))) if counted else None
+    asked = members_and_baselines(result)
+    by_trial: dict[str, list[Event]] = {}
+    for (trial, _), event in counted.items():
+        by_trial.setdefault(trial, []).append(event)
+    kept = [record for record in asked if record.trial in by_trial]
+    trainings = [by_trial[record.trial] for record in kept]
+    named = dict.fromkeys(_column(name) for name in (*result.objectives, *result.constraints))
+    tested = ["test_accuracy", *(name for name in named if name.startswith("test_") and name != "test_accuracy")]
+    scores = {name: _estimate_score(trainings, name) for name in tested}
+    accuracies = scores["test_accuracy"]
+    latencies = estimate([_finished(own, "train_latency_s") for own in trainings], relative=True)
+    frame = _frame(result, kept, trainings, scores, latencies)
+    notes = [
+        *_front_notes(frame),
+        *_constraint_notes(frame, result),
+        *_spread_notes(frame, accuracies, latencies),
+        *_missing_notes(frame, asked),
+        *_device_notes(events, counted, device, kept),
+    ]
+    return Confirmation(result, frame, tuple(notes), device)
+
+
+def counted_trainings(events: Iterable[Event], device: str | None = None) -> dict[tuple[str, int], Event]:
+    """Return the ``confirmed`` events that count by (trial, seed), in the order in which they were written.
+
+    Of several the latest counts. Seconds of different devices cannot be compared, so only one device's count: those of
+    ``device``, by default of the one that trained last.
+    """
+    confirmed = [event for event in events if event["event"] == "confirmed"]
+    device = _device(confirmed[-1]) if device is None and confirmed else device
+    counted: dict[tuple[str, int], Event] = {}
+    for event in confirmed:
+        if _device(event) == device:
+            key = (str(event["trial"]), int(event["seed"]))
+            counted.pop(key, None)
+            counted[key] = event
+    return counted
+
+
+def members_and_baselines(result: Result) -> list[TrialRecord]:
+    """Return the records that ``confirm`` trains again: the front's, in its order, and complete baselines'."""
+    baselines = result.baselines[result.baselines["state"] == "complete"]
+    return [result.records[str(trial)] for trial in [*result.pareto_front()["trial"], *baselines["trial"]]]
+
+
+def _frame(
+    result: Result,
+    records: Sequence[TrialRecord],
+    trainings: Sequence[Sequence[Event]],
+    scores: Mapping[str, Estimate],
+    latencies: Estimate,
+) -> pd.DataFrame:
+    seeds = np.array([len(own) for own in trainings], dtype=np.int64)
+    diverged = np.array([sum(_has_diverged(event) for event in own) for own in trainings], dtype=np.int64)
+    objectives = {_column(name): mode for name, mode in result.objectives.items()}
+    others = {name: found for name, found in scores.items() if name != "test_accuracy"}
+    exact = [name for name in objectives if name not in (*_COLUMNS, *others)]
+    values: dict[str, Any] = {
+        "trial": [record.trial for record in records],
+        "method": pd.Series([record.baseline for record in records], dtype=object),  # None, where text would be NaN
+        "seeds": seeds,
+        "diverged": diverged,
+        "test_sampling_se": _sampling_errors(trainings, "test_accuracy"),
+        "train_latency_s": latencies.means,
+        "train_latency_std_s": latencies.deviations,
+        "train_latency_se_s": latencies.errors,
+        **{f"search_{name}": _searched(records, name) for name in _SEARCHED},
+        **{name: _searched(records, name) for name in exact},
+    }
+    for name, found in scores.items():
+        values |= {name: found.means, f"{name}_std": found.deviations, f"{name}_se": found.errors}
+    finished = 1.0 - diverged / np.maximum(seeds, 1)
+    estimates = {**scores, "train_latency_s": latencies}
+    bounds = {_column(name): constraint for name, constraint in result.constraints.items()}
+    known = {name: _searched(records, name) for name in bounds} | values
+    values["p_front"] = front_probabilities(known, objectives, bounds, estimates, finished)
+    takes_part = (finished > 0) & keeps(known, bounds, (1, len(records)))
+    means = costs_of(values, objectives, (1, len(records)))
+    values["fell_off"] = ~takes_part[0] | dominated_by(means, takes_part)[0]
+    place = _COLUMNS.index("search_val_accuracy")
+    extra = [*(f"{name}{ending}" for name in others for ending in ("", "_std", "_se")), *exact]
+    return pd.DataFrame(values, columns=[*_COLUMNS[:place], *extra, *_COLUMNS[place:]])
+
+
+def _estimate_score(trainings: Sequence[Sequence[Event]], name: str) -> Estimate:
+    """Return the means of a figure on test images; where no row has a spread, with the images' standard errors."""
+    found = estimate([_finished(own, name) for own in trainings], relative=False)
+    if found.pooled_degrees:
+        return found
+    errors = np.nan_to_num(_sampling_errors(trainings, name))  # not every figure has one
+    return Estimate(found.means, found.deviations, errors, found.degrees)
+
+
+def _sampling_errors(trainings: Sequence[Sequence[Event]], name: str) -> Floats:
+    """Return each row's mean standard error of one training's figure on that many images, (rows,)."""
+    return np.array([mean_of(_finished(own, f"{name}_se")) for own in trainings])
+
+
+def _front_notes(frame: pd.DataFrame) -> list[str]:
+    notes = []
+    if fallen := _ids(frame[frame["fell_off"] & frame["method"].isna()]):
+        members = int(frame["method"].isna().sum())
+        notes.append(f"{len(fallen)} of {members} members fell off the front: {', '.join(fallen)}")
+    if total := int(frame["diverged"].sum()):
+        rows = frame[frame["diverged"] > 0]
+        each = (f"{t} {d} of {n}" for t, d, n in zip(_ids(rows), rows["diverged"], rows["seeds"], strict=True))
+        notes.append(
+            f"{total} of {frame['seeds'].sum()} trainings diverged ({', '.join(each)}): means are of the others, and "
+            "a diverged one counts as not on the front"
+        )
+    return notes
+
+
+def _constraint_notes(frame: pd.DataFrame, result: Result) -> list[str]:
+    notes = []
+    for metric, constraint in result.constraints.items():
+        name = _column(metric)
+        if name not in frame:  # no seed changes it, so members keep it
+            continue
+        members = frame[frame["method"].isna() & frame[name].notna()]
+        broken = [t for t, mean in zip(_ids(members), members[name], strict=True) if not constraint.holds(mean)]
+        if broken:
+            notes.append(f"{name} {constraint.to_yaml()} does not hold on fresh seeds: {', '.join(broken)}")
+    return notes
+
+
+def _spread_notes(frame: pd.DataFrame, accuracies: Estimate, latencies: Estimate) -> list[str]:
+    """Return what ± is, and what is not in it."""
+    sampling = frame["test_sampling_se"].mean()
+    if frame.empty or math.isnan(sampling):
+        return []
+    points = 100 * sampling
+    if not accuracies.pooled_degrees:
+        return [
+            f"one seed has no spread: ± is the binomial standard error of the test images, {points:.1f} points, and "
+            "training times are taken as exact; more --seeds tell more"
+        ]
+    notes = [
+        f"all rows share the test images: their common sampling error, {points:.1f} points, is not in the spread",
+    ]
+    if (frame["seeds"] - frame["diverged"]).min() < FEW_SEEDS:
+        notes.insert(
+            0,
+            f"± is the standard error over seeds, from deviations pooled over the rows: {100 * accuracies.pooled:.2g} "
+            f"points of accuracy, {100 * latencies.pooled:.2g} % of the training time "
+            f"({accuracies.pooled_degrees} degree{'s' * (accuracies.pooled_degrees > 1)} of freedom)",
+        )
+    return notes
+
+
+def _missing_notes(frame: pd.DataFrame, asked: Sequence[TrialRecord]) -> list[str]:
+    if frame.empty:
+        return []
+    notes = []
+    if missing := [record.trial for record in asked if record.trial not in set(frame["trial"])]:
+        notes.append(f"not confirmed yet, so not compared with: {', '.join(missing)}")
+    most = frame["seeds"].max()
+    fewer = frame[frame["seeds"] < most]
+    if len(fewer):
+        each = (f"{trial} {seeds}" for trial, seeds in zip(_ids(fewer), fewer["seeds"], strict=True))
+        notes.append(f"not every seed is in: {', '.join(each)} of {most}")
+    return notes
+
+
+def _device_notes(
+    events: Sequence[Event],
+    counted: Mapping[tuple[str, int], Event],
+    device: str | None,
+    records: Sequence[TrialRecord],
+) -> list[str]:
+    notes = []
+    others = Counter(_device(event) for event in events if event["event"] == "confirmed" and _device(event) != device)
+    if others:
+        named = ", ".join(f"{count} on {other}" for other, count in others.items())
+        notes.append(f"of the trainings on {device} alone; left out: {named}")
+    searched = {record.metrics.get("device") for record in records} - {None, device}
+    if counted and searched:
+        notes.append(f"confirmed on {device}; the search's seconds are of {', '.join(sorted(map(str, searched)))}")
+    return notes
+
+
+def _table(confirmed: Confirmation) -> Table:
+    frame = confirmed.frame
+    extra = [name for name in confirmed.objectives if name not in ("test_accuracy", "train_latency_s")]
+    counts = [str(count) for count in sorted({*frame["seeds"]})] or ["no"]
+    seeds = " to ".join(dict.fromkeys([counts[0], counts[-1]]))
+    title = f"the front on {seeds} fresh {'seed' if counts == ['1'] else 'seeds'}: mean ± standard error"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("trial", overflow="fold")
+    headers = [quantity(name).title.replace(" ", "\n", 1) for name in ("test_accuracy", "train_latency_s", *extra)]
+    for header in [*headers, "search:\naccuracy", "search:\ntime", "on the\nfront"]:
+        table.add_column(Text(header), justify="right", overflow="fold")
+    was_member = False
+    for row in frame.to_dict("records"):
+        is_member = row["method"] is None
+        if was_member and not is_member:
+            table.add_section()
+        was_member = is_member
+        style = "dim" if row["fell_off"] or not is_member else None
+        table.add_row(*map(Text, _cells(row, extra)), style=style)
+    if frame.empty:
+        table.caption = "nothing is confirmed yet"
+    return table
+
+
+def _cells(row: Mapping[Any, Any], extra: Sequence[str]) -> list[str]:
+    name = str(row["trial"]) if row["method"] is None else f"{row['method']} (baseline)"
+    return [
+        f"{name} (fell off)" if row["fell_off"] and row["method"] is None else name,
+        quantity("test_accuracy").text(row["test_accuracy"], row["test_accuracy_se"]),
+        _seconds(row["train_latency_s"], row["train_latency_se_s"]),
+        *(quantity(objective).text(row[objective], row.get(f"{objective}_se")) for objective in extra),
+        quantity("val_accuracy").text(row["search_val_accuracy"], row["search_val_accuracy_se"]),
+        quantity("train_latency_s").text(row["search_train_latency_s"]),
+        f"{100 * row['p_front']:.0f} %",
+    ]
+
+
+def _seconds(mean: float, error: float) -> str:
+    """Return "12.3 ± 0.04 s"; a time that has no spread stands alone."""
+    if not (math.isfinite(mean) and error > 0):
+        return quantity("train_latency_s").text(mean)
+    return f"{significant(mean)} ± {significant(error, 1)} s"
+
+
+def _column(objective: str) -> str:
+    return f"test_{objective.removeprefix('val_')}" if objective.startswith("val_") else objective
+
+
+def _device(event: Event) -> str | None:
+    device = (event.get("metrics") or {}).get("device")
+    return None if device is None else str(device)
+
+
+def _has_diverged(event: Event) -> bool:
+    return event.get("reason") is not None
+
+
+def _finished(trainings: Iterable[Event], metric: str) -> Floats:
+    """Return a metric of the trainings that did not diverge, (trainings,), NaN where it was not measured."""
+    return np.array([event["metrics"].get(metric) for event in trainings if not _has_diverged(event)], dtype=float)
+
+
+def _searched(records: Sequence[TrialRecord], name: str) -> Floats:
+    """Return what the search found of a metric, (rows,), NaN where it did not."""
+    return np.array([record.metrics.get(name) for record in records], dtype=float)
+
+
+def _ids(frame: pd.DataFrame) -> list[str]:
+    return [str(trial) for trial in frame["trial"]]

@@ -1,0 +1,77 @@
+"""The settings of shortened token sequences: which strategy holds in which epoch. Pure.
+
+After *Accelerating Augmentation Invariance Pretraining* (Lin et al., NeurIPS 2024, arXiv 2410.22364); the form of a
+schedule is a reconstruction (ours).
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Annotated, Literal, Self
+
+from pydantic import Strict, model_validator
+
+from mixtune.errors import RequestError
+from mixtune.space.recipe import Count, PositiveCount, Section, ShareBelowOne
+from mixtune.space.views import UNCOMPRESSED, Branch, Strategy
+
+MOST_SHAPES = 8  # strategies of a schedule: each has a memory layout, a compiled step and a step time of its own
+
+
+class Shortening(Section):
+    """Token dropout and patch size of the query's views and of the key's; a patch size of None is the backbone's.
+
+    Without ``key_patch_size`` the key's patches are as large as the query's.
+    """
+
+    token_dropout: ShareBelowOne = 0.0
+    key_token_dropout: ShareBelowOne = 0.0
+    patch_size: PositiveCount | None = None
+    key_patch_size: PositiveCount | None = None
+
+    def to_strategy(self) -> Strategy:
+        """Return the same as plain values."""
+        key_patch_size = self.patch_size if self.key_patch_size is None else self.key_patch_size
+        return Strategy(Branch(self.token_dropout, self.patch_size), Branch(self.key_token_dropout, key_patch_size))
+
+
+class Stage(Shortening):
+    """What holds from an epoch of the SSL budget on, until the next stage; ``from_epoch`` counts from 0."""
+
+    from_epoch: Count
+
+
+class Compression(Shortening):
+    """How the token sequences of the views are shortened in SSL and mix epochs.
+
+    ``constant``: as the fields here say, by default not at all; ``auto``: as ``stages`` say, which
+    ``mixtune gradient-error`` finds; ``none``: not at all, whatever else is given here. In the mix phase the first view
+    is whole always, so there the query's fields shorten nothing of SimCLR and MoCo-v3.
+    """
+
+    schedule: Literal["none", "constant", "auto"] = "constant"
+    stages: Annotated[tuple[Stage, ...], Strict(False)] = ()
+
+    @model_validator(mode="after")
+    def _check_stages(self) -> Self:
+        starts = [stage.from_epoch for stage in self.stages]
+        if starts and starts[0] != 0:
+            raise ValueError(f"stages should begin with from_epoch 0, not {starts[0]}")
+        if any(one >= other for one, other in pairwise(starts)):
+            raise ValueError(f"the stages' from_epoch should ascend, not {', '.join(map(str, starts))}")
+        shapes = {stage.to_strategy() for stage in self.stages}
+        if len(shapes) > MOST_SHAPES:
+            raise ValueError(f"stages should have at most {MOST_SHAPES} different strategies, not {len(shapes)}")
+        return self
+
+    def strategy(self, ssl_epoch: int) -> Strategy:
+        """Return what holds after so many epochs of the SSL budget. Raises RequestError for auto without stages."""
+        if self.schedule == "none":
+            return UNCOMPRESSED
+        if self.schedule == "constant":
+            return self.to_strategy()
+        if not self.stages:
+            raise RequestError(
+                "ssl.compression: schedule auto needs stages: `mixtune gradient-error SPACE.yaml` finds and prints them"
+            )
+        return [stage.to_strategy() for stage in self.stages if stage.from_epoch <= ssl_epoch][-1]

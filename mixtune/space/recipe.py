@@ -1,0 +1,394 @@
+"""A Recipe is everything that one trial needs: validated, immutable, hashable, unknown keys refused.
+
+Where the paper (MixTraining, arXiv 2502.19513) is silent, a field's comment says that the choice is ours.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, Strict, ValidationError
+
+from mixtune import plugins
+from mixtune.errors import RequestError, show, suggest
+from mixtune.space.views import Strategy, View
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveShare = Annotated[float, Field(gt=0.0, le=1.0)]
+ShareBelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
+Count = Annotated[int, Field(ge=0, le=1_000_000)]
+PositiveCount = Annotated[int, Field(ge=1, le=1_000_000)]
+Magnitude = Annotated[int, Field(ge=0, le=30)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+
+
+class Section(BaseModel):
+    """A part of a recipe: strict types, finite numbers, no unknown keys, no change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True)
+
+
+class Task(NamedTuple):
+    """One supervised task: the name that its accuracy is reported under, its dataset and where that lies."""
+
+    name: str
+    dataset: str
+    root: str | None
+
+
+class Data(Section):
+    """Which images are trained on (``mixtune.datasets``): one dataset, or a list, whose members are a task each."""
+
+    dataset: str | Annotated[tuple[str, ...], Strict(False), Field(min_length=1)]
+    root: str | Annotated[tuple[str | None, ...], Strict(False)] | None = None  # default: the dataset cache of the user
+    download: bool = True
+    image_size: PositiveCount | None = None  # pixels; default: the images' own
+    fraction: PositiveShare = 1.0  # the paper's p: share of the training set that is kept, stratified
+    val_fraction: ShareBelowOne = 0.1  # of the training data, taken before `fraction`
+    ssl_dataset: str | None = None  # default: the supervised training images
+    ssl_root: str | None = None  # of `ssl_dataset`
+    ssl_fraction: PositiveShare | None = None  # share of the SSL images; default: `fraction`, or all of `ssl_dataset`
+    statistics: Literal["own", "imagenet"] = "own"  # mean and deviation that images are normalised by
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The supervised tasks; a dataset that comes more than once is numbered from its second time on."""
+        datasets = (self.dataset,) if isinstance(self.dataset, str) else self.dataset
+        roots = self.root if isinstance(self.root, tuple) else (self.root,) * len(datasets)
+        times = [datasets[:i].count(name) + 1 for i, name in enumerate(datasets)]
+        names = (name if time == 1 else f"{name}_{time}" for name, time in zip(datasets, times, strict=True))
+        return tuple(map(Task, names, datasets, roots))
+
+
+class Model(Section):
+    """The backbone: a timm ViT. None keeps what the named model has."""
+
+    name: str = "vit_tiny_patch16_224"
+    patch_size: PositiveCount | None = None  # default: the smallest that gives at most 256 tokens, as in the paper
+    embed_dim: PositiveCount | None = None
+    depth: PositiveCount | None = None
+    num_heads: PositiveCount | None = None
+    pool: Literal["token", "avg"] = "token"  # what the classifier reads (ours)
+    pretrained: bool | str = False  # true: timm's weights, downloaded; or a file of such weights
+
+
+class Epochs(Section):
+    """The epoch budgets e_ssl and e_sl; both include the e_mix epochs that they share (Eq. 1)."""
+
+    ssl: Count = 100
+    sl: PositiveCount = 100
+
+
+class SslSettings(Section):
+    """Base of the settings that an objective plug-in (``mixtune.objectives``) declares as ``Settings``."""
+
+    least_batch: ClassVar[int] = 1  # images that a step needs
+
+    objective: str = "mae"
+
+    def views(self, joint: bool) -> tuple[View | None, ...]:
+        """Return the views of an image in the SSL phase, or in the mix phase (``joint``).
+
+        None is the image as ``augment`` changes it, which the first one is in the mix phase: the classifier reads it.
+        """
+        return (None,)
+
+    def strategy(self, ssl_epoch: int) -> Strategy | None:
+        """Return how sequences are shortened after so many epochs of the SSL budget; None for an objective without.
+
+        It may depend on nothing that comes later: trials that agree so far share their epochs.
+        """
+        return None
+
+    def constants(self) -> dict[str, Any]:
+        """Return the plain values that hold in every epoch, beside :meth:`strategy`."""
+        return self.model_dump(mode="json")
+
+
+class Schedule(Section):
+    """Optimizer settings of one of the two losses. The rate used is ``base_lr * batch_size / 256``."""
+
+    base_lr: Positive
+    weight_decay: NonNegative = 0.05
+    betas: Annotated[tuple[ShareBelowOne, ShareBelowOne], Strict(False)] = (0.9, 0.95)
+    warmup_epochs: Count  # cosine: at most, never more than a fifth of the epoch budget (ours); wsd: exactly
+    schedule: Literal["cosine", "wsd"] = "cosine"  # wsd: warm-up, stable, decay; budgets share all but the decay
+
+
+class SslSchedule(Schedule):
+    """The paper's values for SSL on CIFAR-10, CIFAR-100 and SVHN."""
+
+    base_lr: Positive = 1.5e-4
+    warmup_epochs: Count = 20
+
+
+class SlSchedule(Schedule):
+    """The paper's values for SL on CIFAR-10, CIFAR-100 and SVHN."""
+
+    base_lr: Positive = 1e-3
+    warmup_epochs: Count = 5
+
+
+class Optim(Section):
+    """AdamW, with one schedule for each loss. Ours are the defaults that did best in benchmarks/phase_borders.py."""
+
+    batch_size: PositiveCount = 256
+    mix_schedule: Literal["sl", "ssl", "blend"] = "sl"  # the backbone's in the mix phase; blend: by alpha (ours)
+    carry_state: bool = True  # AdamW's moments go on over phase borders (ours)
+    ssl: SslSchedule = SslSchedule()
+    sl: SlSchedule = SlSchedule()
+
+
+class Augment(Section):
+    """How training images are changed, by draws of their own for each image and epoch.
+
+    The defaults are the paper's for CIFAR-10, CIFAR-100 and SVHN; for TinyImageNet it takes ``crop_scale`` (0.6, 1),
+    ``crop_ratio`` (0.9, 1.1), ``randaugment`` (2, 9), and ``ssl: false``. Mixed images are augmented in the mix phase
+    as in the SL phase (ours).
+    """
+
+    pad: Count | None = None  # pixels on each side, then a random crop; default: an eighth of the image size (4 at 32)
+    flip: Share | None = None  # probability; default: 0.5, or 0 where mirrored images change their meaning
+    crop_scale: Annotated[tuple[PositiveShare, PositiveShare], Strict(False)] | None = None  # area; in place of `pad`
+    crop_ratio: Annotated[tuple[Positive, Positive], Strict(False)] = (0.75, 4 / 3)  # width to height
+    randaugment: Annotated[tuple[PositiveCount, Magnitude], Strict(False)] | None = None  # operations, magnitude
+    ssl: bool = True  # whether the images of the self-supervised loss alone are augmented too
+
+
+class Recipe(Section):
+    """Everything that one trial needs. Make one with :func:`parse_recipe`."""
+
+    data: Data
+    model: Model = Model()
+    epochs: Epochs = Epochs()
+    alpha: Share = 0.5  # loss-ratio, Eq. 3
+    rho: Share = 0.5  # mix-ratio, Eq. 1
+    lambda_: Annotated[Share, Field(alias="lambda")] = 0.5  # mixup weight of the supervised image, Eq. 2
+    ssl: SerializeAsAny[SslSettings]
+    optim: Optim = Optim()
+    augment: Augment = Augment()
+    protocol: Literal["search", "paper"] = "search"  # paper: no validation split, accuracy on the test images
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: float32, but bfloat16 on a GPU that is faster so
+    compile: bool = False  # torch.compile; its time is reported apart
+    seed: Seed = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain nested values under the names that YAML uses; parse_recipe() reads them back."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+def parse_recipe(values: Mapping[str, Any]) -> Recipe:
+    """Validate nested values. The objective that ``ssl.objective`` names validates the ``ssl`` section.
+
+    Raises RecipeError, one line that names the dotted key, what was given and what is allowed.
+    """
+    given = values.get("ssl", {})
+    if not isinstance(given, Mapping):
+        raise RecipeError(("ssl",), f"should be a mapping of keys to values, got {show(given)}")
+    settings = _validate(_settings_model(given.get("objective", SslSettings().objective)), given, ("ssl",))
+    recipe: Recipe = _validate(Recipe, {**values, "ssl": settings}, ())
+    _check_together(recipe)
+    return recipe
+
+
+def _check_together(recipe: Recipe) -> None:
+    """Raise RecipeError for values that are right one by one, but not together."""
+    data, augment, ssl = recipe.data, recipe.augment, recipe.ssl
+    if recipe.optim.batch_size < ssl.least_batch and recipe.epochs.ssl:
+        raise RecipeError(
+            ("optim", "batch_size"), f"ssl.objective {ssl.objective} needs at least {ssl.least_batch} images a step"
+        )
+    if data.ssl_root is not None and data.ssl_dataset is None:
+        raise RecipeError(("data", "ssl_root"), "is given without data.ssl_dataset: add it (image_folder, say)")
+    if isinstance(data.root, tuple):
+        tasks = 1 if isinstance(data.dataset, str) else len(data.dataset)
+        if len(data.root) != tasks:
+            wanted = f"one folder, or {tasks} for the {tasks} datasets" if tasks > 1 else "one folder for one dataset"
+            raise RecipeError(("data", "root"), f"lists {len(data.root)}: should be {wanted}")
+    if augment.crop_scale is None and augment.crop_ratio != Augment().crop_ratio:
+        raise RecipeError(("augment", "crop_ratio"), "has no effect without augment.crop_scale: add it ([0.6, 1], say)")
+    if augment.crop_scale is not None and augment.pad is not None:
+        raise RecipeError(("augment", "pad"), "has no effect beside augment.crop_scale: drop one")
+    for name in ("crop_scale", "crop_ratio"):
+        bounds = getattr(augment, name)
+        if bounds is not None and bounds[0] > bounds[1]:
+            raise RecipeError(("augment", name), f"its low end {bounds[0]:g} is above its high end {bounds[1]:g}")
+
+
+def change_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """Return a recipe with dotted values put over its own.
+
+    Another objective keeps the fields that the two share by a base class (views and compression, say), and starts
+    from its own defaults otherwise. Raises RecipeError.
+    """
+    values = recipe.to_dict()
+    objective = changes.get("ssl.objective", recipe.ssl.objective)
+    if objective != recipe.ssl.objective:
+        shared = _shared_fields(type(recipe.ssl), _settings_model(objective)) - {"objective"}
+        values["ssl"] = {name: value for name, value in values["ssl"].items() if name in shared}
+    return parse_recipe(with_values(values, changes))
+
+
+def with_absolute_paths(recipe: Recipe) -> Recipe:
+    """Return a recipe whose files and folders mean the same from every folder."""
+
+    def absolute(value: Any) -> Any:
+        if isinstance(value, list):
+            return [absolute(item) for item in value]
+        return os.path.abspath(os.path.expanduser(value)) if isinstance(value, str) else value
+
+    given = flatten(recipe.to_dict())
+    return change_recipe(recipe, {path: absolute(given[path]) for path in _PATHS})
+
+
+_PATHS = ("data.root", "data.ssl_root", "model.pretrained")
+
+
+class RecipeError(RequestError):
+    """A recipe's mistake; ``path`` is the key at fault, so that a file's reader can add the line."""
+
+    def __init__(self, path: tuple[str, ...], message: str) -> None:
+        self.path = path
+        self.message = message
+        super().__init__(f"{'.'.join(path)}: {message}" if path else message)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # errors travel from Ray's workers
+        return type(self), (self.path, self.message)
+
+
+def with_values(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested ``values`` with dotted paths set: ``with_values({}, {"epochs.sl": 5})``."""
+    changed = {key: dict(v) if isinstance(v, Mapping) else v for key, v in values.items()}
+    for path, value in changes.items():
+        head, _, rest = path.partition(".")
+        if rest:
+            below = changed.get(head, {})
+            if not isinstance(below, Mapping):
+                raise RecipeError((head,), f"is a single value, so {path!r} cannot be set")
+            changed[head] = with_values(below, {rest: value})
+        else:
+            changed[head] = value
+    return changed
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values by dotted path; ``with_values({}, flat)`` nests them again."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def check_path(recipe: Recipe, path: str) -> None:
+    """Raise RecipeError unless the dotted ``path`` is a field of the recipe."""
+    known = flatten(recipe.to_dict())
+    if path not in known:
+        section = [name for name in known if name.startswith(f"{path}.")]
+        hint = f" (a section: name one of {', '.join(section)})" if section else suggest(path, known)
+        raise RecipeError((path,), f"no field of a recipe{hint}")
+
+
+def baseline_values(method: str) -> dict[str, Any]:
+    """Return the dotted values that turn a recipe into a baseline: the corners of Algorithm 1."""
+    corners: dict[str, dict[str, Any]] = {"sl": {"epochs.ssl": 0}, "ssl_sl": {"rho": 0.0}}
+    if method not in corners:
+        raise RequestError(f"unknown baseline {method!r}: known are sl, ssl_sl{suggest(method, corners)}")
+    return corners[method]
+
+
+def _shared_fields(one: type[SslSettings], other: type[SslSettings]) -> set[str]:
+    """Return the fields that two kinds of settings have from one class."""
+    bases = [base for base in one.__mro__ if issubclass(base, SslSettings) and issubclass(other, base)]
+    return set(bases[0].model_fields)
+
+
+def _settings_model(objective: Any) -> type[SslSettings]:
+    try:
+        found = plugins.find("objectives", str(objective), "objective")
+    except RequestError as error:
+        raise RecipeError(("ssl", "objective"), str(error)) from error
+    settings = getattr(found, "Settings", None)
+    if not (
+        isinstance(settings, type) and issubclass(settings, SslSettings) and callable(getattr(found, "build", None))
+    ):
+        needs = "needs Settings, a subclass of SslSettings, and a function build"
+        raise RecipeError(("ssl", "objective"), f"{objective} {needs}: see mixtune.objectives")
+    return settings
+
+
+def _validate(model: type[Any], values: Mapping[str, Any], prefix: tuple[str, ...]) -> Any:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        path, message = describe_mistake(model, error)
+        raise RecipeError((*prefix, *path), message) from error
+
+
+def describe_mistake(model: type[BaseModel], error: ValidationError) -> tuple[tuple[str, ...], str]:
+    """Return the key path and a one-line message for the most telling mistake that pydantic found."""
+    # an unknown key explains a missing one, so it comes first
+    mistake: Any = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    path, owner = _locate(model, mistake["loc"])
+    if mistake["type"] == "extra_forbidden":
+        allowed = field_names(owner)
+        return path, f"unknown key; allowed are {', '.join(allowed)}{suggest(path[-1], allowed)}"
+    if mistake["type"] == "missing" and len(path) == len(mistake["loc"]):
+        return path, "missing, and it has no default"
+    if mistake["type"] == "value_error":
+        return path, mistake["msg"].removeprefix("Value error, ")
+    # the members of a union each say what they want; of a list's items only the first is told
+    listed = isinstance(mistake["loc"][-1], int)
+    wanted = [_wanted(e) for e in error.errors() if not listed and _locate(model, e["loc"])[0] == path]
+    hint = suggest(str(mistake["input"]), re.findall(r"'([^']*)'", mistake["msg"]))
+    either = " or ".join(dict.fromkeys(wanted or [_wanted(mistake)]))
+    return path, f"should be {either}, got {show(mistake['input'])}{hint}"
+
+
+def field_names(model: type[BaseModel]) -> list[str]:
+    """Return the names of a section's fields as YAML has them."""
+    return [f.alias or name for name, f in model.model_fields.items()]
+
+
+_WANTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "a mapping of keys to values",
+    "model_type": "a mapping of keys to values",
+    "invalid_key": "text",
+    "missing": "longer",  # of a list's items
+    "too_long": "shorter",
+    "too_short": "a list with something in it",
+}
+_LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+
+
+def _wanted(mistake: Any) -> str:
+    for limit, words in _LIMITS.items():
+        if limit in mistake.get("ctx", {}):
+            return f"{words} {show(mistake['ctx'][limit])}"
+    return _WANTED.get(mistake["type"]) or str(mistake["msg"]).removeprefix("Input should be ")
+
+
+def _locate(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[tuple[str, ...], type[BaseModel]]:
+    """Return the key path of pydantic's location, without what it adds for unions and items, and the section there."""
+    path: list[str] = []
+    for part in location:
+        path.append(str(part))
+        field = next((f for n, f in model.model_fields.items() if part in (n, f.alias)), None)
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            break
+        model = field.annotation
+    return tuple(path), model

@@ -1,0 +1,359 @@
+"""A SearchSpace is a YAML file: a base recipe, distributions over its fields, objectives and a budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from os import PathLike
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from mixtune import plugins
+from mixtune.errors import RequestError, show, suggest
+from mixtune.space.constraints import Constraint, parse_constraint
+from mixtune.space.distributions import Distribution, parse_distribution
+from mixtune.space.document import Document, KeyPath, parse_value, read_document
+from mixtune.space.recipe import (
+    Count,
+    NonNegative,
+    Positive,
+    PositiveCount,
+    Recipe,
+    RecipeError,
+    Section,
+    Seed,
+    baseline_values,
+    change_recipe,
+    check_path,
+    describe_mistake,
+    field_names,
+    flatten,
+    parse_recipe,
+)
+
+Direction = Literal["max", "min"]
+
+# what a trial reports that a search can aim at, and which way is better
+OBJECTIVES: dict[str, Direction] = {
+    "val_accuracy": "max",
+    "val_balanced_accuracy": "max",
+    "val_macro_f1": "max",
+    "val_calibration_error": "min",
+    "train_latency_s": "min",
+    "train_flops": "min",
+    "infer_latency_ms": "min",
+    "peak_memory_mb": "min",  # on a GPU
+}
+VALIDATION_SCORES = tuple(name for name in OBJECTIVES if name.startswith("val_"))  # of each supervised epoch
+DEFAULT_OBJECTIVES: dict[str, Direction] = {"val_accuracy": "max", "train_latency_s": "min"}
+DEFAULT_TRIALS = 20
+
+
+class Search(Section):
+    """How the search goes: the ``search`` section."""
+
+    sampler: str = "tpe"
+    scheduler: str = "fifo"
+    trials: PositiveCount | None = None  # default: DEFAULT_TRIALS, or the whole grid with `sampler: grid`
+    seed: Seed = 0
+    max_failures: Count = 2  # how often a trial that crashed is tried again
+
+
+class Resources(Section):
+    """What one trial gets: the ``resources`` section. ``auto``: as much of a GPU as the largest recipe needs."""
+
+    cpus_per_trial: Positive = 1.0
+    gpus_per_trial: NonNegative | Literal["auto"] = "auto"
+
+
+_SECTIONS = ("recipe", "space", "objectives", "constraints", "baselines", "search", "resources", "run")
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """A validated search space.
+
+    recipe: the base recipe; ``space``: dotted recipe path -> distribution; ``objectives``: metric -> direction;
+    ``constraints``: metric -> bound; ``baselines``: methods trained once each at the base recipe's values.
+    """
+
+    recipe: Recipe
+    space: dict[str, Distribution] = field(default_factory=dict)
+    objectives: dict[str, Direction] = field(default_factory=DEFAULT_OBJECTIVES.copy)
+    baselines: tuple[str, ...] = ("sl", "ssl_sl")
+    search: Search = field(default_factory=Search)
+    resources: Resources = field(default_factory=Resources)
+    constraints: dict[str, Constraint] = field(default_factory=dict)
+
+    def recipe_at(self, params: Mapping[str, Any]) -> Recipe:
+        """Return the base recipe with dotted values set. Raises RecipeError."""
+        return change_recipe(self.recipe, params)
+
+    def extremes(self) -> Iterator[tuple[str, Any]]:
+        """Yield (path, value): one parameter at a time at each of its ends or choices."""
+        for path, distribution in self.space.items():
+            for value in distribution.extremes():
+                yield path, value
+
+    def baseline_params(self) -> dict[str, dict[str, Any]]:
+        """Return the dotted values of each baseline: ``{"sl": {"epochs.ssl": 0}, ...}``."""
+        return {method: baseline_values(method) for method in self.baselines}
+
+    def grid_size(self) -> int | None:
+        """Return how many recipes the space holds, or None where it is continuous."""
+        grids = [distribution.grid() for distribution in self.space.values()]
+        return None if any(g is None for g in grids) else math.prod(len(g or ()) for g in grids)
+
+    @property
+    def budget(self) -> int:
+        """How many trials may end (complete, stopped or failed): a grid's are never more than it holds."""
+        size = self.grid_size() if self.search.sampler == "grid" else None
+        if size is None:
+            return self.search.trials or DEFAULT_TRIALS
+        return min(self.search.trials or size, size)
+
+    def with_search(self, **changes: Any) -> SearchSpace:
+        """Return this space with other search settings (trials, seed, ...). Raises RequestError."""
+        given = Document("the search space", {"search": {**self.search.model_dump(), **changes}})
+        return replace(self, search=_section(given, "search", Search))
+
+    def with_resources(self, **changes: Any) -> SearchSpace:
+        """Return this space with other resources. Raises RequestError."""
+        given = Document("the search space", {"resources": {**self.resources.model_dump(), **changes}})
+        return replace(self, resources=_section(given, "resources", Resources))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the resolved space in the form of its file; every default is spelled out."""
+        return {
+            "recipe": self.recipe.to_dict(),
+            "space": {path: distribution.to_yaml() for path, distribution in self.space.items()},
+            "objectives": dict(self.objectives),
+            "constraints": {name: constraint.to_yaml() for name, constraint in self.constraints.items()},
+            "baselines": list(self.baselines),
+            "search": {**self.search.model_dump(), "trials": self.budget},
+            "resources": self.resources.model_dump(),
+        }
+
+
+def load_space(path: str | PathLike[str], overrides: Mapping[str, Any] | None = None) -> SearchSpace:
+    """Read a search space's file; ``overrides`` are dotted recipe values (``--set``).
+
+    Raises RequestError: one line with the file, the line, the key, what was given and what is allowed.
+    """
+    return build_space(read_document(path), overrides or {})
+
+
+def space_from_dict(values: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> SearchSpace:
+    """Make a search space from plain values in the form of its file."""
+    return build_space(Document("the search space", dict(values)), overrides or {})
+
+
+def build_space(document: Document, overrides: Mapping[str, Any]) -> SearchSpace:
+    """Validate a document, section by section, and then every recipe at the ends of its distributions."""
+    for key in document.values:
+        if key not in _SECTIONS:
+            raise _mistake(document, (str(key),), f"unknown key; {_where_it_belongs(str(key))}")
+    recipe = _base_recipe(document, overrides)
+    search = _section(document, "search", Search)
+    space = SearchSpace(
+        recipe=recipe,
+        space=_distributions(document, recipe, search, overrides),
+        objectives=_objectives(document),
+        baselines=_baselines(document),
+        search=search,
+        resources=_section(document, "resources", Resources),
+        constraints=_constraints(document),
+    )
+    _check_plugins(document, space)
+    _check_extremes(document, space)
+    _refuse_idle(document, space)
+    return space.with_search(trials=space.budget)
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Read ``path=value`` of ``--set``; the value is YAML (``optim.sl.betas=[0.9, 0.999]``), or plain text.
+
+    ``data.root=`` is null, which is the default of the fields that have none; ``data.root=/a=b #1`` means that folder.
+    """
+    path, equals, value = text.partition("=")
+    if not equals or not path.strip():
+        raise RequestError(f"--set {text}: should be path=value, such as --set alpha=0.5")
+    try:
+        return path.strip(), parse_value(value.strip())
+    except RequestError as error:
+        raise RequestError(f"--set {text}: {error}") from error
+
+
+def override(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
+    """Return a recipe with dotted values put over its own (``--set``). Raises RequestError."""
+    try:
+        named = change_recipe(recipe, {p: v for p, v in overrides.items() if p == "ssl.objective"})
+        for path in overrides:
+            check_path(named, path)
+        return change_recipe(recipe, overrides)
+    except RecipeError as error:
+        path = ".".join(error.path)
+        given = f"{path}={show(overrides[path])}: {error.message}" if path in overrides else str(error)
+        raise RequestError(f"--set {given}") from error
+
+
+def _base_recipe(document: Document, overrides: Mapping[str, Any]) -> Recipe:
+    given = document.values.get("recipe")
+    if not isinstance(given, Mapping):
+        wrong = "missing" if given is None else f"should be a mapping of keys to values, got {show(given)}"
+        raise _mistake(document, ("recipe",), f"{wrong}; it names at least the data: {{data: {{dataset: digits}}}}")
+    try:
+        recipe = parse_recipe(given)
+    except RecipeError as error:
+        raise _mistake(document, ("recipe", *error.path), error.message) from error
+    return override(recipe, overrides)
+
+
+def _distributions(
+    document: Document, recipe: Recipe, search: Search, overrides: Mapping[str, Any]
+) -> dict[str, Distribution]:
+    distributions: dict[str, Distribution] = {}
+    for path, given in _mapping(document, "space").items():
+        key = ("space", str(path))
+        try:
+            check_path(recipe, str(path))
+            distributions[path] = parse_distribution(given)
+        except RecipeError as error:
+            raise _mistake(document, key, error.message) from error
+        except RequestError as error:
+            raise _mistake(document, key, str(error)) from error
+        if path in overrides:
+            raise _mistake(document, key, f"--set {path}={show(overrides[path])} overrides this distribution: drop one")
+        kind = distributions[path].kind
+        if search.sampler == "grid" and distributions[path].grid() is None:
+            raise _mistake(document, key, f"{kind} has no end of values, so sampler: grid cannot list them")
+        if kind == "grid_search" and search.sampler != "grid":
+            raise _mistake(document, key, f"grid_search needs search.sampler: grid, not {search.sampler}")
+    return distributions
+
+
+_SSL_ONLY = ("ssl.", "optim.ssl.", "data.ssl_", "alpha", "rho", "lambda", "augment.ssl", "optim.carry_state")
+
+_CONSTANT_ONLY = tuple(
+    f"ssl.compression.{name}" for name in ("token_dropout", "key_token_dropout", "patch_size", "key_patch_size")
+)
+
+
+def _refuse_idle(document: Document, space: SearchSpace) -> None:
+    """Refuse distributions whose draws something else overrides: they would search over nothing."""
+    base = flatten(space.recipe.to_dict())
+    values = {path: (value,) for path, value in base.items()} | {p: d.extremes() for p, d in space.space.items()}
+    one_dataset = all(values[f"data.ssl_{name}"] in ((None,), values[f"data.{name}"]) for name in ("dataset", "root"))
+    most_ssl = max(values["epochs.ssl"])
+    mixes = max(values["rho"]) * min(most_ssl, max(values["epochs.sl"])) > 1 - 1e-6  # Eq. 1, up to rounding
+    no_pure_ssl = min(values["rho"]) == 1.0 and most_ssl <= min(values["epochs.sl"])
+    for path in space.space:
+        if path in ("seed", "protocol", "data.dataset", "data.root", "data.val_fraction", "data.download"):
+            raise _mistake(document, ("space", path), "is the same for all trials of a search: drop this distribution")
+        because = None
+        if path == "lambda" and one_dataset:
+            because = "both losses see the same dataset: set data.ssl_dataset"
+        elif most_ssl == 0 and path.startswith(_SSL_ONLY):
+            because = "epochs.ssl is 0: nothing is self-supervised"
+        elif path == "augment.crop_ratio" and values["augment.crop_scale"] == (None,):
+            because = "augment.crop_scale is null: nothing is cropped by area"
+        elif path in _CONSTANT_ONLY and "constant" not in values["ssl.compression.schedule"]:
+            because = "ssl.compression.schedule is never constant"
+        elif path in ("ssl.encode", "augment.ssl") and one_dataset and no_pure_ssl:
+            because = "rho is 1 and epochs.ssl at most epochs.sl: every self-supervised epoch is mixed"
+        elif not mixes and path in ("alpha", "rho", "lambda", "optim.mix_schedule"):
+            because = "rho times the fewer of epochs.ssl and epochs.sl is below 1: no epoch is mixed"
+        if because is not None:
+            raise _mistake(document, ("space", path), f"has no effect while {because}")
+
+
+def _objectives(document: Document) -> dict[str, Direction]:
+    given = _mapping(document, "objectives")
+    for name, direction in given.items():
+        key = ("objectives", str(name))
+        _check_metric(document, key, "objective")
+        if direction != OBJECTIVES[name]:
+            raise _mistake(document, key, f"should be {OBJECTIVES[name]}, got {show(direction)}")
+    return dict(given) or DEFAULT_OBJECTIVES.copy()
+
+
+def _constraints(document: Document) -> dict[str, Constraint]:
+    constraints: dict[str, Constraint] = {}
+    for name, given in _mapping(document, "constraints").items():
+        key = ("constraints", str(name))
+        _check_metric(document, key, "constraint")
+        try:
+            constraints[name] = parse_constraint(name, given, ">=" if OBJECTIVES[name] == "max" else "<=")
+        except RequestError as error:
+            raise _mistake(document, key, str(error)) from error
+    return constraints
+
+
+def _check_metric(document: Document, key: KeyPath, kind: str) -> None:
+    if key[-1] not in OBJECTIVES:
+        known = f"known are {', '.join(OBJECTIVES)}{suggest(str(key[-1]), OBJECTIVES)}"
+        raise _mistake(document, key, f"unknown {kind}; {known}")
+
+
+def _baselines(document: Document) -> tuple[str, ...]:
+    given = document.values.get("baselines", ["sl", "ssl_sl"])
+    if not isinstance(given, list):
+        raise _mistake(document, ("baselines",), f"should be a list, such as [sl, ssl_sl], got {show(given)}")
+    for method in given:
+        try:
+            baseline_values(str(method))
+        except RequestError as error:
+            raise _mistake(document, ("baselines",), str(error)) from error
+    if len(set(given)) < len(given):
+        raise _mistake(document, ("baselines",), f"names one twice: {show(given)}")
+    return tuple(given)
+
+
+def _check_plugins(document: Document, space: SearchSpace) -> None:
+    for kind, name in (("sampler", space.search.sampler), ("scheduler", space.search.scheduler)):
+        try:
+            plugins.check_name(f"tuning.{kind}s", name, kind)
+            if ":" in name and not callable(getattr(plugins.find(f"tuning.{kind}s", name, kind), "build", None)):
+                raise RequestError(f"{kind} {name!r} needs a function build: see mixtune.tuning.{kind}s")
+        except RequestError as error:
+            raise _mistake(document, ("search", kind), str(error)) from error
+
+
+def _check_extremes(document: Document, space: SearchSpace) -> None:
+    for path, value in space.extremes():
+        try:
+            space.recipe_at({path: value})
+        except RecipeError as error:
+            message = error.message if ".".join(error.path) == path else str(error)
+            wrong = f"{space.space[path].kind} can give {show(value)}: {message}"
+            raise _mistake(document, ("space", path), wrong) from error
+
+
+def _section(document: Document, name: str, model: type[Any]) -> Any:
+    try:
+        return model.model_validate(_mapping(document, name))
+    except ValidationError as error:
+        path, message = describe_mistake(model, error)
+        raise _mistake(document, (name, *path), message) from error
+
+
+def _mapping(document: Document, name: str) -> Mapping[str, Any]:
+    given = document.values.get(name)
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise _mistake(document, (name,), f"should be a mapping of keys to values, got {show(given)}")
+    return given
+
+
+def _where_it_belongs(key: str) -> str:
+    homes: dict[str, type[Section]] = {"recipe": Recipe, "search": Search, "resources": Resources}
+    home = next((section for section, model in homes.items() if key in field_names(model)), None)
+    allowed = f"allowed are {', '.join(_SECTIONS[:-1])}"
+    return f"{allowed}; {key} belongs below {home}" if home else f"{allowed}{suggest(key, _SECTIONS)}"
+
+
+def _mistake(document: Document, path: KeyPath, message: str) -> RequestError:
+    return RequestError(f"{document.where(path)}{'.'.join(path)}: {message}")

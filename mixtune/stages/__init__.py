@@ -1,0 +1,1 @@
+"""The stage tree: epochs that recipes have in common are trained once."""

@@ -1,0 +1,198 @@
+"""The keys of the stage tree: trials that agree up to an epoch have one key there, whatever comes later.
+
+A key is a digest, chained from its parent's, of all that the epoch's state depends on, data by their content rather
+than by their name: an equal key means equal bits, as far as the device computes the same bits twice.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import json
+import os
+import sys
+from array import array
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from mixtune._version import __version__
+from mixtune.errors import RequestError
+from mixtune.space.recipe import Recipe, SslSettings
+from mixtune.training.data import ImagePool, TrainingData
+from mixtune.training.device import choose_dtype, describe_device
+from mixtune.training.optimizer import followed_schedules
+from mixtune.training.plan import Epoch, Phase, learning_rates, make_plan
+
+_KEY_LENGTH = 40  # hexadecimal digits
+_RATES_TOLD = 8  # of an epoch, and its last: a schedule has two smooth pieces at most, which so many points tell apart
+_PACKAGES = ("numpy", "timm", "torch", "torchvision")
+
+_digests = WeakTensorKeyDictionary()  # of the images that trial after trial shares
+
+
+def stage_keys(recipe: Recipe, data: TrainingData, device: torch.device | str = "cpu") -> tuple[str, ...]:
+    """Return a key for each number of epochs trained, from 0, the initial state, to all of the plan's.
+
+    ``data`` is the recipe's own; a relative ``model.pretrained`` means the current folder. An image set is read in
+    full once a process. Raises RequestError where a file of pretrained weights cannot be read.
+    """
+    plan = make_plan(recipe)
+    images = {phase: _digest(_describe_images(recipe, data, phase)) for phase in {epoch.phase for epoch in plan}}
+    keys = [_digest(_describe_start(recipe, data, torch.device(device)))]
+    for before, epoch in zip((None, *plan), plan, strict=False):
+        description = _describe_epoch(recipe, epoch, data.steps) | {"images": images[epoch.phase]}
+        if before is not None and before.phase != epoch.phase:
+            description["carry_state"] = recipe.optim.carry_state
+        keys.append(_digest({"parent": keys[-1], "epoch": description}))
+    return tuple(keys)
+
+
+def shared_epochs(one: Sequence[str], other: Sequence[str]) -> int:
+    """Return how many epochs two recipes begin with alike, by their keys; -1 where their first weights differ."""
+    shared = -1
+    for own, theirs in zip(one, other, strict=False):
+        if own != theirs:
+            break
+        shared += 1
+    return shared
+
+
+def _describe_start(recipe: Recipe, data: TrainingData, device: torch.device) -> dict[str, Any]:
+    """Return what the initial weights depend on, and what changes the bits of every epoch.
+
+    The objective's settings are here and not with the epochs that use it: its weights are a part of any state, also
+    of a recipe without SSL. ``model.pool`` is not here: it is the classifier's input alone.
+    """
+    return {
+        "versions": {"mixtune": __version__, **_versions()},
+        "device": describe_device(device),
+        "instructions": torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else None,
+        "dtype": str(choose_dtype(recipe.precision, device)),
+        "compile": recipe.compile,
+        "seed": recipe.seed,
+        "protocol": recipe.protocol,
+        "batch_size": recipe.optim.batch_size,
+        "model": recipe.model.model_dump(mode="json", exclude={"pool", "pretrained"}),
+        "pretrained": _describe_weights(recipe.model.pretrained),
+        "objective": recipe.ssl.constants(),
+        "objective_code": "".join(_digest_code(module) or "" for module in _modules(type(recipe.ssl))) or None,
+        "image_size": data.image_size,
+        "channels": data.channels,
+        "classes": [len(task.classes) for task in data.tasks],
+    }
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    return {package: version(package) for package in _PACKAGES}
+
+
+def _describe_epoch(recipe: Recipe, epoch: Epoch, steps: int) -> dict[str, Any]:
+    """Return what an epoch depends on beside its images and the state that it begins with."""
+    told = {*range(0, steps, max(1, steps // _RATES_TOLD)), steps - 1}
+    rates = [learning_rates(recipe, epoch, step, steps) for step in sorted(told)]
+    description: dict[str, Any] = {
+        "index": epoch.index,  # of its random streams
+        "phase": epoch.phase,
+        "rates": {loss: _digest_rates([at_step[loss] for at_step in rates]) for loss in rates[0]},
+        "schedules": {
+            loss: getattr(recipe.optim, loss).model_dump(mode="json", include={"weight_decay", "betas"})
+            for loss in rates[0]
+        },
+        "backbone_follows": followed_schedules("backbone", epoch.phase, recipe),
+    }
+    if epoch.strategy is not None:
+        description["strategy"] = epoch.strategy
+    if epoch.phase == "mix":
+        description["alpha"] = recipe.alpha
+    return description
+
+
+def _describe_images(recipe: Recipe, data: TrainingData, phase: Phase) -> dict[str, Any]:
+    """Return what the epochs of a phase see, held-out images included: their accuracies are in the history."""
+    if phase == "ssl":
+        return {"ssl": [_describe_pool(task.ssl, "augmented") for task in data.tasks]}
+    description: dict[str, Any] = {
+        "train": [_describe_pool(task.train, "augmented", "labelled") for task in data.tasks],
+        "held_out": [_describe_pool(task.held_out, "labelled") for task in data.tasks],
+        "pool": recipe.model.pool,
+    }
+    if phase == "mix" and len(recipe.ssl.views(joint=True)) > 1:
+        description["views_augmented"] = recipe.augment.ssl
+    if phase == "mix" and data.two_datasets:
+        description["partners"] = [_describe_pool(task.ssl, "augmented") for task in data.tasks]
+        description["lambda"] = recipe.lambda_
+    return description
+
+
+def _describe_pool(pool: ImagePool, *used: str) -> dict[str, Any]:
+    """Return a pool's identity: its content, not its name or folder. ``used``: augmented, labelled."""
+    description: dict[str, Any] = {
+        "images": _digest_tensor(pool.images),
+        "indices": _digest_tensor(pool.indices),
+        "mean": pool.mean.flatten().tolist(),
+        "std": pool.std.flatten().tolist(),
+    }
+    if "labelled" in used:
+        assert pool.labels is not None
+        description["labels"] = _digest_tensor(pool.labels)
+    if "augmented" in used:
+        description["augmentation"] = asdict(pool.augmentation)
+    return description
+
+
+def _describe_weights(pretrained: bool | str) -> bool | str:
+    """Return a digest of a file of weights; timm's own are known by the model's name and timm's version."""
+    if isinstance(pretrained, bool):
+        return pretrained
+    path = os.path.abspath(os.path.expanduser(pretrained))
+    try:
+        status = os.stat(path)
+        return _digest_file(path, status.st_size, status.st_mtime_ns)
+    except OSError as error:
+        raise RequestError(f"model.pretrained: {path} cannot be read: {error.strerror}") from error
+
+
+@functools.lru_cache(maxsize=8)
+def _digest_file(path: str, size: int, modified_ns: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _modules(settings: type[SslSettings]) -> list[str]:
+    """Return the modules of an objective's settings and of what they are built on."""
+    bases = [base for base in settings.__mro__ if issubclass(base, SslSettings) and base is not SslSettings]
+    return list(dict.fromkeys(base.__module__ for base in bases))
+
+
+@functools.cache
+def _digest_code(module: str) -> str | None:
+    """Return a digest of an objective's file, which its author may change between a search and its resume."""
+    try:
+        return hashlib.sha256(inspect.getsource(sys.modules[module]).encode()).hexdigest()
+    except (OSError, TypeError):  # typed at a prompt
+        return None
+
+
+def _digest_tensor(tensor: Tensor) -> str:
+    if tensor not in _digests:
+        content = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        content.update(tensor.cpu().contiguous().numpy().data)
+        _digests[tensor] = content.hexdigest()
+    return str(_digests[tensor])
+
+
+def _digest_rates(rates: list[float]) -> str:
+    return hashlib.sha256(array("d", rates).tobytes()).hexdigest()
+
+
+def _digest(description: dict[str, Any]) -> str:
+    text = json.dumps(description, sort_keys=True, separators=(",", ":"), allow_nan=False)  # floats by repr: exact
+    return hashlib.sha256(text.encode()).hexdigest()[:_KEY_LENGTH]

@@ -1,0 +1,167 @@
+"""The paths of a space's recipes through the stage tree, and where they part: what later trials will go on from."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import random
+from collections.abc import Iterator, Mapping
+from itertools import pairwise, product
+from typing import Any, NamedTuple
+
+from mixtune.errors import DataError, RequestError
+from mixtune.space.distributions import Distribution
+from mixtune.space.recipe import Recipe, Schedule
+from mixtune.space.space import SearchSpace
+from mixtune.stages.keys import stage_keys
+from mixtune.stages.table import TrialPath
+from mixtune.training.data import TrainingData, load_training_data
+from mixtune.training.plan import Phase, decay_start, make_plan, mix_epochs, warmup_length
+
+MOST_BUDGETS = 4_000  # of a space; of more a part is looked at, and where a branch is missed epochs are trained again
+
+Path = tuple[tuple[tuple[Any, ...], int], ...]  # stretches: what their epochs have in common, and how many they are
+
+
+class Budgets(NamedTuple):
+    """Epochs of SSL, of SL, and how many of them are mixed."""
+
+    ssl: int
+    sl: int
+    mix: int
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Budgets:
+        """Return those of a recipe."""
+        ssl, sl = recipe.epochs.ssl, recipe.epochs.sl
+        return cls(ssl, sl, mix_epochs(recipe.rho, ssl, sl))
+
+
+class Branches:
+    """The epochs at which a recipe's path may part from another one's of its space that differs in its budgets.
+
+    Other fields part paths at the first epoch or where a phase begins, and states are stored there anyway.
+    """
+
+    def __init__(self, space: SearchSpace) -> None:
+        budgets = sorted(_budgets(space))
+        if len(budgets) > MOST_BUDGETS:
+            budgets = random.Random(0).sample(budgets, MOST_BUDGETS)
+        self._budgets = budgets
+        self._paths = functools.cache(self._all_paths)
+        self._epochs = functools.lru_cache(maxsize=4096)(self._branch_epochs)
+
+    def of(self, recipe: Recipe) -> tuple[int, ...]:
+        """Return after how many epochs, ascending, at least 1 and fewer than the recipe has."""
+        return self._epochs(Budgets.of(recipe), recipe.optim.ssl, recipe.optim.sl)
+
+    def _all_paths(self, ssl: Schedule, sl: Schedule) -> list[Path]:
+        return [budget_path(budgets, ssl, sl) for budgets in self._budgets]
+
+    def _branch_epochs(self, own: Budgets, ssl: Schedule, sl: Schedule) -> tuple[int, ...]:
+        path = budget_path(own, ssl, sl)
+        common = {_common(path, other) for other in self._paths(ssl, sl)}
+        return tuple(sorted(common - {0, sum(length for _, length in path)}))
+
+
+class RecipePaths:
+    """The path of each recipe of a space, by its dotted parameters; ``branches``: where they part.
+
+    The driver's keys are of its CPU, whatever the trials train on: they tell which paths agree, not what is stored.
+    """
+
+    def __init__(self, space: SearchSpace) -> None:
+        self.branches = Branches(space)
+        self._space = space
+        self._known: dict[str, TrialPath] = {}
+        self._data: dict[Any, TrainingData] = {}
+
+    def __call__(self, params: Mapping[str, Any]) -> TrialPath:
+        """Return a recipe's path; one of its own where there is no such recipe: its trial will say why."""
+        name = json.dumps(params, sort_keys=True)
+        if name not in self._known:
+            try:
+                self._known[name] = self._path(self._space.recipe_at(params))
+            except (RequestError, DataError):
+                self._known[name] = TrialPath((name,))
+        return self._known[name]
+
+    def _data_of(self, recipe: Recipe) -> TrainingData:
+        section = recipe.data, recipe.augment, recipe.optim.batch_size
+        if section not in self._data:
+            self._data[section] = load_training_data(recipe)
+        return self._data[section]
+
+    def _path(self, recipe: Recipe) -> TrialPath:
+        plan = make_plan(recipe)
+        borders = [epoch.index for before, epoch in pairwise(plan) if before.phase != epoch.phase]
+        return TrialPath(
+            keys=stage_keys(recipe, self._data_of(recipe)),
+            stored_after=frozenset((*borders, *self.branches.of(recipe), len(plan))),
+        )
+
+
+def budget_path(budgets: Budgets, ssl: Schedule, sl: Schedule) -> Path:
+    """Return the stretches of a recipe's epochs within which its phase and its rates follow one rule."""
+    mix_from = budgets.ssl - budgets.mix
+    ssl_turns = _turns(ssl, budgets.ssl, decay_start(budgets.ssl, budgets.mix))
+    sl_turns = [(mix_from + at, rule) for at, rule in _turns(sl, budgets.sl, decay_start(budgets.sl))]
+    ends = {mix_from, budgets.ssl, mix_from + budgets.sl}
+    borders = sorted({0, *ends, *(at for at, _ in ssl_turns + sl_turns)})
+    stretches = []
+    for start, end in pairwise(borders):
+        phase: Phase = "ssl" if start < mix_from else "mix" if start < budgets.ssl else "sl"
+        rules = [
+            next(rule for at, rule in reversed(turns) if at <= start) if has else None
+            for turns, has in ((ssl_turns, phase != "sl"), (sl_turns, phase != "ssl"))
+        ]
+        stretches.append(((phase, *rules), end - start))
+    return tuple(stretches)
+
+
+def _turns(schedule: Schedule, budget: int, decays_from: int) -> list[tuple[int, tuple[Any, ...]]]:
+    """Return from which epoch of a budget its rates follow which rule."""
+    if schedule.schedule == "wsd":
+        return [(0, ("stable",)), (decays_from, ("decay", decays_from, budget))]
+    warmup = warmup_length(schedule, budget)
+    return [(0, ("warm-up", warmup)), (math.floor(warmup), ("cosine", warmup, budget))]
+
+
+def _common(one: Path, other: Path) -> int:
+    """Return how many epochs two paths begin with alike."""
+    epochs = 0
+    for (rule, length), (other_rule, other_length) in zip(one, other, strict=False):
+        if rule != other_rule:
+            break
+        epochs += min(length, other_length)
+        if length != other_length:
+            break
+    return epochs
+
+
+def _budgets(space: SearchSpace) -> set[Budgets]:
+    """Return the budgets of a space and of its baselines."""
+    base = space.recipe
+    ssl, sl = (_whole_numbers(space.space.get(f"epochs.{loss}"), getattr(base.epochs, loss)) for loss in ("ssl", "sl"))
+    pairs = list(product(ssl, sl))
+    if len(pairs) > MOST_BUDGETS:
+        pairs = random.Random(0).sample(pairs, MOST_BUDGETS)
+    found = {Budgets(e, s, mix) for e, s in pairs for mix in _mixes(space.space.get("rho"), base.rho, e, s)}
+    return found | {Budgets.of(space.recipe_at(params)) for params in space.baseline_params().values()}
+
+
+def _whole_numbers(distribution: Distribution | None, base: int) -> list[int]:
+    if distribution is None:
+        return [base]
+    return [int(value) for value in distribution.grid() or range(int(distribution.low), int(distribution.high) + 1)]
+
+
+def _mixes(distribution: Distribution | None, base: float, ssl: int, sl: int) -> Iterator[int]:
+    """Yield how many epochs may be mixed."""
+    if distribution is None:
+        yield mix_epochs(base, ssl, sl)
+    elif (grid := distribution.grid()) is not None:
+        yield from (mix_epochs(rho, ssl, sl) for rho in grid)
+    else:
+        yield from range(mix_epochs(distribution.low, ssl, sl), mix_epochs(distribution.high, ssl, sl) + 1)

@@ -1,0 +1,99 @@
+"""A training that goes on from its last stored state, whatever ended the process before."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from mixtune.meter.times import StepTimes
+from mixtune.stages.keys import shared_epochs, stage_keys
+from mixtune.stages.store import MOST_BYTES, StateStore
+from mixtune.training.bill import phase_signature
+from mixtune.training.loop import train
+from mixtune.training.plan import make_plan
+from mixtune.training.state import EpochResult, TrainState
+
+SAVE_EVERY_S = 60.0  # the most that a crash costs, between the states at phase borders
+SAVE_SHARE = 0.05  # of the time that storing may take, between phase borders
+
+
+def train_shared(
+    state: TrainState, folder: Path, step_times: StepTimes, others: Iterable[Sequence[str]] = ()
+) -> Iterator[EpochResult]:
+    """Train a fresh state as train() does, from what a folder of states has of its beginning, and store there.
+
+    step_times: what is known of trainings whose seconds belong together; it grows. others: keys (stage_keys) of the
+    recipes that may go on from this one's states. The epochs of a stored beginning are not yielded.
+    """
+    state.step_times = step_times
+    stored = Recovery(state, folder, MOST_BYTES)
+    stored.branches.update(shared_epochs(stored.keys, keys) for keys in others)
+    for result in train(state):
+        stored.save_if_due()
+        yield result
+
+
+class Recovery:
+    """Brings a fresh state to the longest stored beginning of its recipe, and stores it as training goes on.
+
+    States are stored at phase borders, after ``branches`` epochs, since others may go on from there, and at the end;
+    and every SAVE_EVERY_S seconds between, where the one before is then removed; after ``deadline`` (unix seconds) at
+    each epoch's end: ``after_deadline`` says whether the latest epoch was one of these. folder, max_bytes: see
+    StateStore.
+    """
+
+    def __init__(
+        self,
+        state: TrainState,
+        folder: Path,
+        max_bytes: int | None = None,
+        deadline: float | None = None,
+        branches: Collection[int] = (),
+    ) -> None:
+        self._state, self._deadline, self.after_deadline = state, deadline, False
+        self.branches = set(branches)
+        self._store = StateStore(folder, max_bytes)
+        self._plan = make_plan(state.recipe)
+        self.keys = stage_keys(state.recipe, state.data, state.device)
+        found = self._store.longest(self.keys[1 : self._most_reusable() + 1])
+        if found is not None:
+            state.load_state_dict(found[1])
+        self._rolling: str | None = None
+        self._saved_at = time.monotonic()
+        self._took = 0.0
+
+    def take_warnings(self) -> list[str]:
+        """Return what the store has warned of since the last call."""
+        warnings, self._store.warnings = self._store.warnings, []
+        return warnings
+
+    def save_if_due(self) -> str | None:
+        """Store the state where that is due; return its key if it is stored now."""
+        done = len(self._state.history)
+        is_border = done == len(self._plan) or self._plan[done].phase != self._plan[done - 1].phase
+        is_border |= done in self.branches
+        now = time.monotonic()
+        due = now - self._saved_at > max(SAVE_EVERY_S, self._took / SAVE_SHARE)
+        self.after_deadline = self._deadline is not None and time.time() > self._deadline
+        if not (is_border or due or self.after_deadline):
+            return None
+        is_shared = is_border or self.keys[done] in self._store  # another trial's border, perhaps
+        if not self._store.save(self.keys[done], self._state.state_dict()):
+            return None
+        if self._rolling is not None:
+            self._store.remove(self._rolling)
+        self._rolling = None if is_shared else self.keys[done]
+        self._saved_at = time.monotonic()
+        self._took = self._saved_at - now
+        return self.keys[done]
+
+    def _most_reusable(self) -> int:
+        """Return how many epochs may come from a store: steps that were never timed need an epoch trained here.
+
+        The seconds of a step come from training it; a crash may lose them and keep the state.
+        """
+        times = self._state.step_times
+        latest = {epoch.work: epoch.index for epoch in self._plan}
+        lacking = [work for work in latest if not times.is_known(phase_signature(self._state, *work))]
+        return min((latest[work] for work in lacking), default=len(self._plan))

@@ -1,0 +1,105 @@
+"""Who builds which stage: the driver's view of the stage tree, so that no stage is trained twice at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mixtune.stages.keys import shared_epochs
+
+
+@dataclass(frozen=True)
+class TrialPath:
+    """A trial's path through the tree: a key for each number of epochs, and after which epochs a state is stored."""
+
+    keys: Sequence[str]
+    stored_after: Collection[int] = field(default_factory=frozenset)
+
+    def shared_with(self, other: TrialPath) -> int:
+        """Return how many epochs two paths begin with alike; -1 where not even their first weights are."""
+        return shared_epochs(self.keys, other.keys)
+
+
+Paths = Callable[[Mapping[str, Any]], TrialPath]
+
+
+class StageTable:
+    """Which stages are stored, and which ones running trials are still to store.
+
+    paths: of dotted parameters; two paths' keys are equal where their states are. What was evicted or damaged since it
+    was stored is trained again, and nobody waits for that. Where a state that was due was not stored (a full disk),
+    nobody waits for another until one is.
+    """
+
+    def __init__(self, paths: Paths) -> None:
+        self._paths = paths
+        self._stored: set[str] = set()
+        self._stores = True
+        self._builders: dict[str, tuple[TrialPath, int]] = {}  # a running trial's path, and how far it is
+        self._first: dict[str, str] = {}  # the trial that came first to a key
+        self._followed: dict[str, tuple[str, int] | None] = {}
+
+    def note_stored(self, params: Mapping[str, Any], epoch: int) -> None:
+        """A trial's state after so many epochs is stored; one between branches does not stay."""
+        path = self._paths(params)
+        if epoch in path.stored_after:
+            self._stored.add(path.keys[epoch])
+            self._stores = True
+
+    def follows(self, trial: str, params: Mapping[str, Any]) -> tuple[str, int] | None:
+        """Return the trial whose path a trial's begins with, of those that came before, and for how many epochs."""
+        if trial not in self._followed:
+            keys = self._paths(params).keys
+            epoch = next((epoch for epoch in reversed(range(1, len(keys))) if keys[epoch] in self._first), None)
+            self._followed[trial] = None if epoch is None else (self._first[keys[epoch]], epoch)
+            for key in keys:
+                self._first.setdefault(key, trial)
+        return self._followed[trial]
+
+    def begin(self, trial: str, params: Mapping[str, Any]) -> None:
+        """A trial is handed out: it builds what it lacks."""
+        path = self._paths(params)
+        self._builders[trial] = path, self._stored_epochs(path)
+
+    def advance(self, trial: str, epoch: int) -> None:
+        """A running trial has trained so many epochs; what it could store up to there is noted."""
+        if trial in self._builders:
+            path, before = self._builders[trial]
+            self._builders[trial] = path, max(before, epoch)
+            due = [e for e in path.stored_after if before < e <= epoch]
+            self._stores &= all(path.keys[e] in self._stored for e in due)
+
+    def leave(self, trial: str) -> None:
+        """A trial trains no more, whatever ended it."""
+        self._builders.pop(trial, None)
+
+    def awaited(self, params: Mapping[str, Any]) -> str | None:
+        """Return a running trial that will store more of a recipe's beginning than is stored yet; None: begin now."""
+        if not self._stores:
+            return None
+        path = self._paths(params)
+        own = self._stored_epochs(path)
+        for trial, (other, done) in self._builders.items():
+            shared = path.shared_with(other)
+            if any(own < epoch <= shared and epoch > done for epoch in other.stored_after):
+                return trial
+        return None
+
+    def stored(self, params: Mapping[str, Any]) -> int:
+        """Return how many epochs of a recipe's beginning are stored."""
+        return self._stored_epochs(self._paths(params))
+
+    def reusable(self, params: Mapping[str, Any]) -> int:
+        """Return how many epochs of a recipe need no training: those that are stored, or that someone will store."""
+        path = self._paths(params)
+        coming = [
+            epoch
+            for other, _ in self._builders.values()
+            for epoch in other.stored_after
+            if epoch <= path.shared_with(other)
+        ]
+        return max([self._stored_epochs(path), *coming])
+
+    def _stored_epochs(self, path: TrialPath) -> int:
+        return next((epoch for epoch in reversed(range(len(path.keys))) if path.keys[epoch] in self._stored), 0)

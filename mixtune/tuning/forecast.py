@@ -1,0 +1,115 @@
+"""What a whole search will cost."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+
+from mixtune.cost.flops import Size, recipe_flops
+from mixtune.cost.machine import SAMPLED, Machine, look_at_machine
+from mixtune.cost.model import CostModel
+from mixtune.errors import RequestError
+from mixtune.meter.times import StepTimes
+from mixtune.metrics import duration
+from mixtune.space.recipe import Recipe
+from mixtune.space.space import SearchSpace
+from mixtune.stages.store import MOST_BYTES
+from mixtune.training.plan import make_plan
+from mixtune.training.state import build_parts
+from mixtune.tuning.prepare import Prepared
+from mixtune.tuning.slots import Slots, plan_slots, trials_for_a_gpu
+from mixtune.tuning.suggestions import Suggester
+
+
+@dataclass(frozen=True)
+class SearchForecast:
+    """What a search costs where every recipe is trained from its start.
+
+    trial_s: device-seconds of training steps of a trial, the mean over recipes drawn at random; baselines_s: of all
+    baselines together; epochs: of all trials and baselines; stored_bytes: of training states; slots: trials at once.
+    """
+
+    trials: int
+    baselines: int
+    trial_s: float
+    baselines_s: float
+    epochs: float
+    stored_bytes: float
+    slots: Slots
+    device: str
+
+    @property
+    def device_s(self) -> float:
+        """Device-seconds of the training steps of the whole search."""
+        return self.trials * self.trial_s + self.baselines_s
+
+    def __str__(self) -> str:
+        return (
+            f"forecast: {self.trials} trials and {self.baselines} baselines, about {self.epochs:,.0f} epochs, "
+            f"{duration(self.device_s)} of training steps on {self.device}\n"
+            f"trials: {self.slots}: {duration(self.device_s / self.slots.count)} or more\n"
+            f"disk: up to {min(self.stored_bytes, MOST_BYTES) / 1e9:.2g} GB of training states"
+        )
+
+
+def look_at_machine_for(prepared: Prepared) -> Machine:
+    """Time a few steps of a space's base recipe where its trials would train, as :func:`look_at_machine` does."""
+    resources = prepared.space.resources
+    on_gpu = plan_slots(resources, [(prepared.cpus, prepared.gpus)]).gpus > 0
+    return look_at_machine(prepared.space, max(1, int(resources.cpus_per_trial)), on_gpu)
+
+
+def forecast_search(prepared: Prepared, machine: Machine | None = None) -> SearchForecast:
+    """Forecast a search from recipes drawn at random; without a ``machine`` a few steps are timed now."""
+    space, data, size = prepared.space, prepared.data, Size.of(prepared.data)
+    machine = machine or look_at_machine_for(prepared)
+    nodes = [(prepared.cpus, prepared.gpus)]
+    costs, times = CostModel(space, data, machine), StepTimes()
+    drawn = list(_recipes_at_random(space, size))
+    if not drawn:
+        raise RequestError(f"not one of {SAMPLED} recipes drawn from the space has values that go together")
+    baselines = [space.recipe_at(params) for params in space.baseline_params().values()]
+    epochs = space.budget * _mean(len(make_plan(recipe)) for recipe in drawn)
+    return SearchForecast(
+        trials=space.budget,
+        baselines=len(baselines),
+        trial_s=_mean(costs.latency(recipe, times) for recipe in drawn),
+        baselines_s=sum(costs.latency(recipe, times) for recipe in baselines),
+        epochs=epochs + sum(len(make_plan(recipe)) for recipe in baselines),
+        stored_bytes=(space.budget + len(baselines)) * _mean(_stored_bytes(recipe, size) for recipe in drawn),
+        slots=plan_slots(space.resources, nodes, machine.auto_share(trials_for_a_gpu(space.resources, nodes))),
+        device=machine.device,
+    )
+
+
+def _recipes_at_random(space: SearchSpace, size: Size) -> Iterator[Recipe]:
+    drawing = Suggester(space.with_search(sampler="random"))
+    for number in range(2, SAMPLED + 2):  # the first would be the paper's point
+        with suppress(RequestError):  # right one by one, but not together
+            recipe = space.recipe_at(drawing.ask(str(number), number))
+            recipe_flops(recipe, size)
+            yield recipe
+
+
+def _stored_bytes(recipe: Recipe, size: Size) -> float:
+    """Return the bytes of the states that a trial stores: float32 weights and AdamW's two moments, at each border."""
+    weights = _count_weights(Recipe(data=recipe.data, model=recipe.model, ssl=recipe.ssl), size)
+    return 3 * 4.0 * weights * len({epoch.phase for epoch in make_plan(recipe)})
+
+
+@functools.lru_cache(maxsize=256)
+def _count_weights(recipe: Recipe, size: Size) -> int:
+    """Return how many weights a recipe trains, without allocating them; its budgets and rates do not matter."""
+    with torch.device("meta"):
+        image_size = recipe.data.image_size or size.image_size
+        parts = build_parts(recipe, image_size, size.channels, size.classes)
+    return sum(weight.numel() for part in parts for weight in part.parameters())
+
+
+def _mean(values: Iterable[float]) -> float:
+    return statistics.fmean(values)

@@ -1,0 +1,152 @@
+"""Model cards: figures of the right split, tables that fit, what is confirmed and what is not."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import replace
+from typing import Any
+
+from mixtune.exporting.card import LOWEST, MOST_CLASSES, MOST_CONFUSED, ModelFacts, TaskFacts, model_card
+from mixtune.space.recipe import parse_recipe
+
+SCORES = {
+    "accuracy": 0.875,
+    "accuracy_se": 0.012,
+    "balanced_accuracy": 0.81,
+    "balanced_accuracy_se": 0.02,
+    "macro_f1": 0.8,
+    "calibration_error": 0.0432,
+}
+AUGMENTATION = {"pad": 4, "flip": 0.5, "crop_scale": None, "crop_ratio": (0.75, 1.33), "randaugment": None}
+PETS = TaskFacts("pets", "pets", ("cat", "dog", "a|b"), 900, AUGMENTATION, SCORES, [[40, 10, 0], [1, 30, 0], [0, 0, 0]])
+METRICS: dict[str, Any] = {
+    "method": "mixtraining",
+    "train_latency_s": 12.3,
+    "infer_latency_ms": 1.5,
+    "train_flops": 4e12,
+    "device": "NVIDIA H200",
+    "lr_ssl": 1.5e-4,
+    "lr_sl": 1e-3,
+    "precision": "bfloat16",
+}
+
+
+def facts(**changes: Any) -> ModelFacts:
+    given = ModelFacts(
+        name="t0007",
+        choice="the knee of the front that a search found among 18 complete trials",
+        version="0.1.0",
+        recipe=parse_recipe({"data": {"dataset": "digits"}, "alpha": 0.3, "seed": 5}),
+        metrics=METRICS,
+        split="val",
+        sizes="patches of 4 pixels",
+        epochs={"ssl": 50, "mix": 50, "sl": 50},
+        image_size=32,
+        channels=3,
+        tasks=(PETS,),
+    )
+    return replace(given, **changes)
+
+
+def test_a_card_says_what_it_is_how_good_and_how_it_was_measured() -> None:
+    card = model_card(facts())
+    assert card.startswith("---\nlibrary_name: timm\n")
+    assert "# t0007: a vision transformer for pets" in card
+    assert "trained on 900 images of pets (32x32 RGB) by mixtune 0.1.0" in card
+    assert "It is the knee of the front that a search found among 18 complete trials." in card
+    assert "Measured on 81 validation images, which were taken from the training images" in card
+    assert "of seed 5. The search compared its recipes by these same images" in card
+    assert "| accuracy, top-1 (± standard error) | 87.5 ± 1.2 % |" in card
+    assert "| balanced accuracy: the mean of the classes' recalls | 81.0 ± 2.0 % |" in card
+    assert "| macro F1 | 80.0 % |" in card
+    assert "15 bins of the top-1 probability | 4.3 % |" in card
+    assert "Costs, on NVIDIA H200: training time 12.3 s, inference time 1.50 ms, training compute 4e+12 FLOP." in card
+    assert "| method | mixtraining: 50 self-supervised, 50 of both at once, 50 supervised epochs |" in card
+    assert "| loss-ratio alpha, mix-ratio rho | 0.300, 0.500 |" in card
+    assert "| optimizer | AdamW, batches of 256, peak rates: ssl 0.000150, sl 0.00100 |" in card
+    assert "| augmentation | pad 4, flip 0.5 |" in card
+    assert "| precision, seed | bfloat16, 5 |" in card
+    assert "depends on the images." in card
+    assert "Confirmed" not in card
+
+
+def test_few_classes_are_shown_in_full() -> None:
+    card = model_card(facts())
+    assert "| cat | 50 | 80.0 % |\n| dog | 31 | 96.8 % |\n| a\\|b | 0 | - |" in card
+    assert "|  | cat | dog | a\\|b |\n| --- | ---: | ---: | ---: |\n| cat | 40 | 10 |  |\n| dog | 1 | 30 |  |" in card
+
+
+def test_of_many_classes_the_worst_and_the_most_confused_are_shown() -> None:
+    count = 120
+    drawn = random.Random(0)
+    confusion = [[50 if i == j else 0 for j in range(count)] for i in range(count)]
+    for i in drawn.sample(range(count), 40):
+        confusion[i][(i + 1) % count] = drawn.randrange(1, 9)
+    confusion[17][18], confusion[3] = 150, [0] * count
+    task = replace(PETS, classes=tuple(f"class{i}" for i in range(count)), confusion=confusion)
+    card = model_card(facts(tasks=(task,)))
+    assert count > MOST_CLASSES
+    lowest = card.partition("| class | images | recall |")[2].partition("\n\n")[0].splitlines()[2:]
+    assert len(lowest) == LOWEST
+    assert lowest[0] == "| class17 | 200 | 25.0 % |"
+    shares = [float(row.split("|")[3].removesuffix(" % ")) for row in lowest]
+    assert shares == sorted(shares)
+    confused = card.partition("| class | taken for | images |")[2].partition("\n\n")[0].splitlines()[2:]
+    assert len(confused) == MOST_CONFUSED
+    assert confused[0] == "| class17 | class18 | 150 of 200 |"
+    assert "The 10 of 120 classes with the lowest recall; `metrics.json` has all" in card
+    assert "# 120 classes: class0, class1, " in card
+    assert len(card.splitlines()) <= 102
+
+
+def test_a_confirmed_recipe_says_whose_figures_those_are() -> None:
+    row = {"seeds": 4, "test_accuracy": 0.933, "test_accuracy_se": 0.011, "train_latency_s": 8.16, "p_front": 0.3}
+    card = model_card(facts(confirmed=row))
+    assert "trained again on 4 fresh seeds, the recipe has a test accuracy of 93.3 ± 1.1 % after 8.16 s" in card
+    assert "on the true front with a probability of 30 %" in card
+    assert "the weights here are those of the search" in card
+    assert "on 1 fresh seed," in model_card(facts(confirmed={**row, "seeds": 1}))
+
+
+def test_test_images_are_named_so() -> None:
+    card = model_card(facts(split="test", choice=None))
+    assert "Measured on the 81 test images; one training, of seed 5." in card
+    assert "validation images" not in card
+    assert "It is " not in card
+
+
+def test_several_tasks_have_their_columns_tables_and_folders() -> None:
+    other = replace(
+        PETS, name="image_folder", title="signs", folder="signs", augmentation={**AUGMENTATION, "flip": 0.0}
+    )
+    card = model_card(facts(tasks=(replace(PETS, folder="pets"), other)))
+    assert "| figure | pets | signs |" in card
+    assert "### Classes of signs" in card
+    assert "python signs/classify.py IMAGE" in card
+    assert '"local-dir:pets" or "local-dir:signs"' in card
+    assert "on 900 images of pets and 900 images of signs (32x32 RGB)" in card
+    assert "81 and 81 validation images each" in card
+    assert "| augmentation of signs | pad 4, flip 0.0 |" in card
+
+
+def test_what_it_began_from_and_what_differs_is_said() -> None:
+    recipe = parse_recipe({"data": {"dataset": "digits"}, "model": {"pretrained": True}, "epochs": {"ssl": 0}})
+    metrics = {**METRICS, "method": "sl"}
+    remark = "t0007: the val_accuracy of these weights is 0.8750, not 0.9000 as after the training."
+    card = model_card(facts(recipe=recipe, metrics=metrics, epochs={"ssl": 0, "mix": 0, "sl": 9}, remarks=(remark,)))
+    assert "| first weights | timm's pretrained ones of vit_tiny_patch16_224 |" in card
+    assert "depends on the training images and the weights that it began from." in card
+    assert remark in card
+    assert "| method | sl: 9 supervised epochs |" in card
+    assert "self-supervised objective" not in card
+    assert "peak rates: sl 0.00100 |" in card
+
+
+def test_what_was_not_measured_is_said() -> None:
+    unknown = dict.fromkeys(SCORES, math.nan)
+    task = replace(PETS, scores=unknown, confusion=[[0] * 3] * 3)
+    card = model_card(facts(tasks=(task,), choice=None, metrics={**METRICS, "infer_latency_ms": None}))
+    assert "Not measured: no image was held out." in card
+    assert "| macro F1 | - |" in card
+    assert "inference time" not in card

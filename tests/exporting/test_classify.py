@@ -1,0 +1,72 @@
+"""An export's script prepares every kind of image as the training did."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from mixtune.datasets._decode import decode
+from mixtune.exporting.classify import read_image
+
+
+def photo(width=90, height=64):
+    return Image.fromarray(load_sample_images().images[0][40 : 40 + height, 60 : 60 + width].copy())
+
+
+def with_alpha():
+    image = photo().convert("RGBA")
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    return image
+
+
+def with_transparent_colour():
+    image = photo().convert("P")
+    image.info["transparency"] = 7
+    return image
+
+
+def sixteen_bits():
+    rng = np.random.default_rng(0)
+    return Image.fromarray(rng.integers(0, 65536, (64, 90)).astype(np.uint16))
+
+
+IMAGES = {
+    "colour.png": photo,
+    "colour.jpg": photo,
+    "high.png": lambda: photo(50, 120),
+    "square.png": lambda: photo(32, 32),
+    "odd.png": lambda: photo(97, 61),
+    "tiny.png": lambda: photo(5, 3),
+    "gray.png": lambda: photo().convert("L"),
+    "gray-alpha.png": lambda: with_alpha().convert("LA"),
+    "alpha.png": with_alpha,
+    "palette.gif": lambda: photo().convert("P"),
+    "palette.png": with_transparent_colour,
+    "two-levels.png": lambda: photo().convert("1"),
+    "print.tif": lambda: photo().convert("CMYK"),
+    "sixteen.png": sixteen_bits,
+}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", IMAGES)
+def test_pixels_are_those_of_the_training(tmp_path, name, channels):
+    path = tmp_path / name
+    IMAGES[name]().save(path)
+    for size in (8, 32):
+        expected = decode([path], 0, "training", size, channels)
+        found = read_image(str(path), channels, size)
+        assert found.dtype == torch.uint8
+        assert np.array_equal(found.numpy(), expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_camera_is_turned_back(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "turned.jpg"
+    photo().save(path, exif=exif)
+    assert np.array_equal(read_image(str(path), 3, 32).numpy(), decode([path], 0, "training", 32, 3))

@@ -1,0 +1,369 @@
+"""`export`, end to end on digits: the weights of a search's trial, a card, and a script that classifies."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+from sklearn.datasets import load_sample_images
+
+import mixtune
+from mixtune.datasets._decode import decode
+from mixtune.errors import DataError, RequestError, TrainingError
+from mixtune.exporting import export
+from mixtune.meter.times import StepTimes
+from mixtune.run.ledger import Ledger, finite_or_none
+from mixtune.run.lock import hold_run
+from mixtune.single import train_recipe
+from mixtune.space.recipe import change_recipe
+from mixtune.space.space import space_from_dict
+from mixtune.stages.resume import train_shared
+from mixtune.stages.store import StateStore
+from mixtune.training.data import load_training_data
+from mixtune.training.measure import measure
+from mixtune.training.state import TrainState, start_state
+
+FILES = ["README.md", "classify.py", "config.json", "metrics.json", "model.safetensors", "recipe.yaml"]
+TRIALS: dict[str, dict[str, Any]] = {
+    "t0001": {"alpha": 0.2, "rho": 0.5, "epochs.sl": 3},
+    "t0002": {"alpha": 0.5, "rho": 1.0, "epochs.sl": 2},
+    "sl": {"epochs.ssl": 0},
+}
+MACHINE = {"device": "a CPU", "threads": 1, "precision": "float32", "speeds": {}, "gpu_bytes": None}
+
+
+@pytest.fixture(scope="module")
+def searched(
+    tmp_path_factory: pytest.TempPathFactory, small_space_values: dict[str, Any]
+) -> tuple[Path, dict[str, TrainState]]:
+    """A run as a search leaves it: two complete trials, a baseline and a failed trial; and what was trained."""
+    directory = tmp_path_factory.mktemp("runs") / "digits"
+    directory.mkdir()
+    space = space_from_dict(small_space_values)
+    run = {"reference_point": {"val_accuracy": 0.1, "train_latency_s": 9.0}, "machine": MACHINE}
+    (directory / "space.yaml").write_text(yaml.safe_dump({**space.to_dict(), "run": run}, sort_keys=False))
+    ledger, times, states = Ledger(directory / "ledger.jsonl"), StepTimes(), {}
+    for trial, params in TRIALS.items():
+        recipe = change_recipe(space.recipe, params)
+        state = states[trial] = start_state(recipe, load_training_data(recipe))
+        known = set(times.windows)
+        for _ in train_shared(state, directory / "stages", times):
+            pass
+        for signature in times.windows.keys() - known:
+            ledger.append("step_time", trial=trial, signature=signature, seconds=times.windows[signature][0])
+            ledger.append("step_time_fixed", trial=trial, signature=signature)
+        baseline = {"method": trial} if trial == "sl" else {}
+        ledger.append("asked", trial=trial, params=params, **({"baseline": trial} if baseline else {}))
+        metrics = finite_or_none(measure(state).to_dict())
+        ledger.append("baseline" if baseline else "complete", trial=trial, metrics=metrics, **baseline)
+    ledger.append("asked", trial="t0003", params={"alpha": 0.9})
+    ledger.append("failed", trial="t0003", reason="the loss is nan", metrics={})
+    return directory, states
+
+
+@pytest.fixture
+def run(searched: tuple[Path, dict[str, TrainState]], tmp_path: Path) -> Path:
+    """A copy of the run, to be changed."""
+    shutil.copytree(searched[0], tmp_path / "digits")
+    return tmp_path / "digits"
+
+
+@pytest.fixture(scope="module")
+def states(searched: tuple[Path, dict[str, TrainState]]) -> dict[str, TrainState]:
+    return searched[1]
+
+
+def logits(state: TrainState, task: int = 0) -> torch.Tensor:
+    """Return a trained state's logits on its held-out images."""
+    pool = state.data.tasks[task].held_out
+    state.backbone.eval()
+    with torch.no_grad():
+        found: torch.Tensor = state.classifiers[task](state.backbone(pool.plain(pool.indices)))
+    return found
+
+
+def exported_logits(folder: Path, state: TrainState, task: int = 0) -> torch.Tensor:
+    """Return those of the model that timm reads from a folder."""
+    pool = state.data.tasks[task].held_out
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    with torch.no_grad():
+        found: torch.Tensor = model(pool.plain(pool.indices))
+    return found
+
+
+def figures(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+    return found
+
+
+def visible(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
+@pytest.mark.parametrize("trial", TRIALS)
+def test_a_trials_stored_weights_are_exported_and_classify_as_before(
+    run: Path, states: dict[str, TrainState], trial: str
+) -> None:
+    lines: list[str] = []
+    folder = export(run, trial, on_line=lines.append)
+    assert folder == run / "models" / trial
+    assert visible(folder) == FILES
+    assert lines == [f"{trial}: its weights are those that the search has stored"]
+    assert torch.equal(exported_logits(folder, states[trial]), logits(states[trial]))
+    found, measured = figures(folder), measure(states[trial]).to_dict()
+    assert found["name"] == trial
+    assert {name: found["metrics"][name] for name in measured} == finite_or_none(measured)
+    task = found["tasks"]["digits"]
+    assert task["accuracy"] == measured["val_accuracy"]
+    confusion = np.array(task["confusion"])
+    assert confusion.sum() == task["images"] == 144
+    assert confusion.trace() / 144 == pytest.approx(task["accuracy"])
+    assert np.nanmean(task["recalls"]) == pytest.approx(task["balanced_accuracy"]) == measured["val_balanced_accuracy"]
+    assert found["confirmed"] is None
+    assert found["remarks"] == []
+
+
+def test_what_is_not_stored_any_more_is_trained_again_to_the_same_bits(
+    run: Path, states: dict[str, TrainState]
+) -> None:
+    shutil.rmtree(run / "stages")
+    lines: list[str] = []
+    folder = export(run, "t0001", on_line=lines.append)
+    assert lines == ["t0001: 4 of its 4 epochs are not stored any more and are trained again"]
+    assert torch.equal(exported_logits(folder, states["t0001"]), logits(states["t0001"]))
+    assert figures(folder)["metrics"]["val_accuracy"] == measure(states["t0001"]).val_accuracy
+
+    store = StateStore(run / "stages")
+    newest = list(store.sizes())[-1]
+    store.remove(newest)
+    lines.clear()
+    again = export(run, "t0001", run.parent / "again", on_line=lines.append)
+    assert re.match(r"t0001: [12] of its 4 epochs are not stored any more and are trained again$", lines[0])
+    assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+def test_its_recipe_trains_it_again(run: Path, states: dict[str, TrainState]) -> None:
+    folder = export(run, "t0002")
+    again = train_recipe(folder / "recipe.yaml").state
+    assert torch.equal(logits(again), logits(states["t0002"]))
+    assert again.recipe == change_recipe(states["t0002"].recipe, {"precision": "float32"})
+
+
+def test_the_knee_and_the_best_are_found_and_said_on_the_card(run: Path) -> None:
+    result = mixtune.load(run)
+    folder = export(run)
+    assert folder.name == result.knee()
+    card = (folder / "README.md").read_text()
+    assert "It is the knee of the front that a search found among 2 complete trials." in card
+    assert "Measured on 144 validation images" in card
+    fastest = export(run, "best:train_latency_s")
+    assert fastest.name == result.best("train_latency_s")["trial"]
+    assert (
+        "It is the best in train_latency_s among 2 complete trials of a search." in (fastest / "README.md").read_text()
+    )
+    assert "It is the baseline sl of a search." in (export(run, "sl") / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("trial", "message"),
+    [
+        (
+            "knne",
+            "known are knee, best:val_accuracy, best:train_latency_s, t0001, t0002, sl; did you mean 'knee'",
+        ),
+        ("t0012", "has no trial 't0012': known are .*; did you mean 't0002'"),
+        ("best:val_acuracy", "'val_acuracy' is no objective of this run: .*; did you mean 'val_accuracy'"),
+        ("t0003", "t0003 is failed .the loss is nan.: only complete trials and baselines can be exported"),
+    ],
+)
+def test_a_wrong_name_is_one_line_with_the_known_ones(run: Path, trial: str, message: str) -> None:
+    with pytest.raises(RequestError, match=message) as refused:
+        export(run, trial)
+    assert "\n" not in str(refused.value)
+    assert not (run / "models").exists()
+
+
+def test_a_run_without_a_front_has_no_knee(run: Path) -> None:
+    (run / "ledger.jsonl").write_text("")
+    with pytest.raises(RequestError, match="has no front, so no knee: no trial is complete"):
+        export(run)
+
+
+def test_an_export_replaces_its_own_and_refuses_what_is_not(run: Path) -> None:
+    folder = export(run, "t0001")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert export(run, "t0001") == folder
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert export(run, "t0002", folder) == folder
+    assert figures(folder)["name"] == "t0002"
+    (folder / "README.md").write_text("my own words")
+    with pytest.raises(RequestError, match=r"README\.md is not as an export wrote it"):
+        export(run, "t0001")
+    assert figures(folder)["name"] == "t0002"
+    with pytest.raises(RequestError, match=r"digits holds .*, which no export wrote: choose another folder"):
+        export(run, "t0001", run)
+    other = run.parent / "other"
+    train_recipe(change_recipe(mixtune.load_space(run / "space.yaml").recipe, {"epochs.ssl": 0}), out=other)
+    held = {path.name: path.read_bytes() for path in other.iterdir()}
+    with pytest.raises(RequestError, match=r"other holds .*, which no export wrote"):
+        export(run, "t0001", other)
+    assert {path.name: path.read_bytes() for path in other.iterdir()} == held
+
+
+def test_a_run_that_is_in_use_is_refused(run: Path) -> None:
+    with hold_run(run, "search"), pytest.raises(RequestError, match="is in use by process"):
+        export(run, "t0001")
+
+
+def test_another_accuracy_than_the_recorded_one_is_said_and_the_measured_one_written(run: Path) -> None:
+    ledger = run / "ledger.jsonl"
+    events = [json.loads(line) for line in ledger.read_text().splitlines()]
+    for event in events:
+        if event["event"] == "complete" and event["trial"] == "t0001":
+            measured, event["metrics"]["val_accuracy"] = event["metrics"]["val_accuracy"], 0.99
+    ledger.write_text("".join(f"{json.dumps(event)}\n" for event in events))
+    lines: list[str] = []
+    folder = export(run, "t0001", on_line=lines.append)
+    assert lines[1].startswith(f"t0001: the val_accuracy of these weights is {measured:.4f}, not 0.9900 as after the ")
+    assert figures(folder)["metrics"]["val_accuracy"] == measured
+    assert lines[1] in (folder / "README.md").read_text()
+    assert figures(folder)["remarks"] == lines[1:]
+
+
+def test_confirmed_figures_are_told_beside_the_searchs(run: Path) -> None:
+    knee = str(mixtune.load(run).knee())
+    for seed, accuracy in ((1, 0.70), (2, 0.80)):
+        metrics = {"test_accuracy": accuracy, "test_accuracy_se": 0.02, "train_latency_s": 2.0, "device": "a CPU"}
+        Ledger(run / "ledger.jsonl").append("confirmed", trial=knee, seed=seed, metrics=metrics)
+    folder = export(run)
+    row = figures(folder)["confirmed"]
+    assert (row["seeds"], row["test_accuracy"], row["p_front"]) == (2, pytest.approx(0.75), 1.0)
+    assert (
+        "trained again on 2 fresh seeds, the recipe has a test accuracy of 75.0 ± 5.0 %"
+        in (folder / "README.md").read_text()
+    )
+
+
+def test_a_recipe_trained_by_itself_is_exported_too(run: Path) -> None:
+    one = run.parent / "one"
+    recipe = change_recipe(mixtune.load_space(run / "space.yaml").recipe, {"protocol": "paper", "model.pool": "avg"})
+    trained = train_recipe(recipe, out=one)
+    lines: list[str] = []
+    folder = mixtune.export(one, on_line=lines.append)
+    assert (folder, lines) == (one / "export", [])
+    assert visible(folder) == FILES
+    assert torch.equal(exported_logits(folder, trained.state), logits(trained.state))
+    found = figures(folder)
+    assert (found["split"], found["name"], found["choice"]) == ("test", "one", None)
+    assert found["metrics"]["test_accuracy"] == trained.metrics.test_accuracy
+    assert "Measured on the 360 test images" in (folder / "README.md").read_text()
+    assert mixtune.export(one) == folder
+    with pytest.raises(RequestError, match="one holds no search, so there is no trial 'knee' to choose: drop --trial"):
+        export(one, "knee")
+    with pytest.raises(RequestError, match=r"there is no folder .*/ones; did you mean 'one'"):
+        export(run.parent / "ones")
+
+
+def test_images_of_other_classes_than_the_recipe_was_trained_on_are_told(run: Path, photos: Mapping[str, Any]) -> None:
+    one, root = run.parent / "one", Path(photos["data.root"])
+    copied = run.parent / "photos"
+    shutil.copytree(root, copied)
+    recipe = mixtune.load_space(run / "space.yaml").recipe
+    train_recipe(change_recipe(recipe, {**photos, "data.root": str(copied)}), out=one)
+    (copied / "flower").rename(copied / "blossom")
+    with pytest.raises(DataError, match="the classes of image_folder are not those that the recipe was trained on"):
+        export(one)
+
+
+def test_a_recipe_without_held_out_images_is_exported_unmeasured(run: Path) -> None:
+    one = run.parent / "one"
+    recipe = change_recipe(mixtune.load_space(run / "space.yaml").recipe, {"data.val_fraction": 0.0, "epochs.ssl": 0})
+    train_recipe(recipe, out=one)
+    folder = export(one)
+    assert figures(folder)["metrics"]["val_accuracy"] is None
+    assert "Not measured: no image was held out." in (folder / "README.md").read_text()
+
+
+def test_several_tasks_have_a_folder_each(run: Path) -> None:
+    one = run.parent / "one"
+    recipe = change_recipe(mixtune.load_space(run / "space.yaml").recipe, {"data.dataset": ["digits", "digits"]})
+    trained = train_recipe(recipe, out=one)
+    folder = export(one)
+    assert visible(folder) == ["README.md", "digits", "digits_2", "metrics.json", "recipe.yaml"]
+    for number, name in enumerate(("digits", "digits_2")):
+        assert visible(folder / name) == ["classify.py", "config.json", "model.safetensors"]
+        assert torch.equal(exported_logits(folder / name, trained.state, number), logits(trained.state, number))
+    assert figures(folder)["metrics"]["val_accuracy"] == trained.metrics.val_accuracy
+    weights = [load_file(folder / name / "model.safetensors") for name in ("digits", "digits_2")]
+    assert torch.equal(weights[0]["norm.weight"], weights[1]["norm.weight"])
+    assert not torch.equal(weights[0]["head.weight"], weights[1]["head.weight"])
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Recipe values for a folder of two classes of JPEG crops, not square."""
+    folder = tmp_path_factory.mktemp("photos")
+    for name, photo in zip(("church", "flower"), load_sample_images().images, strict=True):
+        (folder / name).mkdir()
+        for number in range(60):
+            top, left = 40 * (number // 10), 60 * (number % 10)
+            Image.fromarray(photo[top : top + 40, left : left + 60].copy()).save(folder / name / f"{number:02d}.jpg")
+    values = {"data.dataset": "image_folder", "data.root": str(folder), "data.fraction": 1.0, "data.image_size": 16}
+    return {**values, "optim.batch_size": 16}
+
+
+def test_the_script_classifies_a_file_as_we_do(run: Path, photos: dict[str, Any]) -> None:
+    recipe = change_recipe(mixtune.load_space(run / "space.yaml").recipe, photos)
+    state = train_recipe(recipe, out=run.parent / "one").state
+    folder = export(run.parent / "one", out=run.parent / "a folder #1?")
+    assert "a vision transformer for photos" in (folder / "README.md").read_text()
+    pool = state.data.tasks[0].train
+    first = pool.images[pool.indices[0]].numpy()
+    files = sorted(Path(photos["data.root"]).rglob("*.jpg"))
+    (image,) = (f for f in files if np.array_equal(decode([f], 0, "training", 16, 3), first))
+    printed = subprocess.run(
+        [sys.executable, folder / "classify.py", image], capture_output=True, text=True, check=True, cwd=run
+    )
+    state.backbone.eval()
+    with torch.no_grad():
+        ours = state.classifiers[0](state.backbone(pool.plain(pool.indices[:1]))).softmax(dim=1)[0]
+    order = ours.argsort(descending=True).tolist()
+    names = ("church", "flower")
+    assert printed.stdout.splitlines() == [f"{100 * ours[i].item():5.1f} %  {names[i]}" for i in order]
+    assert printed.stderr == ""
+
+
+def test_the_command_needs_neither_ray_nor_optuna(run: Path) -> None:
+    code = (
+        "import sys; sys.modules['ray'] = sys.modules['optuna'] = None\n"
+        "from mixtune.cli import main\n"
+        "sys.argv = ['mixtune', 'export', *sys.argv[1:]]\n"
+        "main()\n"
+    )
+    words = [str(run), "--trial", "t0001", "--out", str(run.parent / "model")]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == f"exported to {run.parent / 'model'}"
+
+
+def test_a_training_that_diverges_now_is_told(run: Path) -> None:
+    shutil.rmtree(run / "stages")
+    space = yaml.safe_load((run / "space.yaml").read_text())
+    space["recipe"]["optim"]["sl"] |= {"base_lr": 1e30, "warmup_epochs": 0}
+    (run / "space.yaml").write_text(yaml.safe_dump(space))
+    with pytest.raises(TrainingError, match="the loss is "):
+        export(run, "t0001")
+    assert not (run / "models").exists()

@@ -1,0 +1,77 @@
+"""`mixtune gradient-error` as its users meet it: a table, three files, and stages that a space takes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import yaml
+
+from mixtune.gradient_error import measure_gradient_errors
+from mixtune.gradient_error.profile import UNCOMPRESSED, profile_figure, profile_table, relative
+from mixtune.space.recipe import parse_recipe
+
+RECIPE = {
+    "data": {"dataset": "digits"},
+    "model": {"patch_size": 2, "embed_dim": 16, "depth": 1, "num_heads": 2},
+    "epochs": {"ssl": 3, "sl": 2},
+    "ssl": {"objective": "mocov3", "hidden_dim": 16},
+    "optim": {"batch_size": 128, "ssl": {"base_lr": 0.004}},
+}
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    out = tmp_path_factory.mktemp("errors")
+    lines = []
+    made = measure_gradient_errors(parse_recipe(RECIPE), points=2, batches=2, out=out, on_line=lines.append)
+    return made, out, lines
+
+
+def test_table_csv_and_figure_say_the_same(measured):
+    made, out, lines = measured
+    frame = pd.read_csv(out / "profile.csv")
+    assert len(lines) == frame["epoch"].nunique() == 2
+    shown = relative(frame)
+    assert (shown[shown["strategy"] == UNCOMPRESSED]["ca_mse"] == 1.0).all()
+    assert shown.groupby("epoch")["is_best"].sum().tolist() == [1, 1]
+    table = profile_table(frame)
+    assert table.row_count == shown["strategy"].nunique() == 7
+    assert [cell.count("*") for cell in ("".join(c.cells) for c in table.columns[2:])] == [1, 1]
+    figure = profile_figure(frame, made.about)
+    assert {trace.name for trace in figure.data} == set(shown["strategy"])
+    for trace in figure.data[2::3]:
+        assert list(trace.y) == shown[shown["strategy"] == trace.name]["ca_mse"].tolist()
+    assert "Error of the gradient" in (out / "profile.html").read_text()
+
+
+def test_a_space_takes_the_stages_as_they_are_printed(measured):
+    made, out, _ = measured
+    written = yaml.safe_load((out / "stages.yaml").read_text())
+    assert written == yaml.safe_load(made.to_yaml())
+    recipe = parse_recipe({**RECIPE, "ssl": {**RECIPE["ssl"], **written["ssl"]}})
+    assert recipe.ssl.compression.stages == made.stages
+
+
+def test_the_command_measures_and_prints(tmp_path):
+    space = tmp_path / "space.yaml"
+    objectives = {"val_accuracy": "max", "train_latency_s": "min"}
+    values = {"recipe": RECIPE, "space": {"alpha": {"uniform": [0.1, 0.9]}}, "objectives": objectives}
+    space.write_text(yaml.safe_dump(values))
+    words = ["gradient-error", str(space), "--points", "2", "--batches", "2", "--set", "epochs.ssl=2"]
+    command = [sys.executable, "-c", "from mixtune.cli import main; main()", *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True)
+    assert "CA-MSE" in done.stdout
+    assert "schedule: auto" in done.stdout
+    assert sorted(path.name for path in (tmp_path / "runs" / "gradient-error-space").iterdir()) == [
+        "profile.csv",
+        "profile.html",
+        "stages.yaml",
+    ]
+    refused = subprocess.run(
+        [*command, "--set", "ssl.objective=mae"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "choose simclr, mocov3 or dino" in refused.stderr

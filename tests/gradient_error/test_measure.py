@@ -1,0 +1,198 @@
+"""What shortened sequences do to the gradient: estimates against known answers, and the schedule that follows."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from mixtune.errors import RequestError
+from mixtune.gradient_error.measure import (
+    ErrorSums,
+    GradientError,
+    default_strategies,
+    find_stages,
+    measure_errors,
+    measure_profile,
+)
+from mixtune.space.compression import Stage
+from mixtune.space.recipe import change_recipe, parse_recipe
+from mixtune.space.views import UNCOMPRESSED, Branch, Strategy
+from mixtune.training.data import load_training_data
+from mixtune.training.plan import make_plan
+from mixtune.training.state import start_state
+
+CPU = torch.device("cpu")
+DROPPED = Strategy(query=Branch(0.5))
+LARGER = Strategy(Branch(0.0, 4), Branch(0.0, 4))
+
+
+def recipe_of(objective="simclr", **changes):
+    recipe = parse_recipe(
+        {
+            "data": {"dataset": "digits"},
+            "model": {"patch_size": 2, "embed_dim": 16, "depth": 1, "num_heads": 2},
+            "epochs": {"ssl": 4, "sl": 2},
+            "ssl": {"objective": objective, "hidden_dim": 16},
+            "optim": {"batch_size": 64, "ssl": {"base_lr": 0.004}},
+        }
+    )
+    return change_recipe(recipe, changes)
+
+
+def state_of(recipe):
+    return start_state(recipe, load_training_data(recipe), CPU)
+
+
+def weights_of(state):
+    return {**state.backbone.state_dict(), **state.objective.state_dict()}
+
+
+def error_of(epoch, consumed, strategy, ca_mse, units=1.0):
+    return GradientError(epoch, consumed, strategy, 1.0, units, ca_mse, 0.0, batches=8, batch_size=64)
+
+
+# --- the estimates, on synthetic gradients
+
+
+def synthetic(generator, bias, spread, whole_spread, size=400):
+    """Return a batch's uncompressed gradient in two tensors, and one whose difference has that bias and variance."""
+    noise = torch.randn(2, size, generator=generator) / math.sqrt(size)
+    whole = 1.0 + whole_spread * noise[0]
+    shortened = whole + bias / math.sqrt(size) + spread * noise[1]
+    return [[gradient[:100], gradient[100:].view(30, 10)] for gradient in (whole, shortened)]
+
+
+@pytest.mark.parametrize(("bias", "spread"), [(0.0, 2.0), (0.5, 2.0), (2.0, 0.5), (1.0, 0.0)])
+def test_a_known_bias_and_variance_are_found_without_the_bias_of_the_sample(bias, spread):
+    generator, batches, repeats = torch.Generator().manual_seed(0), 6, 200
+    found = []
+    for _ in range(repeats):
+        sums = ErrorSums(1)
+        for _ in range(batches):
+            whole, shortened = synthetic(generator, bias, spread, whole_spread=1.5)
+            sums.add(whole, [shortened])
+        found.append((sums.squared_bias(0), sums.variance(0)))
+    biases, variances = torch.tensor(found, dtype=torch.float64).T
+    error = 4 * biases.std() / math.sqrt(repeats) + 1e-5
+    assert biases.mean() == pytest.approx(bias**2, abs=error.item())
+    assert variances.mean() == pytest.approx(1.5**2 + spread**2, rel=0.03)
+    if spread == 2.0:  # the plain estimate |mean d|^2 would be off by the variance over the batches
+        assert error < 0.5 * spread**2 / batches
+
+
+def test_the_sums_are_those_of_the_whole_sample():
+    generator = torch.Generator().manual_seed(1)
+    pairs = [synthetic(generator, 0.3, 1.0, 1.0) for _ in range(7)]
+    sums = ErrorSums(2)
+    for whole, shortened in pairs:
+        sums.add(whole, iter([whole, shortened]))
+    flat = [[torch.cat([part.flatten() for part in each]).double() for each in pair] for pair in pairs]
+    differences = torch.stack([shortened - whole for whole, shortened in flat])
+    gradients = torch.stack([shortened for _, shortened in flat])
+    expected_bias = differences.mean(0).square().sum() - differences.var(0).sum() / 7
+    assert sums.squared_bias(0) == 0.0
+    assert sums.squared_bias(1) == pytest.approx(expected_bias.item(), rel=1e-4)
+    assert sums.variance(1) == pytest.approx(gradients.var(0).sum().item(), rel=1e-4)
+    assert sums.variance(0) == pytest.approx(torch.stack([whole for whole, _ in flat]).var(0).sum().item(), rel=1e-4)
+
+
+def test_memory_does_not_grow_with_the_batches():
+    def held(batches):
+        sums = ErrorSums(2)
+        whole = [torch.ones(100_000)]
+        for _ in range(batches):
+            sums.add(whole, [[torch.ones(100_000)], [torch.ones(100_000)]])
+        tensors = [t for total in (sums._whole, *sums._differences) for t in total]
+        return sum(t.numel() for t in tensors)
+
+    assert held(2) == held(20) == 3 * 100_000
+
+
+# --- in a training
+
+
+@pytest.mark.parametrize("objective", ["simclr", "mocov3", "dino"])
+def test_no_compression_is_no_error_and_a_state_stays_as_it_was(objective):
+    recipe = recipe_of(objective)
+    state = state_of(recipe)
+    before = {
+        name: value.clone()
+        for name, value in [*state.backbone.state_dict().items(), *state.objective.state_dict().items()]
+    }
+    also_none = Strategy(Branch(0.0, 2), Branch(0.0, 2))  # the backbone's own patch size, by its number
+    whole, same, dropped, larger = measure_errors(state, [also_none, DROPPED, LARGER], batches=3, consumed=0.0)
+    assert whole.strategy == UNCOMPRESSED
+    assert (whole.squared_bias, whole.cost) == (same.squared_bias, same.cost) == (0.0, 1.0)
+    assert whole.variance == same.variance > 0
+    for error in (dropped, larger):
+        assert error.squared_bias != 0
+        assert 0.2 < error.cost < 1.0
+        assert error.ca_mse == error.squared_bias + error.cost * error.variance
+        assert (error.batches, error.batch_size, error.epoch) == (3, 64, 0)
+    after = weights_of(state)
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert all(p.grad is None for p in state.backbone.parameters())
+
+
+def test_the_profile_is_of_the_uncompressed_training_and_measures_its_start_and_end():
+    recipe = recipe_of(**{"ssl.compression.schedule": "constant", "ssl.compression.token_dropout": 0.75, "rho": 1.0})
+    profile = list(measure_profile(recipe, CPU, [0.0, 0.5, 1.0], 2, [DROPPED]))
+    assert [[(e.epoch, e.consumed) for e in point] for point in profile] == [
+        [(0, 0.0)] * 2,
+        [(2, 12.0)] * 2,
+        [(4, 24.0)] * 2,
+    ]
+    plain = change_recipe(recipe, {"ssl.compression.schedule": "none"})
+    again = list(measure_profile(plain, CPU, [0.5], 2, [DROPPED]))
+    assert again == [profile[1]]
+
+
+def test_what_is_compared_fits_the_images():
+    assert LARGER in default_strategies(patch_size=2, image_size=8)
+    assert all(s.query.patch_size is None for s in default_strategies(patch_size=4, image_size=8))
+    assert len({UNCOMPRESSED, *default_strategies(2, 32)}) <= 8
+
+
+@pytest.mark.parametrize(
+    ("recipe", "batches", "strategies", "said"),
+    [
+        (recipe_of(**{"ssl.objective": "mae"}), 2, None, "mae has no ssl.compression"),
+        (recipe_of(**{"epochs.ssl": 0}), 2, None, "epochs.ssl is 0"),
+        (recipe_of(), 1, None, "at least 2 batches"),
+        (recipe_of(), 2, [Strategy(Branch(i / 10)) for i in range(1, 9)], "at most 8 strategies"),
+    ],
+)
+def test_a_profile_that_cannot_be_measured_is_one_line(recipe, batches, strategies, said):
+    with pytest.raises(RequestError, match=said):
+        next(measure_profile(recipe, CPU, [0.0, 1.0], batches, strategies))
+
+
+# --- the schedule
+
+
+def test_each_strategy_lasts_until_it_has_consumed_what_lies_before_the_next_point():
+    def point(epoch, consumed, best):
+        others = {UNCOMPRESSED, DROPPED, LARGER} - {best}
+        units = {UNCOMPRESSED: 6.0, DROPPED: 4.5, LARGER: 1.5}
+        return [
+            error_of(epoch, consumed, best, 0.5, units[best]),
+            *(error_of(epoch, consumed, other, 1.0, units[other]) for other in others),
+        ]
+
+    profile = [point(0, 0, LARGER), point(3, 18, LARGER), point(6, 36, DROPPED), point(9, 54, UNCOMPRESSED)]
+    stages = find_stages(profile)
+    assert [(stage.from_epoch, stage.to_strategy()) for stage in stages] == [
+        (0, LARGER),  # 36 forward passes an image, 1.5 an epoch
+        (24, DROPPED),  # 18, 4.5 an epoch
+        (28, UNCOMPRESSED),
+    ]
+
+
+def test_the_stages_are_what_auto_takes():
+    stages = [Stage(from_epoch=0, token_dropout=0.5), Stage(from_epoch=3)]
+    given = {"schedule": "auto", "stages": [stage.model_dump() for stage in stages]}
+    recipe = recipe_of(**{f"ssl.compression.{name}": value for name, value in given.items()})
+    strategies = [epoch.strategy for epoch in make_plan(recipe) if epoch.phase != "sl"]
+    assert strategies == [DROPPED, DROPPED, DROPPED, UNCOMPRESSED]

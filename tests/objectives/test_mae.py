@@ -1,0 +1,421 @@
+"""Masked autoencoding against a slow version, written here with loops: one image and one patch at a time."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits, load_sample_images
+
+from mixtune.backbone import build_backbone
+from mixtune.errors import RequestError
+from mixtune.objectives import Reconstructs, mae
+from mixtune.space.recipe import Model
+
+SMALL = {"embed_dim": 16, "depth": 2, "num_heads": 2}
+# name -> settings, image size, channels: class token; registers; pre-norm; no class token; positions for patches alone
+VITS = {
+    "digits": (Model(**SMALL, patch_size=2), 8, 1),
+    "fashion": (Model(**SMALL, patch_size=4), 28, 1),
+    "registers": (Model(**SMALL, name="vit_small_patch14_reg4_dinov2", patch_size=3), 12, 3),
+    "clip": (Model(**SMALL, name="vit_base_patch16_clip_224", patch_size=4), 16, 3),
+    "gap": (Model(**SMALL, name="vit_base_patch16_gap_224", patch_size=5, pool="avg"), 15, 3),
+    "reg4_gap": (Model(**SMALL, name="vit_base_patch16_reg4_gap_256", patch_size=4, pool="avg"), 16, 1),
+}
+
+
+@pytest.fixture(params=list(VITS))
+def parts(request):
+    """A backbone and four real images for it."""
+    return make_backbone(request.param), real_images(request.param)
+
+
+def make_backbone(name):
+    settings, size, channels = VITS[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        backbone = build_backbone(settings, size, channels)
+        for parameter in backbone.parameters():  # timm starts biases at 0 and small scales at 1e-5: show them
+            torch.nn.init.normal_(parameter, mean=1.0 * (parameter.ndim == 1), std=0.3)
+    return backbone
+
+
+def real_images(name, count=4):
+    _, size, channels = VITS[name]
+    if size == 8:
+        pixels = torch.from_numpy(load_digits().images[:count, None] / 16)
+    else:
+        photo = torch.from_numpy(load_sample_images().images[1] / 255).permute(2, 0, 1)[:channels]
+        pixels = torch.stack([photo[:, 90 * i : 90 * i + size, 100 * i : 100 * i + size] for i in range(count)])
+    return ((pixels - pixels.mean()) / pixels.std()).float()
+
+
+def make_objective(backbone, **settings):
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return mae.build(mae.Settings(**settings), backbone)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def slow_patches(image, p):
+    """Return the patches of one image (C, H, W), row by row; in a patch row by row, a pixel's channels together."""
+    channels, height, width = image.shape
+    return [
+        [float(image[c, top + y, left + x]) for y in range(p) for x in range(p) for c in range(channels)]
+        for top in range(0, height, p)
+        for left in range(0, width, p)
+    ]
+
+
+def slow_unpatchify(patches, p, channels):
+    """Return the image (C, H, W) of patches (L, p * p * C)."""
+    side = math.isqrt(len(patches))
+    image = torch.empty(channels, side * p, side * p)
+    for number, patch in enumerate(patches):
+        for i, value in enumerate(patch):
+            y, x, c = i // channels // p, i // channels % p, i % channels
+            image[c, number // side * p + y, number % side * p + x] = value
+    return image
+
+
+def slow_encode(backbone, image, kept):
+    """Encode one image's patches ``kept``, one token at a time up to the blocks; return (prefix + K, D)."""
+    vit, p, channels = backbone.vit, backbone.patch_size, backbone.channels
+    weight, bias = vit.patch_embed.proj.weight, vit.patch_embed.proj.bias
+    special = [t for token in (vit.cls_token, vit.reg_token) if token is not None for t in token[0]]
+    before = 0 if vit.no_embed_class else len(special)  # positions that belong to class and register tokens
+    tokens = [token + vit.pos_embed[0, i] if before else token for i, token in enumerate(special)]
+    patches = slow_patches(image, p)
+    for number in kept:
+        pixels = torch.tensor(patches[number]).view(p, p, channels)
+        token = sum(weight[:, c, y, x] * pixels[y, x, c] for y in range(p) for x in range(p) for c in range(channels))
+        token = vit.patch_embed.norm(token if bias is None else token + bias)
+        tokens.append(token + vit.pos_embed[0, before + number])
+    return vit.norm(vit.blocks(vit.norm_pre(torch.stack(tokens))[None]))[0]
+
+
+def slow_decode(objective, features, kept, backbone):
+    """Predict one image's patches (L, p * p * C) from features (prefix + K, D) of the kept ones."""
+    embedded = [objective.embed.weight @ feature + objective.embed.bias for feature in features]
+    tokens = embedded[: backbone.prefix]
+    for number in range(backbone.tokens):
+        own = embedded[backbone.prefix + kept.index(number)] if number in kept else objective.mask_token[0, 0]
+        tokens.append(own + objective.positions[0, number])
+    decoded = objective.norm(objective.blocks(torch.stack(tokens)[None]))[0]
+    return objective.predict(decoded[backbone.prefix :])
+
+
+def slow_loss(objective, predicted, images, keep):
+    """Return the mean squared error over the patches that count, pixel by pixel, in float64."""
+    settings, errors = objective.settings, []
+    for guesses, image, kept in zip(predicted.tolist(), images, keep.tolist(), strict=True):
+        for number, patch in enumerate(slow_patches(image, objective.patch_size)):
+            if settings.norm_pix:
+                centre = np.mean(patch)
+                patch = [(value - centre) / math.sqrt(np.var(patch, ddof=1) + 1e-6) for value in patch]
+            counts = {"all": True, "unmasked": number in kept, "masked": number not in kept}
+            if counts[settings.loss_on]:
+                errors += [(guess - value) ** 2 for guess, value in zip(guesses[number], patch, strict=True)]
+    return sum(errors) / len(errors)
+
+
+# --- patches
+
+
+def test_patches_are_cut_row_by_row(parts):
+    backbone, images = parts
+    patches = mae.patchify(images, backbone.patch_size)
+    assert patches.shape == (4, backbone.tokens, backbone.patch_size**2 * backbone.channels)
+    for image, cut in zip(images, patches, strict=True):
+        assert cut.tolist() == slow_patches(image, backbone.patch_size)
+        assert torch.equal(slow_unpatchify(cut.tolist(), backbone.patch_size, backbone.channels), image)
+
+
+def test_patches_are_put_together_again(parts):
+    backbone, images = parts
+    patches = mae.patchify(images, backbone.patch_size)
+    assert torch.equal(mae.unpatchify(patches, backbone.patch_size), images)
+    other = patches.flip(1)  # no images that patchify saw
+    assert torch.equal(mae.patchify(mae.unpatchify(other, backbone.patch_size), backbone.patch_size), other)
+
+
+def test_a_token_sees_exactly_the_pixels_of_its_patch(parts):
+    backbone, images = parts
+    for number in range(backbone.tokens):
+        pixels = images[:1].clone().requires_grad_()
+        backbone.vit.patch_embed(pixels).reshape(backbone.tokens, -1)[number].sum().backward()
+        seen = mae.patchify(pixels.grad != 0, backbone.patch_size)[0].all(dim=1)
+        touched = mae.patchify(pixels.grad != 0, backbone.patch_size)[0].any(dim=1)
+        assert seen.nonzero().flatten().tolist() == touched.nonzero().flatten().tolist() == [number]
+
+
+# --- masks
+
+
+@pytest.mark.parametrize(
+    ("tokens", "ratio", "kept"),
+    [
+        (256, 0.75, 64),
+        (49, 0.75, 12),
+        (10, 0.9, 1),  # 10 * (1 - 0.9) is 0.9999999999999998
+        (100, 0.29, 71),
+        (1000, 0.999, 1),
+        (9, 0.75, 2),
+        (4, 0.99, 1),  # at least one is kept
+        (4, 0.01, 3),  # at least one is masked
+        (2, 0.5, 1),
+    ],
+)
+def test_how_many_patches_are_kept(tokens, ratio, kept):
+    assert mae.kept_tokens(tokens, ratio) == kept
+
+
+def test_the_kept_count_is_exact_for_all_thousandths():
+    for tokens in (10, 16, 49, 196, 256, 1000):
+        for k in range(1, 1000):
+            exact = tokens * (1000 - k) // 1000
+            assert mae.kept_tokens(tokens, k / 1000) == min(max(exact, 1), tokens - 1), (tokens, k)
+
+
+def test_masks_are_drawn_without_replacement_and_anew_for_each_image(parts):
+    backbone, _ = parts
+    objective = make_objective(backbone)
+    keep = objective.draw_kept(64, backbone.tokens, generator())
+    assert keep.shape == (64, backbone.tokens // 4)
+    assert all(len(set(row)) == len(row) and set(row) <= set(range(backbone.tokens)) for row in keep.tolist())
+    assert len({frozenset(row) for row in keep.tolist()}) > 8
+    assert torch.equal(keep, objective.draw_kept(64, backbone.tokens, generator()))
+    assert not torch.equal(keep, objective.draw_kept(64, backbone.tokens, generator(1)))
+
+
+def test_every_patch_is_kept_equally_often_and_independently():
+    backbone = make_backbone("digits")
+    keep = make_objective(backbone).draw_kept(20_000, 16, generator())
+    kept = torch.zeros(20_000, 16).scatter(1, keep, 1.0)
+    assert (kept.mean(dim=0) - 0.25).abs().max() < 5 * math.sqrt(0.25 * 0.75 / 20_000)
+    pairs = (kept.T @ kept / 20_000)[~torch.eye(16, dtype=torch.bool)]
+    both = 4 * 3 / (16 * 15)  # of 16 patches, 4 without replacement
+    assert (pairs - both).abs().max() < 5 * math.sqrt(both * (1 - both) / 20_000)
+
+
+# --- the encoder
+
+
+def test_visible_encodes_the_kept_tokens_alone(parts):
+    backbone, images = parts
+    keep = make_objective(backbone).draw_kept(4, backbone.tokens, generator())
+    tokens = backbone(images, keep)
+    assert tokens.shape == (4, backbone.prefix + keep.shape[1], 16)
+    for image, kept, encoded in zip(images, keep.tolist(), tokens, strict=True):
+        torch.testing.assert_close(encoded, slow_encode(backbone, image, kept), rtol=1e-3, atol=1e-4)
+
+
+def test_without_a_mask_all_tokens_are_encoded_as_by_timm(parts):
+    backbone, images = parts
+    tokens = backbone(images)
+    torch.testing.assert_close(tokens, backbone.vit.forward_features(images))
+    torch.testing.assert_close(
+        tokens[0], slow_encode(backbone, images[0], range(backbone.tokens)), rtol=1e-3, atol=1e-4
+    )
+    torch.testing.assert_close(tokens, backbone(images, torch.arange(backbone.tokens).expand(4, -1)))
+
+
+def test_tokens_are_normalised_whatever_the_model_does_after_pooling(parts):
+    backbone, images = parts
+    norm = backbone.vit.norm
+    plain = (backbone(images) - norm.bias) / norm.weight
+    torch.testing.assert_close(plain.mean(dim=-1), torch.zeros(plain.shape[:2]), rtol=0, atol=1e-4)
+    torch.testing.assert_close(plain.var(dim=-1, unbiased=False), torch.ones(plain.shape[:2]), rtol=0, atol=1e-2)
+
+
+def hide_masked(images, keep, patch_size):
+    """Return the images with other pixels in their masked patches."""
+    changed = images.clone()
+    side = images.shape[-1] // patch_size
+    for image, kept in zip(changed, keep.tolist(), strict=True):
+        for number in set(range(side**2)) - set(kept):
+            top, left = number // side * patch_size, number % side * patch_size
+            image[:, top : top + patch_size, left : left + patch_size] += 3.0
+    return changed
+
+
+def test_masked_pixels_reach_the_encoder_in_full_mode_only(parts):
+    backbone, images = parts
+    keep = make_objective(backbone).draw_kept(4, backbone.tokens, generator())
+    changed = hide_masked(images, keep, backbone.patch_size)
+    torch.testing.assert_close(backbone(images, keep), backbone(changed, keep), rtol=1e-6, atol=1e-6)
+    index = keep[:, :, None].expand(-1, -1, 16)
+    whole, changed_whole = (backbone(i)[:, backbone.prefix :].gather(1, index) for i in (images, changed))
+    assert (whole - changed_whole).abs().min(dim=-1).values.max() > 1e-3
+
+
+# --- the decoder
+
+
+def test_the_decoder_puts_each_kept_feature_at_its_place(parts):
+    backbone, images = parts
+    objective = make_objective(backbone)
+    keep = objective.draw_kept(4, backbone.tokens, generator())
+    features = backbone(images, keep)
+    predicted = objective.decode(features, keep, backbone)
+    assert predicted.shape == (4, backbone.tokens, backbone.patch_size**2 * backbone.channels)
+    for encoded, kept, guess in zip(features, keep.tolist(), predicted, strict=True):
+        torch.testing.assert_close(guess, slow_decode(objective, encoded, kept, backbone), rtol=1e-4, atol=1e-5)
+
+
+def test_the_order_in_which_patches_are_kept_does_not_matter(parts):
+    backbone, images = parts
+    objective = make_objective(backbone, mask_ratio=0.5)
+    keep = objective.draw_kept(4, backbone.tokens, generator())
+    mirrored = keep.flip(1)
+    decoded, again = (objective.decode(backbone(images, k), k, backbone) for k in (keep, mirrored))
+    torch.testing.assert_close(decoded, again, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(objective.loss(decoded, images, keep), objective.loss(again, images, mirrored))
+
+
+def test_each_place_has_its_own_position_and_rows_differ_from_columns():
+    positions = make_objective(make_backbone("digits")).positions[0]
+    assert positions.shape == (16, 16)
+    assert len({tuple(row.tolist()) for row in positions}) == 16
+    grid = positions.view(4, 4, 16)
+    half = {axis: (grid.diff(dim=axis).abs().amax(dim=(0, 1)) > 1e-6) for axis in (0, 1)}
+    assert not (half[0] & half[1]).any()  # a feature tells the row or the column
+    assert half[0].sum() == half[1].sum() == 8
+
+
+# --- the loss
+
+
+@pytest.mark.parametrize("norm_pix", [False, True])
+@pytest.mark.parametrize("loss_on", ["masked", "unmasked", "all"])
+def test_the_loss_is_the_mean_squared_error_of_the_patches_named(parts, loss_on, norm_pix):
+    backbone, images = parts
+    objective = make_objective(backbone, loss_on=loss_on, norm_pix=norm_pix)
+    keep = objective.draw_kept(4, backbone.tokens, generator())
+    predicted = torch.randn(mae.patchify(images, backbone.patch_size).shape, generator=generator(2))
+    expected = slow_loss(objective, predicted, images, keep)
+    assert objective.loss(predicted, images, keep).item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("loss_on", ["masked", "unmasked", "all"])
+def test_a_perfect_prediction_costs_nothing_and_only_the_patches_named_count(loss_on):
+    backbone, images = make_backbone("digits"), real_images("digits")
+    objective = make_objective(backbone, loss_on=loss_on)
+    keep = objective.draw_kept(4, 16, generator())
+    perfect = mae.patchify(images, 2)
+    assert objective.loss(perfect, images, keep).item() == pytest.approx(0, abs=1e-6)
+    kept = torch.zeros(4, 16, 1, dtype=torch.bool).scatter(1, keep[:, :, None], True)
+    for wrong, counts in ((kept, loss_on != "masked"), (~kept, loss_on != "unmasked")):
+        assert (objective.loss(perfect + 2.0 * wrong, images, keep).item() > 0.5) == counts
+
+
+@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize("encode", ["visible", "full"])
+def test_the_whole_objective_is_the_slow_one(parts, encode, joint):
+    backbone, images = parts
+    objective = make_objective(backbone, encode=encode, norm_pix=True)
+    loss, tokens = objective(backbone, images, generator(3), joint=joint)
+    keep = objective.draw_kept(4, backbone.tokens, generator(3))
+    predicted = []
+    for image, kept in zip(images, keep.tolist(), strict=True):
+        if encode == "visible" and not joint:
+            features = slow_encode(backbone, image, kept)
+        else:
+            encoded = slow_encode(backbone, image, range(backbone.tokens))
+            features = torch.cat([encoded[: backbone.prefix], encoded[backbone.prefix :][kept]])
+        predicted.append(slow_decode(objective, features, kept, backbone))
+    assert loss.item() == pytest.approx(slow_loss(objective, torch.stack(predicted), images, keep), rel=1e-3)
+    if joint:
+        torch.testing.assert_close(tokens, backbone(images))
+    else:
+        assert tokens is None
+
+
+def test_both_encodings_draw_the_same_masks_and_differ_in_what_the_encoder_sees():
+    backbone, images = make_backbone("digits"), real_images("digits")
+    visible, full = (make_objective(backbone, encode=encode) for encode in ("visible", "full"))
+    assert torch.equal(visible.draw_kept(4, 16, generator()), full.draw_kept(4, 16, generator()))
+    losses = {
+        (encode, joint): objective(backbone, images, generator(), joint=joint)[0].item()
+        for encode, objective in (("visible", visible), ("full", full))
+        for joint in (False, True)
+    }
+    assert losses["visible", False] != pytest.approx(losses["full", False], rel=1e-3)
+    assert losses["visible", True] == losses["full", True] == pytest.approx(losses["full", False])
+
+
+# --- reconstruction
+
+
+def slow_reconstruct(objective, backbone, image, kept, whole):
+    """Return one image (C, H, W) whose patches but ``kept`` are the decoder's."""
+    encoded = slow_encode(backbone, image, range(backbone.tokens) if whole else kept)
+    if whole:
+        encoded = torch.cat([encoded[: backbone.prefix], encoded[backbone.prefix :][kept]])
+    guesses = slow_decode(objective, encoded, kept, backbone).tolist()
+    patches = slow_patches(image, objective.patch_size)
+    for number in set(range(backbone.tokens)) - set(kept):
+        patch, scale, shift = patches[number], 1.0, 0.0
+        if objective.settings.norm_pix:
+            scale, shift = math.sqrt(np.var(patch, ddof=1) + 1e-6), np.mean(patch)
+        patches[number] = [guess * scale + shift for guess in guesses[number]]
+    return slow_unpatchify(patches, objective.patch_size, backbone.channels)
+
+
+@pytest.mark.parametrize("norm_pix", [False, True])
+@pytest.mark.parametrize("whole", [False, True])
+def test_masked_patches_are_the_decoders_and_the_others_stay(parts, whole, norm_pix):
+    backbone, images = parts[0], parts[1][:2]
+    objective = make_objective(backbone, norm_pix=norm_pix)
+    keep = objective.draw_kept(2, backbone.tokens, generator())
+    made = objective.reconstruct(backbone, images, keep, whole)
+    assert made.shape == images.shape
+    assert not made.requires_grad
+    for image, kept, drawn in zip(images, keep.tolist(), made, strict=True):
+        expected = slow_reconstruct(objective, backbone, image, kept, whole)
+        torch.testing.assert_close(drawn, expected, rtol=1e-3, atol=1e-3)
+    index = keep[:, :, None].expand(-1, -1, backbone.patch_size**2 * backbone.channels)
+    cut, drawn = (mae.patchify(i, backbone.patch_size) for i in (images, made))
+    assert torch.equal(cut.gather(1, index), drawn.gather(1, index))
+    assert (cut != drawn).any(dim=-1).sum() == 2 * (backbone.tokens - keep.shape[1])
+
+
+@pytest.mark.parametrize("encode", ["visible", "full"])
+@pytest.mark.parametrize("joint", [False, True])
+def test_the_error_of_a_reconstruction_is_the_loss_of_that_phase(parts, encode, joint):
+    backbone, images = parts
+    objective = make_objective(backbone, encode=encode)
+    assert objective.sees_whole(joint) == (joint or encode == "full")
+    keep = objective.draw_kept(4, backbone.tokens, generator(3))
+    made = objective.reconstruct(backbone, images, keep, objective.sees_whole(joint))
+    masked_share = 1 - keep.shape[1] / backbone.tokens
+    loss, _ = objective(backbone, images, generator(3), joint=joint)
+    torch.testing.assert_close((made - images).square().mean() / masked_share, loss.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_it_can_reconstruct():
+    assert isinstance(make_objective(make_backbone("digits")), Reconstructs)
+
+
+def test_the_decoder_has_the_backbones_width_and_heads_and_the_depth_asked_for():
+    backbone = make_backbone("registers")
+    assert [len(make_objective(backbone, decoder_depth=depth).blocks) for depth in (1, 2, 5)] == [1, 2, 5]
+    block = make_objective(backbone).blocks[0]
+    assert (block.attn.num_heads, block.attn.qkv.in_features, block.mlp.fc1.out_features) == (2, 16, 64)
+
+
+def test_a_single_patch_cannot_be_masked():
+    backbone = build_backbone(Model(**SMALL, patch_size=8), 8, 1)
+    with pytest.raises(RequestError, match=r"model\.patch_size 8 leaves a single one"):
+        make_objective(backbone)
+
+
+def test_a_width_without_2d_positions_is_refused():
+    backbone = build_backbone(Model(embed_dim=6, depth=1, num_heads=3, patch_size=4), 8, 1)
+    with pytest.raises(RequestError, match=r"model\.embed_dim that is a multiple of 4, not 6"):
+        make_objective(backbone)

@@ -1,0 +1,176 @@
+"""The Pareto figure shows what the ledger says, for one, two and three objectives and none complete."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mixtune.report.figures.pareto import compute, draw
+from mixtune.run.ledger import Ledger
+from mixtune.run.result import load
+
+FIVE = [(0.50, 5.0), (0.90, 10.0), (0.85, 12.0), (0.95, 30.0), (0.96, 50.0)]
+BASELINES = {"ssl_sl": {"val_accuracy": 0.8, "val_accuracy_se": 0.02, "train_latency_s": 14.0}}
+MakeRun = Callable[..., Path]
+
+
+def traces(figure: Any) -> dict[str, Any]:
+    return {trace.name: trace for trace in figure.data}
+
+
+def test_time_is_on_x_and_accuracy_in_percent_on_y(make_run: MakeRun) -> None:
+    data = compute(load(make_run(FIVE, BASELINES)))
+    assert (data.x.axis_title, data.y.axis_title) == ("training time (s)", "validation accuracy (%)")
+    assert data.front.names == ["t0001", "t0002", "t0004", "t0005"]
+    assert data.front.x == [5.0, 10.0, 30.0, 50.0]
+    assert data.front.y == pytest.approx([50.0, 90.0, 95.0, 96.0])
+    assert data.others.names == ["t0003"]
+    assert (data.baselines.names, data.baselines.y_error) == (["ssl_sl"], [2.0])
+    assert data.front.names[data.knee or 0] == "t0002"
+
+
+@pytest.mark.parametrize("y_mode", ["max", "min"])
+@pytest.mark.parametrize("x_mode", ["max", "min"])
+def test_the_step_line_is_the_best_that_is_attained_at_each_x(make_run: MakeRun, x_mode: str, y_mode: str) -> None:
+    rising = [(0.1 * i, float(i * i)) for i in range(1, 6)]
+    falling = [(0.6 - accuracy, seconds) for accuracy, seconds in rising]
+    objectives = {"val_accuracy": y_mode, "train_latency_s": x_mode}
+    data = compute(load(make_run(falling if x_mode == y_mode else rising, objectives=objectives)))
+    if data.x.name == "val_accuracy":
+        x_mode, y_mode = y_mode, x_mode
+    assert len(data.line_x) == 5
+    best = max if y_mode == "max" else min
+    steps = pairwise(zip(data.line_x, data.line_y, strict=True))
+    for (x1, y1), (x2, y2) in steps:
+        middle = (x1 + x2) / 2
+        points = zip(data.front.x, data.front.y, strict=True)
+        attained = best(y for x, y in points if (x <= middle if x_mode == "min" else x >= middle))
+        assert x1 < x2
+        assert attained == (y1 if data.line_shape == "hv" else y2)
+
+
+def test_the_order_of_the_objectives_does_not_move_the_axes(make_run: MakeRun) -> None:
+    data = compute(load(make_run(FIVE, objectives={"train_latency_s": "min", "val_accuracy": "max"})))
+    assert (data.x.name, data.y.name) == ("train_latency_s", "val_accuracy")
+
+
+def test_hovering_shows_the_trial_and_all_its_parameters(make_run: MakeRun) -> None:
+    hover = compute(load(make_run(FIVE))).front.hover[1]
+    for text in (
+        "t0002",
+        "validation accuracy: 90.0 %",
+        "training time: 10.0 s",
+        "alpha = 0.2",
+        "epochs.sl = 20",
+    ):
+        assert text in hover
+
+
+def test_what_users_named_is_escaped(make_run: MakeRun) -> None:
+    directory = make_run(FIVE, name="a<b>&c")
+    ledger = Ledger(directory / "ledger.jsonl")
+    ledger.append("asked", trial="t0900", params={"data.root": "<img src=x>"})
+    ledger.append("complete", trial="t0900", metrics={"val_accuracy": 0.99, "train_latency_s": 1.0})
+    data = compute(load(directory))
+    assert "&lt;img" in data.front.hover[0]
+    assert "a&lt;b&gt;&amp;c" in data.heading.subtitle
+
+
+def test_the_subtitle_counts(make_run: MakeRun) -> None:
+    subtitle = compute(load(make_run(FIVE))).heading.subtitle
+    assert subtitle.startswith("digits · 5 complete · 4 on the front · hypervolume ")
+
+
+def test_the_drawing_has_the_front_the_rest_the_baselines_and_the_knee(make_run: MakeRun) -> None:
+    figure = draw(compute(load(make_run(FIVE, BASELINES))))
+    drawn = traces(figure)
+    assert list(drawn["on the front"].x) == [5.0, 10.0, 30.0, 50.0]
+    assert list(drawn["complete trial"].x) == [12.0]
+    assert list(drawn["knee"].x) == [10.0]
+    assert drawn["baseline ssl_sl"].text[0].strip() == "ssl_sl"
+    assert drawn["baseline ssl_sl"].marker.symbol != drawn["on the front"].marker.symbol
+    assert drawn["on the front"].marker.size > drawn["complete trial"].marker.size
+    assert figure.layout.xaxis.title.text == "training time (s)"
+
+
+def test_standard_errors_are_drawn_in_percent(make_run: MakeRun) -> None:
+    rows = [{"val_accuracy": a, "train_latency_s": t, "val_accuracy_se": 0.02} for a, t in FIVE]
+    drawn = traces(draw(compute(load(make_run(rows)))))
+    assert list(drawn["on the front (± standard error)"].error_y.array) == [2.0] * 4
+
+
+def test_one_objective_is_drawn_by_trial_with_the_best_so_far(make_run: MakeRun) -> None:
+    rows = [{"val_accuracy": accuracy} for accuracy in (0.5, 0.9, 0.7, 0.95)]
+    data = compute(load(make_run(rows, BASELINES, objectives={"val_accuracy": "max"})))
+    assert data.line_x == [1.0, 2.0, 3.0, 4.0]
+    assert data.line_y == pytest.approx([50.0, 90.0, 90.0, 95.0])
+    assert data.front.names == ["t0004"]
+    assert data.knee is None
+    figure = draw(data)
+    assert list(traces(figure)["best"].x) == [4.0]
+    assert figure.layout.annotations[0].text == "ssl_sl"
+
+
+def test_three_objectives_show_the_third_as_colour_without_a_step_line(make_run: MakeRun) -> None:
+    objectives = {"val_accuracy": "max", "train_latency_s": "min", "peak_memory_mb": "min"}
+    rows = [{"val_accuracy": a, "train_latency_s": t, "peak_memory_mb": 100.0 + t} for a, t in FIVE]
+    data = compute(load(make_run(rows, objectives=objectives)))
+    assert data.front.colour == [105.0, 110.0, 130.0, 150.0]
+    assert data.line_x == []
+    marker = traces(draw(data))["on the front"].marker
+    assert list(marker.color) == data.front.colour
+    assert marker.colorbar.title.text == "peak memory (MB)"
+
+
+@pytest.mark.parametrize("objectives", [{"val_accuracy": "max"}, {"val_accuracy": "max", "train_latency_s": "min"}])
+def test_with_nothing_complete_the_figure_says_so(make_run: MakeRun, objectives: dict[str, str]) -> None:
+    data = compute(load(make_run([], objectives=objectives)))
+    assert draw(data).layout.annotations[0].text == data.heading.missing == "no trial is complete yet"
+
+
+def area(xs: list[float], ys: list[float]) -> float:
+    """Return a closed polygon's area by the shoelace formula."""
+    corners = list(zip(xs, ys, strict=True))
+    return abs(sum(x1 * y2 - x2 * y1 for (x1, y1), (x2, y2) in pairwise([*corners, corners[0]]))) / 2
+
+
+@pytest.mark.parametrize("modes", [("max", "min"), ("max", "max"), ("min", "min"), ("min", "max")])
+def test_the_dominated_regions_area_is_the_hypervolume(make_run: MakeRun, modes: tuple[str, str]) -> None:
+    objectives = dict(zip(("val_accuracy", "train_latency_s"), modes, strict=True))
+    reference = {
+        "val_accuracy": 0.1 if modes[0] == "max" else 1.0,
+        "train_latency_s": 60.0 if modes[1] == "min" else 1.0,
+    }
+    result = load(make_run(FIVE, objectives=objectives, reference=reference))
+    region = traces(draw(compute(result)))["dominated, up to the reference point"]
+    assert area(region.x, region.y) == pytest.approx(100 * (result.hypervolume() or 0.0))  # accuracies are in percent
+
+
+def test_a_confirmed_front_stands_beside_the_searchs_with_its_errors(make_run: MakeRun) -> None:
+    directory = make_run(FIVE, BASELINES)
+    ledger = Ledger(directory / "ledger.jsonl")
+    for seed, accuracy in ((1, 0.8), (2, 0.9)):
+        metrics = {"test_accuracy": accuracy, "test_accuracy_se": 0.01, "train_latency_s": 11.0, "device": "a CPU"}
+        ledger.append("confirmed", trial="t0002", seed=seed, metrics=metrics)
+    data = compute(load(directory))
+    assert (data.confirmed.names, data.confirmed.x, data.confirmed.y) == (["t0002"], [11.0], [pytest.approx(85.0)])
+    assert data.confirmed.y_error == [pytest.approx(100 * 0.05)]  # 0.1 / sqrt(2) / sqrt(2)
+    assert list(traces(draw(data))["confirmed: fresh seeds, test images (± standard error)"].customdata) == ["t0002"]
+
+
+def test_the_papers_points_are_shown_at_its_own_setting_alone(make_run: MakeRun) -> None:
+    directory = make_run(FIVE)
+    path = directory / "space.yaml"
+    space = yaml.safe_load(path.read_text())
+    data = {"dataset": "CIFAR10", "fraction": 1.0, "ssl_fraction": None, "ssl_dataset": None}
+    space["recipe"] = {"data": data, "epochs": {"ssl": 100, "sl": 100}, "alpha": 0.5, "rho": 0.5, "lambda": 0.5}
+    path.write_text(yaml.safe_dump(space))
+    assert compute(load(directory)).paper.names == ["sl", "ssl_sl", "mixtraining"]
+    space["recipe"]["epochs"]["sl"] = 50
+    path.write_text(yaml.safe_dump(space))
+    assert compute(load(directory)).paper.names == []

@@ -1,0 +1,135 @@
+"""The terminal's table fits, rounds sensibly and marks the knee; the CSV keeps full precision."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from mixtune.metrics import quantity, setting, significant
+from mixtune.report.tables import front_csv, front_notes, front_table
+from mixtune.run.ledger import Ledger
+from mixtune.run.result import Result, load
+
+FIVE = [(0.50, 5.0), (0.90, 10.0), (0.85, 12.0), (0.95, 30.0), (0.96, 50.0)]
+MakeRun = Callable[..., Path]
+
+
+def printed(result: Result) -> list[str]:
+    console = Console(width=100, file=io.StringIO(), record=True)
+    console.print(front_table(result))
+    return console.export_text().splitlines()
+
+
+def test_a_row_shows_the_trial_its_objectives_with_errors_and_what_varies(make_run: MakeRun) -> None:
+    rows = [
+        {"val_accuracy": 0.9612, "val_accuracy_se": 0.0161, "train_latency_s": 12.345},
+        {"val_accuracy": 0.98, "val_accuracy_se": None, "train_latency_s": 1234.5},
+    ]
+    lines = printed(load(make_run(rows)))
+    header = next(line for line in lines if "trial " in line and "alpha" in line)
+    assert "epochs.sl" not in header
+    first = next(line for line in lines if "t0001" in line)
+    for cell in ("96.1 ± 1.6 %", "12.3 s", "0.1"):
+        assert cell in first
+    second = next(line for line in lines if "t0002" in line)
+    for cell in ("98.0 %", "1230 s", "(knee)"):
+        assert cell in second
+
+
+def test_baselines_stand_beneath_the_front_and_say_when_they_failed(make_run: MakeRun) -> None:
+    directory = make_run(FIVE, {"ssl_sl": {"val_accuracy": 0.8, "train_latency_s": 14.0}})
+    ledger = Ledger(directory / "ledger.jsonl")
+    ledger.append("asked", trial="sl", baseline="sl", params={})
+    ledger.append("failed", trial="sl", reason="nan", metrics={})
+    lines = printed(load(directory))
+    at = {name: next(i for i, line in enumerate(lines) if name in line) for name in ("t0005", "ssl_sl (baseline)")}
+    assert at["ssl_sl (baseline)"] == at["t0005"] + 2
+    assert any("sl (baseline, failed)" in line and " - " in line for line in lines)
+
+
+def test_many_parameters_share_a_column_and_the_table_stays_within_100_columns(make_run: MakeRun) -> None:
+    directory = make_run(FIVE)
+    ledger = Ledger(directory / "ledger.jsonl")
+    for i in range(2):
+        params = {f"optim.sl.setting_{k}": k + i / 3 for k in range(9)} | {"layers": [i, "[bold]"]}
+        ledger.append("asked", trial=f"t090{i}", params=params)
+        metrics = {"val_accuracy": 0.97 + i / 100, "train_latency_s": 1.0 + i}
+        ledger.append("complete", trial=f"t090{i}", metrics=metrics)
+    lines = printed(load(directory))
+    assert max(map(len, lines)) <= 100
+    text = " ".join(lines)
+    assert "optim.sl.setting_8=8.33" in text
+    assert "[bold]" in text
+
+
+def test_an_empty_front_says_so(make_run: MakeRun) -> None:
+    assert any("no trial is complete yet" in line for line in printed(load(make_run([]))))
+
+
+def test_one_objective_marks_the_best(make_run: MakeRun) -> None:
+    result = load(make_run([{"val_accuracy": 0.5}, {"val_accuracy": 0.7}], objectives={"val_accuracy": "max"}))
+    assert any("t0002 (best)" in line for line in printed(result))
+
+
+def test_the_csv_keeps_full_precision(make_run: MakeRun) -> None:
+    result = load(make_run([(0.1 + 0.2, 1 / 3)]))
+    frame = pd.read_csv(io.StringIO(front_csv(result)), dtype=str)
+    assert (frame["val_accuracy"][0], frame["train_latency_s"][0]) == (repr(0.1 + 0.2), repr(1 / 3))
+    assert list(frame.columns) == list(result.trials.columns)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"), (0.41234, "0.412"), (12.0, "12.0"), (9.999, "10.0"), (99.96, "100"), (123.4, "123"),
+        (1234.5, "1230"), (1.5e15, "1.5e+15"), (-0.05, "-0.0500"), (2e-7, "2e-07"),
+    ],
+)  # fmt: skip
+def test_three_significant_digits(value: float, text: str) -> None:
+    assert significant(value) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("val_accuracy", "validation accuracy (%)"),
+        ("val_balanced_accuracy", "balanced validation accuracy (%)"),
+        ("val_macro_f1", "validation macro F1 (%)"),
+        ("test_calibration_error", "test calibration error (%)"),
+        ("train_latency_s", "training time (s)"),
+        ("latency_ssl_s", "latency_ssl_s (s)"),
+        ("infer_latency_ms", "inference time (ms)"),
+        ("loss", "loss"),
+    ],
+)
+def test_axes_carry_their_units(name: str, title: str) -> None:
+    assert quantity(name).axis_title == title
+
+
+def test_what_is_missing_is_a_dash_or_blank() -> None:
+    assert quantity("val_accuracy").text(float("nan")) == "-"
+    assert setting(None) == ""
+    assert setting(True) == "True"
+
+
+def test_baselines_that_beat_front_members_are_said_in_words(make_run: MakeRun) -> None:
+    points = [(0.90, 10.0), (0.95, 20.0), (0.97, 30.0)]
+    faster_and_better = {"val_accuracy": 0.96, "train_latency_s": 9.0}
+    equal = {"val_accuracy": 0.97, "train_latency_s": 30.0}
+    slower = {"val_accuracy": 0.5, "train_latency_s": 31.0}
+    result = load(make_run(points, {"sl": faster_and_better, "ssl_sl": equal}))
+    assert result.beaten_by_baselines() == {"sl": 2}
+    assert "the baseline sl dominates 2 of the 3 front members" in front_notes(result)
+    beaten = load(make_run(points, {"sl": slower}, name="other"))
+    assert beaten.beaten_by_baselines() == {}
+
+
+def test_knee_and_hypervolume_are_noted_with_the_reference_point(make_run: MakeRun) -> None:
+    notes = front_notes(load(make_run([(0.5, 50.0), (0.6, 55.0)])))
+    assert notes[0] == ("knee t0002; hypervolume 4.50 against the reference point val_accuracy 0.1, train_latency_s 60")
+    assert front_notes(load(make_run([], name="empty"))) == []

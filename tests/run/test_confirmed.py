@@ -1,0 +1,364 @@
+"""Fronts on fresh seeds: deviations by hand, probabilities against Student's t, and what falls off."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from rich.console import Console
+from scipy.stats import t as student
+
+from mixtune.run.confirmed import Confirmation, confirmation, counted_trainings
+from mixtune.run.ledger import Ledger, read_ledger
+from mixtune.run.result import load
+
+MakeRun = Callable[..., Path]
+Pair = tuple[float, float]  # test accuracy and seconds, NaN where the training diverged
+FOUND: list[Mapping[str, Any]] = [
+    {"val_accuracy": 0.90, "val_accuracy_se": 0.02, "train_latency_s": 10.0, "train_flops": 1e12, "device": "CPU"},
+    {"val_accuracy": 0.95, "val_accuracy_se": 0.02, "train_latency_s": 20.0, "train_flops": 3e12, "device": "CPU"},
+]
+BASELINE = {"sl": {"val_accuracy": 0.80, "val_accuracy_se": 0.03, "train_latency_s": 5.0, "train_flops": 5e11}}
+NAN = math.nan
+
+
+def around(accuracy: float, seconds: float, by: float = 0.01, seeds: int = 4) -> list[Pair]:
+    """Return trainings of which half are above and half below, seconds by the same share."""
+    signs = [1 if seed % 2 else -1 for seed in range(seeds)]
+    return [(accuracy + sign * by, seconds * (1 + sign * by)) for sign in signs]
+
+
+def add(directory: Path, trial: str, trainings: Sequence[Pair], device: str = "CPU") -> None:
+    ledger = Ledger(directory / "ledger.jsonl")
+    for seed, (accuracy, seconds) in enumerate(trainings, start=1):
+        if math.isnan(accuracy):
+            ledger.append("confirmed", trial=trial, seed=seed, reason="the loss is nan", metrics={"device": device})
+            continue
+        metrics = {"test_accuracy": accuracy, "test_accuracy_se": 0.016, "train_latency_s": seconds, "device": device}
+        ledger.append("confirmed", trial=trial, seed=seed, metrics=metrics)
+
+
+def read(directory: Path, objectives: Mapping[str, str] | None = None) -> Confirmation:
+    result = load(directory)
+    result = result.with_objectives(objectives) if objectives else result
+    return confirmation(read_ledger(directory / "ledger.jsonl"), result)
+
+
+def printed(confirmed: Confirmation, width: int = 100) -> list[str]:
+    console = Console(width=width, file=io.StringIO(), record=True)
+    console.print(confirmed.table())
+    return console.export_text().splitlines()
+
+
+def test_means_deviations_and_pooled_errors_are_those_by_hand(make_run: MakeRun) -> None:
+    directory = make_run(FOUND, BASELINE)
+    add(directory, "t0001", [(0.88, 10.0), (0.90, 11.0), (0.92, 12.0)])
+    add(directory, "t0002", [(0.90, 19.0), (0.94, 21.0)])
+    add(directory, "sl", [(0.80, 5.0)])
+    frame = read(directory).frame
+    assert list(frame["trial"]) == ["t0001", "t0002", "sl"]
+    assert list(frame["method"]) == [None, None, "sl"]
+    assert list(frame["seeds"]) == [3, 2, 1]
+    assert list(frame["test_accuracy"]) == pytest.approx([0.90, 0.92, 0.80])
+    assert list(frame["test_accuracy_std"]) == pytest.approx([0.02, 0.02 * math.sqrt(2), NAN], nan_ok=True)
+    # squares 0.02^2 * 2 and 0.02^2 * 2 over 2 + 1 + 0 degrees of freedom
+    pooled = 0.02 * math.sqrt(4 / 3)
+    assert list(frame["test_accuracy_se"]) == pytest.approx([pooled / math.sqrt(n) for n in (3, 2, 1)])
+    assert list(frame["train_latency_s"]) == pytest.approx([11.0, 20.0, 5.0])
+    assert list(frame["train_latency_std_s"]) == pytest.approx([1.0, math.sqrt(2), NAN], nan_ok=True)
+    # in shares of the means: 1/11 twice, 1/20 twice
+    share = math.sqrt((2 / 11**2 + 2 / 20**2) / 3)
+    errors = [share * mean / math.sqrt(n) for mean, n in ((11, 3), (20, 2), (5, 1))]
+    assert list(frame["train_latency_se_s"]) == pytest.approx(errors)
+    assert list(frame["search_val_accuracy"]) == [0.90, 0.95, 0.80]
+    assert list(frame["search_val_accuracy_se"]) == [0.02, 0.02, 0.03]
+    assert list(frame["search_train_latency_s"]) == [10.0, 20.0, 5.0]
+
+
+def test_the_probability_of_the_better_of_two_is_students(make_run: MakeRun) -> None:
+    directory = make_run(FOUND[:1], BASELINE, objectives={"val_accuracy": "max"})
+    add(directory, "t0001", around(0.910, 10.0))
+    add(directory, "sl", around(0.900, 5.0))
+    confirmed = read(directory)
+    deviation = 0.01 * math.sqrt(8 / 6)  # eight squares of 0.01 over 3 + 3 degrees of freedom
+    expected = student.cdf(0.010 / (deviation * math.sqrt(2 / 4)), 6)
+    assert 0.8 < expected < 0.95
+    assert list(confirmed.frame["p_front"]) == pytest.approx([expected, 1 - expected], abs=0.01)
+    assert confirmed.objectives == {"test_accuracy": "max"}
+
+
+def test_members_far_apart_are_certain(make_run: MakeRun) -> None:
+    directory = make_run(FOUND, BASELINE)
+    add(directory, "t0001", around(0.95, 10.0))
+    add(directory, "t0002", around(0.70, 20.0))
+    add(directory, "sl", around(0.60, 5.0))
+    frame = read(directory).frame
+    assert list(frame["p_front"]) == [1.0, 0.0, 1.0]
+    assert list(frame["fell_off"]) == [False, True, False]
+
+
+def test_equal_members_have_about_the_same_chance(make_run: MakeRun) -> None:
+    directory = make_run([FOUND[0]] * 2)
+    for trial in ("t0001", "t0002"):
+        add(directory, trial, around(0.9, 10.0))
+    first, second = read(directory).frame["p_front"]
+    assert first == pytest.approx(second, abs=0.02)
+    assert 0.7 < first < 0.8  # one of four quadrants is lost
+    assert not read(directory).frame["fell_off"].any()
+
+
+def test_lower_and_slower_fell_off_and_the_notes_say_so(make_run: MakeRun) -> None:
+    directory = make_run(FOUND)
+    add(directory, "t0001", around(0.930, 10.0))
+    add(directory, "t0002", around(0.925, 20.0))
+    confirmed = read(directory)
+    assert list(confirmed.frame["fell_off"]) == [False, True]
+    assert 0.1 < confirmed.frame["p_front"][1] < 0.5  # the accuracies are too close to tell
+    assert confirmed.notes[0] == "1 of 2 members fell off the front: t0002"
+    assert any("t0002 (fell off)" in line for line in printed(confirmed))
+
+
+def test_a_baseline_can_push_a_member_off_and_is_no_member_itself(make_run: MakeRun) -> None:
+    directory = make_run(FOUND, {"sl": {**BASELINE["sl"]}, "ssl_sl": {**BASELINE["sl"]}})
+    add(directory, "t0001", around(0.80, 10.0))
+    add(directory, "t0002", around(0.95, 20.0))
+    add(directory, "sl", around(0.90, 5.0))
+    add(directory, "ssl_sl", around(0.80, 6.0))
+    confirmed = read(directory)
+    assert list(confirmed.frame["fell_off"]) == [True, False, False, True]
+    assert confirmed.notes[0] == "1 of 2 members fell off the front: t0001"
+
+
+@pytest.mark.parametrize(
+    ("objectives", "on_front"),
+    [
+        ({"val_accuracy": "max"}, {"t0002": 1.0}),
+        ({"train_latency_s": "min"}, {"t0001": 1.0}),
+        ({"train_flops": "min"}, {"t0001": 1.0}),
+        ({"val_accuracy": "max", "train_flops": "min"}, {"t0001": 1.0, "t0002": 1.0}),
+        ({"val_accuracy": "max", "train_latency_s": "min", "train_flops": "min"}, {"t0001": 1.0, "t0002": 1.0}),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_every_set_of_objectives_has_its_front(
+    make_run: MakeRun, objectives: Mapping[str, str], on_front: Mapping[str, float]
+) -> None:
+    directory = make_run(FOUND)
+    add(directory, "t0001", around(0.90, 10.0))
+    add(directory, "t0002", around(0.95, 20.0, by=0.005))
+    confirmed = read(directory, objectives)
+    found = dict(zip(confirmed.frame["trial"], confirmed.frame["p_front"], strict=True))
+    assert found == pytest.approx(on_front, abs=0.02)
+    assert ("train_flops" in confirmed.frame) == ("train_flops" in objectives)
+    flops_shown = any("FLOP" in line for line in printed(confirmed))
+    assert flops_shown == ("train_flops" in objectives)
+
+
+def test_equal_exact_objectives_dominate_nobody(make_run: MakeRun) -> None:
+    directory = make_run([FOUND[0]] * 2, objectives={"train_flops": "min"})
+    for trial in ("t0001", "t0002"):
+        add(directory, trial, around(0.9, 10.0))
+    assert list(read(directory).frame["p_front"]) == [1.0, 1.0]
+
+
+def test_the_same_ledger_gives_the_same_figures(make_run: MakeRun) -> None:
+    directory = make_run(FOUND, BASELINE)
+    for trial, accuracy in (("t0001", 0.91), ("t0002", 0.92), ("sl", 0.90)):
+        add(directory, trial, around(accuracy, 10.0, by=0.02))
+    assert read(directory).to_json_dict() == read(directory).to_json_dict()
+    assert read(directory).frame["p_front"].between(0.05, 0.95).any()
+
+
+def test_a_diverged_training_counts_as_off_the_front_and_is_told(make_run: MakeRun) -> None:
+    directory = make_run(FOUND)
+    add(directory, "t0001", around(0.90, 10.0))
+    add(directory, "t0002", [*around(0.95, 20.0, by=0.001)[:3], (NAN, NAN)])
+    confirmed = read(directory)
+    row = confirmed.frame.iloc[1]
+    assert (row["seeds"], row["diverged"]) == (4, 1)
+    assert row["test_accuracy"] == pytest.approx(0.95, abs=0.001)
+    assert row["p_front"] == pytest.approx(3 / 4, abs=0.02)
+    assert not row["fell_off"]
+    assert confirmed.notes[0].startswith("1 of 8 trainings diverged (t0002 1 of 4): means are of the others")
+
+
+def test_a_member_that_always_diverged_fell_off_and_beats_nobody(make_run: MakeRun) -> None:
+    directory = make_run(FOUND)
+    add(directory, "t0001", around(0.90, 10.0))
+    add(directory, "t0002", [(NAN, NAN)] * 4)
+    frame = read(directory).frame
+    assert list(frame["p_front"]) == [1.0, 0.0]
+    assert list(frame["fell_off"]) == [False, True]
+    assert frame["test_accuracy"].isna().tolist() == [False, True]
+    assert "- " in printed(read(directory))[-2]
+
+
+def test_a_member_that_breaks_a_constraint_on_fresh_seeds_fell_off_and_beats_nobody(make_run: MakeRun) -> None:
+    directory = make_run(FOUND, objectives={"val_accuracy": "max"}, constraints={"train_latency_s": "<= 25"})
+    add(directory, "t0001", around(0.90, 10.0))
+    assert list(read(directory).frame["trial"]) == []  # t0002 alone is the front of this one objective
+    add(directory, "t0002", around(0.95, 30.0))
+    confirmed = read(directory)
+    (row,) = confirmed.frame.to_dict("records")
+    assert (row["trial"], row["fell_off"], row["p_front"]) == ("t0002", True, 0.0)
+    assert "train_latency_s <= 25 does not hold on fresh seeds: t0002" in confirmed.notes
+
+    bounded = make_run(FOUND, BASELINE, constraints={"train_latency_s": "<= 20"}, name="bounded")
+    add(bounded, "t0001", around(0.90, 10.0))
+    add(bounded, "t0002", around(0.95, 20.0))  # half of its mean's draws are above
+    add(bounded, "sl", [(0.99, 30.0)] * 4)  # the best, and forbidden
+    frame = read(bounded).frame.set_index("trial")
+    assert not frame.loc["t0001", "fell_off"]
+    assert frame.loc["t0001", "p_front"] == 1.0
+    assert frame.loc["t0002", "p_front"] == pytest.approx(0.5, abs=0.02)
+    assert frame.loc["sl", "p_front"] == 0.0
+
+
+def test_one_seed_takes_the_binomial_error_and_says_so(make_run: MakeRun) -> None:
+    directory = make_run(FOUND)
+    add(directory, "t0001", [(0.90, 10.0)])
+    add(directory, "t0002", [(0.90 + 0.016, 20.0)])
+    confirmed = read(directory)
+    assert list(confirmed.frame["test_accuracy_se"]) == [0.016] * 2
+    assert confirmed.frame["test_accuracy_std"].isna().all()
+    assert list(confirmed.frame["train_latency_se_s"]) == [0.0] * 2
+    # better by one binomial error: the normal distribution at 1 / sqrt(2)
+    assert list(confirmed.frame["p_front"]) == pytest.approx([1.0, 0.760], abs=0.015)
+    assert confirmed.notes == (
+        "one seed has no spread: ± is the binomial standard error of the test images, 1.6 points, and training times "
+        "are taken as exact; more --seeds tell more",
+    )
+    text = "\n".join(printed(confirmed))
+    assert "on 1 fresh seed:" in text
+    assert "90.0 ± 1.6 %" in text
+    assert "10.0 s" in text
+
+
+def test_a_row_with_many_seeds_has_a_deviation_of_its_own(make_run: MakeRun) -> None:
+    directory = make_run(FOUND)
+    add(directory, "t0001", around(0.90, 10.0, by=0.001, seeds=10))
+    add(directory, "t0002", around(0.95, 20.0, by=0.04, seeds=10))
+    confirmed = read(directory)
+    own = [by * math.sqrt(10 / 9) / math.sqrt(10) for by in (0.001, 0.04)]
+    assert list(confirmed.frame["test_accuracy_se"]) == pytest.approx(own)
+    assert not any("pooled" in note for note in confirmed.notes)
+
+
+def test_the_notes_say_what_the_spread_is_and_what_is_not_in_it(make_run: MakeRun) -> None:
+    directory = make_run(FOUND, BASELINE)
+    add(directory, "t0001", around(0.90, 10.0, seeds=2))
+    add(directory, "sl", around(0.80, 5.0, seeds=2)[:1])
+    assert read(directory).notes == (
+        "± is the standard error over seeds, from deviations pooled over the rows: 1.4 points of accuracy, 1.4 % of "
+        "the training time (1 degree of freedom)",
+        "all rows share the test images: their common sampling error, 1.6 points, is not in the spread",
+        "not confirmed yet, so not compared with: t0002",
+        "not every seed is in: sl 1 of 2",
+    )
+
+
+def test_of_one_trial_and_seed_the_latest_counts_and_of_devices_the_last(make_run: MakeRun) -> None:
+    directory = make_run(FOUND)
+    add(directory, "t0001", [(0.5, 99.0), (0.9, 10.0)])
+    add(directory, "t0002", around(0.95, 20.0, seeds=2))
+    add(directory, "t0001", [(0.9, 10.0)])
+    assert read(directory).frame["test_accuracy"][0] == pytest.approx(0.9)
+    events = read_ledger(directory / "ledger.jsonl")
+    assert [key for key in counted_trainings(events)] == [("t0001", 2), ("t0002", 1), ("t0002", 2), ("t0001", 1)]
+    assert counted_trainings(events, "NVIDIA H200") == {}
+
+    add(directory, "t0001", around(0.9, 1.0, seeds=2), device="NVIDIA H200")
+    confirmed = read(directory)
+    assert list(confirmed.frame["trial"]) == ["t0001"]
+    assert confirmed.device == "NVIDIA H200"
+    assert confirmed.notes[-2:] == (
+        "of the trainings on NVIDIA H200 alone; left out: 5 on CPU",
+        "confirmed on NVIDIA H200; the search's seconds are of CPU",
+    )
+
+
+def test_what_is_no_member_any_more_is_left_out(make_run: MakeRun) -> None:
+    directory = make_run([*FOUND, {"val_accuracy": 0.96, "train_latency_s": 9.0}], BASELINE)
+    for trial in ("t0001", "t0002", "t0003"):
+        add(directory, trial, around(0.9, 10.0))
+    assert list(read(directory).frame["trial"]) == ["t0003"]
+
+
+def test_a_run_that_was_never_confirmed_has_an_empty_table(make_run: MakeRun) -> None:
+    directory = make_run(FOUND, BASELINE)
+    confirmed = read(directory)
+    assert confirmed.frame.empty
+    assert confirmed.notes == ()
+    assert confirmed.to_json_dict()["confirmed"] == []
+    assert any("nothing is confirmed yet" in line for line in printed(confirmed))
+    filled = make_run(FOUND, name="filled")
+    add(filled, "t0001", around(0.9, 10.0))
+    assert list(read(filled).frame.columns) == list(confirmed.frame.columns)
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_the_table_shows_means_beside_the_searchs_figures(make_run: MakeRun, width: int) -> None:
+    directory = make_run(FOUND, BASELINE, objectives={"val_accuracy": "max", "train_flops": "min"})
+    for trial, *figures in (("t0001", 0.91, 10.0), ("t0002", 0.94, 20.0), ("sl", 0.80, 5.0)):
+        add(directory, trial, around(*figures))
+    lines = printed(read(directory), width)
+    assert max(map(len, lines)) <= width
+    assert not any("…" in line for line in lines)
+    text = " ".join(" ".join(lines).split())
+    for word in ("t0001", "t0002", "sl", "91.0", "94.0", "0.06", "1e+12", "100 %"):
+        assert word in text
+    if width == 100:
+        assert lines[0].strip() == "the front on 4 fresh seeds: mean ± standard error"
+        # 0.01 * sqrt(12 / 9) / sqrt(4) is 0.6 points
+        assert "t0001 91.0 ± 0.6 % 10.0 ± 0.06 s 1e+12 FLOP 90.0 ± 2.0 % 10.0 s 100 %" in text
+        assert "sl (baseline) 80.0 ± 0.6 %" in text
+
+
+def test_csv_and_json_read_back_to_the_same_figures(make_run: MakeRun) -> None:
+    directory = make_run(FOUND, BASELINE)
+    add(directory, "t0001", around(0.91, 10.0))
+    add(directory, "sl", [(0.80, 5.0)])
+    confirmed = read(directory)
+    back = pd.read_csv(io.StringIO(confirmed.to_csv()))
+    given = json.loads(json.dumps(confirmed.to_json_dict(), allow_nan=False))
+    assert given["objectives"] == {"test_accuracy": "max", "train_latency_s": "min"}
+    assert (given["device"], given["notes"]) == ("CPU", list(confirmed.notes))
+    for at, row in enumerate(given["confirmed"]):
+        for name in confirmed.frame.columns:
+            cell = None if pd.isna(back[name][at]) else back[name][at]
+            assert row[name] == cell, name
+    assert given["confirmed"][0]["params"] == {"alpha": 0.1, "epochs.sl": 20}
+    assert given["confirmed"][1]["test_accuracy_std"] is None
+
+
+def test_other_figures_of_the_test_images_are_confirmed_where_they_are_aimed_at(make_run: MakeRun) -> None:
+    found = [{**m, "val_macro_f1": m["val_accuracy"], "val_calibration_error": 0.04} for m in FOUND]
+    aims = {"val_macro_f1": "max", "train_latency_s": "min"}
+    directory = make_run(found, objectives=aims, constraints={"val_calibration_error": "<= 0.05"})
+    ledger = Ledger(directory / "ledger.jsonl")
+    for trial, f1, error in (("t0001", 0.80, 0.03), ("t0002", 0.90, 0.09)):
+        for seed, sign in enumerate([1, -1, 1, -1]):
+            metrics = {"test_macro_f1": f1 + sign * 0.01, "test_calibration_error": error, "train_latency_s": 10.0}
+            metrics |= {"test_accuracy": 0.9, "test_accuracy_se": 0.016, "device": "CPU"}
+            ledger.append("confirmed", trial=trial, seed=seed, metrics=metrics)
+    confirmed = read(directory)
+    assert confirmed.objectives == {"test_macro_f1": "max", "train_latency_s": "min"}
+    assert list(confirmed.frame["test_macro_f1"]) == pytest.approx([0.80, 0.90])
+    assert list(confirmed.frame["test_macro_f1_se"]) == pytest.approx([0.01 * math.sqrt(8 / 6) / 2] * 2)
+    assert list(confirmed.frame["test_calibration_error"]) == pytest.approx([0.03, 0.09])
+    assert list(confirmed.frame["fell_off"]) == [False, True]
+    assert "test_calibration_error <= 0.05 does not hold on fresh seeds: t0002" in confirmed.notes
+    assert any("80.0 ± 0.6 %" in line for line in printed(confirmed))
+
+
+def test_what_older_trainings_did_not_measure_is_not_known(make_run: MakeRun) -> None:
+    found = [{**metrics, "val_macro_f1": 0.9} for metrics in FOUND]
+    directory = make_run(found, objectives={"val_macro_f1": "max", "train_latency_s": "min"})
+    add(directory, "t0001", around(0.9, 10.0))
+    assert read(directory).frame["test_macro_f1"].isna().all()

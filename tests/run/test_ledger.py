@@ -1,0 +1,186 @@
+"""The ledger keeps every acknowledged line through crashes, and folds to one state a trial."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mixtune.errors import RequestError
+from mixtune.run.ledger import Ledger, TrialRecord, apply_event, finite_or_none, read_ledger, trial_states
+
+
+def event(kind: str, trial: str = "t0001", **fields: Any) -> dict[str, Any]:
+    return {"event": kind, "time": 1.0, "trial": trial, **fields}
+
+
+def test_what_is_appended_is_read_back_in_order(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.append("asked", trial="t0001", params={"alpha": 0.5, "note": "ümläut\nnewline"})
+    ledger.append("started", trial="t0001", time=12.5)
+    first, second = read_ledger(tmp_path / "ledger.jsonl")
+    assert first["params"] == {"alpha": 0.5, "note": "ümläut\nnewline"}
+    assert first["time"] > 1e9
+    assert second == {"event": "started", "time": 12.5, "trial": "t0001"}
+
+
+def test_append_returns_what_a_reader_will_see(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    metrics = {"val_accuracy": 0.5, "shape": (1, 2)}
+    written = ledger.append("epoch", trial="t0001", metrics=metrics)
+    metrics["val_accuracy"] = 0.9
+    assert read_ledger(ledger.path) == [written]
+
+
+def test_records_kept_event_by_event_are_those_of_the_whole_ledger(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    records: dict[str, TrialRecord] = {}
+    for kind in ("asked", "started", "epoch", "failed", "retried", "started", "complete", "confirmed"):
+        apply_event(records, ledger.append(kind, trial="t0001", metrics={"epoch": 1}, reason="why"))
+        assert records == trial_states(read_ledger(ledger.path))
+
+
+def test_a_crash_at_any_byte_loses_no_whole_line_and_the_next_append_leaves_a_sound_file(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "ledger.jsonl"
+    writer = Ledger(path)
+    writer.append("asked", trial="t0001", time=1, params={"alpha": 0.25, "epochs.sl": 20})
+    writer.append("epoch", trial="t0001", time=2, metrics={"val_accuracy": None, "note": "ü"})
+    writer.append("complete", trial="t0001", time=3, metrics={"val_accuracy": 0.93})
+    data, events = path.read_bytes(), read_ledger(path)
+    for cut in range(len(data) + 1):
+        path.write_bytes(data[:cut])
+        whole = data[:cut].count(b"\n")
+        assert read_ledger(path) == events[:whole]
+        Ledger(path).append("started", trial="t0002", time=4)
+        Ledger(path).append("started", trial="t0003", time=5)
+        assert [line["time"] for line in read_ledger(path)] == [*[1, 2, 3][:whole], 4, 5]
+        assert all(json.loads(line) for line in path.read_bytes().splitlines())
+
+
+@pytest.mark.parametrize("torn", [b"\x00\x00\x00\x00", b"\x00\x00\n", b'{"event": "ask\n', b"[1]\n", b"\xff\n"])
+def test_an_unreadable_last_line_is_skipped_by_readers_and_cut_by_the_writer(tmp_path: Path, torn: bytes) -> None:
+    path = tmp_path / "ledger.jsonl"
+    Ledger(path).append("asked", trial="t0001", time=1)
+    path.write_bytes(path.read_bytes() + torn)
+    assert len(read_ledger(path)) == 1
+    Ledger(path).append("started", trial="t0001", time=2)
+    assert [line["event"] for line in read_ledger(path)] == ["asked", "started"]
+
+
+def test_a_damaged_line_in_the_middle_is_named_by_file_and_number(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    path.write_text('{"event": "asked"}\n{"event": "star\n{"event": "started"}\n')
+    with pytest.raises(RequestError, match=r"ledger\.jsonl, line 2 is damaged"):
+        read_ledger(path)
+
+
+def test_a_missing_ledger_is_told_by_its_directory(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"holds no run: ledger\.jsonl is missing") as caught:
+        read_ledger(tmp_path / "ledger.jsonl")
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_an_empty_ledger_has_no_events(tmp_path: Path) -> None:
+    (tmp_path / "ledger.jsonl").touch()
+    assert read_ledger(tmp_path / "ledger.jsonl") == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_number_that_is_not_finite_is_refused_and_nothing_is_written(tmp_path: Path, value: float) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.append("asked", trial="t0001")
+    before = ledger.path.read_bytes()
+    with pytest.raises(ValueError, match="JSON"):
+        ledger.append("epoch", trial="t0001", metrics={"val_accuracy": value})
+    assert ledger.path.read_bytes() == before
+
+
+def test_finite_or_none_makes_any_metrics_fit_for_the_ledger(tmp_path: Path) -> None:
+    metrics = {
+        "a": np.float32(0.5),
+        "b": [np.int64(3), float("nan"), (np.float64("inf"), True)],
+        "c": {"d": np.array([1.0, np.nan]), "e": "text", "f": np.bool_(False), "g": None},
+    }
+    plain = finite_or_none(metrics)
+    assert plain == {
+        "a": 0.5,
+        "b": [3, None, [None, True]],
+        "c": {"d": [1.0, None], "e": "text", "f": False, "g": None},
+    }
+    assert type(plain["b"][0]) is int
+    assert type(plain["c"]["f"]) is bool
+    Ledger(tmp_path / "ledger.jsonl").append("epoch", metrics=plain)
+
+
+def test_a_trial_runs_through_its_states() -> None:
+    events = [
+        event("asked", params={"alpha": 0.5}),
+        event("started", time=2.0),
+        event("epoch", time=3.0, metrics={"epoch": 1, "phase": "ssl", "val_accuracy": None}),
+        event("complete", time=9.0, metrics={"val_accuracy": 0.9}),
+    ]
+    states = [trial_states(events[:n])["t0001"].state for n in range(1, 5)]
+    assert states == ["asked", "running", "running", "complete"]
+    record = trial_states(events)["t0001"]
+    assert record.params == {"alpha": 0.5}
+    assert record.metrics == {"val_accuracy": 0.9}
+    assert (record.asked_time, record.started_time, record.ended_time) == (1.0, 2.0, 9.0)
+    assert trial_states(events[:3])["t0001"].metrics["epoch"] == 1
+
+
+@pytest.mark.parametrize("ending", ["complete", "stopped", "failed", "rejected"])
+def test_the_first_ending_wins(ending: str) -> None:
+    events = [
+        event(ending, reason="first"),
+        event("complete", metrics={"x": 1}),
+        event("failed", reason="late"),
+    ]
+    events += [event("epoch", metrics={"x": 2}), event("started")]
+    record = trial_states(events)["t0001"]
+    assert (record.state, record.reason) == (ending, "first")
+    assert record.epochs == []
+
+
+def test_a_trial_that_failed_and_completed_on_a_retry_is_complete() -> None:
+    events = [
+        event("asked", params={"alpha": 0.5}),
+        event("started", time=2.0),
+        event("epoch", metrics={"epoch": 1, "phase": "ssl", "loss": 3.0}),
+        event("epoch", metrics={"epoch": 2, "phase": "ssl", "loss": 2.0}),
+        event("failed", time=3.0, reason="out of memory"),
+        event("retried", time=4.0, reason="with twice the share"),
+        event("started", time=5.0),
+        event("epoch", metrics={"epoch": 2, "phase": "ssl", "loss": 2.5}),
+        event("complete", time=8.0, metrics={"val_accuracy": 0.9}),
+    ]
+    waiting = trial_states(events[:6])["t0001"]
+    assert (waiting.state, waiting.ended_time, waiting.metrics["loss"]) == ("asked", None, 2.0)
+    record = trial_states(events)["t0001"]
+    assert (record.state, record.reason) == ("complete", None)
+    assert (record.started_time, record.ended_time) == (5.0, 8.0)
+    assert [epoch["loss"] for epoch in record.epochs] == [3.0, 2.5]
+
+
+def test_a_baseline_is_complete_under_its_method_name() -> None:
+    events = [
+        event("asked", "ssl_sl", baseline="ssl_sl", params={"rho": 0.0}),
+        event("baseline", "ssl_sl", method="ssl_sl", metrics={"val_accuracy": 0.95}),
+        event("asked", "sl", baseline="sl", params={}),
+        event("failed", "sl", reason="nan"),
+    ]
+    records = trial_states(events)
+    assert (records["ssl_sl"].state, records["ssl_sl"].baseline) == ("complete", "ssl_sl")
+    assert (records["sl"].state, records["sl"].baseline) == ("failed", "sl")
+
+
+def test_events_of_later_versions_are_skipped() -> None:
+    events = [event("asked"), event("confirmed"), {"event": "extended", "time": 2.0, "trials": 40}]
+    events += [{"event": "step_time", "time": 2.0}, event("confirmed", "t0099")]
+    records = trial_states(events)
+    assert list(records) == ["t0001"]
+    assert records["t0001"].state == "asked"

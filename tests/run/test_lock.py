@@ -1,0 +1,264 @@
+"""A run directory has one driver, who comes after the last one's workers; real processes hold and die."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from mixtune.errors import RequestError
+from mixtune.run.lock import DRIVER_LOCK, TRIALS_LOCK, hold_run, holder, share_run
+
+Start = Callable[[str, Path], subprocess.Popen[str]]
+HEAD = "import os, subprocess, sys, time; from mixtune.run.lock import hold_run, share_run; directory = sys.argv[1]\n"
+REST = "print('here', flush=True); sys.stdin.readline()"
+
+DRIVER = f"{HEAD}with hold_run(directory, doing='search'): {REST}"
+WORKER = f"{HEAD}assert share_run(directory) is not None; {REST}"
+# a process that forks a child and starts a program, which say who they are and outlive it
+CHILDREN = """
+if os.fork() == 0:
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+    os._exit(0)
+program = 'import os, time; print(os.getpid(), flush=True); time.sleep(600)'
+subprocess.Popen([sys.executable, '-c', program], close_fds=False)
+time.sleep(600)
+"""
+DRIVER_WITH_CHILDREN = f"{HEAD}hold = hold_run(directory, doing='search'); hold.__enter__()\n{CHILDREN}"
+WORKER_WITH_CHILDREN = f"{HEAD}assert share_run(directory) is not None\n{CHILDREN}"
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Return a function that starts a process and returns once it has its lock; what still runs is killed."""
+    started = []
+
+    def start_one(code: str, directory: Path) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(directory)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        if code in (DRIVER, WORKER):
+            assert read(process) == "here"
+        return process
+
+    yield start_one
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def read(process: subprocess.Popen[str]) -> str:
+    assert process.stdout
+    line = process.stdout.readline()
+    assert line, process.communicate()[1]
+    return line.strip()
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait()
+
+
+def test_a_second_driver_is_refused_in_one_line_and_told_who_is_there(start: Start, tmp_path: Path) -> None:
+    driver = start(DRIVER, tmp_path)
+    who = f"process {driver.pid} on {platform.node()}"
+    assert holder(tmp_path) == f"search, {who}"
+    with pytest.raises(RequestError) as caught, hold_run(tmp_path, doing="resume"):
+        pass
+    said = re.escape(f"{tmp_path} is in use by {who} (search since ")
+    assert re.fullmatch(said + r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\)", str(caught.value))
+    assert driver.poll() is None
+    driver.communicate("\n", timeout=60)
+    assert holder(tmp_path) is None
+    with hold_run(tmp_path, doing="resume"):
+        assert holder(tmp_path) == f"resume, process {os.getpid()} on {platform.node()}"
+
+
+def test_one_process_cannot_drive_a_run_twice(tmp_path: Path) -> None:
+    with hold_run(tmp_path, doing="search"):
+        with pytest.raises(RequestError, match=f"process {os.getpid()} "), hold_run(tmp_path, doing="confirm"):
+            pass
+        assert str(holder(tmp_path)).startswith("search, ")
+    with hold_run(tmp_path, doing="confirm"):
+        pass
+
+
+def test_a_body_that_fails_gives_the_run_back(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), hold_run(tmp_path, doing="search"):
+        raise KeyError
+    assert holder(tmp_path) is None
+
+
+def test_a_driver_that_has_not_yet_said_who_it_is_counts(tmp_path: Path) -> None:
+    with (tmp_path / DRIVER_LOCK).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert holder(tmp_path) == "another process"
+        with pytest.raises(RequestError, match=r"is in use by another process$"), hold_run(tmp_path, doing="search"):
+            pass
+
+
+def test_a_driver_is_not_refused_because_somebody_looks_who_is_there(tmp_path: Path) -> None:
+    look = f"{HEAD}from mixtune.run.lock import holder\nprint('here', flush=True)\nwhile True: holder(directory)"
+    (tmp_path / DRIVER_LOCK).touch()
+    looker = subprocess.Popen([sys.executable, "-c", look, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert read(looker) == "here"
+        for _ in range(20):
+            with hold_run(tmp_path, doing="search"):
+                pass
+    finally:
+        looker.kill()
+        looker.communicate()
+
+
+def test_workers_that_live_on_are_waited_for(start: Start, tmp_path: Path) -> None:
+    driver = start(DRIVER, tmp_path)
+    workers = [start(WORKER, tmp_path) for _ in range(2)]
+    kill(driver)
+    told: list[str] = []
+
+    def let_end(line: str) -> None:
+        told.append(line)
+        for worker in workers:
+            worker.communicate("\n", timeout=60)
+
+    with hold_run(tmp_path, doing="resume", wait_s=60, on_wait=let_end):
+        assert [worker.returncode for worker in workers] == [0, 0]
+        own = share_run(tmp_path)  # it need not wait
+        assert own is not None
+        os.close(own)
+    assert told == [f"{tmp_path}: waiting for trials of the driver before to end, at most 60 s"]
+
+
+def test_workers_that_do_not_end_are_named_and_the_run_is_given_back(start: Start, tmp_path: Path) -> None:
+    worker = start(WORKER, tmp_path)
+    refused = pytest.raises(RequestError, match=rf"still run after 0 s: end .* fuser {tmp_path}/{TRIALS_LOCK} lists")
+    with refused, hold_run(tmp_path, doing="resume", wait_s=0.2):
+        pass
+    assert worker.poll() is None
+    assert holder(tmp_path) is None
+    kill(worker)
+    with hold_run(tmp_path, doing="resume", wait_s=0):
+        pass
+
+
+@pytest.mark.parametrize("code", [DRIVER, WORKER])
+def test_a_killed_holder_frees_the_run(start: Start, tmp_path: Path, code: str) -> None:
+    kill(start(code, tmp_path))
+    with hold_run(tmp_path, doing="resume", wait_s=0, on_wait=pytest.fail):
+        pass
+
+
+@pytest.mark.parametrize("code", [DRIVER_WITH_CHILDREN, WORKER_WITH_CHILDREN])
+def test_children_of_a_killed_holder_do_not_keep_its_lock(start: Start, tmp_path: Path, code: str) -> None:
+    process = start(code, tmp_path)
+    children = [int(read(process)) for _ in range(2)]
+    try:
+        kill(process)
+        with hold_run(tmp_path, doing="resume", wait_s=0, on_wait=pytest.fail):
+            for child in children:
+                os.kill(child, 0)  # alive
+    finally:
+        for child in children:
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+
+
+def test_a_child_that_leaves_the_drivers_code_takes_nothing_from_it(start: Start, tmp_path: Path) -> None:
+    code = f"""{HEAD}
+with hold_run(directory, doing='search'):
+    child = os.fork()
+    if child == 0:
+        other = os.open(directory, os.O_RDONLY)  # gets the number that the lock had
+if child == 0:
+    os.fstat(other)
+    os._exit(0)
+print(os.waitpid(child, 0)[1], flush=True)
+"""
+    assert read(start(code, tmp_path)) == "0"
+
+
+def test_a_child_leaves_alone_what_has_the_number_of_a_lock_that_was_closed(start: Start, tmp_path: Path) -> None:
+    code = f"""{HEAD}
+file = share_run(directory)
+os.close(file)
+assert os.open(directory, os.O_RDONLY) == file
+child = os.fork()
+if child == 0:
+    os.fstat(file)
+    os._exit(0)
+print(os.waitpid(child, 0)[1], flush=True)
+"""
+    assert read(start(code, tmp_path)) == "0"
+
+
+def test_a_worker_that_closes_its_descriptor_is_not_waited_for(tmp_path: Path) -> None:
+    file = share_run(tmp_path)
+    assert file is not None
+    with pytest.raises(RequestError, match="still run"), hold_run(tmp_path, doing="resume", wait_s=0):
+        pass
+    os.close(file)
+    with hold_run(tmp_path, doing="resume", wait_s=0):
+        pass
+
+
+def test_a_worker_waits_out_a_driver_that_looks_for_workers(start: Start, tmp_path: Path) -> None:
+    with (tmp_path / TRIALS_LOCK).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        code = f"{HEAD}print('soon', flush=True); assert share_run(directory) is not None; print('here', flush=True)"
+        worker = start(code, tmp_path)
+        assert read(worker) == "soon"
+        time.sleep(0.1)
+        assert worker.poll() is None
+    assert read(worker) == "here"
+
+
+def test_where_there_is_no_run_nothing_is_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for missing in (tmp_path / "none", tmp_path / "file"):
+        with pytest.raises(RequestError, match=f"there is no run directory {missing}"), hold_run(missing, "search"):
+            pass
+        assert share_run(missing) is None
+        assert holder(missing) is None
+    assert holder(tmp_path) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_lock_that_cannot_be_opened_is_a_line_of_words(tmp_path: Path) -> None:
+    (tmp_path / DRIVER_LOCK).mkdir()
+    with pytest.raises(RequestError, match=r"\.driver\.lock cannot be opened: Is a directory"):
+        hold_run(tmp_path, doing="search").__enter__()
+    assert holder(tmp_path) is None
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_gives_one_warning_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
+) -> None:
+    def refuse(file: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)  # no file system here is without
+    with caplog.at_level(logging.WARNING), hold_run(tmp_path, doing="search"):
+        assert share_run(tmp_path) is None
+        assert holder(tmp_path) is None
+    assert [record.name for record in caplog.records] == ["mixtune"]
+    assert f"{tmp_path} is not protected" in caplog.text

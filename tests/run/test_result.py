@@ -1,0 +1,285 @@
+"""A run directory is read as it stands: finished, running, or with nothing complete."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from mixtune.errors import RequestError
+from mixtune.report.tables import front_notes, front_table
+from mixtune.run.ledger import Ledger
+from mixtune.run.result import load
+
+FIVE = [(0.50, 5.0), (0.90, 10.0), (0.85, 12.0), (0.95, 30.0), (0.96, 50.0)]
+COSTS = ["latency_ssl_s", "latency_mix_s", "latency_sl_s", "latency_reused_s", "wall_s"]
+COSTS += ["epochs_asked", "epochs_trained", "epochs_reused"]
+MakeRun = Callable[..., Path]
+
+
+def add_unfinished(directory: Path) -> None:
+    ledger = Ledger(directory / "ledger.jsonl")
+    for trial, ending in (
+        ("t0101", "stopped"),
+        ("t0102", "failed"),
+        ("t0103", "rejected"),
+        ("t0104", "started"),
+    ):
+        ledger.append("asked", trial=trial, params={"alpha": 0.7, "epochs.sl": 30})
+        # Better than every complete trial, so that a leak to the front would show.
+        ledger.append(ending, trial=trial, reason="why", metrics={"val_accuracy": 1.0, "train_latency_s": 0.1})
+    metrics = {"epoch": 3, "phase": "sl", "val_accuracy": 1.0, "train_latency_s": 0.1}
+    ledger.append("epoch", trial="t0104", metrics=metrics)
+    ledger.append("asked", trial="t0105", params={"alpha": 0.8, "epochs.sl": 30})
+
+
+def test_the_columns_of_trials_stand_in_the_promised_order(make_run: MakeRun) -> None:
+    metrics = {
+        "train_flops": 1e9,
+        "latency_sl_s": 2.0,
+        "train_latency_s": 12.3,
+        "val_accuracy": 0.9,
+        "val_accuracy_se": 0.02,
+        "epochs_asked": 30,
+        "epochs_trained": 20,
+        "epochs_reused": 10,
+    }
+    trials = load(make_run([metrics])).trials
+    head = ["trial", "state", "reason", "alpha", "epochs.sl", "val_accuracy", "train_latency_s"]
+    assert list(trials.columns) == [*head, "train_flops", "val_accuracy_se", *COSTS]
+    row = trials.iloc[0]
+    assert row["wall_s"] == 42
+    assert row["epochs.sl"] == 20
+    assert row["epochs_reused"] == 10
+    assert pd.isna(row["latency_ssl_s"])
+
+
+def test_baselines_have_their_method_first_and_are_no_trials(make_run: MakeRun) -> None:
+    result = load(make_run(FIVE, {"ssl_sl": {"val_accuracy": 0.99, "train_latency_s": 1.0}}))
+    assert list(result.baselines["method"]) == ["ssl_sl"]
+    assert list(result.baselines.columns[:4]) == ["method", "trial", "state", "reason"]
+    assert "rho" in result.baselines
+    assert "rho" not in result.trials
+    assert len(result.trials) == 5
+    assert "ssl_sl" not in set(result.pareto_front()["trial"])
+
+
+def test_only_complete_trials_reach_the_front(make_run: MakeRun) -> None:
+    directory = make_run([*FIVE, {"val_accuracy": None, "train_latency_s": 0.1}])
+    add_unfinished(directory)
+    result = load(directory)
+    assert list(result.pareto_front()["trial"]) == ["t0001", "t0002", "t0004", "t0005"]
+    assert result.counts() == {"complete": 6, "stopped": 1, "failed": 1, "rejected": 1, "running": 1}
+    assert result.knee() == "t0002"
+    assert "t0105" in set(result.trials["trial"])
+
+
+def test_a_run_without_a_complete_trial_has_an_empty_front(make_run: MakeRun) -> None:
+    directory = make_run([])
+    for _ in range(2):
+        result = load(directory)
+        assert result.pareto_front().empty
+        assert result.hypervolume() == 0
+        assert result.knee() is None
+        assert result.noise_warning() is None
+        assert result.to_json_dict()["front"] == []
+        with pytest.raises(RequestError, match=r"no trial of .* is complete yet"):
+            result.best("val_accuracy")
+        result.write_tables()
+        add_unfinished(directory)
+
+
+def test_a_ledger_cut_anywhere_can_be_loaded_and_written(make_run: MakeRun) -> None:
+    directory = make_run(FIVE, {"sl": {"val_accuracy": 0.8, "train_latency_s": 4.0}})
+    ledger = directory / "ledger.jsonl"
+    data = ledger.read_bytes()
+    volumes = []
+    for cut in range(0, len(data), 97):
+        ledger.write_bytes(data[:cut])
+        result = load(directory)
+        volumes.append(result.to_json_dict()["hypervolume"])
+    assert volumes == sorted(volumes)
+    assert volumes[-1] > 0
+
+
+def test_the_json_has_the_documented_schema(make_run: MakeRun) -> None:
+    first = {"val_accuracy": 0.9, "val_accuracy_se": 0.025, "train_latency_s": 10.0, "train_flops": 1e9}
+    baselines = {"ssl_sl": {"val_accuracy": 0.8, "train_latency_s": 14.0}}
+    document = load(make_run([first, (0.5, 20.0)], baselines)).to_json_dict()
+    assert json.loads(json.dumps(document, allow_nan=False)) == {
+        "objectives": {"val_accuracy": "max", "train_latency_s": "min"},
+        "constraints": {},
+        "reference_point": {"val_accuracy": 0.1, "train_latency_s": 60.0},
+        "hypervolume": pytest.approx(0.8 * 50),
+        "knee": "t0001",
+        "front": [
+            {
+                "trial": "t0001",
+                "val_accuracy": 0.9,
+                "val_accuracy_se": 0.025,
+                "train_latency_s": 10.0,
+                "params": {"alpha": 0.1, "epochs.sl": 20},
+            }
+        ],
+        "baselines": [{"method": "ssl_sl", "val_accuracy": 0.8, "train_latency_s": 14.0}],
+        "trials": {"complete": 2, "stopped": 0, "failed": 0, "rejected": 0, "running": 0},
+    }
+
+
+@pytest.mark.parametrize("reference", [None, {}, {"val_accuracy": 0.1}, {"val_accuracy": 0.1, "train_latency_s": None}])
+def test_without_a_whole_reference_point_there_is_no_hypervolume(
+    make_run: MakeRun, reference: dict[str, float] | None
+) -> None:
+    document = load(make_run(FIVE, reference=reference)).to_json_dict()
+    assert document["hypervolume"] is None
+    assert document["reference_point"]["train_latency_s"] is None
+
+
+def test_best_keeps_to_the_bounds_in_each_objectives_own_sense(make_run: MakeRun) -> None:
+    result = load(make_run(FIVE))
+    assert result.best("val_accuracy")["trial"] == "t0005"
+    assert result.best("val_accuracy", {"train_latency_s": 30})["trial"] == "t0004"
+    assert result.best("train_latency_s", {"val_accuracy": 0.9})["trial"] == "t0002"
+    assert result.best("val_accuracy", {"alpha": 0.35})["trial"] == "t0002"
+
+
+def test_best_of_equals_is_not_dominated(make_run: MakeRun) -> None:
+    result = load(make_run([(0.9, 20.0), (0.9, 10.0), (0.9, 15.0)]))
+    assert result.best("val_accuracy")["trial"] == "t0002"
+
+
+@pytest.mark.parametrize(
+    ("metric", "bounds", "message"),
+    [
+        ("val_acuracy", {}, "'val_acuracy' is no objective .*did you mean 'val_accuracy'"),
+        ("val_accuracy", {"train_latency": 5}, "no column 'train_latency'.*did you mean 'train_latency_s'"),
+        ("val_accuracy", {"train_latency_s": 2}, "train_latency_s <= 2: the smallest is 5.0"),
+        ("train_latency_s", {"val_accuracy": 0.99}, "val_accuracy >= 0.99: the largest is 0.96"),
+        ("val_accuracy", {"state": 2}, "'state' is not numeric"),
+    ],
+)
+def test_a_request_that_best_cannot_meet_says_why(
+    make_run: MakeRun, metric: str, bounds: dict[str, float], message: str
+) -> None:
+    with pytest.raises(RequestError, match=message):
+        load(make_run(FIVE)).best(metric, bounds)
+
+
+def test_other_objectives_judge_the_same_run(make_run: MakeRun) -> None:
+    result = load(make_run(FIVE))
+    other = result.with_objectives({"alpha": "min"})
+    assert list(other.pareto_front()["trial"]) == ["t0001"]
+    assert list(result.pareto_front({"alpha": "max"})["trial"]) == ["t0005"]
+    assert other.to_json_dict()["reference_point"] == {"alpha": None}
+    with pytest.raises(RequestError, match="did you mean 'val_accuracy'"):
+        result.with_objectives({"val_acuracy": "max"})
+
+
+def test_gaps_below_the_standard_error_are_counted(make_run: MakeRun) -> None:
+    rows = [(0.50, 1.0, 0.04), (0.90, 2.0, 0.02), (0.91, 3.0, 0.02), (0.915, 4.0, 0.01), (0.95, 5.0, 0.01)]
+    names = ("val_accuracy", "train_latency_s", "val_accuracy_se")
+    warning = load(make_run([dict(zip(names, row, strict=True)) for row in rows])).noise_warning()
+    assert warning is not None
+    assert warning.startswith("2 of 4 gaps in val_accuracy")
+    assert "up to 2.0 %" in warning
+
+
+def test_wide_gaps_and_unknown_errors_give_no_warning(make_run: MakeRun) -> None:
+    assert load(make_run(FIVE)).noise_warning() is None
+    rows = [{"val_accuracy": a, "train_latency_s": t, "val_accuracy_se": 0.001} for a, t in FIVE]
+    assert load(make_run(rows, name="precise")).noise_warning() is None
+
+
+def test_the_tables_are_written_whole_and_read_back(make_run: MakeRun) -> None:
+    directory = make_run(FIVE)
+    load(directory).write_tables()
+    trials = pd.read_csv(directory / "trials.csv")
+    assert list(trials["val_accuracy"]) == [accuracy for accuracy, _ in FIVE]
+    assert list(pd.read_csv(directory / "pareto.csv")["trial"]) == ["t0001", "t0002", "t0004", "t0005"]
+    expected = {"space.yaml", "ledger.jsonl", "trials.csv", "pareto.csv"}
+    assert {path.name for path in directory.iterdir()} == expected
+
+
+def test_a_missing_directory_is_told_with_its_likely_sibling(make_run: MakeRun) -> None:
+    directory = make_run(FIVE)
+    with pytest.raises(RequestError, match=r"no run directory .*digts; did you mean 'digits'"):
+        load(directory.with_name("digts"))
+    with pytest.raises(RequestError, match="is a file, not a run directory"):
+        load(directory / "space.yaml")
+
+
+def test_a_trial_that_breaks_a_constraint_is_never_on_the_front(make_run: MakeRun) -> None:
+    """However good it is: here the most accurate trial is too slow, and the cheapest not accurate enough."""
+    limits = {"train_latency_s": "<= 30", "val_accuracy": ">= 0.6"}
+    result = load(make_run([(0.9, 40.0), (0.8, 30.0), (0.7, 20.0), (0.5, 5.0)], constraints=limits))
+    assert list(result.complete()["trial"]) == ["t0001", "t0002", "t0003", "t0004"]
+    assert list(result.pareto_front()["trial"]) == ["t0003", "t0002"]
+    assert result.best("val_accuracy")["trial"] == "t0002"
+    assert result.hypervolume() == pytest.approx(0.7 * 30 + 0.6 * 10)
+    assert result.to_json_dict()["constraints"] == limits
+    assert "2 complete trials do not keep train_latency_s <= 30 and val_accuracy >= 0.6" in front_notes(result)
+
+
+def test_where_every_complete_trial_breaks_a_constraint_the_front_is_empty_and_says_why(make_run: MakeRun) -> None:
+    result = load(make_run(FIVE, constraints={"train_latency_s": "<= 1"}))
+    assert result.feasible().empty
+    assert result.knee() is None
+    assert result.hypervolume() == 0
+    assert front_notes(result) == ["5 complete trials do not keep train_latency_s <= 1"]
+    assert front_table(result).caption == "no trial is complete yet and keeps the constraints"
+    with pytest.raises(RequestError, match="is complete yet and keeps its constraints"):
+        result.best("val_accuracy")
+
+
+def test_a_constraint_on_a_metric_that_no_trial_has_reported_yet_is_not_kept(make_run: MakeRun) -> None:
+    limits = {"train_flops": "<= 1e9"}
+    assert load(make_run([], constraints=limits, name="empty")).pareto_front().empty
+    rows = [{"val_accuracy": 0.9, "train_latency_s": 9.0}, {"val_accuracy": 0.5, "train_latency_s": 5.0}]
+    assert load(make_run(rows, constraints=limits, name="none")).feasible().empty
+    some = [rows[0], {**rows[1], "train_flops": 1e8}]
+    assert list(load(make_run(some, constraints=limits, name="some")).feasible()["trial"]) == ["t0002"]
+
+
+def test_a_directory_that_holds_no_run_is_told(make_run: MakeRun) -> None:
+    directory = make_run(FIVE)
+    (directory / "space.yaml").unlink()
+    with pytest.raises(RequestError, match=r"holds no run: space\.yaml is missing"):
+        load(directory)
+
+
+def test_a_run_that_ended_before_its_first_trial_is_an_empty_one(make_run: MakeRun) -> None:
+    directory = make_run(FIVE)
+    (directory / "ledger.jsonl").unlink()
+    result = load(directory)
+    assert result.trials.empty
+    assert result.pareto_front().empty
+    assert result.knee() is None
+    result.write_tables()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("objectives: [", "no readable YAML"),
+        ("", "no mapping"),
+        ("space: {}", "no objectives"),
+        ("objectives: [val_accuracy]", "'objectives' is a mapping"),
+        ("objectives: {a: max}\nconstraints: [a]", "'constraints' is a mapping"),
+        ("objectives: {a: max}\nconstraints: {a: 60}", "constraints.a: should be <= and a number"),
+        ("objectives: {a: up}", "'a': the mode is 'max' or 'min'"),
+        ("objectives: {a: max}\nrun: {reference_point: {a: high}}", "reference_point.a is a finite number"),
+    ],
+)
+def test_a_space_that_cannot_be_understood_is_told(make_run: MakeRun, text: str, message: str) -> None:
+    directory = make_run(FIVE)
+    (directory / "space.yaml").write_text(text)
+    with pytest.raises(RequestError, match=message):
+        load(directory)
+
+
+def test_a_result_prints_as_one_line(make_run: MakeRun) -> None:
+    assert repr(load(make_run(FIVE))).endswith("digits': 5 complete)")
+    assert "no trial has started" in repr(load(make_run([], name="empty")))

@@ -1,0 +1,207 @@
+"""A run's status is right at every moment of its life, and says how to go on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mixtune.errors import RequestError
+from mixtune.run.ledger import Ledger
+from mixtune.run.status import Best, Failure, RunStatus, run_status
+
+MakeRun = Callable[..., Path]
+THREE = [(0.50, 5.0), (0.90, 10.0), (0.85, 12.0)]
+HOLDER = "search, process 12 on host"
+
+
+@pytest.fixture
+def make_searched(make_run: MakeRun) -> MakeRun:
+    """Return ``make_run`` with a budget, and other sections of space.yaml, by name."""
+
+    def make(metrics: list[Any], *args: Any, trials: int = 3, sampler: str = "tpe", **options: Any) -> Path:
+        directory: Path = make_run(metrics, *args, **options)
+        change_space(directory, search={"sampler": sampler, "trials": trials})
+        return directory
+
+    return make
+
+
+def change_space(directory: Path, **sections: Mapping[str, Any]) -> None:
+    path = directory / "space.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | sections, sort_keys=False))
+
+
+def ledger_of(directory: Path) -> Ledger:
+    return Ledger(directory / "ledger.jsonl")
+
+
+def fail(directory: Path, trial: str, reason: str | None, **fields: Any) -> None:
+    ledger_of(directory).append("asked", trial=trial, params={}, **fields)
+    ledger_of(directory).append("failed", trial=trial, reason=reason, metrics={})
+
+
+def line_of(status: RunStatus, word: str) -> str:
+    (line,) = [line for line in status.lines() if line.startswith(word)]
+    return line
+
+
+def test_a_finished_run_in_words(make_searched: MakeRun) -> None:
+    metrics = {"val_accuracy": 0.9, "val_accuracy_se": 0.025, "train_latency_s": 10.0}
+    directory = make_searched([THREE[0], metrics, THREE[2]], {"sl": {"val_accuracy": 0.8, "train_latency_s": 600.0}})
+    (directory / "stages").mkdir()
+    (directory / "stages" / "aa.state").write_bytes(bytes(1_500_000))
+    (directory / "stages" / ".bb.tmp").write_bytes(bytes(500_000))
+    ledger_of(directory).append("extended", trials=3, time=2e9)
+    assert run_status(directory, None).lines() == [
+        f"{directory}: finished, 3 of 3 trials done",
+        "trials: 3 complete",
+        "baselines: 1 complete",
+        "front: 2 members",
+        "best val_accuracy: 90.0 ± 2.5 % (t0002)",
+        "best train_latency_s: 5.00 s (t0001)",
+        "ended trials took 2:06; training time of their recipes: 10:27",
+        "stages: 1 state, 2.0 MB",
+        f"last event: {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(2e9))}",
+        f"go on: mixtune resume {directory} --trials 23",
+        f"go on: mixtune confirm {directory}",
+    ]
+
+
+def test_the_figures_behind_the_words(make_searched: MakeRun) -> None:
+    status = run_status(make_searched(THREE), None)
+    assert (status.trials, status.baselines, status.done, status.budget) == ({"complete": 3}, {}, 3, 3)
+    assert (status.front, status.wall_s, status.train_latency_s) == (2, 126, 27)
+    assert status.best == {"val_accuracy": Best("t0002", 0.9, None), "train_latency_s": Best("t0001", 5.0, None)}
+    assert (status.stages, status.stages_mb, status.failures, status.confirmed) == (0, 0, (), {})
+    assert status.last_event == 342
+
+
+def test_what_began_is_running_while_somebody_drives_and_unfinished_after(make_searched: MakeRun) -> None:
+    directory = make_searched(THREE, trials=9)
+    ledger = ledger_of(directory)
+    for trial in ("t0004", "t0005"):
+        ledger.append("asked", trial=trial, params={})
+    ledger.append("started", trial="t0004")
+    ledger.append("epoch", trial="t0004", metrics={"epoch": 1, "val_accuracy": 1.0, "train_latency_s": 0.1})
+    ledger.append("asked", trial="sl", baseline="sl", params={})
+    running = run_status(directory, HOLDER)
+    assert running.lines()[0] == f"{directory}: running ({HOLDER}), 3 of 9 trials done"
+    assert running.trials == {"complete": 3, "running": 1, "asked": 1}
+    assert running.baselines == {"asked": 1}
+    assert running.commands() == []
+    left = run_status(directory, None)
+    assert (left.state, left.trials, left.baselines) == (
+        "interrupted",
+        {"complete": 3, "unfinished": 2},
+        {"unfinished": 1},
+    )
+    assert left.commands() == [f"mixtune resume {directory}"]
+    assert (left.front, left.wall_s, left.train_latency_s) == (2, 126, 27)  # as far as trials have ended
+
+
+def test_stopped_and_failed_trials_spend_the_budget_and_rejected_ones_and_baselines_do_not(
+    make_searched: MakeRun,
+) -> None:
+    directory = make_searched(THREE[:1], {"sl": {"val_accuracy": 0.8, "train_latency_s": 6.0}}, trials=3)
+    ledger = ledger_of(directory)
+    for trial, ending in (("t0002", "stopped"), ("t0003", "rejected")):
+        ledger.append(ending, trial=trial, reason="why")
+    assert run_status(directory, None).state == "interrupted"
+    fail(directory, "ssl_sl", "why", baseline="ssl_sl")
+    assert run_status(directory, None).state == "interrupted"
+    fail(directory, "t0004", "why")
+    status = run_status(directory, None)
+    assert status.state == "finished"
+    assert line_of(status, "trials") == "trials: 1 complete, 1 stopped, 1 failed, 1 rejected"
+    assert line_of(status, "baselines") == "baselines: 1 complete, 1 failed"
+
+
+def test_the_budget_is_what_the_search_was_last_extended_to(make_searched: MakeRun) -> None:
+    directory = make_searched(THREE)
+    for trials in (10, 4):
+        ledger_of(directory).append("extended", trials=trials)
+    assert run_status(directory, None).lines()[0] == f"{directory}: interrupted, 3 of 4 trials done"
+
+
+@pytest.mark.parametrize(("trials", "more"), [(3, ["mixtune resume {} --trials 6"]), (6, [])])
+def test_a_grid_is_not_extended_beyond_its_end(make_searched: MakeRun, trials: int, more: list[str]) -> None:
+    directory = make_searched(THREE * 2, trials=trials, sampler="grid")
+    change_space(directory, space={"rho": {"grid_search": [0.0, 0.5, 1.0]}, "epochs.sl": {"qrandint": [10, 20, 10]}})
+    commands = [command.format(directory) for command in [*more, "mixtune confirm {}"]]
+    assert run_status(directory, None).commands() == commands
+
+
+def test_failures_that_differ_in_numbers_alone_are_one(make_searched: MakeRun) -> None:
+    directory = make_searched([], trials=7)
+    for i in (1, 2, 3, 4):
+        fail(directory, f"t000{i}", f"out of memory:\n{i}.{i} GB asked for in step {10**i}")
+    fail(directory, "t0005", None)
+    fail(directory, "t0006", "train_latency_s is nan")
+    fail(directory, "sl", "train_latency_s is nan", baseline="sl")
+    ledger_of(directory).append("retried", trial="t0005")
+    fail(directory, "t0005", None)
+    status = run_status(directory, None)
+    assert status.failures == (
+        Failure("out of memory: 1.1 GB asked for in step 10", ("t0001", "t0002", "t0003", "t0004")),
+        Failure("train_latency_s is nan", ("t0006", "sl")),
+        Failure("no reason given", ("t0005",)),
+    )
+    assert [line for line in status.lines() if line.startswith("failed")] == [
+        "failed: 4 x out of memory: 1.1 GB asked for in step 10 (t0001, t0002, t0003, ...)",
+        "failed: 2 x train_latency_s is nan (t0006, sl)",
+        "failed: 1 x no reason given (t0005)",
+    ]
+
+
+def test_a_finished_run_without_a_front_has_nothing_to_confirm(make_searched: MakeRun) -> None:
+    directory = make_searched([], trials=1)
+    fail(directory, "t0001", "why")
+    assert run_status(directory, None).commands() == [f"mixtune resume {directory} --trials 21"]
+
+
+def test_confirmed_seeds_are_counted_once(make_searched: MakeRun) -> None:
+    directory = make_searched(THREE)
+    for seed in (1, 2, 2):
+        ledger_of(directory).append("confirmed", trial="t0001", seed=seed, metrics={})
+    assert line_of(run_status(directory, None), "confirmed") == "confirmed: 1 trial with 2 seeds each"
+    ledger_of(directory).append("confirmed", trial="t0002", seed=1, metrics={})
+    status = run_status(directory, None)
+    assert status.confirmed == {"t0001": 2, "t0002": 1}
+    assert line_of(status, "confirmed") == "confirmed: 2 trials with 1 to 2 seeds each"
+
+
+@pytest.mark.parametrize("has_ledger", [True, False])
+def test_a_run_that_has_asked_for_nothing_yet(make_searched: MakeRun, has_ledger: bool) -> None:
+    directory = make_searched([])
+    if not has_ledger:
+        (directory / "ledger.jsonl").unlink()
+    assert run_status(directory, None).lines() == [
+        f"{directory}: interrupted, 0 of 3 trials done",
+        f"go on: mixtune resume {directory}",
+    ]
+    assert run_status(directory, HOLDER).lines() == [f"{directory}: running ({HOLDER}), 0 of 3 trials done"]
+
+
+def test_a_torn_last_line_changes_nothing(make_searched: MakeRun) -> None:
+    directory = make_searched(THREE)
+    before = run_status(directory, None)
+    with (directory / "ledger.jsonl").open("ab") as file:
+        file.write(b'{"event": "comp')
+    assert run_status(directory, None) == before
+
+
+def test_a_name_with_a_space_can_be_pasted(make_searched: MakeRun) -> None:
+    directory = make_searched([], name="my digits")
+    assert run_status(directory, None).commands() == [f"mixtune resume '{directory}'"]
+
+
+def test_what_is_no_run_is_told_in_a_line(make_run: MakeRun, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="holds no run"):
+        run_status(tmp_path, None)
+    with pytest.raises(RequestError, match=r"space\.yaml: search\.trials should be a number of trials, got None"):
+        run_status(make_run([]), None)

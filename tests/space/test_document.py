@@ -1,0 +1,211 @@
+"""A YAML file is read with the line of every key, and what is wrong with it is said in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mixtune.errors import RequestError
+from mixtune.space.document import parse_document, parse_value, read_document
+
+
+def mistake(text: str) -> str:
+    with pytest.raises(RequestError) as caught:
+        parse_document(text, "space.yaml")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_every_key_remembers_its_line() -> None:
+    document = parse_document("recipe:\n  # note\n  data: {dataset: digits}\nspace:\n  epochs.sl: 3\n", "space.yaml")
+    assert document.values == {"recipe": {"data": {"dataset": "digits"}}, "space": {"epochs.sl": 3}}
+    assert document.lines == {
+        ("recipe",): 1,
+        ("recipe", "data"): 3,
+        ("recipe", "data", "dataset"): 3,
+        ("space",): 4,
+        ("space", "epochs.sl"): 5,
+    }
+
+
+def test_a_place_is_the_deepest_key_that_the_file_holds() -> None:
+    document = parse_document("recipe:\n  data:\n    dataset: digits\n", "space.yaml")
+    assert document.where(("recipe", "data", "root", "deeper")) == "space.yaml:2: "
+    assert document.where(("search",)) == "space.yaml: "
+
+
+def test_windows_line_ends_and_a_byte_order_mark_are_no_mistakes() -> None:
+    document = parse_document("\ufeffrecipe:\r\n  alpha: 0.5\r\n", "space.yaml")
+    assert document.values == {"recipe": {"alpha": 0.5}}
+    assert document.where(("recipe", "alpha")) == "space.yaml:2: "
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 0.001),
+        ("-1E5", -1e5),
+        ("1.0e-3", 0.001),
+        (".5", 0.5),
+        ("2.", 2.0),
+        ("1_000", 1000),
+        ("0", 0),
+        ("-7", -7),
+        (".inf", float("inf")),
+        ("true", True),
+        ("null", None),
+        ("010", "010"),
+        ("1:30", "1:30"),
+        ("2026-07-01", "2026-07-01"),
+        ("2026-13-41", "2026-13-41"),
+        ("=", "="),
+        ("1e", "1e"),
+        ("e5", "e5"),
+        ('"5"', "5"),
+    ],
+)
+def test_a_plain_number_is_what_everyone_means_by_it(text: str, value: Any) -> None:
+    read = parse_document(f"key: {text}", "space.yaml").values["key"]
+    assert read == value
+    assert type(read) is type(value)
+
+
+def test_anchors_and_merge_keys_work_and_keep_their_lines() -> None:
+    text = "first: &rates\n  base_lr: 1e-3\n  decay: 0.1\nsecond:\n  base_lr: 2e-3\n  <<: *rates\n"
+    document = parse_document(text, "space.yaml")
+    assert document.values["second"] == {"base_lr": 2e-3, "decay": 0.1}
+    assert document.where(("second", "base_lr")) == "space.yaml:5: "
+    assert document.where(("second", "decay")) == "space.yaml:3: "
+
+
+def test_of_several_merged_mappings_the_first_wins() -> None:
+    text = "a: &a\n  x: 1\nb: &b\n  x: 2\n  y: 3\nc:\n  <<: [*a, *b]\n"
+    document = parse_document(text, "space.yaml")
+    assert document.values["c"] == {"x": 1, "y": 3}
+    assert document.where(("c", "x")) == "space.yaml:2: "
+    assert document.where(("c", "y")) == "space.yaml:5: "
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key", "first"),
+    [
+        ("recipe: 1\nspace: 2\nrecipe: 3\n", 3, "recipe", 1),
+        ("recipe:\n  data: 1\n  data: 2\n", 3, "recipe.data", 2),
+        ("recipe: {data: 1, 'data': 2}\n", 1, "recipe.data", 1),
+        ("space:\n  - {x: 1}\n  - {y: 1,\n     y: 2}\n", 4, "space.y", 3),
+        ("space:\n  alpha: {choice: [[{y: 1, y: 2}]]}\n", 2, "space.alpha.choice.y", 2),
+    ],
+    ids=["top", "nested", "quoted", "list", "list of lists"],
+)
+def test_a_duplicate_key_is_refused_wherever_it_stands(text: str, line: int, key: str, first: int) -> None:
+    assert mistake(text) == f"space.yaml:{line}: duplicate key '{key}': it stands on line {first} already"
+
+
+@pytest.mark.parametrize("key", ["1", "0.5", "true", "on", "null", "[a, b]"])
+@pytest.mark.parametrize("before", ["", "  - "], ids=["in a mapping", "in a list"])
+def test_a_key_that_is_no_text_is_refused(key: str, before: str) -> None:
+    message = mistake(f"recipe:\n{before or '  '}{key}: 2\n")
+    assert message.startswith("space.yaml:2: ")
+    assert message.endswith("is no text to YAML: keys are names, in quotes if need be")
+    assert key.startswith("[") or f"key '{key}'" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("recipe:\n\tdata: 1\n", 2), ("recipe: {\n\tdata: 1}\n", 2), ("a: 1\nrecipe:\tx\n", 2), ("a:\t{b: 1}", 1)],
+)
+def test_a_tab_is_named_with_its_line(text: str, line: int) -> None:
+    assert mistake(text) == f"space.yaml:{line}: not valid YAML: a tab stands here, where YAML allows only spaces"
+
+
+@pytest.mark.parametrize("text", ["", " \n\n", "# only a comment\n", "---\n", "null\n"])
+def test_an_empty_file_is_told_what_it_needs(text: str) -> None:
+    assert mistake(text) == "space.yaml: the file is empty: it needs at least recipe: {data: {dataset: ...}}"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("- a\n- 1\n", '["a", 1]'), ("hello\n", '"hello"'), ("3\n", "3"), ("<html>\n<body>", '"<html> <body>"')],
+)
+def test_a_file_that_holds_no_mapping_is_shown_what_it_holds(text: str, shown: str) -> None:
+    assert mistake(text) == f"space.yaml: should be a mapping of keys to values, got {shown}"
+
+
+@pytest.mark.parametrize(
+    ("text", "begins"),
+    [
+        ("recipe: {data: [}\n", "space.yaml:1: not valid YAML: while parsing a flow node, expected"),
+        ("a: {b: {c: d}\ne: f\n", "space.yaml:2: not valid YAML: while parsing a flow mapping (begun on line 1), "),
+        ("a: 1\nb: 'x\nc: 2\n", "space.yaml:4: not valid YAML: while scanning a quoted scalar (begun on line 2), "),
+        ("alpha:0.5\nrho: 1\n", "space.yaml:2: not valid YAML: mapping values are not allowed here"),
+        ("@foo: 1\n", "space.yaml:1: not valid YAML: while scanning for the next token, found character '@'"),
+        ("a: 1\n---\nb: 2\n", "space.yaml:2: not valid YAML: expected a single document"),
+        ("a: 1\nb: *nope\n", "space.yaml:2: not valid YAML: found undefined alias 'nope'"),
+        ("a: 1\nb: \x00\n", "space.yaml:2: not valid YAML: unacceptable character #x0000"),
+        ("a: 1\nb: !!python/object:os.system {}\n", "space.yaml:2: not valid YAML: could not determine a constructor"),
+        ("a: &a\n  b: *a\n", "space.yaml: not valid YAML: nested without end"),
+        ("[" * 5000, "space.yaml: not valid YAML: nested without end"),
+    ],
+)
+def test_what_is_no_yaml_is_named_with_its_line(text: str, begins: str) -> None:
+    assert mistake(text).startswith(begins)
+
+
+def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path) -> None:
+    binary = tmp_path / "model.bin"
+    binary.write_bytes(bytes(range(256)))
+    with pytest.raises(RequestError, match=r"model\.bin: cannot be read as YAML: it is no text in UTF-8$"):
+        read_document(binary)
+    with pytest.raises(RequestError, match=rf"^{tmp_path}: cannot be read as YAML: Is a directory$"):
+        read_document(tmp_path)
+
+
+def test_a_missing_file_lists_its_neighbours_and_the_closest(tmp_path: Path) -> None:
+    for name in ("digits.yaml", "pets.yml", "notes.txt"):
+        (tmp_path / name).touch()
+    with pytest.raises(RequestError) as caught:
+        read_document(tmp_path / "digts.yaml")
+    path = tmp_path / "digts.yaml"
+    assert str(caught.value) == f"{path}: no such file (there is: digits.yaml, pets.yml); did you mean 'digits.yaml'?"
+    with pytest.raises(RequestError, match=r"no/space\.yaml: no such file$"):
+        read_document(tmp_path / "no" / "space.yaml")
+
+
+def test_plain_values_survive_pyyaml_and_back() -> None:
+    values = {"a": 1e-5, "b": 1e22, "c": ["x", None, True, -3], "d": {"e": "2026-07-01", "f": "010", "g": "yes"}}
+    text = yaml.safe_dump({**values, "h": float("inf")}, sort_keys=False)
+    assert parse_document(text, "space.yaml").values == {**values, "h": float("inf")}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("0.5", 0.5),
+        ("1e-3", 0.001),
+        ("true", True),
+        ("", None),
+        ("null", None),
+        ("[1, 2]", [1, 2]),
+        ("{a: 1}", {"a": 1}),
+        ('"5"', "5"),
+        ("'a b'", "a b"),
+        ("C:x", "C:x"),
+        ("C: x", "C: x"),
+        ("/a=b", "/a=b"),
+        ("/data #2", "/data #2"),
+        ("*.png", "*.png"),
+        ("@home", "@home"),
+        ("- a", "- a"),
+    ],
+)
+def test_a_lone_value_is_yaml_but_text_needs_no_quotes(text: str, value: Any) -> None:
+    assert parse_value(text) == value
+
+
+@pytest.mark.parametrize("text", ["[1, 2", "{a: 1", "'a", "[1] 2"])
+def test_a_lone_value_without_its_end_is_refused(text: str) -> None:
+    with pytest.raises(RequestError, match=r"^not valid YAML: [^\n]+$"):
+        parse_value(text)

@@ -1,0 +1,390 @@
+"""A recipe spells out every value of one trial, refuses what it does not know, and never changes."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from mixtune.errors import RequestError
+from mixtune.space.recipe import (
+    RecipeError,
+    baseline_values,
+    change_recipe,
+    check_path,
+    flatten,
+    parse_recipe,
+    with_values,
+)
+
+DIGITS = {"data": {"dataset": "digits"}}
+KNOWN = "dino, mae, mocov3, simclr"
+
+
+def mistake(values: dict[str, Any]) -> RecipeError:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(with_values(DIGITS, values))
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+@pytest.fixture
+def rotations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An objective of one's own, with settings that mae does not have."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "rotations.py").write_text(
+        "from typing import Annotated\n"
+        "from pydantic import Field, model_validator\n"
+        "from mixtune.space.recipe import SslSettings\n"
+        "class Settings(SslSettings):\n"
+        "    angles: Annotated[int, Field(ge=2)] | None = 4\n"
+        "    scale: float = 1.0\n"
+        "    @model_validator(mode='after')\n"
+        "    def _check(self):\n"
+        "        if self.angles == 3:\n"
+        "            raise ValueError('angles should divide a turn\\ninto even parts')\n"
+        "        return self\n"
+        "class objective:\n"
+        "    Settings = Settings\n"
+        "    build = staticmethod(lambda settings, backbone: None)\n"
+    )
+    return "rotations:objective"
+
+
+def test_every_default_is_spelled_out() -> None:
+    assert parse_recipe(DIGITS).to_dict() == {
+        "data": {
+            "dataset": "digits",
+            "root": None,
+            "download": True,
+            "image_size": None,
+            "fraction": 1.0,
+            "val_fraction": 0.1,
+            "ssl_dataset": None,
+            "ssl_root": None,
+            "ssl_fraction": None,
+            "statistics": "own",
+        },
+        "model": {
+            "name": "vit_tiny_patch16_224",
+            "patch_size": None,
+            "embed_dim": None,
+            "depth": None,
+            "num_heads": None,
+            "pool": "token",
+            "pretrained": False,
+        },
+        "epochs": {"ssl": 100, "sl": 100},
+        "alpha": 0.5,
+        "rho": 0.5,
+        "lambda": 0.5,
+        "ssl": {
+            "objective": "mae",
+            "encode": "visible",
+            "loss_on": "masked",
+            "mask_ratio": 0.75,
+            "norm_pix": False,
+            "decoder_depth": 2,
+        },
+        "optim": {
+            "batch_size": 256,
+            "mix_schedule": "sl",
+            "carry_state": True,
+            "ssl": {
+                "base_lr": 1.5e-4,
+                "weight_decay": 0.05,
+                "betas": [0.9, 0.95],
+                "warmup_epochs": 20,
+                "schedule": "cosine",
+            },
+            "sl": {
+                "base_lr": 1e-3,
+                "weight_decay": 0.05,
+                "betas": [0.9, 0.95],
+                "warmup_epochs": 5,
+                "schedule": "cosine",
+            },
+        },
+        "augment": {
+            "pad": None,
+            "flip": None,
+            "crop_scale": None,
+            "crop_ratio": [0.75, 4 / 3],
+            "randaugment": None,
+            "ssl": True,
+        },
+        "protocol": "search",
+        "precision": "auto",
+        "compile": False,
+        "seed": 0,
+    }
+
+
+def test_a_recipe_survives_its_values() -> None:
+    changes = {"lambda": 0.25, "data.ssl_dataset": "digits", "optim.sl.betas": [0.8, 0.9], "ssl.loss_on": "all"}
+    recipe = parse_recipe(with_values(DIGITS, changes))
+    assert flatten(recipe.to_dict()).items() >= changes.items()
+    assert parse_recipe(recipe.to_dict()) == recipe
+    assert parse_recipe(json.loads(json.dumps(recipe.to_dict()))) == recipe
+    assert parse_recipe(DIGITS) != recipe
+    assert recipe.lambda_ == 0.25
+
+
+def test_a_recipe_never_changes_and_serves_as_a_key() -> None:
+    recipe = parse_recipe(DIGITS)
+    with pytest.raises(ValidationError):
+        recipe.alpha = 0.3
+    with pytest.raises(ValidationError):
+        recipe.optim.sl.base_lr = 0.1
+    assert {recipe: 1}[parse_recipe(recipe.to_dict())] == 1
+    assert pickle.loads(pickle.dumps(recipe)) == recipe
+
+
+def test_parsing_leaves_the_given_values_alone() -> None:
+    given = {"data": {"dataset": "digits"}, "ssl": {"mask_ratio": 0.5}, "epochs": {"sl": 7}}
+    before = json.dumps(given)
+    recipe = change_recipe(parse_recipe(given), {"epochs.sl": 8, "ssl.mask_ratio": 0.6})
+    with_values(given, {"epochs.sl": 9, "ssl.mask_ratio": 0.7})
+    assert json.dumps(given) == before
+    assert (recipe.epochs.sl, recipe.to_dict()["ssl"]["mask_ratio"]) == (8, 0.6)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_flatten_and_with_values_undo_each_other(seed: int) -> None:
+    rng = random.Random(seed)
+
+    def nested(depth: int) -> dict[str, Any]:
+        keys = rng.sample("abcdefgh", rng.randint(1, 4))
+        return {
+            key: nested(depth - 1) if depth and rng.random() < 0.5 else rng.choice([0, None, [1], "x"]) for key in keys
+        }
+
+    values = nested(3)
+    flat = flatten(values)
+    assert with_values({}, flat) == values
+    assert flatten(with_values({}, flat)) == flat
+    changed = {path: rng.random() for path in rng.sample(sorted(flat), rng.randint(1, len(flat)))}
+    assert flatten(with_values(values, changed)) == flat | changed
+
+
+def test_a_single_value_has_nothing_below_it() -> None:
+    for value in (0, 0.5, None, "text"):
+        with pytest.raises(RecipeError, match=r"^alpha: is a single value, so 'alpha\.x' cannot be set$"):
+            with_values({"alpha": value}, {"alpha.x": 1})
+
+
+def test_a_list_of_datasets_is_a_task_each_with_its_own_name_and_folder() -> None:
+    def tasks(data: dict[str, Any]) -> tuple[tuple[str, str, str | None], ...]:
+        return parse_recipe({"data": data}).data.tasks
+
+    assert tasks({"dataset": "digits"}) == (("digits", "digits", None),)
+    assert tasks({"dataset": ["CIFAR10", "SVHN"], "root": "r"}) == (("CIFAR10", "CIFAR10", "r"), ("SVHN", "SVHN", "r"))
+    assert tasks({"dataset": ["image_folder", "digits", "image_folder"], "root": ["a", None, "b"]}) == (
+        ("image_folder", "image_folder", "a"),
+        ("digits", "digits", None),
+        ("image_folder_2", "image_folder", "b"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"alhpa": 0.5},
+            "alhpa: unknown key; allowed are data, model, epochs, alpha, rho, lambda, ssl, optim, augment, protocol, "
+            "precision, compile, seed; did you mean 'alpha'?",
+        ),
+        (
+            {"lambda_": 0.5},
+            "lambda_: unknown key; allowed are data, model, epochs, alpha, rho, lambda, ssl, optim, augment, "
+            "protocol, precision, compile, seed; did you mean 'lambda'?",
+        ),
+        (
+            {"ssl.mask_rato": 0.5},
+            "ssl.mask_rato: unknown key; allowed are objective, encode, loss_on, mask_ratio, norm_pix, decoder_depth; "
+            "did you mean 'mask_ratio'?",
+        ),
+        (
+            {"optim.sl.base_rl": 0.5},
+            "optim.sl.base_rl: unknown key; allowed are base_lr, weight_decay, betas, warmup_epochs, schedule; "
+            "did you mean 'base_lr'?",
+        ),
+        ({"alpha": "high"}, 'alpha: should be a number, got "high"'),
+        ({"alpha": True}, "alpha: should be a number, got true"),
+        ({"alpha": None}, "alpha: should be a number, got null"),
+        ({"alpha": [0.5]}, "alpha: should be a number, got [0.5]"),
+        ({"alpha": 1.5}, "alpha: should be at most 1.0, got 1.5"),
+        ({"rho": -0.1}, "rho: should be at least 0.0, got -0.1"),
+        ({"lambda": 2}, "lambda: should be at most 1.0, got 2"),
+        ({"lambda": float("nan")}, "lambda: should be a finite number, got NaN"),
+        ({"optim.sl.base_lr": float("inf")}, "optim.sl.base_lr: should be a finite number, got Infinity"),
+        ({"optim.sl.base_lr": 0}, "optim.sl.base_lr: should be above 0.0, got 0"),
+        ({"optim.sl.betas": [0.9]}, "optim.sl.betas: should be longer, got [0.9]"),
+        ({"optim.sl.betas": [0.9, 0.9, 0.9]}, "optim.sl.betas: should be shorter, got [0.9, 0.9, 0.9]"),
+        ({"optim.sl.betas": 0.9}, "optim.sl.betas: should be a list, got 0.9"),
+        ({"optim.sl.betas": [0.9, 1]}, "optim.sl.betas: should be below 1.0, got 1"),
+        ({"optim.sl.betas": ["0.9", 7]}, 'optim.sl.betas: should be a number, got "0.9"'),
+        ({"epochs.sl": 5.0}, "epochs.sl: should be a whole number, got 5.0"),
+        ({"epochs.sl": True}, "epochs.sl: should be a whole number, got true"),
+        ({"epochs.sl": "5"}, 'epochs.sl: should be a whole number, got "5"'),
+        ({"epochs.sl": 0}, "epochs.sl: should be at least 1, got 0"),
+        ({"epochs.ssl": -1}, "epochs.ssl: should be at least 0, got -1"),
+        ({"epochs.ssl": 10**30}, f"epochs.ssl: should be at most 1000000, got {10**30}"),
+        ({"seed": 2**63}, f"seed: should be below {2**63}, got {2**63}"),
+        ({"epochs": None}, "epochs: should be a mapping of keys to values, got null"),
+        ({"epochs": [5, 5]}, "epochs: should be a mapping of keys to values, got [5, 5]"),
+        ({"data": "digits"}, 'data: should be a mapping of keys to values, got "digits"'),
+        ({"data": {}}, "data.dataset: missing, and it has no default"),
+        ({"data.dataset": 3}, "data.dataset: should be text or a list, got 3"),
+        ({"data.ssl_root": "/x"}, "data.ssl_root: is given without data.ssl_dataset: add it (image_folder, say)"),
+        ({"data.fraction": 0}, "data.fraction: should be above 0.0, got 0"),
+        ({"data.val_fraction": 1}, "data.val_fraction: should be below 1.0, got 1"),
+        ({"ssl": ["mae"]}, 'ssl: should be a mapping of keys to values, got ["mae"]'),
+        ({"ssl": None}, "ssl: should be a mapping of keys to values, got null"),
+        ({"ssl.norm_pix": 1}, "ssl.norm_pix: should be true or false, got 1"),
+        ({"ssl.mask_ratio": 0}, "ssl.mask_ratio: should be above 0.0, got 0"),
+        ({"ssl.mask_ratio": 1}, "ssl.mask_ratio: should be below 1.0, got 1"),
+        (
+            {"ssl.encode": "visable"},
+            "ssl.encode: should be 'visible' or 'full', got \"visable\"; did you mean 'visible'?",
+        ),
+        ({"ssl.objective": "mea"}, f"ssl.objective: unknown objective 'mea': known are {KNOWN}; did you mean 'mae'?"),
+        ({"ssl.objective": 3}, f"ssl.objective: unknown objective '3': known are {KNOWN}"),
+        (
+            {"ssl.objective": "json:dumps"},
+            "ssl.objective: json:dumps needs Settings, a subclass of SslSettings, and a function build: "
+            "see mixtune.objectives",
+        ),
+        ({"data.dataset": 3, "data.rot": 1}, None),
+        (
+            {"data.dataset": ["digits", "CIFAR10"], "data.root": ["a"]},
+            "data.root: lists 1: should be one folder, or 2 for the 2 datasets",
+        ),
+        ({"data.root": ["a", "b"]}, "data.root: lists 2: should be one folder for one dataset"),
+        ({"data.dataset": []}, "data.dataset: should be text or a list with something in it, got []"),
+        (
+            {"augment.pad": 2, "augment.crop_scale": [0.6, 1.0]},
+            "augment.pad: has no effect beside augment.crop_scale: drop one",
+        ),
+        (
+            {"augment.crop_scale": [1.0, 0.6]},
+            "augment.crop_scale: its low end 1 is above its high end 0.6",
+        ),
+        ({"augment.randaugment": [2, 31]}, "augment.randaugment: should be at most 30, got 31"),
+        ({"protocol": "papr"}, "protocol: should be 'search' or 'paper', got \"papr\"; did you mean 'paper'?"),
+    ],
+)
+def test_a_mistake_names_the_key_what_was_given_and_what_is_allowed(
+    values: dict[str, Any], message: str | None
+) -> None:
+    error = mistake(values)
+    assert isinstance(error, RequestError)
+    if message is None:  # of two mistakes the unknown key is told first
+        assert error.path == ("data", "rot")
+    else:
+        assert str(error) == message
+        assert ".".join(error.path) == message.partition(":")[0]
+
+
+def test_no_data_is_a_mistake() -> None:
+    with pytest.raises(RecipeError, match=r"^data: missing, and it has no default$"):
+        parse_recipe({})
+
+
+def test_a_long_value_is_cut_short_and_stays_on_one_line() -> None:
+    message = str(mistake({"alpha": "a\nb" * 1000}))
+    assert len(message) < 150
+    assert message.endswith("...")
+
+
+def test_an_error_survives_the_way_between_processes() -> None:
+    error = mistake({"optim.sl.lr": 1})
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is RecipeError
+    assert (str(copy), copy.path, copy.message) == (str(error), error.path, error.message)
+
+
+def test_an_objective_of_ones_own_validates_its_settings(rotations: str) -> None:
+    recipe = parse_recipe({**DIGITS, "ssl": {"objective": rotations, "angles": 8}})
+    assert recipe.to_dict()["ssl"] == {"objective": rotations, "angles": 8, "scale": 1.0}
+    assert parse_recipe(recipe.to_dict()) == recipe
+    for settings, message in (
+        ({"angels": 8}, "ssl.angels: unknown key; allowed are objective, angles, scale; did you mean 'angles'?"),
+        ({"angles": 1}, "ssl.angles: should be at least 2, got 1"),
+        ({"angles": "x"}, 'ssl.angles: should be a whole number, got "x"'),
+        ({"angles": 3}, "ssl: angles should divide a turn into even parts"),
+        ({"scale": float("nan")}, "ssl.scale: should be a finite number, got NaN"),
+    ):
+        assert str(mistake({"ssl": {"objective": rotations, **settings}})) == message
+
+
+def test_another_objective_starts_from_its_own_defaults(rotations: str) -> None:
+    recipe = parse_recipe({**DIGITS, "ssl": {"mask_ratio": 0.5}})
+    changed = change_recipe(recipe, {"ssl.objective": rotations, "ssl.angles": 2})
+    assert changed.to_dict()["ssl"] == {"objective": rotations, "angles": 2, "scale": 1.0}
+    assert change_recipe(recipe, {"ssl.objective": "mae"}) == recipe
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("epoch.sl", "epoch.sl: no field of a recipe; did you mean 'epochs.sl'?"),
+        ("alhpa", "alhpa: no field of a recipe; did you mean 'alpha'?"),
+        ("mask_ratio", "mask_ratio: no field of a recipe; did you mean 'ssl.mask_ratio'?"),
+        ("lambda_", "lambda_: no field of a recipe; did you mean 'lambda'?"),
+        ("epochs", "epochs: no field of a recipe (a section: name one of epochs.ssl, epochs.sl)"),
+        (
+            "augment",
+            "augment: no field of a recipe (a section: name one of augment.pad, augment.flip, "
+            "augment.crop_scale, augment.crop_ratio, augment.randaugment, augment.ssl)",
+        ),
+        ("optim.sl.betas.0", "optim.sl.betas.0: no field of a recipe; did you mean 'optim.sl.betas'?"),
+        ("", ": no field of a recipe"),
+        ("zzzzzz", "zzzzzz: no field of a recipe"),
+    ],
+)
+def test_a_path_that_is_no_field_gets_the_closest(path: str, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        check_path(parse_recipe(DIGITS), path)
+    assert str(caught.value) == message
+
+
+def test_every_field_is_a_path() -> None:
+    recipe = parse_recipe(DIGITS)
+    for path in flatten(recipe.to_dict()):
+        check_path(recipe, path)
+
+
+def test_baselines_are_the_corners_of_the_algorithm() -> None:
+    recipe = parse_recipe(DIGITS)
+    assert change_recipe(recipe, baseline_values("sl")).epochs.ssl == 0
+    assert change_recipe(recipe, baseline_values("ssl_sl")).rho == 0
+    with pytest.raises(
+        RequestError, match=r"^unknown baseline 'ssl-sl': known are sl, ssl_sl; did you mean 'ssl_sl'\?$"
+    ):
+        baseline_values("ssl-sl")
+
+
+def test_importing_recipes_and_spaces_imports_neither_ray_nor_optuna_nor_torch() -> None:
+    code = (
+        "import sys, mixtune.space.recipe, mixtune.space.space; "
+        "print([name for name in ('ray', 'optuna', 'torch', 'pandas') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_another_objective_keeps_what_the_two_share_and_starts_from_its_own_defaults_otherwise() -> None:
+    given = {"objective": "simclr", "temperature": 0.7, "color_jitter": 1.0, "compression": {"token_dropout": 0.5}}
+    simclr = parse_recipe({"data": {"dataset": "digits"}, "ssl": given})
+    moco = change_recipe(simclr, {"ssl.objective": "mocov3"}).to_dict()["ssl"]
+    assert (moco["color_jitter"], moco["compression"]["token_dropout"]) == (1.0, 0.5)
+    assert (moco["temperature"], moco["momentum"]) == (0.2, 0.99)
+    assert change_recipe(simclr, {"ssl.objective": "mae"}).ssl == parse_recipe({"data": {"dataset": "digits"}}).ssl

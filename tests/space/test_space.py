@@ -1,0 +1,241 @@
+"""A search space resolves to one that is written, read back and equal; its recipes are all sound."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mixtune.errors import RequestError
+from mixtune.space.recipe import flatten, parse_recipe
+from mixtune.space.space import SearchSpace, load_space, override, parse_override, space_from_dict
+
+DIGITS = {"data": {"dataset": "digits"}}
+SHIPPED = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))
+
+# for each distribution, fields of the recipe that it can be over
+CANDIDATES: dict[str, list[dict[str, list[Any]]]] = {
+    "alpha": [{"uniform": [0.05, 0.95]}, {"choice": [0.1, 0.5]}],
+    "rho": [{"quniform": [0.0, 1.0, 0.25]}, {"quniform": [0.1, 0.9, 0.1]}],
+    "epochs.ssl": [{"randint": [5, 10]}, {"lograndint": [1, 65]}],
+    "epochs.sl": [{"qrandint": [10, 50, 10]}],
+    "optim.sl.base_lr": [{"loguniform": [1e-5, 1e-2]}],
+    "optim.ssl.betas": [{"choice": [[0.9, 0.95], [0.9, 0.999]]}],
+    "ssl.norm_pix": [{"choice": [True, False]}],
+    "model.depth": [{"choice": [None, 2, 4]}],
+    "ssl.mask_ratio": [{"uniform": [0.3, 0.9]}],
+}
+
+
+def through_yaml(space: SearchSpace, folder: Path) -> SearchSpace:
+    file = folder / "resolved.yaml"
+    file.write_text(yaml.safe_dump({**space.to_dict(), "run": {"versions": {"ray": "2.60"}}}, sort_keys=False))
+    return load_space(file)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_a_resolved_space_survives_its_file(seed: int, tmp_path: Path) -> None:
+    rng = random.Random(seed)
+    paths = rng.sample(sorted(CANDIDATES), rng.randint(0, len(CANDIDATES)))
+    sampler = rng.choice(["tpe", "nsga2"])
+    space = space_from_dict(
+        {
+            "recipe": {**DIGITS, "rho": rng.choice([0.25, 1]), "seed": rng.randrange(2**40)},
+            "space": {path: rng.choice(CANDIDATES[path]) for path in paths},
+            "objectives": rng.choice([{}, {"train_flops": "min", "val_accuracy": "max"}]),
+            "constraints": rng.choice([{}, {"train_latency_s": f"<= {rng.uniform(1, 99)}", "val_accuracy": ">=0.5"}]),
+            "baselines": rng.choice([[], ["sl"], ["ssl_sl", "sl"]]),
+            "search": {"sampler": sampler, "seed": rng.randrange(9)},
+            "resources": {"gpus_per_trial": rng.choice([0.25, 1, "auto"])},
+        }
+    )
+    again = through_yaml(space, tmp_path)
+    assert again == space
+    assert again.to_dict() == space.to_dict()
+    assert list(again.space) == paths
+
+
+def test_a_grid_survives_its_file(tmp_path: Path) -> None:
+    values = {"alpha": {"grid_search": [0.25, 0.5, 0.75]}, "rho": {"quniform": [0.5, 1.0, 0.25]}}
+    space = space_from_dict({"recipe": DIGITS, "space": values, "search": {"sampler": "grid"}})
+    assert space.grid_size() == space.budget == space.search.trials == 9
+    assert through_yaml(space, tmp_path) == space
+    assert space.with_search(trials=100).budget == 9
+    assert space.with_search(trials=4).budget == 4
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_the_shipped_spaces_are_sound_and_survive_their_files(file: Path, tmp_path: Path) -> None:
+    space = load_space(file)
+    assert space.space
+    assert through_yaml(space, tmp_path) == space
+
+
+def test_every_default_is_spelled_out() -> None:
+    assert space_from_dict({"recipe": DIGITS}).to_dict() == {
+        "recipe": parse_recipe(DIGITS).to_dict(),
+        "space": {},
+        "objectives": {"val_accuracy": "max", "train_latency_s": "min"},
+        "constraints": {},
+        "baselines": ["sl", "ssl_sl"],
+        "search": {"sampler": "tpe", "scheduler": "fifo", "trials": 20, "seed": 0, "max_failures": 2},
+        "resources": {"cpus_per_trial": 1.0, "gpus_per_trial": "auto"},
+    }
+
+
+def test_sections_left_empty_are_sections_left_out() -> None:
+    empty = {"space": None, "objectives": None, "constraints": None, "search": None, "resources": None}
+    assert space_from_dict({"recipe": DIGITS, **empty}) == space_from_dict({"recipe": DIGITS})
+
+
+def test_the_run_section_of_a_resolved_file_is_ignored() -> None:
+    space = space_from_dict({"recipe": DIGITS})
+    assert space_from_dict({"recipe": DIGITS, "run": {"reference_point": {"val_accuracy": 0.1}, "any": [1]}}) == space
+
+
+def test_recipes_of_the_space_are_the_base_recipe_with_values_set() -> None:
+    space = space_from_dict(
+        {
+            "recipe": {**DIGITS, "alpha": 0.3},
+            "space": {"epochs.sl": {"randint": [5, 9]}, "optim.sl.betas": {"choice": [[0.9, 0.95], [0.9, 0.999]]}},
+        }
+    )
+    recipe = space.recipe_at({"epochs.sl": 6, "optim.sl.betas": (0.9, 0.999)})
+    assert (recipe.alpha, recipe.epochs.sl, recipe.optim.sl.betas) == (0.3, 6, (0.9, 0.999))
+    assert list(space.extremes()) == [
+        ("epochs.sl", 5),
+        ("epochs.sl", 8),
+        ("optim.sl.betas", (0.9, 0.95)),
+        ("optim.sl.betas", (0.9, 0.999)),
+    ]
+    assert space.baseline_params() == {"sl": {"epochs.ssl": 0}, "ssl_sl": {"rho": 0.0}}
+    assert space.grid_size() == 8
+
+
+def test_lambda_is_a_key_like_any_other() -> None:
+    values = {**DIGITS, "lambda": 0.25}
+    values["data"] = {"dataset": "digits", "ssl_dataset": "image_folder", "ssl_root": "x"}
+    space = space_from_dict({"recipe": values, "space": {"lambda": {"uniform": [0, 1]}}})
+    assert space.recipe.lambda_ == 0.25
+    assert space.recipe_at({"lambda": 0.75}).lambda_ == 0.75
+    assert override(space.recipe, {"lambda": 0.5}).to_dict()["lambda"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("recipe", "space"),
+    [
+        ({"rho": 0}, {"alpha": {"uniform": [0, 1]}, "rho": {"quniform": [0, 1, 0.5]}}),
+        ({"epochs": {"ssl": 0}}, {"ssl.mask_ratio": {"uniform": [0.1, 0.9]}, "epochs.ssl": {"randint": [0, 9]}}),
+        ({"rho": 0.1, "epochs": {"ssl": 10, "sl": 10}}, {"alpha": {"uniform": [0, 1]}}),
+        ({"rho": 0}, {"data.ssl_dataset": {"choice": [None, "CIFAR10"]}}),
+    ],
+)
+def test_a_distribution_counts_where_another_one_gives_it_effect(recipe: dict[str, Any], space: dict[str, Any]) -> None:
+    assert list(space_from_dict({"recipe": {**DIGITS, **recipe}, "space": space}).space) == list(space)
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "value"),
+    [
+        ("alpha=0.5", "alpha", 0.5),
+        (" alpha = 1e-3 ", "alpha", 0.001),
+        ("alpha=", "alpha", None),
+        ("data.root=null", "data.root", None),
+        ("optim.sl.betas=[0.9, 0.999]", "optim.sl.betas", [0.9, 0.999]),
+        ("ssl.norm_pix=true", "ssl.norm_pix", True),
+        ("data.root=/a=b", "data.root", "/a=b"),
+        ("data.root=C:x", "data.root", "C:x"),
+        ("data.root=/a: b", "data.root", "/a: b"),
+        ("data.root=/a #b", "data.root", "/a #b"),
+        ("data.root='7'", "data.root", "7"),
+        ("data.root=007", "data.root", "007"),
+        ("data.root=2026-07-01", "data.root", "2026-07-01"),
+    ],
+)
+def test_an_override_is_a_path_and_a_yaml_value(text: str, path: str, value: Any) -> None:
+    assert parse_override(text) == (path, value)
+
+
+@pytest.mark.parametrize(
+    ("text", "begins"),
+    [
+        ("alpha", "--set alpha: should be path=value, such as --set alpha=0.5"),
+        ("=3", "--set =3: should be path=value, such as --set alpha=0.5"),
+        ("", "--set : should be path=value"),
+        ("optim.sl.betas=[0.9", "--set optim.sl.betas=[0.9: not valid YAML: while parsing a flow sequence"),
+    ],
+)
+def test_a_malformed_override_is_shown_as_it_was_typed(text: str, begins: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_override(text)
+    assert str(caught.value).startswith(begins)
+    assert "\n" not in str(caught.value)
+
+
+def test_overrides_are_set_together_whatever_their_order() -> None:
+    recipe = parse_recipe(DIGITS)
+    both = {"data.ssl_root": "x", "data.ssl_dataset": "image_folder"}
+    assert flatten(override(recipe, both).to_dict()).items() >= both.items()
+    assert override(recipe, {}) == recipe
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"alpha": 2}, "--set alpha=2: should be at most 1.0, got 2"),
+        ({"alpha": None}, "--set alpha=null: should be a number, got null"),
+        ({"epochs.sl": "x"}, '--set epochs.sl="x": should be a whole number, got "x"'),
+        ({"epoch.sl": 5}, "--set epoch.sl=5: no field of a recipe; did you mean 'epochs.sl'?"),
+        (
+            {"epochs": {"sl": 5}},
+            '--set epochs={"sl": 5}: no field of a recipe (a section: name one of epochs.ssl, epochs.sl)',
+        ),
+        (
+            {"data.ssl_root": "x"},
+            '--set data.ssl_root="x": is given without data.ssl_dataset: add it (image_folder, say)',
+        ),
+        (
+            {"ssl.objective": "mea"},
+            "--set ssl.objective=\"mea\": unknown objective 'mea': known are "
+            "dino, mae, mocov3, simclr; did you mean 'mae'?",
+        ),
+    ],
+)
+def test_a_wrong_override_names_itself(overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        override(parse_recipe(DIGITS), overrides)
+    assert str(caught.value) == message
+    with pytest.raises(RequestError) as caught:
+        space_from_dict({"recipe": DIGITS}, overrides)
+    assert str(caught.value) == message
+
+
+def test_options_are_checked_like_the_file() -> None:
+    space = space_from_dict({"recipe": DIGITS})
+    assert space.with_search(trials=3, seed=7).search.seed == 7
+    assert space.with_resources(gpus_per_trial=0.25).resources.gpus_per_trial == 0.25
+    for change, message in (
+        (lambda: space.with_search(trials=0), "search.trials: should be at least 1, got 0"),
+        (lambda: space.with_resources(cpus_per_trial=0.0), "resources.cpus_per_trial: should be above 0.0, got 0.0"),
+        (
+            lambda: space.with_resources(gpus_per_trial="all"),
+            "resources.gpus_per_trial: should be a number or 'auto', got \"all\"",
+        ),
+    ):
+        with pytest.raises(RequestError) as caught:
+            change()
+        assert str(caught.value) == f"the search space: {message}"
+
+
+def test_loading_a_space_imports_neither_ray_nor_optuna() -> None:
+    code = (
+        "import sys; from mixtune.space.space import load_space; load_space(sys.argv[1]); "
+        "print([name for name in ('ray', 'optuna', 'pandas') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, SHIPPED[0]], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"

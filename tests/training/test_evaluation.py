@@ -1,0 +1,162 @@
+"""Accuracy of a real classifier, and what a trained recipe reports."""
+
+from __future__ import annotations
+
+import math
+from copy import deepcopy
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+
+from mixtune.single import epoch_line, final_line, train_recipe
+from mixtune.training.bill import phase_signature
+from mixtune.training.evaluation import EVALUATION_BATCH, measure_scores, tally_answers
+from mixtune.training.loop import train
+from mixtune.training.measure import Metrics, measure
+from mixtune.training.scores import SCORES, standard_error
+
+TRAINED = {"data.fraction": 1.0, "epochs.ssl": 0, "epochs.sl": 4, "model.pool": "avg", "optim.sl.base_lr": 0.08}
+
+
+@pytest.fixture(scope="module")
+def trained(make_state):
+    state = make_state(TRAINED)
+    list(train(state))
+    return state
+
+
+def accuracy_on(state, indices):
+    pool = replace(state.data.tasks[0].train, indices=indices)
+    return tally_answers(state.backbone, state.classifiers[0], pool, "float32").scores().accuracy
+
+
+@pytest.mark.parametrize("images", [1, 144, EVALUATION_BATCH - 1, EVALUATION_BATCH, EVALUATION_BATCH + 1, 1437])
+def test_accuracy_is_the_share_of_images_classified_right(trained, images):
+    source = trained.data.tasks[0].train
+    indices = torch.randperm(1437, generator=torch.Generator().manual_seed(0))[:images]
+    right = []
+    with torch.no_grad():
+        for chosen in indices.split(100):
+            pixels = (source.images[chosen] / 255 - source.mean) / source.std
+            tokens = trained.backbone.vit.forward_features(pixels)[:, 1:].mean(dim=1)
+            guesses = (tokens @ trained.classifiers[0].head.weight.T + trained.classifiers[0].head.bias).argmax(dim=1)
+            right += [int(g) == int(y) for g, y in zip(guesses, source.labels[chosen], strict=True)]
+    assert accuracy_on(trained, indices) == sum(right) / images
+    if images > 100:
+        assert 0.15 < sum(right) / images < 1  # above chance, so that right and wrong are both in it
+
+
+def test_the_class_token_is_what_pool_token_reads(make_state):
+    state = make_state({"model.pool": "token"})
+    tokens = torch.randn(2, 17, 16, generator=torch.Generator().manual_seed(0))
+    head = state.classifiers[0].head
+    torch.testing.assert_close(state.classifiers[0](tokens), tokens[:, 0] @ head.weight.T + head.bias)
+
+
+def test_accuracy_on_no_images_is_not_a_number(trained):
+    assert math.isnan(accuracy_on(trained, torch.zeros(0, dtype=torch.int64)))
+
+
+def test_weights_that_are_no_numbers_have_no_accuracy(make_state):
+    state = make_state()
+    with torch.no_grad():
+        state.classifiers[0].head.weight[0, 0] = math.nan
+    (scores,) = measure_scores(state)
+    assert all(math.isnan(value) for value in asdict(scores).values())
+
+
+def test_train_recipe_returns_the_final_metrics_and_shows_each_epochs(make_recipe):
+    recipe = make_recipe({"rho": 0.5, "optim.ssl.base_lr": 0.04})
+    seen: list[Metrics] = []
+    trained = train_recipe(recipe, on_epoch=seen.append)
+    metrics = trained.metrics
+    assert trained.recipe == recipe
+    assert metrics == seen[-1]
+    assert [m.phase for m in seen] == ["ssl", "mix", "sl", "sl"]
+    assert [m.epoch for m in seen] == [m.epochs_trained for m in seen] == [1, 2, 3, 4]
+    assert (metrics.method, metrics.epochs_asked, metrics.epochs_reused) == ("mixtraining", 4, 0)
+    assert metrics.train_images == 129
+    assert (metrics.lr_ssl, metrics.lr_sl) == (0.04 * 32 / 256, 0.02 * 32 / 256)
+    assert metrics.val_accuracy == trained.history[-1].accuracies[0]
+    assert metrics.val_accuracy_se == standard_error(metrics.val_accuracy, 144)
+    assert metrics.train_flops == trained.state.flops()
+    assert metrics.train_clock_s == sum(result.seconds for result in trained.history)
+    assert metrics.validation_s == sum(result.validation_seconds for result in trained.history) > 0
+
+
+def test_the_latency_is_the_steps_of_each_phase_times_their_step_time(make_recipe):
+    trained = train_recipe(make_recipe({"rho": 0.5}))  # an SSL epoch, a mixed one and two of SL, of 4 steps each
+    metrics, times = trained.metrics, trained.state.step_times
+    shares = {
+        phase: 4 * epochs * times.step_time(phase_signature(trained.state, phase))
+        for phase, epochs in (("ssl", 1), ("mix", 1), ("sl", 2))
+    }
+    assert {p: getattr(metrics, f"latency_{p}_s") for p in shares} == pytest.approx(shares)
+    assert metrics.train_latency_s == pytest.approx(sum(shares.values()))
+
+
+def test_what_a_phase_does_not_measure_is_not_a_number(make_recipe):
+    seen: list[Metrics] = []
+    train_recipe(make_recipe({"rho": 0.5}), on_epoch=seen.append)
+    scores = {f"val_{name}" for name in SCORES}
+    missing = {"ssl": {"sl_loss", *scores}, "mix": set(), "sl": {"ssl_loss"}}
+    for metrics in seen:
+        found = {name for name in ("ssl_loss", "sl_loss", *scores) if math.isnan(getattr(metrics, name))}
+        assert found == missing[metrics.phase]
+        assert all(math.isnan(getattr(metrics, f"test_{name}")) for name in SCORES)
+
+
+def test_nested_values_and_overrides_are_trained_too():
+    values = {"data": {"dataset": "digits", "fraction": 0.1}, "model": {"embed_dim": 16, "depth": 1, "num_heads": 2}}
+    overrides = {"epochs.ssl": 0, "epochs.sl": 1, "optim.batch_size": 64, "model.patch_size": 4}
+    trained = train_recipe(values, overrides)
+    assert (trained.recipe.epochs.sl, trained.recipe.optim.batch_size) == (1, 64)
+    assert trained.metrics.method == "sl"
+    assert len(trained.history) == 1
+
+
+def test_the_lines_of_a_report_show_what_was_measured(make_state):
+    state = make_state({"rho": 0.5})
+    lines = [epoch_line(measure(state)) for _ in train(state)]
+    assert lines[0].startswith("epoch 1/4  ssl  ssl loss ")
+    assert "val_accuracy" not in lines[0]
+    assert lines[1].startswith("epoch 2/4  mix  ssl loss ")
+    assert "  sl loss " in lines[1]
+    assert f"val_accuracy {state.history[-1].accuracies[0]:.3f}" in lines[3]
+    assert final_line(measure(state)).startswith("mixtraining: val_accuracy ")
+
+
+def test_measuring_needs_a_trained_epoch_and_changes_no_weight(make_state):
+    state = make_state({"rho": 0.5})
+    next(train(state))
+    before = [p.detach().clone() for p in state.backbone.parameters()]
+    measure(state)
+    measure_scores(state)
+    assert all(torch.equal(one, other) for one, other in zip(before, state.backbone.parameters(), strict=True))
+
+
+def test_an_older_state_has_accuracies_alone_and_goes_on(make_state):
+    state = make_state({"rho": 0.5})
+    epochs = train(state)
+    for _ in range(2):
+        next(epochs)
+    older = deepcopy(state.state_dict())
+    for result in older["history"]:
+        scores = result.pop("scores")
+        result["accuracies"] = None if scores is None else tuple(each["accuracy"] for each in scores)
+    again = make_state({"rho": 0.5})
+    again.load_state_dict(older)
+    assert [r.accuracies for r in again.history] == [r.accuracies for r in state.history]
+    was, is_ = measure(state), measure(again)
+    assert (is_.val_accuracy, is_.val_accuracy_se) == (was.val_accuracy, was.val_accuracy_se)
+    assert math.isnan(is_.val_macro_f1)
+    assert list(epochs)[-1].scores == list(train(again))[-1].scores
+
+
+def test_a_state_brings_its_scores_back(make_state):
+    state, again = make_state({"epochs.ssl": 1}), make_state({"epochs.ssl": 1})
+    list(train(state))
+    again.load_state_dict(state.state_dict())
+    assert again.history == state.history
+    assert again.history[0].scores is None

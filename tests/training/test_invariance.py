@@ -1,0 +1,334 @@
+"""Two views and shortened sequences in real trainings: phases, bits after a stop, shared stages, costs by strategy."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+import torch
+from same_bits import assert_equal_bits
+
+from mixtune.cost.flops import Size, measure_speeds, recipe_flops, step_flops
+from mixtune.errors import RequestError
+from mixtune.space.views import UNCOMPRESSED, Branch, Strategy
+from mixtune.stages.keys import shared_epochs, stage_keys
+from mixtune.training.bill import phase_signature, state_signatures
+from mixtune.training.data import load_training_data
+from mixtune.training.flops import phase_flops
+from mixtune.training.loop import train
+from mixtune.training.measure import measure
+from mixtune.training.plan import PHASES, make_plan
+from mixtune.training.state import start_state
+
+NAMES = ("simclr", "mocov3", "dino")
+EPOCHS = {"epochs.ssl": 4, "epochs.sl": 3, "rho": 0.5}  # three of SSL, one of both, two of SL
+HEADS = {"simclr": {}, "mocov3": {}, "dino": {"ssl.bottleneck_dim": 8, "ssl.prototypes": 16}}
+STAGES = [
+    {"from_epoch": 0, "token_dropout": 0.75, "patch_size": 3},
+    {"from_epoch": 1, "token_dropout": 0.5, "key_token_dropout": 0.25},
+    {"from_epoch": 3, "patch_size": 4},
+]
+STRATEGIES = [Strategy(Branch(0.75, 3), Branch(0.0, 3)), Strategy(Branch(0.5), Branch(0.25))]
+STRATEGIES += [STRATEGIES[1], Strategy(Branch(0.0, 4), Branch(0.0, 4))]  # of the four epochs
+CONSTANT = {"schedule": "constant", "token_dropout": 0.5, "key_token_dropout": 0.25}
+AUTO = {"schedule": "auto", "stages": STAGES}
+COMPRESSIONS = {
+    "constant": CONSTANT,
+    "auto": AUTO,
+    "two stages": {"schedule": "auto", "stages": STAGES[:2]},
+    "first stage": {"schedule": "constant", "token_dropout": 0.75, "patch_size": 3},
+}
+PLANNED = {"constant": [Strategy(Branch(0.5), Branch(0.25))] * 4, "auto": STRATEGIES}
+each_objective = pytest.mark.parametrize("name", NAMES)
+
+
+def values(name, compression=None, **others):
+    """Return dotted values of a small recipe."""
+    small = {"model.depth": 1, "ssl.objective": name, "ssl.hidden_dim": 16, **HEADS[name]}
+    return {**EPOCHS, **small, "ssl.compression": compression or {}, **others}
+
+
+@pytest.fixture(scope="module")
+def start(make_recipe):
+    """Return a function: the start of a recipe of these values, whose steps nobody times."""
+    loaded = functools.cache(lambda dataset: load_training_data(make_recipe({"data.dataset": dataset})))
+
+    def new(changes):
+        recipe = make_recipe(changes)
+        state = start_state(recipe, loaded(recipe.data.dataset))
+        works = {epoch.work for epoch in make_plan(state.recipe)}
+        state.step_times.fixed |= {phase_signature(state, *work) for work in works} | {phase_signature(state, "infer")}
+        return state
+
+    return new
+
+
+def borders(state):
+    """Train to the end; return the state at each epoch border, the start included."""
+    return [copy.deepcopy(state.state_dict()), *(copy.deepcopy(state.state_dict()) for _ in train(state))]
+
+
+@pytest.fixture(scope="module")
+def trained(start):
+    """borders() of an objective with a compression of COMPRESSIONS; each is trained once."""
+    return functools.cache(lambda name, label: borders(start(values(name, COMPRESSIONS[label]))))
+
+
+def equal_weights(one, other):
+    """Return whether two saved states have the same backbone, objective and classifiers, bit for bit."""
+    parts = ("backbone", "objective", "classifiers")
+    return all(torch.equal(value, other[part][name]) for part in parts for name, value in one[part].items())
+
+
+# --- the phases
+
+
+@pytest.mark.parametrize("label", PLANNED)
+@each_objective
+def test_a_training_stopped_after_each_epoch_goes_on_bit_for_bit(start, trained, name, label):
+    changes, uninterrupted = values(name, COMPRESSIONS[label]), trained(name, label)
+    for before, after in pairwise(uninterrupted):
+        state = start(changes)
+        state.load_state_dict(copy.deepcopy(before))
+        assert_equal_bits(state.state_dict(), before)
+        next(train(state))
+        assert_equal_bits(state.state_dict(), after)
+    assert [epoch.strategy for epoch in make_plan(state.recipe)] == [*PLANNED[label], None, None]
+    assert [result.phase for result in state.history] == ["ssl", "ssl", "ssl", "mix", "sl", "sl"]
+    for result in state.history:
+        assert (result.ssl_loss is None) == (result.phase == "sl")
+        assert (result.sl_loss is None) == (result.accuracies is None) == (result.phase == "ssl")
+        assert math.isfinite(result.ssl_loss or 0.0)
+        assert math.isfinite(result.sl_loss or 0.0)
+
+
+@each_objective
+def test_every_step_shortens_what_its_epoch_says(start, name):
+    """The lengths at the backbone's first block: a class token, and 16 patches of 2, 9 of 3 or 4 of 4 pixels."""
+    state = start(values(name, AUTO))
+    lengths = Counter()
+
+    def count(module, inputs):
+        if module.training:
+            lengths[inputs[0].shape[1]] += 1
+
+    state.backbone.vit.blocks[0].register_forward_pre_hook(count)
+    student = {
+        "simclr": [[1 + 2, 1 + 9], [1 + 8, 1 + 12], [1 + 8, 1 + 12], [17, 1 + 4], [17], [17]],
+        "mocov3": [[1 + 2], [1 + 8], [1 + 8], [17], [17], [17]],
+        "dino": [[1 + 2, 1 + 2], [1 + 8, 1 + 8], [1 + 8, 1 + 8], [17, 1 + 4], [17], [17]],
+    }[name]
+    for _, expected in zip(train(state), student, strict=True):
+        assert lengths == Counter({n: expected.count(n) * state.data.steps for n in expected})
+        lengths.clear()
+
+
+@each_objective
+def test_momentum_copies_are_left_to_momentum(start, trained, name):
+    state = start(values(name, AUTO))
+    frozen = {n: p for n, p in state.objective.named_parameters() if not p.requires_grad}
+    assert {n.split(".")[0] for n in frozen} == {
+        "simclr": set(),
+        "mocov3": {"key_backbone", "key_head"},
+        "dino": {"teacher_backbone", "teacher_head"},
+    }[name]
+    optimized = [p for group in state.optimizer.param_groups for p in group["params"]]
+    assert not {id(p) for p in optimized} & {id(p) for p in frozen.values()}
+    every = [p for m in (state.backbone, state.objective, state.classifiers) for p in m.parameters()]
+    assert {id(p) for p in optimized} == {id(p) for p in every if p.requires_grad}
+    phases = [epoch.phase for epoch in make_plan(state.recipe)]
+    for (before, after), phase in zip(pairwise(trained(name, "auto")), phases, strict=True):
+        moved = {n for n in frozen if not torch.equal(before["objective"][n], after["objective"][n])}
+        assert moved == (set() if phase == "sl" else set(frozen))
+
+
+@pytest.mark.parametrize("name", ["mocov3", "dino"])
+def test_a_momentum_encoder_is_a_moving_mean_of_the_backbones_weights(start, name):
+    """After each step it goes a tenth of the way, by hand in float64 from the weights that the steps leave."""
+    state = start(values(name, CONSTANT, **{"ssl.momentum": 0.9, "epochs.ssl": 1, "rho": 0.0}))
+    weight = state.backbone.vit.blocks[0].mlp.fc1.weight
+    mean = [weight.detach().double().clone()]
+
+    def follow(*_):
+        mean[0] = 0.9 * mean[0] + 0.1 * weight.detach().double()
+
+    state.optimizer.register_step_post_hook(follow)
+    next(train(state))
+    held = state.objective.key_backbone if name == "mocov3" else state.objective.teacher_backbone
+    torch.testing.assert_close(held.vit.blocks[0].mlp.fc1.weight.double(), mean[0], rtol=1e-5, atol=1e-7)
+    assert (mean[0] - weight).abs().max() > 1e-4
+
+
+@each_objective
+def test_two_tasks_are_trained_together(start, name):
+    state = start(values(name, AUTO, **{"data.dataset": ["digits", "digits"]}))
+    results = list(train(state))
+    assert [result.phase for result in results] == ["ssl", "ssl", "ssl", "mix", "sl", "sl"]
+    assert all(len(result.scores) == 2 for result in results[3:])
+    assert all(math.isfinite(result.ssl_loss) for result in results[:4])
+
+
+@pytest.mark.parametrize("name", ["simclr", "mocov3"])
+def test_the_loss_goes_down(start, name):
+    """DINO's does not say how far it is: its targets become harder as the center follows."""
+    state = start(values(name, CONSTANT, **{"epochs.ssl": 15, "epochs.sl": 1, "rho": 0.0}))
+    losses = [result.ssl_loss for result in train(state)][:15]
+    assert sum(losses[-5:]) < sum(losses[:5]) - 0.04
+
+
+# --- shared stages
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "shared"),
+    [
+        ({}, {"schedule": "constant"}, 6),  # which shortens nothing
+        ({}, {"schedule": "none", "token_dropout": 0.5}, 6),  # none, whatever else is said
+        ({}, {"token_dropout": 0.5}, 0),
+        ({}, CONSTANT, 0),
+        (CONSTANT, {"schedule": "auto", "stages": [{"from_epoch": 0, **dict(list(CONSTANT.items())[1:])}]}, 6),
+        (CONSTANT, {**CONSTANT, "key_token_dropout": 0.0}, 0),
+        (AUTO, {**AUTO, "token_dropout": 0.3}, 6),  # auto: the stages alone count
+        (AUTO, {**AUTO, "stages": STAGES[:2]}, 3),
+        (AUTO, {**AUTO, "stages": STAGES[:1]}, 1),
+        (AUTO, {**AUTO, "stages": [*STAGES, {"from_epoch": 4, "token_dropout": 0.9}]}, 6),  # beyond the budget
+        (AUTO, {**AUTO, "stages": [STAGES[0], {**STAGES[1], "from_epoch": 2}, STAGES[2]]}, 1),
+    ],
+)
+def test_recipes_share_the_epochs_whose_strategies_agree(make_recipe, one, other, shared):
+    recipes = [make_recipe(values("simclr", compression)) for compression in (one, other)]
+    data = load_training_data(recipes[0])
+    keys = [stage_keys(recipe, data) for recipe in recipes]
+    assert [len(each) for each in keys] == [7, 7]
+    assert shared_epochs(*keys) == shared
+    agree = [a.strategy == b.strategy for a, b in zip(*map(make_plan, recipes), strict=True)]
+    assert agree[:shared] == [True] * shared
+    assert shared == 6 or not agree[shared]
+
+
+@each_objective
+def test_where_keys_are_equal_states_are_and_no_longer(start, trained, name):
+    def keys(label):
+        state = start(values(name, COMPRESSIONS[label]))
+        return stage_keys(state.recipe, state.data)
+
+    for other, shared in (("two stages", 3), ("first stage", 1), ("constant", 0)):
+        assert shared_epochs(keys("auto"), keys(other)) == shared
+        one, two = trained(name, "auto"), trained(name, other)
+        for epochs in range(shared + 1):
+            assert_equal_bits(one[epochs], two[epochs])
+        assert not equal_weights(one[shared + 1], two[shared + 1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "shared"),
+    [
+        ({"ssl.temperature": 0.3}, -1),  # an objective's settings are the first weights' too
+        ({"ssl.crop_scale": [0.5, 1.0]}, -1),
+        ({"ssl.color_jitter": 0.7}, -1),
+        ({"ssl.grayscale": 0.5}, -1),
+        ({"alpha": 0.9}, 3),
+        ({"augment.flip": 0.5}, 0),
+        ({"augment.ssl": False}, 0),
+    ],
+)
+def test_what_changes_the_views_changes_every_epoch(make_recipe, changes, shared):
+    recipes = [make_recipe(values("simclr", AUTO, **each)) for each in ({}, changes)]
+    assert shared_epochs(*(stage_keys(recipe, load_training_data(recipe)) for recipe in recipes)) == shared
+
+
+@pytest.mark.parametrize(("name", "shared"), [("simclr", 0), ("mae", 4)])
+def test_in_the_mix_phase_ssl_without_augmentation_counts_for_views_of_its_own(make_recipe, name, shared):
+    recipes = [
+        make_recipe({"ssl.objective": name, "rho": 1.0, "epochs.sl": 4, "augment.ssl": ssl}) for ssl in (True, False)
+    ]
+    assert shared_epochs(*(stage_keys(recipe, load_training_data(recipe)) for recipe in recipes)) == shared
+
+
+def test_auto_without_stages_cannot_be_planned(make_recipe):
+    recipe = make_recipe(values("simclr", {"schedule": "auto"}))
+    with pytest.raises(RequestError, match=r"^ssl\.compression: schedule auto needs stages: `mixtune gradient-error "):
+        make_plan(recipe)
+    assert len(make_plan(make_recipe(values("simclr", {"schedule": "auto"}, **{"epochs.ssl": 0})))) == 3
+
+
+# --- costs
+
+
+def test_a_steps_cost_is_told_apart_by_its_strategy_alone(start):
+    state, constant, plain = (start(values("simclr", each)) for each in (AUTO, CONSTANT, {}))
+    one, other = STRATEGIES[:2]
+    for phase in ("ssl", "mix"):
+        signatures = {phase_signature(state, phase, each) for each in (one, other, UNCOMPRESSED)}
+        assert len(signatures) == 3
+        assert phase_signature(state, phase, one) == phase_signature(constant, phase, one)
+        assert phase_signature(plain, phase, UNCOMPRESSED) in signatures
+    assert phase_signature(state, "sl") == phase_signature(plain, "sl")
+    assert phase_signature(state, "ssl", one) != phase_signature(start(values("mocov3", AUTO)), "ssl", one)
+
+
+def test_each_strategys_steps_are_timed_by_themselves_and_a_latency_is_their_sum(make_state):
+    state = make_state(values("mocov3", AUTO))
+    list(train(state))
+    works = [("ssl", STRATEGIES[0]), ("ssl", STRATEGIES[1]), ("mix", STRATEGIES[3]), ("sl", None)]
+    signatures = [phase_signature(state, *work) for work in works]
+    assert state_signatures(state) == [*signatures, phase_signature(state, "infer")]
+    assert all(state.step_times.is_known(signature) for signature in signatures)
+    times = [state.step_times.step_time(signature) for signature in signatures]
+    metrics, steps = measure(state), state.data.steps
+    assert metrics.latency_ssl_s == pytest.approx(steps * (times[0] + 2 * times[1]))
+    assert metrics.latency_mix_s == pytest.approx(steps * times[2])
+    assert metrics.train_latency_s == pytest.approx(steps * (times[0] + 2 * times[1] + times[2] + 2 * times[3]))
+    assert metrics.forecast_latency_s == pytest.approx(metrics.train_latency_s)
+
+
+@each_objective
+@pytest.mark.parametrize("compression", [{}, CONSTANT, AUTO], ids=["none", "constant", "auto"])
+def test_a_recipes_operations_are_the_sum_over_its_epochs_strategies(start, name, compression):
+    state = start(values(name, compression))
+    size, images = Size.of(state.data), state.data.epoch_images
+    expected, steps = dict.fromkeys(PHASES, 0.0), []
+    for epoch in make_plan(state.recipe):
+        per_image = phase_flops(state.backbone, state.objective, [10], epoch.strategy)[epoch.phase]
+        expected[epoch.phase] += images * per_image
+        steps.append(32 * per_image)
+        assert state.step_flops(epoch) == 32 * per_image
+    found = recipe_flops(state.recipe, size)
+    assert found == pytest.approx(expected, rel=1e-12)
+    assert state.flops() == pytest.approx(sum(found.values()), rel=1e-12)
+    assert step_flops(state.recipe, size) == max(steps)
+
+
+@each_objective
+def test_two_tasks_cost_twice_as_much(start, name):
+    one, two = (start(values(name, AUTO, **{"data.dataset": each})) for each in ("digits", ["digits", "digits"]))
+    assert two.flops() == pytest.approx(2 * one.flops())
+    assert sum(recipe_flops(two.recipe, Size.of(two.data)).values()) == pytest.approx(two.flops())
+
+
+@each_objective
+def test_compression_makes_training_cheaper(start, name):
+    costs = [start(values(name, each)).flops() for each in ({}, CONSTANT, AUTO)]
+    assert costs[0] > costs[1] > costs[2]
+
+
+def test_each_strategys_first_step_is_compiled_apart(start, monkeypatch):
+    """Without a compiler here: what counts is when a step is made ahead of the timed ones."""
+    state = start(values("simclr", AUTO, compile=True))
+    for part in (state.backbone, state.objective):
+        monkeypatch.setattr(part, "compile", lambda: None)
+    assert [result.compile_seconds > 0 for result in train(state)] == [True, True, False, True, True, False]
+    plain = start(values("simclr", AUTO))
+    list(train(plain))
+    assert_equal_bits(state.state_dict(), plain.state_dict())
+
+
+def test_speeds_can_be_measured_before_a_search(make_recipe):
+    recipe = make_recipe(values("dino", AUTO))
+    speeds = measure_speeds(recipe, load_training_data(recipe), torch.device("cpu"))
+    assert set(speeds) == set(PHASES)
+    assert all(speed > 0 for speed in speeds.values())

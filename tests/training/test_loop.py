@@ -1,0 +1,187 @@
+"""Algorithm 1 as it runs: one backbone pass a step, Eq. 3, divergence, and that it learns."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mixtune.single import final_line, train_recipe
+from mixtune.training.loop import DivergedError, phase_losses, train, train_step
+from mixtune.training.measure import measure
+from mixtune.training.optimizer import set_rates
+from mixtune.training.plan import make_plan
+from mixtune.training.streams import torch_generator
+
+
+def epoch_of(state, phase):
+    return next(epoch for epoch in make_plan(state.recipe) if epoch.phase == phase)
+
+
+def first_batch(state, phase):
+    return next(iter(state.data.batches(state.recipe, epoch_of(state, phase))))
+
+
+def masks_of(state, phase):
+    return torch_generator(state.recipe.seed, "masks", epoch_of(state, phase).index)
+
+
+@pytest.mark.parametrize("encode", ["visible", "full"])
+def test_every_step_of_every_phase_is_one_forward_and_one_backward_of_the_backbone(make_state, encode):
+    state = make_state({"rho": 0.5, "ssl.encode": encode})
+    passes: Counter[str] = Counter()
+
+    def count(name):
+        def hook(module, *_):
+            passes[name] += module.training  # validation is no training step
+
+        return hook
+
+    vit = state.backbone.vit
+    vit.patch_embed.register_forward_hook(count("patches embedded"))
+    for number, block in enumerate(vit.blocks):
+        block.register_forward_hook(count(f"block {number} forward"))
+        block.register_full_backward_hook(count(f"block {number} backward"))
+    state.optimizer.register_step_post_hook(lambda *_: passes.update(["steps"]))
+    phases = []
+    for result in train(state):
+        phases.append(result.phase)
+        assert passes == dict.fromkeys(
+            ["steps", "patches embedded"] + [f"block {i} {way}" for i in (0, 1) for way in ("forward", "backward")],
+            state.data.steps,
+        )
+        passes.clear()
+    assert phases == ["ssl", "mix", "sl", "sl"]
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_the_mix_phase_minimises_eq_3(make_state, alpha):
+    state = make_state({"rho": 0.5, "alpha": alpha})
+    images, labels = first_batch(state, "mix")
+    parameters = [p for part in (state.backbone, state.objective, state.classifiers) for p in part.parameters()]
+
+    def gradients(loss):
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)
+        return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+
+    ssl_loss, _ = state.objective(state.backbone, images, masks_of(state, "mix"), joint=True)
+    features = state.backbone.vit.forward_features(images)[:, 0]  # timm's own pass
+    head = state.classifiers[0].head
+    sl_loss = F.cross_entropy(features @ head.weight.T + head.bias, labels[0])
+    ssl_gradients, sl_gradients = gradients(ssl_loss), gradients(sl_loss)
+    assert ssl_loss > 0.1
+    assert sl_loss > 0.1
+
+    loss, ssl_part, sl_part = phase_losses(state, epoch_of(state, "mix"), images, labels, masks_of(state, "mix"))
+    torch.testing.assert_close(ssl_part, ssl_loss)
+    torch.testing.assert_close(sl_part, sl_loss)
+    torch.testing.assert_close(loss, alpha * ssl_loss + (1 - alpha) * sl_loss)
+    for joint, ssl, sl in zip(gradients(loss), ssl_gradients, sl_gradients, strict=True):
+        torch.testing.assert_close(joint, alpha * ssl + (1 - alpha) * sl, rtol=1e-4, atol=1e-6)
+
+
+def test_a_pure_phase_minimises_its_own_loss(make_state):
+    state = make_state({"rho": 0.5, "ssl.encode": "visible"})
+    images, labels = first_batch(state, "ssl")
+    assert labels is None
+    loss, ssl_loss, sl_loss = phase_losses(state, epoch_of(state, "ssl"), images, None, masks_of(state, "ssl"))
+    expected, _ = state.objective(state.backbone, images, masks_of(state, "ssl"), joint=False)
+    assert loss == ssl_loss == expected
+    assert sl_loss == 0
+
+    images, labels = first_batch(state, "sl")
+    loss, ssl_loss, sl_loss = phase_losses(state, epoch_of(state, "sl"), images, labels, masks_of(state, "sl"))
+    assert loss == sl_loss == F.cross_entropy(state.classifiers[0](state.backbone(images)), labels[0])
+    assert ssl_loss == 0
+
+
+@pytest.mark.parametrize("phase", ["ssl", "mix", "sl"])
+def test_a_step_returns_the_losses_before_it_and_leaves_no_gradient(make_state, phase):
+    state = make_state({"rho": 0.5})
+    epoch, (images, labels) = epoch_of(state, phase), first_batch(state, phase)
+    _, *expected = phase_losses(state, epoch, images, labels, masks_of(state, phase))
+    measured = train_step(state, epoch, images, labels, masks_of(state, phase))
+    assert list(measured) == expected
+    assert not any(loss.requires_grad for loss in measured)
+    assert all(p.grad is None for group in state.optimizer.param_groups for p in group["params"])
+
+
+def test_an_epoch_reports_the_mean_of_its_steps_losses(make_state):
+    state, twin = make_state({"rho": 0.5}), make_state({"rho": 0.5})
+    losses = []
+    for result, epoch in zip(train(state), make_plan(twin.recipe), strict=True):
+        losses.clear()
+        twin.backbone.train()
+        masks = torch_generator(0, "masks", epoch.index)
+        for step, (images, labels) in enumerate(twin.data.batches(twin.recipe, epoch)):
+            set_rates(twin.optimizer, twin.recipe, epoch, step, twin.data.steps)
+            losses.append([loss.item() for loss in train_step(twin, epoch, images, labels, masks)])
+        ssl, sl = (sum(column) / len(losses) for column in zip(*losses, strict=True))
+        assert result.ssl_loss == (None if epoch.phase == "sl" else pytest.approx(ssl, rel=1e-5))
+        assert result.sl_loss == (None if epoch.phase == "ssl" else pytest.approx(sl, rel=1e-5))
+        assert (result.accuracies is None) == (epoch.phase == "ssl")
+        assert result.seconds > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({"rho": 0.0, "epochs.ssl": 1, "epochs.sl": 1, "optim.ssl.base_lr": 1e30}, r"epoch 1 \(ssl phase\), step 2$"),
+        ({"rho": 1.0, "epochs.ssl": 1, "epochs.sl": 1, "optim.sl.base_lr": 1e30}, r"epoch 1 \(mix phase\), step 2$"),
+        ({"rho": 0.0, "epochs.ssl": 1, "epochs.sl": 1, "optim.sl.base_lr": 1e30}, r"epoch 2 \(sl phase\), step 2$"),
+    ],
+)
+def test_a_diverged_loss_is_an_error_that_says_where(make_state, changes, where):
+    state = make_state(changes | {"optim.ssl.warmup_epochs": 0, "optim.sl.warmup_epochs": 0})
+    with pytest.raises(DivergedError, match=r"^the loss is (nan|inf) in " + where):
+        list(train(state))
+    assert all(math.isfinite(r.ssl_loss or 0) and math.isfinite(r.sl_loss or 0) for r in state.history)
+
+
+def test_supervised_training_learns_digits():
+    recipe = {
+        "data": {"dataset": "digits"},
+        "model": {"patch_size": 2, "embed_dim": 32, "depth": 2, "num_heads": 2, "pool": "avg"},
+        "epochs": {"ssl": 0, "sl": 10},
+        "optim": {"batch_size": 32, "sl": {"base_lr": 0.05}},
+        "augment": {"pad": 0},
+    }
+    trained = train_recipe(recipe)
+    assert trained.metrics.val_accuracy > 0.7  # chance is 0.1
+    losses = [result.sl_loss for result in trained.history]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("encode", ["visible", "full"])
+def test_masked_autoencoding_learns_to_fill_in_digits(make_state, encode):
+    state = make_state({"data.fraction": 1.0, "epochs.ssl": 6, "epochs.sl": 1, "rho": 0.0, "ssl.encode": encode})
+    losses = [result.ssl_loss for result in train(state) if result.phase == "ssl"]
+    assert len(losses) == 6
+    assert losses[-1] < 0.75  # of the pixels' variance, which is 1 where the mean is predicted
+    assert losses[-1] < 0.75 * losses[0]
+
+
+def test_compiled_training_learns_the_same_and_reports_its_compilation_apart(make_state):
+    changes = {"epochs.ssl": 2, "epochs.sl": 3, "rho": 0.5, "model.depth": 1, "ssl.decoder_depth": 1}
+    plain, compiled = (make_state({**changes, "compile": compile}) for compile in (False, True))
+    for one, other in zip(train(plain), train(compiled), strict=True):
+        assert (other.ssl_loss or 0.0) == pytest.approx(one.ssl_loss or 0.0, rel=1e-4)
+        assert (other.sl_loss or 0.0) == pytest.approx(one.sl_loss or 0.0, rel=1e-4)
+        assert (other.compile_seconds > 0) == (other.epoch <= 3)  # SSL, mix, the first of SL, not the second
+    metrics = measure(compiled)
+    assert metrics.compile_s == sum(r.compile_seconds for r in compiled.history) > metrics.train_latency_s
+    assert "s of compilation" in final_line(metrics)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("auto", "float32"), ("bfloat16", "bfloat16")])
+def test_the_precision_is_float32_on_a_cpu_unless_asked_otherwise_and_reported(make_state, precision, dtype):
+    state = make_state({"precision": precision, "epochs.ssl": 0, "epochs.sl": 1})
+    seen = []
+    state.backbone.vit.blocks[0].mlp.fc1.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    list(train(state))
+    assert set(seen) == {getattr(torch, dtype)}
+    assert measure(state).precision == dtype
+    assert {p.dtype for p in state.backbone.parameters()} == {torch.float32}

@@ -1,0 +1,385 @@
+"""Views against a slow version, one image and one pixel's colours at a time, and roughly against torchvision."""
+
+from __future__ import annotations
+
+import colorsys
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.v2.functional as TF
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from mixtune.space.views import View
+from mixtune.training.augmentation import resized_crop_and_flip
+from mixtune.training.data import load_training_data
+from mixtune.training.plan import make_plan
+from mixtune.training.streams import torch_generator
+from mixtune.training.views import jitter, make_view
+
+RATIO = (3 / 4, 4 / 3)
+WHOLE = (1.0, 1.0)
+# the first columns of NTSC's matrices, written out: how brightness and the two axes of colour follow from RGB and back
+TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+
+
+@pytest.fixture(scope="module")
+def photos():
+    """uint8 (24, 3, 16, 16): different crops of both photographs."""
+    both = [torch.from_numpy(photo.copy()).permute(2, 0, 1) for photo in load_sample_images().images]
+    crops = [both[i % 2][:, 15 * i : 15 * i + 16, 24 * i : 24 * i + 16] for i in range(24)]
+    return torch.stack(crops)
+
+
+def generator(seed=5):
+    return torch.Generator().manual_seed(seed)
+
+
+def draws_of(batch, strength, grayscale, draws):
+    """Return each image's brightness, contrast, saturation and hue turn, from the same stream."""
+    drawn = torch.rand(6, batch, generator=draws).double().tolist()
+    for brightness, contrast, saturation, hue, applied, gray in zip(*drawn, strict=True):
+        reach = strength if applied < 0.8 else 0.0
+        factors = [max(0.0, 1 + 0.8 * reach * (2 * u - 1)) for u in (brightness, contrast, saturation)]
+        if gray < grayscale:
+            factors[2] = 0.0
+        yield *factors, 2 * math.pi * 0.2 * reach * (2 * hue - 1)
+
+
+def slow_jitter(image, brightness, contrast, saturation, turn):
+    """Change one image (C, H, W) of 0 to 1 in float64, a step at a time; return it between 0 and 1."""
+    changed = image.astype(np.float64) * brightness
+    gray = np.tensordot(TO_YIQ[0], changed, axes=1) if len(image) == 3 else changed[0]
+    mean = gray.mean()
+    changed = mean + contrast * (changed - mean)
+    if len(image) == 3:
+        gray = np.tensordot(TO_YIQ[0], changed, axes=1)
+        changed = gray + saturation * (changed - gray)
+        y, i, q = np.tensordot(TO_YIQ, changed, axes=1)
+        i, q = math.cos(turn) * i - math.sin(turn) * q, math.sin(turn) * i + math.cos(turn) * q
+        changed = np.tensordot(np.linalg.inv(TO_YIQ), np.stack([y, i, q]), axes=1)
+    return np.clip(changed, 0, 1)
+
+
+# --- colours
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("strength", "grayscale"), [(0.5, 0.2), (1.0, 0.0), (0.0, 0.5), (2.0, 0.2)])
+def test_colours_change_as_one_image_at_a_time(photos, channels, strength, grayscale):
+    images = photos[:, :channels].float() / 255
+    done = jitter(images.clone(), strength, grayscale, generator())
+    assert done.shape == images.shape
+    for got, image, factors in zip(done, images, draws_of(24, strength, grayscale, generator()), strict=True):
+        np.testing.assert_allclose(got.numpy(), slow_jitter(image.numpy(), *factors), atol=2e-6)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_view_is_a_crop_whose_colours_are_changed(photos, channels):
+    images, view, draws = photos[:, :channels], View((0.3, 0.9), 0.5, 0.2), generator()
+    cropped = resized_crop_and_flip(images, (0.3, 0.9), RATIO, 0.5, draws).numpy() / 255
+    done = make_view(images, view, 0.5, generator())
+    assert done.dtype == torch.float32
+    for got, image, factors in zip(done, cropped, draws_of(24, 0.5, 0.2, draws), strict=True):
+        np.testing.assert_allclose(got.numpy(), 255 * slow_jitter(image, *factors), atol=1e-3)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_without_jitter_and_grayscale_a_view_is_the_crop(photos, channels):
+    images = photos[:, :channels]
+    done = make_view(images, View((0.3, 0.9), 0.0, 0.0), 0.5, generator())
+    crop = resized_crop_and_flip(images, (0.3, 0.9), RATIO, 0.5, generator())
+    torch.testing.assert_close(done, crop.float(), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5])
+def test_grayscale_1_leaves_no_colour_and_0_leaves_it(photos, strength):
+    images = photos.float() / 255
+    done = jitter(images.clone(), strength, 1.0, generator())
+    torch.testing.assert_close(done[:, 0], done[:, 1], rtol=0, atol=1e-5)
+    torch.testing.assert_close(done[:, 0], done[:, 2], rtol=0, atol=1e-5)
+    if strength == 0.0:
+        torch.testing.assert_close(done[:, :1], TF.rgb_to_grayscale(images), rtol=0, atol=1e-3)
+    coloured = jitter(images.clone(), strength, 0.0, generator())
+    assert (coloured.amax(dim=1) - coloured.amin(dim=1)).mean() > 0.1
+
+
+def test_grayscale_leaves_an_image_of_one_channel(photos):
+    gray = photos[:, :1]
+    one, other = (make_view(gray, View(WHOLE, 0.5, share), 0.0, generator()) for share in (0.0, 1.0))
+    assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("strength", [0.5, 1.0, 3.0])
+def test_pixels_stay_between_0_and_255(photos, channels, strength):
+    done = make_view(photos[:, :channels], View((0.1, 1.0), strength, 0.2), 0.5, generator())
+    assert done.isfinite().all()
+    assert done.min() >= 0
+    assert done.max() <= 255
+    assert done.max() > 200
+
+
+# --- draws
+
+
+def test_draws_come_from_the_generator_alone(photos):
+    view, before = View((0.2, 1.0), 0.5, 0.2), photos.clone()
+    one = make_view(photos, view, 0.5, generator(1))
+    torch.manual_seed(99)
+    again, other = (make_view(photos, view, 0.5, generator(seed)) for seed in (1, 2))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    assert torch.equal(photos, before)
+
+
+def test_two_views_in_a_row_differ(photos):
+    draws, view = generator(), View((0.2, 1.0), 0.5, 0.2)
+    one, other = make_view(photos, view, 0.5, draws), make_view(photos, view, 0.5, draws)
+    assert ((one - other).abs().flatten(1).amax(dim=1) > 1).all()
+
+
+def test_every_image_has_draws_of_its_own():
+    image = (torch.arange(3 * 20 * 20) % 201).to(torch.uint8).view(1, 3, 20, 20).expand(64, -1, -1, -1)
+    for view in (View((0.2, 0.6), 0.0, 0.0), View(WHOLE, 0.5, 0.0)):
+        kinds = make_view(image, view, 0.0, generator()).round().flatten(1).unique(dim=0)
+        assert len(kinds) > 40
+    still = jitter(image.float() / 255, 0.5, 0.0, generator()).mul(255)
+    unchanged = (still - image).abs().flatten(1).amax(dim=1) < 1e-3
+    assert 0 < unchanged.sum() < 64  # jitter with probability 0.8
+
+
+def test_how_often_and_how_far_colours_change():
+    """Of gray images only brightness and contrast show; of a flat one brightness alone."""
+    flat = torch.full((20_000, 1, 1, 1), 0.4)
+    factor = jitter(flat, 0.5, 0.0, generator()).flatten() / 0.4
+    changed = factor[(factor - 1).abs() > 1e-6]
+    assert len(changed) / 20_000 == pytest.approx(0.8, abs=0.015)
+    uniform = torch.linspace(0.6, 1.4, len(changed))
+    assert (changed.sort().values - uniform).abs().max() < 0.02
+    colour = torch.tensor([0.3, 0.5, 0.6]).view(1, 3, 1, 1).expand(20_000, -1, -1, -1)
+    gray = jitter(colour, 0.0, 0.2, generator())
+    assert ((gray.amax(dim=1) - gray.amin(dim=1)) < 1e-5).float().mean() == pytest.approx(0.2, abs=0.015)
+
+
+@pytest.mark.parametrize(("flip", "mirrored"), [(0.0, 0), (1.0, 24)])
+def test_views_are_mirrored_as_often_as_asked(photos, flip, mirrored):
+    done = make_view(photos, View(WHOLE, 0.0, 0.0), flip, generator())
+    # the whole area, but three to four at most: a box is as high or as wide as the image
+    plain = make_view(photos, View(WHOLE, 0.0, 0.0), 0.0, generator())
+    same = [bool((a - b).abs().max() < 1e-3) for a, b in zip(done, plain, strict=True)]
+    turned = [bool((a - b.flip(-1)).abs().max() < 1e-3) for a, b in zip(done, plain, strict=True)]
+    assert (sum(turned), sum(same)) == (mirrored, 24 - mirrored)
+
+
+# --- torchvision
+
+
+def only(channel, value):
+    """Return a generator's stand-in for torch.rand: the middle of all draws but one; jitter is applied, gray not."""
+
+    def rand(*shape, **_):
+        drawn = torch.full(shape, 0.5)
+        drawn[4], drawn[5] = 0.0, 1.0
+        drawn[channel] = value
+        return drawn
+
+    return rand
+
+
+@pytest.mark.parametrize("drawn", [0.0, 0.2, 0.7, 1.0])
+@pytest.mark.parametrize(
+    ("channel", "adjust"), [(0, TF.adjust_brightness), (1, TF.adjust_contrast), (2, TF.adjust_saturation)]
+)
+def test_one_change_alone_is_torchvisions(photos, monkeypatch, channel, adjust, drawn):
+    """Its weights of brightness are 0.2989, 0.587 and 0.114."""
+    monkeypatch.setattr(torch, "rand", only(channel, drawn))
+    images = photos.float() / 255
+    done = jitter(images.clone(), 0.5, 0.0, generator())
+    factor = 1 + 0.8 * 0.5 * (2 * drawn - 1)
+    expected = torch.stack([adjust(image, factor) for image in images])
+    torch.testing.assert_close(done, expected, rtol=0, atol=2e-3)
+    assert (done - images).abs().mean() > 0.01
+
+
+@pytest.mark.parametrize("drawn", [0.0, 0.25, 0.75, 1.0])
+def test_hue_turns_by_a_share_of_the_circle_and_keeps_brightness(monkeypatch, drawn):
+    """HSV's hue is no angle of YIQ: by as much as a mean over the circle, and the other way round, which a draw that is
+    symmetric does not tell.
+    """
+    colours = torch.tensor([colorsys.hsv_to_rgb(h / 12, 0.3, 0.6) for h in range(12)]).view(12, 3, 1, 1)
+    monkeypatch.setattr(torch, "rand", only(3, drawn))
+    done = jitter(colours.clone(), 0.5, 0.0, generator())
+    turn = 0.2 * 0.5 * (1 - 2 * drawn)  # of the circle
+    levels = torch.tensor(TO_YIQ[0]).float()
+    torch.testing.assert_close(*(torch.einsum("c,bchw->b", levels, each) for each in (done, colours)))
+    moved = []
+    for before, after in zip(colours, done, strict=True):
+        hues = [colorsys.rgb_to_hsv(*each.flatten().tolist())[0] for each in (before, after)]
+        moved.append((hues[1] - hues[0] + 0.5) % 1 - 0.5)
+    assert np.mean(moved) == pytest.approx(turn, abs=0.02)
+    assert all(move * turn > 0 for move in moved)
+
+
+# --- batches of an objective with two views
+
+TWO = {"ssl.objective": "simclr", "rho": 0.5}
+
+
+@pytest.fixture(scope="module")
+def photo_tasks(tmp_path_factory):
+    """Recipe values of two tasks: crops of both photographs in RGB, and others in gray."""
+    roots = []
+    for mode, top in (("RGB", 0), ("L", 200)):
+        roots.append(tmp_path_factory.mktemp(mode))
+        for name, photo in zip(("temple", "flower"), load_sample_images().images, strict=True):
+            (roots[-1] / name).mkdir()
+            for i in range(20):
+                crop = np.ascontiguousarray(photo[top : top + 12, 20 * i : 20 * i + 12])
+                Image.fromarray(crop).convert(mode).save(roots[-1] / name / f"{i:02d}.png")
+    return {
+        "data.dataset": ["image_folder", "image_folder"],
+        "data.root": [str(root) for root in roots],
+        "data.fraction": 1.0,
+        "model.patch_size": 3,
+        "optim.batch_size": 8,
+        **TWO,
+    }
+
+
+def epoch_of(recipe, phase):
+    return next(epoch for epoch in make_plan(recipe) if epoch.phase == phase)
+
+
+def batches_of(recipe, phase, data=None):
+    return list((data or load_training_data(recipe)).batches(recipe, epoch_of(recipe, phase)))
+
+
+def streams(recipe, phase):
+    return lambda name: torch_generator(recipe.seed, name, epoch_of(recipe, phase).index)
+
+
+def shown(pool, chosen, view, draws):
+    """Return normalised views in float64; each image by itself would draw otherwise, so all at once."""
+    pixels = make_view(pool.images[chosen], view, pool.augmentation.flip, draws)
+    return (pixels.double() / 255 - pool.mean) / pool.std
+
+
+@pytest.mark.parametrize("name", ["simclr", "mocov3", "dino"])
+@pytest.mark.parametrize("phase", ["ssl", "mix"])
+def test_a_step_has_two_views_of_each_image(make_recipe, name, phase):
+    recipe = make_recipe({**TWO, "ssl.objective": name})
+    batches = batches_of(recipe, phase)
+    assert len(batches) == 4
+    for images, labels in batches:
+        assert images.shape == (2 * 32, 1, 8, 8)
+        assert images.dtype == torch.float32
+        assert labels is None if phase == "ssl" else labels.shape == (1, 32)
+
+
+def test_the_supervised_phase_has_one_view(make_recipe):
+    own, plain = make_recipe(TWO), make_recipe({"rho": 0.5})
+    for (images, labels), (expected, answers) in zip(batches_of(own, "sl"), batches_of(plain, "sl"), strict=True):
+        assert torch.equal(images, expected)
+        assert torch.equal(labels, answers)
+
+
+def test_an_ssl_step_shows_first_all_first_views_then_all_second_ones(make_recipe):
+    recipe = make_recipe({**TWO, "augment.flip": 0.5, "ssl.crop_scale": [0.3, 0.8]})
+    data, stream = load_training_data(recipe), streams(recipe, "ssl")
+    pool, view = data.tasks[0].ssl, View((0.3, 0.8), 0.5, 0.2)
+    order, draws = pool.indices[torch.randperm(129, generator=stream("ssl_order"))], stream("ssl_augmentation")
+    for step, (images, _) in enumerate(batches_of(recipe, "ssl", data)):
+        chosen = order[32 * step : 32 * step + 32]
+        expected = torch.cat([shown(pool, chosen, view, draws) for _ in range(2)])
+        torch.testing.assert_close(images.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_in_the_mix_phase_the_first_view_is_what_masked_autoencoding_gets(make_recipe):
+    recipe, plain = make_recipe({**TWO, "augment.pad": 2}), make_recipe({"rho": 0.5, "augment.pad": 2})
+    data, stream = load_training_data(recipe), streams(recipe, "mix")
+    pool, view, draws = data.tasks[0].train, recipe.ssl.views(joint=True)[1], stream("ssl_augmentation")
+    order = pool.indices[torch.randperm(129, generator=stream("order"))]
+    pairs = zip(batches_of(recipe, "mix", data), batches_of(plain, "mix"), strict=True)
+    for step, ((images, labels), (expected, answers)) in enumerate(pairs):
+        assert torch.equal(images[:32], expected)
+        assert torch.equal(labels, answers)
+        second = shown(pool, order[32 * step : 32 * step + 32], view, draws)
+        torch.testing.assert_close(images[32:].double(), second, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("phase", "views"), [("ssl", [False, False]), ("mix", [True, False])])
+def test_views_are_not_mirrored_where_ssl_is_not_augmented_but_the_classifiers_image_is(make_recipe, phase, views):
+    """With flip 1 against flip 0, which make the same draws."""
+    for ssl in (False, True):
+        images = [
+            batches_of(make_recipe({**TWO, "augment.ssl": ssl, "augment.flip": flip}), phase)[0][0].view(2, 32, 1, 8, 8)
+            for flip in (0.0, 1.0)
+        ]
+        for plain, turned, mirrored in zip(*images, [True, True] if ssl else views, strict=True):
+            expected = plain.flip(-1) if mirrored else plain
+            torch.testing.assert_close(turned, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_each_epoch_draws_other_views(make_recipe):
+    recipe = make_recipe({**TWO, "rho": 0.0})
+    data, plan = load_training_data(recipe), make_plan(recipe)
+    one, again, other = (next(data.batches(recipe, plan[epoch]))[0] for epoch in (0, 0, 1))
+    assert torch.equal(one, again)
+    assert not torch.equal(one.sort(dim=0).values, other.sort(dim=0).values)
+
+
+@pytest.mark.parametrize("lambda_", [0.0, 0.3, 1.0])
+def test_two_datasets_mix_both_views_of_the_same_pair(make_recipe, write_crops, lambda_):
+    recipe = make_recipe(
+        {
+            **TWO,
+            "lambda": lambda_,
+            "data.ssl_dataset": "image_folder",
+            "data.ssl_root": write_crops(20),
+            "ssl.color_jitter": 0.0,
+            "ssl.crop_scale": [1.0, 1.0],
+            "augment.pad": 0,
+            "augment.flip": 0.0,
+        }
+    )
+    data, stream = load_training_data(recipe), streams(recipe, "mix")
+    own, other = data.tasks[0].train, data.tasks[0].ssl
+    order = own.indices[torch.randperm(129, generator=stream("order"))]
+    partners, draws, view = stream("partners"), stream("ssl_augmentation"), recipe.ssl.views(joint=True)[1]
+    for step, (images, labels) in enumerate(batches_of(recipe, "mix", data)):
+        chosen = order[32 * step : 32 * step + 32]
+        drawn = torch.randint(20, (32,), generator=partners)
+        first = lambda_ * own.plain(chosen).double() + (1 - lambda_) * other.plain(other.indices[drawn]).double()
+        torch.testing.assert_close(images[:32].double(), first, rtol=1e-5, atol=1e-5)
+        pair = shown(own, chosen, view, draws), shown(other, other.indices[drawn], view, draws)
+        second = lambda_ * pair[0] + (1 - lambda_) * pair[1]
+        torch.testing.assert_close(images[32:].double(), second, rtol=1e-5, atol=1e-5)
+        assert labels[0].tolist() == own.labels[chosen].tolist()
+
+
+@pytest.mark.parametrize("phase", ["ssl", "mix"])
+def test_two_tasks_keep_their_order_within_each_view(make_recipe, photo_tasks, phase):
+    """Each task's images are made one shade here, which no crop changes."""
+    still = {"ssl.color_jitter": 0.0, "ssl.grayscale": 0.0}
+    recipe = make_recipe({**photo_tasks, **still, "augment.pad": 0})
+    data, tasks = load_training_data(recipe), []
+    for task, shade in zip(data.tasks, (50, 200), strict=True):
+        pools = {
+            name: replace(getattr(task, name), images=torch.full_like(task.train.images, shade))
+            for name in ("train", "ssl")
+        }
+        tasks.append(replace(task, **pools))
+    shades = [((shade / 255 - task.train.mean) / task.train.std) for task, shade in zip(tasks, (50, 200), strict=True)]
+    batches = batches_of(recipe, phase, replace(data, tasks=tuple(tasks)))
+    assert len(batches) == 3
+    for (images, labels), (_, answers) in zip(batches, batches_of(recipe, phase, data), strict=True):
+        assert images.shape == (2 * 2 * 8, 3, 12, 12)
+        for number, part in enumerate(images.chunk(4)):
+            torch.testing.assert_close(part, shades[number % 2].expand_as(part), rtol=1e-4, atol=1e-4)
+        if phase == "mix":
+            assert labels.shape == (2, 8)
+            assert torch.equal(labels, answers)

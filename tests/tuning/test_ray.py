@@ -1,0 +1,62 @@
+"""Why Ray gave a trial up, in one line, whatever it left behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+import torch
+
+from mixtune.errors import DataError, RequestError
+from mixtune.training.loop import DivergedError
+from mixtune.tuning.ray import failure_cause, failure_reason, read_error
+
+
+class TwoArgumentError(Exception):
+    """An exception that pickles and does not unpickle."""
+
+    def __init__(self, what: str, where: str) -> None:
+        super().__init__(f"{what} in {where}")
+
+
+def left_behind(folder: Path, error: Exception | None, text: str) -> Any:
+    """The two files that Ray writes into a failed trial's folder; the pickle not always."""
+    (folder / "error.txt").write_text(text)
+    pickled = None
+    if error is not None:
+        pickled = str(folder / "error.pkl")
+        Path(pickled).write_bytes(ray.cloudpickle.dumps(error))
+    return SimpleNamespace(pickled_error_file=pickled, error_file=str(folder / "error.txt"))
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ValueError("first line\nsecond line"), "ValueError: first line"),
+        (ValueError(), "ValueError: "),
+        (TwoArgumentError("fire", "the attic"), "the last line of Ray's text"),
+        (None, "the last line of Ray's text"),
+    ],
+)
+def test_a_failure_has_a_reason(tmp_path: Path, error: Exception | None, reason: str) -> None:
+    trial = left_behind(tmp_path, error, "Failure # 1\n  the last line of Ray's text\n")
+    assert failure_reason(trial, read_error(trial)) == reason
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), "out of memory"),
+        (DivergedError("the loss is nan in epoch 1"), "permanent"),  # the same bits would diverge again
+        (RequestError("optim.batch_size 4096 is more than there are images"), "permanent"),
+        (DataError("the disk does not answer"), "crash"),
+        (ray.exceptions.RayActorError(), "crash"),
+        (ValueError("anything"), "crash"),
+        (None, "crash"),
+    ],
+)
+def test_what_a_failed_trial_needs(error: BaseException | None, cause: str) -> None:
+    assert failure_cause(error) == cause

@@ -1,0 +1,401 @@
+"""What a search notes, in which order, what it tells Optuna, and how it goes on; no Ray needed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from mixtune import plugins
+from mixtune.run.ledger import read_ledger
+from mixtune.space.space import SearchSpace, space_from_dict
+from mixtune.tuning.search import MOST_REJECTED, RunningSearch
+
+WHOLE = {"val_accuracy": 0.9, "epoch": 5, "epochs_asked": 5, "device": "a CPU"}
+STEPS = {
+    "steps": {"ssl": {"ssl steps": 10}, "sl": {"sl steps": 20}},
+    "reused_steps": {"ssl": {"ssl steps": 10}},
+    "infer": "inference",
+}
+WINDOWS = [("ssl steps", 0.1, True, {"device": "a CPU"}), ("sl steps", 0.05, True, {"device": "a CPU"})]
+
+
+@pytest.fixture
+def space(small_space: Any) -> SearchSpace:
+    return space_from_dict(small_space())
+
+
+@pytest.fixture
+def search(space: SearchSpace, tmp_path: Path) -> RunningSearch:
+    return RunningSearch(space, tmp_path / "ledger.jsonl")
+
+
+def again(search: RunningSearch, tmp_path: Path, **options: Any) -> RunningSearch:
+    """Return the search as another process would find it."""
+    return RunningSearch(search.space, tmp_path / "ledger.jsonl", **options)
+
+
+def begin(search: RunningSearch) -> str:
+    """Ask for a trial and let it train an epoch; return its id."""
+    asked = search.ask()
+    assert asked
+    search.start(asked.trial)
+    search.report(asked.trial, {"windows": WINDOWS, "epochs": [{"epoch": 1, "phase": "ssl", "state": "a1"}]})
+    return asked.trial
+
+
+def first_trial(search: RunningSearch) -> str:
+    """Return the first trial of the budget; the baselines before it train on."""
+    while (trial := begin(search)) in search.baselines:
+        pass
+    return trial
+
+
+def finish(search: RunningSearch, trial: str, accuracy: float = 0.9) -> None:
+    search.end(trial, {**WHOLE, "val_accuracy": accuracy}, STEPS)
+
+
+def finish_all(search: RunningSearch) -> None:
+    """Run the whole budget, a trial after the other."""
+    while not search.is_over:
+        trial = begin(search)
+        finish(search, trial, accuracy=0.5 + search.records[trial].params.get("alpha", 0.0) / 3)
+
+
+def optuna_states(search: RunningSearch) -> list[optuna.trial.TrialState]:
+    """Return the states of the trials that Optuna has been asked for."""
+    return [trial.state for trial in search.suggester.study.trials]
+
+
+def test_baselines_come_first_and_do_not_count_in_the_budget(search: RunningSearch) -> None:
+    asked = []
+    while next_one := search.ask():
+        asked.append(next_one)
+    assert [(a.trial, a.params) for a in asked[:2]] == [("sl", {"epochs.ssl": 0}), ("ssl_sl", {"rho": 0.0})]
+    assert [a.trial for a in asked[2:]] == [f"t{i:04d}" for i in range(1, 7)]
+    assert not search.is_over  # eight trials train
+
+
+def test_every_event_is_on_the_disk_before_anyone_hears_of_it(space: SearchSpace, tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    heard = []
+    search = RunningSearch(space, path, lambda _, record: heard.append((record.trial, len(read_ledger(path)))))
+    assert search.ask()
+    search.start("sl")
+    search.report("sl", {"windows": WINDOWS, "epochs": [{"epoch": 1}]})
+    finish(search, "sl")
+    assert heard == [("sl", lines) for lines in (1, 2, 5, 8)]
+    events = [event["event"] for event in read_ledger(path)]
+    assert events == [
+        "asked",
+        "started",
+        "step_time",
+        "step_time",
+        "epoch",
+        "step_time_fixed",
+        "step_time_fixed",
+        "baseline",
+    ]
+
+
+def test_step_times_of_a_trial_that_ended_change_no_more(search: RunningSearch, tmp_path: Path) -> None:
+    one = first_trial(search)
+    finish(search, one)
+    known = {signature: list(seconds) for signature, seconds in search.step_times.windows.items()}
+    other = begin(search)
+    assert search.step_times.windows == known == again(search, tmp_path).step_times.windows
+    finish(search, other)
+    assert len({search.records[trial].metrics["train_latency_s"] for trial in (one, other)}) == 1
+    assert again(search, tmp_path).step_times.missing("sl steps") == 0
+
+
+def test_a_window_that_was_not_quiet_stands_in_until_one_was(search: RunningSearch, tmp_path: Path) -> None:
+    asked = search.ask()
+    assert asked
+    search.start(asked.trial)
+    times = []
+    for seconds, quiet in [(0.4, False), (0.3, False), (0.9, False), (0.1, True), (0.05, False)]:
+        search.report(asked.trial, {"windows": [("sl steps", seconds, quiet, {"device": "a CPU"})], "epochs": []})
+        times.append(search.step_times.step_time("sl steps"))
+    assert times == [0.4, 0.3, 0.3, 0.1, 0.1]
+    assert again(search, tmp_path).step_times.step_time("sl steps") == 0.1
+
+
+def test_a_trial_that_ran_its_recipe_is_complete(search: RunningSearch) -> None:
+    trial = first_trial(search)
+    finish(search, trial)
+    assert search.records[trial].state == "complete"
+    assert optuna_states(search) == [optuna.trial.TrialState.COMPLETE]
+
+
+def test_seconds_come_from_the_windows_that_came_first_so_equal_recipes_have_equal_ones(search: RunningSearch) -> None:
+    one, other = first_trial(search), begin(search)
+    later = [("ssl steps", seconds, True, {"device": "a CPU"}) for seconds in (0.2, 0.3, 0.4, 9.0)]
+    search.report(other, {"windows": later, "epochs": []})
+    for trial in (one, other):
+        finish(search, trial)
+    latencies = [search.records[trial].metrics for trial in (one, other)]
+    assert [m["latency_ssl_s"] for m in latencies] == [1.0, 1.0]  # 0.1 s: the baselines' and the first trial's windows
+    assert [m["train_latency_s"] for m in latencies] == [2.0, 2.0]
+    kept = [e["seconds"] for e in read_ledger(search._ledger.path) if e.get("signature") == "ssl steps"]
+    assert kept == [0.1, 0.1, 0.1]
+
+
+def test_a_trial_ended_early_is_stopped_whatever_it_reported(search: RunningSearch) -> None:
+    trial = first_trial(search)
+    search.end(trial, {**WHOLE, "epoch": 4}, STEPS)
+    assert search.records[trial].state == "stopped"
+    assert optuna_states(search) == [optuna.trial.TrialState.PRUNED]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_an_objective_that_is_not_finite_fails_the_trial(search: RunningSearch, value: float) -> None:
+    trial = first_trial(search)
+    finish(search, trial, accuracy=value)
+    assert search.records[trial].state == "failed"
+    assert search.records[trial].reason == f"val_accuracy is {value}"
+    assert optuna_states(search) == [optuna.trial.TrialState.FAIL]
+
+
+def test_a_missing_objective_fails_the_trial(search: RunningSearch) -> None:
+    trial = first_trial(search)
+    search.end(trial, {"epoch": 5, "epochs_asked": 5}, STEPS)
+    assert search.records[trial].reason == "val_accuracy is missing"
+
+
+def test_seconds_of_another_device_are_no_result(search: RunningSearch) -> None:
+    trial = first_trial(search)
+    search.end(trial, {**WHOLE, "device": "a GPU"}, STEPS)
+    assert search.records[trial].state == "failed"
+    assert search.records[trial].reason == "trained on a GPU, where seconds are not those of a CPU"
+
+
+def test_a_failed_baseline_is_noted_and_optuna_hears_nothing(search: RunningSearch) -> None:
+    search.fail(begin(search), "DivergedError: the loss is nan")
+    assert search.records["sl"].state == "failed"
+    assert search.records["sl"].baseline == "sl"
+    assert optuna_states(search) == []
+
+
+def test_a_crashed_trial_is_tried_again_at_once_and_not_for_ever(search: RunningSearch) -> None:
+    trial = first_trial(search)
+    for attempt in range(3):
+        search.fail(trial, f"the worker process died, number {attempt}", "crash")
+        if attempt < 2:
+            assert search.records[trial].state == "asked"
+            asked = search.ask()
+            assert asked
+            assert asked.trial == trial
+    assert search.records[trial].state == "failed"
+    assert search.records[trial].reason == "the worker process died, number 2"
+    assert [e["event"] for e in read_ledger(search._ledger.path) if e["trial"] == trial].count("retried") == 2
+
+
+def test_a_trial_that_no_retry_can_help_fails_at_once(search: RunningSearch) -> None:
+    trial = first_trial(search)
+    search.fail(trial, "DivergedError: the loss is nan")
+    assert search.records[trial].state == "failed"
+    assert optuna_states(search) == [optuna.trial.TrialState.FAIL]
+
+
+def test_out_of_memory_gets_larger_shares_until_there_is_none(space: SearchSpace, tmp_path: Path) -> None:
+    shares: dict[float | None, float | None] = {None: 0.5, 0.5: 1.0, 1.0: None}
+    search = RunningSearch(space, tmp_path / "ledger.jsonl", larger_share=shares.__getitem__)
+    trial = first_trial(search)
+    given = []
+    while search.records[trial].state != "failed":
+        search.fail(trial, "OutOfMemoryError: CUDA out of memory", "out of memory")
+        search = again(search, tmp_path, larger_share=shares.__getitem__)  # a larger share outlives the driver
+        if search.records[trial].state != "failed":
+            asked = next(a for a in iter(search.ask, None) if a.trial == trial)
+            given.append(asked.gpus)
+    assert given == [0.5, 1.0]
+
+
+def test_when_most_trials_fail_alike_the_search_stops_and_says_why(search: RunningSearch) -> None:
+    finish(search, begin(search))
+    for step in range(4):
+        assert search.stop_reason is None
+        search.fail(begin(search), f"DivergedError: the loss is nan in step {step}")
+    assert search.stop_reason == "4 of 5 trials failed for one reason: DivergedError: the loss is nan in step 0"
+    assert search.ask() is None
+    assert search.is_over
+
+
+def test_failures_of_many_kinds_do_not_stop_it(search: RunningSearch) -> None:
+    for kind in "abcde":
+        search.fail(begin(search), f"ValueError: {kind}")
+    assert search.stop_reason is None
+
+
+def test_unfinished_trials_come_first_when_a_search_goes_on(search: RunningSearch, tmp_path: Path) -> None:
+    finish(search, begin(search))
+    unfinished = [begin(search), begin(search), begin(search)]
+    going_on = again(search, tmp_path)
+    asked = [going_on.ask() for _ in range(4)]
+    assert [a.trial for a in asked if a] == [*unfinished, "t0003"]
+    assert [a.params for a in asked if a][:3] == [search.records[trial].params for trial in unfinished]
+
+
+def test_epochs_that_a_stored_state_brings_are_noted_once(search: RunningSearch, tmp_path: Path) -> None:
+    trial = begin(search)
+    going_on = again(search, tmp_path)
+    going_on.ask()
+    epochs = [{"epoch": number, "phase": "ssl"} for number in (1, 2, 3)]
+    going_on.report(trial, {"windows": [], "epochs": epochs})
+    assert [epoch["epoch"] for epoch in going_on.records[trial].epochs] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("sampler", plugins.names("tuning.samplers"))
+@pytest.mark.parametrize("stops", [range(0), range(2, 40, 3), range(40)])
+def test_what_is_asked_depends_on_the_ledger_alone(
+    small_space: Any, tmp_path: Path, sampler: str, stops: range
+) -> None:
+    """One search to its end, and one whose driver dies after some of its events, with a trial at a time."""
+    grid = {
+        "alpha": {"choice": [0.2, 0.5, 0.8]},
+        "rho": {"quniform": [0.0, 1.0, 0.5]},
+        "epochs.sl": {"randint": [1, 3]},
+    }
+    space = space_from_dict(small_space(space=grid, search={"sampler": sampler, "trials": 16}, baselines=[]))
+    asked = []
+    for folder, dies in (("whole", range(0)), ("killed", stops)):
+        (tmp_path / folder).mkdir()
+        search = RunningSearch(space, tmp_path / folder / "ledger.jsonl")
+        for moment in range(10_000):
+            if search.is_over:
+                break
+            trial = begin(search)
+            if moment in dies:
+                search = RunningSearch(space, tmp_path / folder / "ledger.jsonl")
+                continue
+            finish(search, trial, accuracy=0.5 + search.records[trial].params["alpha"] / 3)
+        asked.append({trial: record.params for trial, record in search.records.items()})
+        assert search.is_done
+    assert asked[0] == asked[1]
+    assert len(asked[0]) == 16
+
+
+def test_a_finished_search_is_over_until_it_is_extended(search: RunningSearch, tmp_path: Path) -> None:
+    finish_all(search)
+    going_on = again(search, tmp_path)
+    assert going_on.is_over
+    going_on.extend(8)
+    assert again(search, tmp_path).budget == 8
+    finish_all(going_on)
+    assert sorted(going_on.records)[-1] == "t0008"
+
+
+def test_failed_trials_can_be_asked_for_once_more_and_their_results_are_told(search: RunningSearch) -> None:
+    trial = first_trial(search)
+    search.fail(trial, "DataError: the disk is gone")
+    assert search.retry_failed() == 1
+    asked = search.ask()
+    assert asked
+    assert asked.trial == trial
+    search.start(trial)
+    finish(search, trial)
+    assert optuna_states(search) == [optuna.trial.TrialState.COMPLETE]
+
+
+def test_whoever_fails_to_hear_of_a_trials_end_does_not_undo_it(space: SearchSpace, tmp_path: Path) -> None:
+    search = RunningSearch(space, tmp_path / "ledger.jsonl")
+    trial = first_trial(search)
+    finish(search, trial)
+    search.fail(trial, "ZeroDivisionError: in a callback", "crash")
+    assert search.records[trial].state == "complete"
+
+
+def test_a_grid_that_a_constraint_cuts_is_trained_once_each(small_space: Any, tmp_path: Path) -> None:
+    grid = {"alpha": {"choice": [0.1, 0.3, 0.6, 0.7]}}
+    search = RunningSearch(
+        limited(small_space, space=grid, search={"sampler": "grid"}), tmp_path / "ledger.jsonl", forecast=by_alpha
+    )
+    while asked := search.ask():
+        search.start(asked.trial)
+        search.report(asked.trial, {"windows": WINDOWS, "epochs": []})
+        finish(search, asked.trial)
+    states = {record.params["alpha"]: record.state for record in search.records.values()}
+    assert states == {0.1: "complete", 0.3: "complete", 0.6: "rejected", 0.7: "rejected"}
+    assert len(search.records) == 4
+    assert search.is_over
+    assert search.stop_reason is None
+
+
+def test_a_constrained_metric_that_is_not_finite_fails_the_trial(small_space: Any, tmp_path: Path) -> None:
+    values = small_space(objectives={"train_flops": "min"}, constraints={"val_accuracy": ">= 0.5"}, baselines=[])
+    search = RunningSearch(space_from_dict(values), tmp_path / "ledger.jsonl")
+    trial = begin(search)
+    search.end(trial, {**WHOLE, "val_accuracy": math.nan, "train_flops": 1.0}, STEPS)
+    assert search.records[trial].reason == "val_accuracy is nan"
+    assert again(search, tmp_path).records[trial].state == "failed"
+
+
+def test_after_its_deadline_a_search_asks_no_more_and_running_trials_stay_unfinished(
+    space: SearchSpace, tmp_path: Path
+) -> None:
+    search = RunningSearch(space, tmp_path / "ledger.jsonl")
+    trial = first_trial(search)
+    search.deadline = 0.0
+    assert search.ask() is None
+    search.end(trial, {**WHOLE, "epoch": 2}, STEPS)
+    for baseline in search.baselines:
+        search.end(baseline, {**WHOLE, "epoch": 2}, STEPS)
+    assert search.is_over
+    assert not search.is_done
+    assert search.records[trial].state == "running"
+
+
+def limited(small_space: Any, **sections: Any) -> SearchSpace:
+    return space_from_dict(small_space(constraints={"train_latency_s": "<= 2"}, baselines=[], **sections))
+
+
+def by_alpha(params: Any, times: Any) -> dict[str, float]:
+    """Return a forecast that half of the space's alphas keep."""
+    return {"train_latency_s": 4.0 * params["alpha"]}
+
+
+def test_a_suggestion_that_breaks_a_constraint_is_rejected_before_training(small_space: Any, tmp_path: Path) -> None:
+    search = RunningSearch(limited(small_space), tmp_path / "ledger.jsonl", forecast=by_alpha)
+    while asked := search.ask():
+        assert asked.params["alpha"] <= 0.5
+        search.start(asked.trial)
+        search.report(asked.trial, {"windows": WINDOWS, "epochs": []})
+        finish(search, asked.trial)
+    rejected = [record for record in search.records.values() if record.state == "rejected"]
+    assert rejected
+    assert all(record.params["alpha"] > 0.5 for record in rejected)
+    assert rejected[0].reason == f"train_latency_s would be {4 * rejected[0].params['alpha']:.4g}, not <= 2"
+    assert sum(record.state == "complete" for record in search.records.values()) == search.budget
+    known = {t.number: t for t in search.suggester.study.trials}
+    assert sum(t.state == optuna.trial.TrialState.PRUNED for t in known.values()) == len(rejected)
+    for number, record in enumerate(search.records.values()):
+        kept = known[number].constraints["train_latency_s"]
+        assert (kept > 0) == (record.state == "rejected")
+    assert [r.state for r in again(search, tmp_path).records.values()] == [r.state for r in search.records.values()]
+
+
+def test_a_constraint_that_cannot_be_met_ends_the_search_and_is_named(small_space: Any, tmp_path: Path) -> None:
+    never: Callable[..., dict[str, float]] = lambda params, times: {"train_latency_s": 3.0}  # noqa: E731
+    search = RunningSearch(limited(small_space), tmp_path / "ledger.jsonl", forecast=never)
+    assert search.ask() is None
+    assert search.is_over
+    assert search.stop_reason == (
+        f"{MOST_REJECTED} suggestions in a row break train_latency_s <= 2: the constraint cannot be met here"
+    )
+
+
+def test_what_a_worker_warns_of_is_logged_once(search: RunningSearch, caplog: pytest.LogCaptureFixture) -> None:
+    trial = first_trial(search)
+    for megabytes in (12, 11):
+        warning = f"a trial's state cannot be written (no space: {megabytes} MB are free)"
+        search.report(trial, {"windows": [], "epochs": [], "warnings": [warning]})
+    search.report(trial, {"windows": [], "epochs": [], "warnings": ["another one"]})
+    assert [record.getMessage() for record in caplog.records] == [
+        "a trial's state cannot be written (no space: 12 MB are free)",
+        "another one",
+    ]
