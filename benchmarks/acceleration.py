@@ -35,8 +35,9 @@ from mixtune.backbone import build_backbone
 from mixtune.gradient_error import measure_gradient_errors
 from mixtune.objectives._invariance import InvarianceObjective
 from mixtune.space.compression import Compression
-from mixtune.space.recipe import Model, SslSettings, flatten, parse_recipe
-from mixtune.space.views import UNCOMPRESSED, Branch, Strategy
+from mixtune.space.recipe import Model, flatten, parse_recipe
+from mixtune.space.section import SslSettings
+from mixtune.space.views import UNCOMPRESSED, Shortening, Strategy
 from mixtune.training.augmentation import Augmentation
 from mixtune.training.data import ImagePool, TaskData, TrainingData
 from mixtune.training.loop import train_step
@@ -67,9 +68,9 @@ SETTING = (
 CONSTANT = {"token_dropout": 0.75}
 SPEEDS = {
     "uncompressed": UNCOMPRESSED,
-    "query dropout 0.75": Strategy(query=Branch(0.75)),
-    "dropout 0.75": Strategy(Branch(0.75), Branch(0.75)),
-    "patch 4": Strategy(Branch(0.0, 4), Branch(0.0, 4)),
+    "query dropout 0.75": Strategy(query=Shortening(0.75)),
+    "dropout 0.75": Strategy(Shortening(0.75), Shortening(0.75)),
+    "patch 4": Strategy(Shortening(0.0, 4), Shortening(0.0, 4)),
 }
 
 

@@ -16,7 +16,6 @@ from mixtune.meter import windows as meter
 from mixtune.meter.lock import DeviceLock
 from mixtune.meter.times import WINDOWS, StepTimes
 from mixtune.space.recipe import Recipe, parse_recipe
-from mixtune.training.bill import phase_signature
 from mixtune.training.data import TrainingData, load_training_data
 from mixtune.training.loop import train
 from mixtune.training.measure import measure
@@ -136,7 +135,7 @@ def train_once(recipe: Recipe, data: TrainingData, device: str) -> Training:
     state, plan, windows = start_state(recipe, data, device), make_plan(recipe), []
 
     def keep_window(signature: str, seconds: float, quiet: bool) -> None:
-        inferring = signature == phase_signature(state, "infer")
+        inferring = signature == state.signature("infer")
         phase: Phase | Literal["infer"] = "infer" if inferring else plan[len(state.history)].phase
         windows.append(Window(phase, seconds, quiet, time.monotonic()))
 
@@ -157,7 +156,7 @@ def keep_training(recipe: Recipe, data: TrainingData, device: str) -> None:
 
 def know_steps(state: TrainState) -> TrainState:
     """Fill a state's table, so that nothing is left to measure."""
-    known = {phase_signature(state, phase): [1.0] * WINDOWS for phase in (*PHASES, "infer")}
+    known = {state.signature(phase): [1.0] * WINDOWS for phase in (*PHASES, "infer")}
     state.step_times = StepTimes(known)
     return state
 

@@ -39,7 +39,6 @@ from training_report import METHOD, Contender, Load, Measured, Size, count_cores
 
 from mixtune.meter.times import WINDOWS, StepTimes
 from mixtune.space.recipe import Recipe, parse_recipe, with_values
-from mixtune.training.bill import phase_signature
 from mixtune.training.data import load_training_data
 from mixtune.training.flops import phase_flops
 from mixtune.training.loop import train
@@ -218,9 +217,7 @@ def count_operations(recipe: Recipe) -> float:
     On the CPU with the MATH kernel: the counter takes CPU flash attention for nothing.
     """
     state = start_state(recipe, load_training_data(recipe))
-    state.step_times = StepTimes(
-        {phase_signature(state, "infer"): [0.0] * WINDOWS}
-    )  # known: it is not measured after it
+    state.step_times = StepTimes({state.signature("infer"): [0.0] * WINDOWS})  # known: it is not measured after it
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         next(train(state))
     return counter.get_total_flops() / COUNTED_IMAGES

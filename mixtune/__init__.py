@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from mixtune.single import train_recipe as train
     from mixtune.space.recipe import Recipe, parse_recipe
     from mixtune.space.space import SearchSpace, load_space
+    from mixtune.tuning.ray import ParetoASHA
     from mixtune.tuning.run import resume, search
-    from mixtune.tuning.schedulers.pareto_asha import ParetoASHA
     from mixtune.tuning.trainable import MixTrainable
 
 
@@ -30,7 +30,7 @@ _HOMES = {
     "Comparison": "mixtune.comparison",
     "DataError": "mixtune.errors",
     "MixTrainable": "mixtune.tuning.trainable",
-    "ParetoASHA": "mixtune.tuning.schedulers.pareto_asha",
+    "ParetoASHA": "mixtune.tuning.ray",
     "Recipe": "mixtune.space.recipe",
     "RequestError": "mixtune.errors",
     "Result": "mixtune.run.result",

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from mixtune.errors import DataError, RequestError, TrainingError
+from mixtune.run.directory import RunDirectory
 
 if TYPE_CHECKING:
     from mixtune.run.result import Result
@@ -29,7 +30,7 @@ app = typer.Typer(
 )
 
 SpaceFile = Annotated[Path, typer.Argument(metavar="SPACE.yaml", help="such as search_spaces/digits.yaml")]
-RunDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="the run directory of a search")]
+RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="the run directory of a search")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="PATH=VALUE", help="set a recipe field, such as epochs.sl=20; repeatable"),
@@ -109,7 +110,7 @@ def search(
 
 @app.command(epilog="Example: `mixtune resume runs/digits --trials 40`")
 def resume(
-    directory: RunDirectory,
+    directory: RunFolder,
     trials: Annotated[int | None, typer.Option(min=1, help="how many trials may end in all: more extend it")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="train failed trials once more")] = False,
     gpus: Gpus = None,
@@ -144,17 +145,18 @@ def resume(
 
 
 @app.command(epilog="Example: `mixtune status runs/digits`")
-def status(directory: RunDirectory) -> None:
+def status(directory: RunFolder) -> None:
     """Say where a run stands, and how to go on."""
     from mixtune.run.lock import holder
+    from mixtune.run.result import load
     from mixtune.run.status import run_status
 
-    print("\n".join(run_status(directory, holder(directory)).lines()))
+    print("\n".join(run_status(load(directory), holder(directory)).lines()))
 
 
 @app.command(epilog="Example: `mixtune clean runs/digits --max-gb 5`")
 def clean(
-    directory: RunDirectory,
+    directory: RunFolder,
     max_gb: Annotated[float | None, typer.Option(min=0, help="keep up to so much, the latest used")] = None,
 ) -> None:
     """Remove stored training states that no unfinished trial needs."""
@@ -166,7 +168,7 @@ def clean(
 
 @app.command(epilog="Example: `mixtune confirm runs/digits --seeds 4`")
 def confirm(
-    directory: RunDirectory,
+    directory: RunFolder,
     seeds: Annotated[int, typer.Option(min=1, help="fresh seeds of each recipe")] = 4,
 ) -> None:
     """Train the front's members and the baselines again: fresh seeds, one at a time, accuracies on the test split.
@@ -319,7 +321,7 @@ def reconstruct(
 
 @app.command(epilog="Example: `mixtune pareto runs/digits --format json`")
 def pareto(
-    directory: RunDirectory,
+    directory: RunFolder,
     format_: Annotated[str, typer.Option("--format", metavar="FORMAT", help="table, json or csv")] = "table",
     objectives: Annotated[str | None, typer.Option(help="other ones, such as val_accuracy:max,train_flops:min")] = None,
 ) -> None:
@@ -341,12 +343,13 @@ def pareto(
 
 
 @app.command(epilog="Example: `mixtune report runs/digits`")
-def report(directory: RunDirectory) -> None:
+def report(directory: RunFolder) -> None:
     """Write DIR/report.html: front, knee, costs, failures and every figure in one file that needs no network."""
     from mixtune.report.page import write_report
     from mixtune.run.lock import holder
+    from mixtune.run.result import load
 
-    print(f"report: {write_report(directory, holder(directory))}")
+    print(f"report: {write_report(load(directory), holder(directory))}")
 
 
 def main() -> None:
@@ -378,7 +381,9 @@ def _print_search(console: Console, run: Callable[[], Result]) -> None:
     except KeyboardInterrupt as error:
         _fail(str(error) or "interrupted", 130)
     _print_front(result, console)
-    console.print(f"report: {result.directory / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"report: {RunDirectory(result.directory).report_file}", highlight=False, markup=False, soft_wrap=True
+    )
 
 
 def _print_front(result: Result, console: Console) -> None:

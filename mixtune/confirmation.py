@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import math
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -18,21 +16,20 @@ from mixtune.errors import RequestError
 from mixtune.meter.times import StepTimes
 from mixtune.metrics import duration
 from mixtune.run.confirmed import Confirmation, confirmation, counted_trainings, members_and_baselines
-from mixtune.run.ledger import Ledger, TrialRecord, finite_or_none, read_ledger
+from mixtune.run.directory import RunDirectory
+from mixtune.run.ledger import Ledger, TrialRecord, finite_or_none
 from mixtune.run.lock import hold_run
-from mixtune.run.result import load
+from mixtune.run.result import Result, load
+from mixtune.single import Planned, Shared, train_each
 from mixtune.space.recipe import Recipe, change_recipe
-from mixtune.space.space import load_space
-from mixtune.stages.keys import stage_keys
+from mixtune.stages.opened import Opened
 from mixtune.stages.resume import train_shared
 from mixtune.training.data import load_test_pools, load_training_data
-from mixtune.training.device import describe_device, release_memory
+from mixtune.training.device import describe_device
 from mixtune.training.evaluation import measure_scores
 from mixtune.training.loop import DivergedError
 from mixtune.training.measure import measure, score_metrics
 from mixtune.training.state import start_state
-
-Planned = tuple[TrialRecord, int]  # what to train, and its seed
 
 
 def confirm(
@@ -54,119 +51,88 @@ def confirm(
         raise RequestError(f"seeds: should be at least 1, got {seeds}")
     load(directory)  # says what is wrong with a directory that holds no run
     with hold_run(directory, "confirm", on_wait=on_line):
-        return _confirm(directory, seeds, on_line)
+        result = load(directory)
+        if result.pareto_front().empty:
+            raise RequestError(f"{directory} has no front to confirm: no trial is complete")
+        with as_in_search(result.space.recipe, result.facts.machine) as (base, device):
+            opened = Opened.of(result.space, describe_device(device), torch.get_num_threads())
+            for line in opened.compare(result.state, result.space):
+                on_line(line)
+            _confirm(result, base, device, seeds, on_line)
+    found = confirmation(result)
+    assert found is not None, "something was trained"
+    return found
 
 
-def _confirm(directory: Path, seeds: int, on_line: Callable[[str], None]) -> Confirmation:
-    result = load(directory)
-    if result.pareto_front().empty:
-        raise RequestError(f"{directory} has no front to confirm: no trial is complete")
-    searched = load_space(directory / "space.yaml").recipe
-    with as_in_search(searched, result.space["run"].get("machine") or {}) as (base, device):
-        events = read_ledger(directory / "ledger.jsonl")
-        held = counted_trainings(events, describe_device(device))
-        fresh = range(base.seed + 1, base.seed + 1 + seeds)
-        planned = [(record, seed) for seed in fresh for record in members_and_baselines(result)]
-        missing = [(record, seed) for record, seed in planned if (record.trial, seed) not in held]
-        expected = duration(sum(_search_seconds(record) for record, _ in missing))
-        on_line(
-            f"{len(planned)} trainings ({device.type}), {len(planned) - len(missing)} of them held already; "
-            f"about {expected} of training steps, by the search's"
-        )
-        ledger = Ledger(directory / "ledger.jsonl")
-        trainer = _Trainer(directory / "stages", base, device, planned, held.values())
-        for (record, seed), fields in _train_all(missing, trainer, on_line):
-            events.append(ledger.append("confirmed", trial=record.trial, seed=seed, **fields))
-    return confirmation(events, result)
+def _confirm(result: Result, base: Recipe, device: torch.device, seeds: int, on_line: Callable[[str], None]) -> None:
+    """Train what is missing, each in the ledger and in the result before the next one starts."""
+    run = RunDirectory(result.directory)
+    known = counted_trainings(result.state.confirmed, describe_device(device))
+    planned = [
+        _plan(record, change_recipe(base, record.params), base.seed + 1 + number)
+        for number in range(seeds)
+        for record in members_and_baselines(result)
+    ]
+    missing = [each for each in planned if (each.name, each.recipe.seed) not in known]
+    expected = duration(sum(each.forecast_s for each in missing))
+    on_line(
+        f"{len(planned)} training runs ({device.type}), {len(planned) - len(missing)} of them held already; "
+        f"about {expected} of training steps, by the search's"
+    )
+    ledger = Ledger(run.ledger_file)
+    times: defaultdict[int, StepTimes] = defaultdict(StepTimes)
+    for event in known.values():
+        for signature, windows in event.get("windows", {}).items():
+            for seconds in windows:
+                times[event["seed"]].add(signature, seconds)
+        times[event["seed"]].fix(event.get("windows", {}))
+
+    def train_one(each: Planned, shared: Shared) -> Mapping[str, Any]:
+        before = {signature: len(windows) for signature, windows in shared.step_times.windows.items()}
+        fields = _train(each, shared, device)
+        new = {s: windows[before.get(s, 0) :] for s, windows in shared.step_times.windows.items()}
+        return {**fields, "windows": {signature: windows for signature, windows in new.items() if windows}}
+
+    def held(each: Planned) -> Mapping[str, Any] | None:
+        return known.get((each.name, each.recipe.seed))
+
+    for each, fields in train_each(planned, train_one, held, _describe, run.stages, device, on_line, times):
+        if held(each) is None:
+            event = ledger.append("confirmed", trial=each.name, seed=each.recipe.seed, **fields)
+            result.state.apply(event)
 
 
-def _train_all(
-    planned: Sequence[Planned], trainer: _Trainer, on_line: Callable[[str], None]
-) -> Iterator[tuple[Planned, dict[str, Any]]]:
-    """Yield what was trained with the fields of its event, and tell of it once the caller has kept them."""
-    forecasts = [_search_seconds(record) for record, _ in planned]
-    started = time.perf_counter()
-    for number, (record, seed) in enumerate(planned, start=1):
-        fields = trainer.train(record, seed)
-        yield (record, seed), fields
-        pace = (time.perf_counter() - started) / sum(forecasts[:number])
-        left = f"; about {duration(pace * sum(forecasts[number:]))} left" if number < len(planned) else ""
-        metrics = fields["metrics"]
-        outcome = (
-            f"diverged ({fields['reason']})"
-            if "reason" in fields
-            else f"test accuracy {metrics['test_accuracy']:.3f} in {metrics['train_latency_s']:.1f} s"
-        )
-        on_line(f"[{number}/{len(planned)}] {record.trial}, seed {seed}: {outcome}{left}")
+def _plan(record: TrialRecord, recipe: Recipe, seed: int) -> Planned:
+    """Return a training run of a trial's recipe on its own split from another seed."""
+    seconds = float(record.metrics.get("train_latency_s") or 1.0)  # where the search did not say
+    return Planned(record.trial, change_recipe(recipe, {"seed": seed}), seconds, recipe)
 
 
-class _Trainer:
-    """Trains recipes on fresh seeds, each seed's from stages and with step times that its recipes have in common.
-
-    planned: all trainings, held ones too; held: the events of those that are.
-    """
-
-    def __init__(
-        self,
-        stages: Path,
-        base: Recipe,
-        device: torch.device,
-        planned: Sequence[Planned],
-        held: Iterable[Mapping[str, Any]],
-    ) -> None:
-        self._stages, self._base, self._device, self._planned = stages, base, device, planned
-        self._times: defaultdict[int, StepTimes] = defaultdict(StepTimes)
-        for event in held:
-            for signature, windows in event.get("windows", {}).items():
-                for seconds in windows:
-                    self._times[event["seed"]].add(signature, seconds)
-            self._times[event["seed"]].fix(event.get("windows", {}))
-        self._keys = functools.cache(self._all_keys)
-
-    def train(self, record: TrialRecord, seed: int) -> dict[str, Any]:
-        """Return the fields of an event: metrics, windows, and a ``reason`` where the training diverged."""
-        recipe = change_recipe(self._base, record.params)
-        times, windows = self._times[seed], dict[str, list[float]]()
-        before = {signature: len(known) for signature, known in times.windows.items()}
-        fields = self._train(recipe, seed, times)
-        for signature, known in times.windows.items():
-            if new := known[before.get(signature, 0) :]:
-                windows[signature] = new
-        release_memory(recipe.compile)
-        return {**fields, "windows": windows}
-
-    def _train(self, recipe: Recipe, seed: int, times: StepTimes) -> dict[str, Any]:
-        """Train a recipe on its own split from another seed."""
-        device = self._device
-        try:
-            data = load_training_data(recipe, device)
-            pools = load_test_pools(recipe, data)
-            state = start_state(change_recipe(recipe, {"seed": seed}), data, device)
-            for _ in train_shared(state, self._stages, times, self._keys(seed)):
-                pass
-            scores = measure_scores(state, pools)
-        except DivergedError as error:
-            return _diverged(str(error), device)
-        if not all(math.isfinite(each.accuracy) for each in scores):
-            return _diverged("the trained weights give no finite logits on the test images", device)
-        tested = score_metrics(scores, "test") | {"test_images": sum(map(len, pools))}
-        if len(pools) > 1:
-            tested |= {f"test_accuracy_{t.name}": each.accuracy for t, each in zip(data.tasks, scores, strict=True)}
-        return {"metrics": finite_or_none(measure(state).to_dict() | tested)}
-
-    def _all_keys(self, seed: int) -> list[tuple[str, ...]]:
-        """Return the stage keys of each recipe of a seed."""
-        recipes = [change_recipe(self._base, record.params) for record, planned in self._planned if planned == seed]
-        return [
-            stage_keys(change_recipe(recipe, {"seed": seed}), load_training_data(recipe, self._device), self._device)
-            for recipe in recipes
-        ]
+def _train(each: Planned, shared: Shared, device: torch.device) -> dict[str, Any]:
+    """Return the fields of an event: metrics, and a ``reason`` where the training run diverged."""
+    try:
+        data = load_training_data(each.split, device)
+        pools = load_test_pools(each.split, data)
+        state = start_state(each.recipe, data, device)
+        for _ in train_shared(state, *shared):
+            pass
+        scores = measure_scores(state, pools)
+    except DivergedError as error:
+        return _diverged(str(error), device)
+    if not all(math.isfinite(score.accuracy) for score in scores):
+        return _diverged("the trained weights give no finite logits on the test images", device)
+    tested = score_metrics(scores, "test") | {"test_images": sum(map(len, pools))}
+    if len(pools) > 1:
+        tested |= {f"test_accuracy_{task.name}": s.accuracy for task, s in zip(data.tasks, scores, strict=True)}
+    return {"metrics": finite_or_none(measure(state) | tested)}
 
 
 def _diverged(reason: str, device: torch.device) -> dict[str, Any]:
     return {"reason": reason, "metrics": {"device": describe_device(device)}}
 
 
-def _search_seconds(record: TrialRecord) -> float:
-    """Return the seconds of training steps that the search found; 1 where it did not say."""
-    return float(record.metrics.get("train_latency_s") or 1.0)
+def _describe(fields: Mapping[str, Any]) -> str:
+    metrics = fields["metrics"]
+    if "reason" in fields:
+        return f"diverged ({fields['reason']})"
+    return f"test accuracy {metrics['test_accuracy']:.3f} in {metrics['train_latency_s']:.1f} s"

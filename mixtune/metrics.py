@@ -1,37 +1,65 @@
-"""How a metric is named and its numbers are written for people: title, unit, scale, digits."""
+"""The table of metrics: what each is called, what it means, which way is better; and how numbers are written.
+
+A metric is one row of METRICS. What a trial reports under a row's name is a column of trials.csv; a row with a
+direction may be an objective or a constraint; the report writes it with its title and unit.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-_TITLES = {
-    "val_accuracy": "validation accuracy",
-    "val_balanced_accuracy": "balanced validation accuracy",
-    "val_macro_f1": "validation macro F1",
-    "val_calibration_error": "validation calibration error",
-    "test_accuracy": "test accuracy",
-    "test_balanced_accuracy": "balanced test accuracy",
-    "test_macro_f1": "test macro F1",
-    "test_calibration_error": "test calibration error",
-    "train_latency_s": "training time",
-    "infer_latency_ms": "inference time",
-    "peak_memory_mb": "peak memory",
-    "train_flops": "training compute",
+Direction = Literal["max", "min"]
+Known = Literal["before", "epoch", "end"]
+Worst = Literal["chance", "certain and wrong", "most expensive"]
+
+_UNITS = {
+    "_accuracy": "%",
+    "_f1": "%",
+    "_calibration_error": "%",
+    "_s": "s",
+    "_ms": "ms",
+    "_mb": "MB",
+    "_flops": "FLOP",
 }
-_SHARES = ("_accuracy", "_f1", "_calibration_error")  # of 1, in percent for people
-_UNITS = {**dict.fromkeys(_SHARES, "%"), "_s": "s", "_ms": "ms", "_mb": "MB", "_flops": "FLOP"}
 
 
 @dataclass(frozen=True)
-class Quantity:
-    """A metric as people read it: a stored value times ``scale`` is in ``unit``; shares of 1 in percent."""
+class Metric:
+    """One metric. A stored value times ``scale`` is in ``unit``: shares of 1 are shown in percent.
+
+    direction: which way is better, None for what is no goal; known: before training, of each epoch (and so in the
+    ledger's epoch events), or at the end alone; worst: what the hypervolume's reference point takes for the worst that
+    counts, None for what has none; forecast: the metric that forecasts this one during training; of_device: whether
+    values of two devices cannot be compared; last: whether its column comes last in a table.
+    """
 
     name: str
-    title: str
-    unit: str = ""
-    scale: float = 1.0
+    title: str = ""
+    direction: Direction | None = None
+    known: Known = "end"
+    worst: Worst | None = None
+    forecast: str | None = None
+    of_device: bool = False
+    last: bool = False
+    about: str = ""
+
+    @property
+    def unit(self) -> str:
+        """The unit for people, which follows from how the name ends, as in ``_ms``."""
+        return next((unit for end, unit in _UNITS.items() if self.name == end[1:] or self.name.endswith(end)), "")
+
+    @property
+    def is_share(self) -> bool:
+        """Whether values are shares of 1."""
+        return self.unit == "%"
+
+    @property
+    def scale(self) -> float:
+        """What a stored value is multiplied by for people."""
+        return 100.0 if self.is_share else 1.0
 
     @property
     def axis_title(self) -> str:
@@ -42,18 +70,136 @@ class Quantity:
         """Return "97.0 ± 1.4 %" for a stored value and its standard error, "12.3 s", or "-" for no value."""
         if value is None or not math.isfinite(value):
             return "-"
-        write = _one_decimal if self.unit == "%" else significant
+        write = _one_decimal if self.is_share else significant
         number = write(value * self.scale)
         if error is not None and math.isfinite(error):
             number += f" ± {write(error * self.scale)}"
         return f"{number} {self.unit}".rstrip()
 
 
-def quantity(name: str) -> Quantity:
-    """Return what is known of metric ``name``; the unit follows from how the name ends, as in ``_ms``."""
-    ending = next((end for end in _UNITS if name == end[1:] or name.endswith(end)), None)
-    unit = _UNITS[ending] if ending else ""
-    return Quantity(name, _TITLES.get(name, name), unit, 100.0 if unit == "%" else 1.0)
+def _scores(split: str, words: str) -> list[Metric]:
+    """Return the rows of a split's scores; only those of validation images can be searched by."""
+    known: Known = "epoch" if split == "val" else "end"
+
+    def row(name: str, title: str, direction: Direction, worst: Worst, about: str) -> Metric:
+        goal = direction if split == "val" else None
+        return Metric(f"{split}_{name}", title, goal, known, worst if goal else None, about=about)
+
+    return [
+        row("accuracy", f"{words} accuracy", "max", "chance", "top-1, the mean over several tasks"),
+        Metric(f"{split}_accuracy_se", about="binomial standard error"),
+        row("balanced_accuracy", f"balanced {words} accuracy", "max", "chance", "mean recall of the classes"),
+        Metric(f"{split}_balanced_accuracy_se", about="standard error, each recall being binomial"),
+        row("macro_f1", f"{words} macro F1", "max", "chance", "mean F1 of the classes"),
+        row(
+            "calibration_error",
+            f"{words} calibration error",
+            "min",
+            "certain and wrong",
+            "expected calibration error, 15 bins of the top-1 probability (Guo et al. 2017, Eq. 3)",
+        ),
+    ]
+
+
+_ROWS = [
+    *_scores("val", "validation"),
+    *_scores("test", "test"),
+    Metric(
+        "train_latency_s",
+        "training time",
+        "min",
+        "epoch",
+        "most expensive",
+        forecast="forecast_latency_s",
+        of_device=True,
+        about="the training steps so far on a device of their own, from step times measured in quiet windows; revised "
+        "as more windows are measured, exact at the end",
+    ),
+    Metric("latency_ssl_s", last=True, about="its part of the SSL phase"),
+    Metric("latency_mix_s", last=True, about="its part of the mix phase"),
+    Metric("latency_sl_s", last=True, about="its part of the SL phase"),
+    Metric("latency_reused_s", last=True, about="its part of epochs_reused"),
+    Metric("wall_s", last=True, about="the last attempt's, from its start to its end"),
+    Metric("forecast_latency_s", known="epoch", about="the same for the whole recipe, untimed phases by their FLOPs"),
+    Metric("training_s", known="epoch", about="the sum of the epochs' training times, each as known when it ended"),
+    Metric("train_clock_s", about="the steps of epochs_trained by the wall clock, slowed by whatever else ran"),
+    Metric("validation_s", about="the clock of held-out images, of epochs_trained"),
+    Metric("compile_s", about="the clock of torch.compile, of epochs_trained"),
+    Metric("checkpoint_s", about="the clock of storing checkpoints"),
+    Metric("waiting_s", about="the clock of waiting for quiet windows, one's own and others'"),
+    Metric(
+        "train_flops",
+        "training compute",
+        "min",
+        "before",
+        "most expensive",
+        forecast="train_flops",
+        about="floating-point operations of the whole recipe, counted from shapes",
+    ),
+    Metric(
+        "infer_latency_ms",
+        "inference time",
+        "min",
+        of_device=True,
+        about="one image from its pixels to its class, measured as the training steps are, after the last epoch",
+    ),
+    Metric(
+        "peak_memory_mb",
+        "peak memory",
+        "min",
+        of_device=True,
+        about="the most that PyTorch allocated on the GPU, in 10**6 bytes; NaN on a CPU",
+    ),
+    Metric("ssl_loss", known="epoch", about="mean over the latest epoch"),
+    Metric("sl_loss", known="epoch", about="mean over the latest epoch"),
+    Metric("method", known="before", about="sl, ssl_sl or mixtraining"),
+    Metric("phase", known="epoch", about="of the latest epoch: ssl, mix or sl"),
+    Metric("epoch", known="epoch", about="how many are done"),
+    Metric("epochs_asked", known="before", last=True, about="of the whole recipe"),
+    Metric("epochs_trained", last=True, about="by the trial's latest attempt"),
+    Metric("epochs_reused", last=True, about="from a stored checkpoint"),
+    Metric("sl_progress", known="epoch", about="the share of the SL budget's epochs (mix and SL) that are done"),
+    Metric("train_images", known="before"),
+    Metric("lr_ssl", known="before", about="the peak rate used: base_lr * batch / 256"),
+    Metric("lr_sl", known="before", about="the peak rate used: base_lr * batch / 256"),
+    Metric("precision", known="before"),
+    Metric("device", known="before", about="the GPU, or the CPU and its threads"),
+    Metric("protocol", known="before"),
+]
+METRICS = {row.name: row for row in _ROWS}
+DEFAULT_OBJECTIVES: dict[str, Direction] = {"val_accuracy": "max", "train_latency_s": "min"}
+
+
+def find_metric(name: str) -> Metric:
+    """Return a metric's row, with its name for a title where it has none; one of its own for an unknown name."""
+    row = METRICS.get(name) or Metric(name)
+    return row if row.title else Metric(**{**vars(row), "title": name})
+
+
+def directions() -> dict[str, Direction]:
+    """Return which way is better of each metric that may be an objective or a constraint."""
+    return {row.name: row.direction for row in METRICS.values() if row.direction is not None}
+
+
+def epoch_metrics() -> list[str]:
+    """Return the names of what each epoch's event in the ledger holds: what is known then, of whole recipes FLOPs."""
+    return [row.name for row in METRICS.values() if row.known == "epoch" or row.forecast == row.name]
+
+
+def last_columns() -> list[str]:
+    """Return the names of the last columns of every table: where a trial's time and epochs went."""
+    return [row.name for row in METRICS.values() if row.last]
+
+
+def learned_scores() -> list[str]:
+    """Return the objectives that training has to find out, epoch by epoch: scores on validation images."""
+    return [row.name for row in METRICS.values() if row.direction and row.known == "epoch" and row.forecast is None]
+
+
+def metric_value(metrics: Mapping[str, Any], name: str) -> float:
+    """Return a metric of a ledger's event as a number, NaN where it is missing."""
+    value = metrics.get(name)
+    return math.nan if value is None else float(value)
 
 
 def significant(value: float, digits: int = 3) -> str:
@@ -74,12 +220,12 @@ def setting(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _one_decimal(value: float) -> str:
-    return f"{value:.1f}"
-
-
 def duration(seconds: float) -> str:
     """Return ``1:02:03``, hours, minutes and seconds, or ``2:03`` below an hour."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _one_decimal(value: float) -> str:
+    return f"{value:.1f}"

@@ -1,32 +1,40 @@
-"""Train one recipe in this process, without Ray."""
+"""Train one recipe in this process, without Ray, or a planned list of them that share stages and step times."""
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from mixtune.errors import RequestError, TrainingError, one_line
 from mixtune.files import make_folder
 from mixtune.meter.times import StepTimes
+from mixtune.metrics import duration
+from mixtune.run.directory import RunDirectory
 from mixtune.space.recipe import Recipe, parse_recipe
 from mixtune.space.space import load_space, override
+from mixtune.stages.keys import stage_keys
 from mixtune.stages.resume import train_shared
 from mixtune.training.data import load_training_data
-from mixtune.training.device import choose_device
+from mixtune.training.device import choose_device, release_memory
 from mixtune.training.loop import train
 from mixtune.training.measure import Metrics, measure
 from mixtune.training.saved import save_trained, saved_metrics
 from mixtune.training.state import EpochResult, TrainState, start_state
 
+T = TypeVar("T")
+
 
 class Shared(NamedTuple):
-    """What trainings that belong together have in common; see train_shared."""
+    """What training runs that belong together have in common; see train_shared."""
 
     folder: Path
     step_times: StepTimes
@@ -78,9 +86,58 @@ def train_recipe(
     return trained
 
 
+@dataclass(frozen=True)
+class Planned:
+    """A training run to come: its name, its recipe, the forecast seconds of its steps; split: whose images it takes."""
+
+    name: str
+    recipe: Recipe
+    forecast_s: float
+    split: Recipe
+
+
+def train_each(
+    planned: Sequence[Planned],
+    train_one: Callable[[Planned, Shared], T],
+    held: Callable[[Planned], T | None],
+    describe: Callable[[T], str],
+    stages: Path,
+    device: torch.device,
+    on_line: Callable[[str], None],
+    step_times: Mapping[int, StepTimes] | None = None,
+) -> Iterator[tuple[Planned, T]]:
+    """Train recipes in turn but for those that are held already; yield each with what came of it.
+
+    Recipes of one seed share stages, in a folder, and step times, of which some may be known by seed. A line for each
+    says what it reached, and how much is left; the caller has kept it by then.
+    """
+    times = defaultdict(StepTimes, step_times or {})
+
+    @functools.cache
+    def keys(seed: int) -> list[tuple[str, ...]]:
+        alike = [each for each in planned if each.recipe.seed == seed]
+        return [stage_keys(each.recipe, load_training_data(each.split, device), device) for each in alike]
+
+    took = forecast = 0.0
+    for number, each in enumerate(planned, start=1):
+        found, started = held(each), time.perf_counter()
+        is_held = found is not None
+        if found is None:
+            seed = each.recipe.seed
+            found = train_one(each, Shared(stages, times[seed], keys(seed)))
+            release_memory(each.recipe.compile)
+            took += time.perf_counter() - started
+            forecast += each.forecast_s
+        yield each, found
+        to_come = sum(later.forecast_s for later in planned[number:] if held(later) is None)
+        left = f"; about {duration((took / forecast if forecast else 1.0) * to_come)} left" if to_come else ""
+        said = f"{each.name}, seed {each.recipe.seed}: {describe(found)}{' (held)' * is_held}"
+        on_line(f"[{number}/{len(planned)}] {said}{left}")
+
+
 def _claim(folder: Path, recipe: Recipe) -> None:
     """Refuse, before it costs a training, a folder that cannot be had or holds something else."""
-    if (folder / "space.yaml").exists():
+    if RunDirectory(folder).holds_run:
         raise RequestError(f"{folder} holds a search: choose another folder")
     saved_metrics(folder, recipe)  # raises where it holds another recipe's training
     make_folder(folder)

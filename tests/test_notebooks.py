@@ -14,7 +14,7 @@ nbformat = pytest.importorskip("nbformat")
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-MOST_BYTES = 1_000_000  # of a notebook with its outputs
+MAX_BYTES = 1_000_000  # of a notebook with its outputs
 
 
 def said(notebook: Any) -> str:
@@ -50,7 +50,7 @@ def test_a_notebook_keeps_its_outputs_and_is_small(path: Path) -> None:
     assert "hypervolume" in said(notebook)
     assert not any(output.output_type == "error" for cell in cells for output in cell.outputs)
     assert "/tmp/" not in path.read_text()
-    assert path.stat().st_size < MOST_BYTES
+    assert path.stat().st_size < MAX_BYTES
     pictures = [output for cell in cells for output in cell.outputs if "image/png" in output.get("data", {})]
     shows_figures = any("plot" in cell.source for cell in cells)
     assert bool(pictures) == shows_figures  # as pictures, which a code host shows

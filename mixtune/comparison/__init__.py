@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -25,18 +23,17 @@ from mixtune.comparison.table import (
     comparison_table,
     summarise,
 )
-from mixtune.cost.flops import Size, forecast_latency, measure_speeds, recipe_flops
+from mixtune.cost.flops import Size, measure_speeds, recipe_bill
 from mixtune.errors import RequestError
 from mixtune.files import make_folder, write_whole
 from mixtune.meter.times import StepTimes
-from mixtune.metrics import duration
+from mixtune.metrics import duration, metric_value
 from mixtune.report.paper import NoPaperRowsError, paper_rows_of
-from mixtune.single import Shared, train_recipe
+from mixtune.single import Planned, Shared, train_each, train_recipe
 from mixtune.space.recipe import Recipe, baseline_values, change_recipe, flatten, parse_recipe
 from mixtune.space.space import load_space, override
-from mixtune.stages.keys import stage_keys
 from mixtune.training.data import load_training_data
-from mixtune.training.device import choose_device, describe_device, release_memory
+from mixtune.training.device import choose_device, describe_device
 from mixtune.training.loop import DivergedError
 from mixtune.training.plan import method_of
 from mixtune.training.saved import save_diverged, saved_metrics
@@ -109,18 +106,17 @@ def compare(
         )
     if out is not None:
         make_folder(Path(out))
-    planned = [named for seed in range(seeds) for named in compared_recipes(recipe, seed)]
     comparison = Comparison((), split="test" if recipe.protocol == "paper" else "val", remarks=_remarks(recipe))
     if paper:
         comparison = _with_paper(comparison, recipe)
     with tempfile.TemporaryDirectory(prefix="mixtune-compare-") as scratch:
         stages = Path(scratch if out is None else out) / "stages"
-        for run in _train_all(planned, None if out is None else Path(out), stages, on_line):
+        for run in _train_all(recipe, seeds, None if out is None else Path(out), stages, on_line):
             comparison = replace(comparison, runs=(*comparison.runs, run))
             if out is not None:
                 write_whole(Path(out) / "compare.md", comparison.to_markdown())
                 write_whole(Path(out) / "compare.csv", comparison.to_csv())
-        shutil.rmtree(stages, ignore_errors=True)  # kept by an interrupted comparison alone, which goes on from them
+        shutil.rmtree(stages, ignore_errors=True)  # kept by an interrupted comparison alone, which continues from them
     return comparison
 
 
@@ -143,34 +139,47 @@ def _encodings(recipe: Recipe) -> tuple[str | None, ...]:
 
 
 def _train_all(
-    planned: list[tuple[str, Recipe]], out: Path | None, stages: Path, on_line: Callable[[str], None]
+    recipe: Recipe, seeds: int, out: Path | None, stages: Path, on_line: Callable[[str], None]
 ) -> Iterator[Run]:
-    mixed = planned[-1][1]
     device = choose_device()
-    data = load_training_data(mixed, device)
-    size, speeds = Size.of(data), measure_speeds(mixed, data, device)
-    flops = [recipe_flops(recipe, size) for _, recipe in planned]
-    forecasts = [forecast_latency(each, speeds) for each in flops]
-    on_line(f"{len(planned)} trainings ({device.type}), about {duration(sum(forecasts))} of training steps")
-    took = forecast = 0.0
-    shared = functools.cache(functools.partial(_shared, [recipe for _, recipe in planned], stages, device))
-    for number, (name, recipe) in enumerate(planned):
-        folder = None if out is None else out / f"{name}-seed{recipe.seed}"
-        known = None if folder is None else _held(folder, recipe, device)
-        started = time.perf_counter()
-        run = _run(recipe, known, sum(flops[number].values()), folder, shared)
-        if known is None:
-            took += time.perf_counter() - started
-            forecast += forecasts[number]
-        pace = took / forecast if forecast else 1.0
-        result = "diverged" if math.isnan(run.accuracy) else f"accuracy {run.accuracy:.3f} in {run.latency_s:.1f} s"
-        left = f"; about {duration(pace * sum(forecasts[number + 1 :]))} left" if number + 1 < len(planned) else ""
-        on_line(f"[{number + 1}/{len(planned)}] {name}, seed {recipe.seed}: {result}{' (held)' * bool(known)}{left}")
-        yield run
+    data = load_training_data(recipe, device)
+    size, speeds = Size.of(data), measure_speeds(recipe, data, device)
+    named = [each for seed in range(seeds) for each in compared_recipes(recipe, seed)]
+    bills = [recipe_bill(each, size) for _, each in named]
+    seconds = [sum(bill.price(StepTimes(), speeds).values()) for bill in bills]
+    planned = [Planned(name, each, s, each) for (name, each), s in zip(named, seconds, strict=True)]
+    on_line(f"{len(planned)} training runs ({device.type}), about {duration(sum(seconds))} of training steps")
+
+    def folder_of(each: Planned) -> Path | None:
+        return None if out is None else out / f"{each.name}-seed{each.recipe.seed}"
+
+    def held(each: Planned) -> Mapping[str, Any] | None:
+        folder = folder_of(each)
+        return None if folder is None else _held(folder, each.recipe, device)
+
+    def train_one(each: Planned, shared: Shared) -> Mapping[str, Any]:
+        folder = folder_of(each)
+        try:
+            return train_recipe(each.recipe, out=folder, shared=shared).metrics
+        except DivergedError as error:
+            metrics = {"diverged": str(error), "device": describe_device(device)}
+            if folder is not None:
+                save_diverged(folder, each.recipe, metrics)
+            return metrics
+
+    def describe(metrics: Mapping[str, Any]) -> str:
+        accuracy = metric_value(metrics, f"{split}_accuracy")
+        seconds = metric_value(metrics, "train_latency_s")
+        return "diverged" if math.isnan(accuracy) else f"accuracy {accuracy:.3f} in {seconds:.1f} s"
+
+    split = "test" if recipe.protocol == "paper" else "val"
+    trained = train_each(planned, train_one, held, describe, stages, device, on_line)
+    for (each, metrics), bill in zip(trained, bills, strict=True):
+        yield _run(each.recipe, metrics, bill.flops, split)
 
 
 def _held(folder: Path, recipe: Recipe, device: torch.device) -> dict[str, Any] | None:
-    """Return the metrics that the folder holds for a recipe, or None; seconds of another device are none of ours."""
+    """Return the metrics that the folder holds for a recipe, or None; seconds of another device do not compare."""
     known = saved_metrics(folder, recipe)
     here = describe_device(device)
     if known is not None and known.get("device") != here:
@@ -178,38 +187,18 @@ def _held(folder: Path, recipe: Recipe, device: torch.device) -> dict[str, Any] 
     return known
 
 
-def _shared(planned: list[Recipe], stages: Path, device: torch.device, seed: int) -> Shared:
-    """Return what the trainings of a seed have in common."""
-    recipes = [recipe for recipe in planned if recipe.seed == seed]
-    keys = [stage_keys(recipe, load_training_data(recipe, device), device) for recipe in recipes]
-    return Shared(stages, StepTimes(), keys)
-
-
-def _run(
-    recipe: Recipe, known: Mapping[str, Any] | None, flops: float, folder: Path | None, shared: Callable[[int], Shared]
-) -> Run:
-    """Return one training's figures: those that the folder holds, or a new training's."""
-    metrics = known
-    if metrics is None:
-        try:
-            metrics = train_recipe(recipe, out=folder, shared=shared(recipe.seed)).metrics.to_dict()
-        except DivergedError as error:
-            metrics = {"diverged": str(error), "device": describe_device(choose_device())}
-            if folder is not None:
-                save_diverged(folder, recipe, metrics)
-        release_memory(recipe.compile)
-    split = "test" if recipe.protocol == "paper" else "val"
+def _run(recipe: Recipe, metrics: Mapping[str, Any], flops: float, split: str) -> Run:
+    """Return one training run's figures."""
     tasks = [task.name for task in recipe.data.tasks]
-    accuracy = _number(metrics.get(f"{split}_accuracy"))
+    accuracy = metric_value(metrics, f"{split}_accuracy")
+    by_task = {task: metric_value(metrics, f"{split}_accuracy_{task}") for task in tasks}
     return Run(
         method=method_of(recipe),
         encode=None if recipe.epochs.ssl == 0 or _encodings(recipe) == (None,) else recipe.ssl.model_dump()["encode"],
         seed=recipe.seed,
         accuracy=accuracy,
-        task_accuracies={
-            task: accuracy if len(tasks) == 1 else _number(metrics.get(f"{split}_accuracy_{task}")) for task in tasks
-        },
-        latency_s=_number(metrics.get("train_latency_s")),
+        task_accuracies=by_task if len(tasks) > 1 else {tasks[0]: accuracy},
+        latency_s=metric_value(metrics, "train_latency_s"),
         flops=flops,
     )
 
@@ -242,7 +231,3 @@ def _differences(recipe: Recipe) -> tuple[str, ...]:
         if path.startswith(tuple(sections)) and value not in (paper.get(path), *also.get(path, ()))
     ]
     return (f"the paper's rows have other values of {', '.join(differing)}",) if differing else ()
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value

@@ -14,13 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-from rich import box
-from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
-from rich.text import Text
 
-from mixtune.metrics import quantity, significant
+from mixtune.metrics import find_metric, significant
+from mixtune.render import fits, markdown_table, terminal_table
 from mixtune.report.paper import dataset_key
 from mixtune.run.frames import csv_text
 
@@ -79,19 +76,37 @@ def comparison_table(frame: pd.DataFrame, paper: pd.DataFrame | None, split: str
     ``split`` ("val" or "test") is where accuracies come from; ``paper`` is what ``paper_rows`` returned, its tasks
     known by name or else by order. Each of several tasks has a column or, where that is too wide, a row of its own.
     """
-    tables = [_table(frame, paper, split, *layout) for layout in [(False, 1), (True, 1), (True, 0)]]
-    unbounded = Console(width=10_000)
-    fitting = [t for t in tables if Measurement.get(unbounded, unbounded.options, t).maximum <= width]
-    return [*fitting, tables[-1]][0]
+    header, rows = _headers(frame, split), _rows(frame, paper)
+    cells = [_cells(frame, row) for row in rows]
+    is_paper = [row["source"] != "measured" for row in rows]
+
+    def table(header: Sequence[str], cells: Sequence[Sequence[str]], of: Sequence[int]) -> Table:
+        return terminal_table(
+            header,
+            cells,
+            title=_title(frame),
+            styles={i: "dim" for i, row in enumerate(of) if is_paper[row]},
+            rules={next(i for i, row in enumerate(of) if is_paper[row])} if any(is_paper) else (),
+        )
+
+    wide = table(header, cells, range(len(rows)))
+    tasks = _task_names(frame)
+    if fits(wide, width) or not tasks:
+        return wide
+    after, narrow, of = 2 + len(tasks), [], []
+    for number, row in enumerate(cells):
+        narrow.append([*row[:2], *row[after:]])
+        narrow += [
+            [f"  {task}", cell, *[""] * len(row[after:])] for task, cell in zip(tasks, row[2:after], strict=True)
+        ]
+        of += [number] * (1 + len(tasks))
+    return table([*header[:2], *header[after:]], narrow, of)
 
 
 def comparison_markdown(frame: pd.DataFrame, paper: pd.DataFrame | None, split: str) -> str:
     """Return the same cells as Markdown: a line that says what ± is, and the table."""
-    headers = [header.replace("\n", " ") for header in _headers(frame, split)]
-    rules = ["---", *["---:"] * (len(headers) - 1)]
-    lines = [headers, rules, *(_cells(frame, row) for row in _rows(frame, paper))]
-    table = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
-    return "\n".join([_title(frame), "", *table]) + "\n"
+    rows = [_cells(frame, row) for row in _rows(frame, paper)]
+    return f"{_title(frame)}\n\n{markdown_table(_headers(frame, split), rows)}"
 
 
 def comparison_csv(frame: pd.DataFrame, paper: pd.DataFrame | None) -> str:
@@ -223,30 +238,6 @@ def _paper_tasks(frame: pd.DataFrame, paper: pd.DataFrame) -> dict[str, str]:
     return dict(zip(ours.values(), theirs.values(), strict=True))
 
 
-def _table(frame: pd.DataFrame, paper: pd.DataFrame | None, split: str, task_rows: bool, padding: int) -> Table:
-    table = Table(
-        title=_title(frame), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, padding), show_edge=padding > 0
-    )
-    tasks = _task_names(frame)
-    after = 2 + len(tasks)
-    headers = _headers(frame, split)
-    for header in [*headers[:2], *headers[after:]] if task_rows else headers:
-        table.add_column(Text(header), justify="right" if table.columns else "left", overflow="fold")
-    source = "measured"
-    for row in _rows(frame, paper):
-        cells, style = _cells(frame, row), None if row["source"] == "measured" else "dim"
-        if row["source"] != source == "measured":
-            table.add_section()
-        source = row["source"]
-        if not task_rows:
-            table.add_row(*map(Text, cells), style=style)
-            continue
-        table.add_row(*map(Text, [*cells[:2], *cells[after:]]), style=style)
-        for task, cell in zip(tasks, cells[2:after], strict=True):
-            table.add_row(Text(f"  {task}"), Text(cell), style=style)
-    return table
-
-
 def _title(frame: pd.DataFrame) -> str:
     seeds = sorted(set(frame["seeds"]))
     if not seeds:
@@ -257,13 +248,13 @@ def _title(frame: pd.DataFrame) -> str:
 
 
 def _headers(frame: pd.DataFrame, split: str) -> list[str]:
-    title = quantity(f"{split}_accuracy").title.replace(" ", "\n")
+    title = find_metric(f"{split}_accuracy").title.replace(" ", "\n")
     return ["method", title, *_task_names(frame), "training\ntime", *_speedups(frame)]
 
 
 def _cells(frame: pd.DataFrame, row: Row) -> list[str]:
     """Return the texts of a row, in the order of ``_headers``."""
-    accuracy = quantity("accuracy")
+    accuracy = find_metric("accuracy")
     return [
         str(row["label"]),
         accuracy.text(row["accuracy_mean"], row.get("accuracy_std")),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -15,9 +14,11 @@ import torch
 from mixtune import plugins
 from mixtune.backbone import build_backbone
 from mixtune.errors import RequestError
-from mixtune.space.recipe import Model, Recipe, SslSettings
+from mixtune.space.recipe import Model, Recipe
+from mixtune.space.section import SslSettings
 from mixtune.space.space import SearchSpace
 from mixtune.space.views import Strategy
+from mixtune.training.bill import Bill
 from mixtune.training.data import TrainingData
 from mixtune.training.flops import phase_flops
 from mixtune.training.loop import compile_phase, train_step
@@ -27,6 +28,10 @@ from mixtune.training.streams import torch_generator
 
 TIMED_BATCH = 64
 TIMED_STEPS = 3
+
+
+def _label(phase: Phase, strategy: Strategy | None) -> str:
+    return f"{phase} {strategy}"
 
 
 @dataclass(frozen=True)
@@ -54,21 +59,31 @@ class Size:
         return round((smallest - held_out) * recipe.data.fraction) // batch * batch * len(self.images)
 
 
+def recipe_bill(recipe: Recipe, size: Size, signature: Callable[[Phase, Strategy | None], str] = _label) -> Bill:
+    """Return a recipe's bill without allocating its weights; inference is not in it."""
+    plan, batch = make_plan(recipe), recipe.optim.batch_size * len(size.classes)
+    costs = {
+        work: (work[0], signature(*work), batch * image_flops(recipe, size, work[1])[work[0]])
+        for work in {epoch.work for epoch in plan}
+    }
+    return Bill(size.epoch_images(recipe) // batch, tuple(costs[epoch.work] for epoch in plan), infer="")
+
+
 def recipe_flops(recipe: Recipe, size: Size) -> dict[Phase, float]:
-    """Return the training operations of a whole recipe by phase, without allocating its weights."""
-    flops, images = dict.fromkeys(PHASES, 0.0), size.epoch_images(recipe)
-    for (phase, strategy), epochs in Counter(epoch.work for epoch in make_plan(recipe)).items():
-        flops[phase] += image_flops(recipe, size, strategy)[phase] * images * epochs
+    """Return the training FLOPs of a whole recipe by phase, without allocating its weights."""
+    bill, flops = recipe_bill(recipe, size), dict.fromkeys(PHASES, 0.0)
+    for phase, _, step in bill.epochs:
+        flops[phase] += bill.steps * step
     return flops
 
 
 def step_flops(recipe: Recipe, size: Size) -> float:
-    """Return the training operations of one step of the dearest phase that a recipe has; 0 where it has no step."""
+    """Return the training FLOPs of a step of a recipe's most expensive phase; 0 where it has no step."""
     if not size.epoch_images(recipe):
         return 0.0
     works = {epoch.work for epoch in make_plan(recipe)}
-    dearest = max(image_flops(recipe, size, strategy)[phase] for phase, strategy in works)
-    return dearest * recipe.optim.batch_size * len(size.classes)
+    highest = max(image_flops(recipe, size, strategy)[phase] for phase, strategy in works)
+    return highest * recipe.optim.batch_size * len(size.classes)
 
 
 def image_flops(recipe: Recipe, size: Size, strategy: Strategy | None) -> dict[Phase, float]:
@@ -92,7 +107,7 @@ def _model_flops(
     return phase_flops(backbone, objective, classes, strategy)
 
 
-def dearest_recipe(space: SearchSpace, size: Size) -> Recipe:
+def most_expensive_recipe(space: SearchSpace, size: Size) -> Recipe:
     """Return the recipe of the space that needs the most operations; see _costliest for how surely."""
     return _costliest(space, lambda recipe: (sum(recipe_flops(recipe, size).values()),))
 
@@ -128,11 +143,6 @@ def _costliest(space: SearchSpace, cost: Callable[[Recipe], tuple[float, ...]]) 
         for path, value in space.extremes():
             params = max(params, {**params, path: value}, key=cost_at)
     return space.recipe_at(params)
-
-
-def forecast_latency(flops: dict[Phase, float], speeds: dict[Phase, float]) -> float:
-    """Return seconds of training from operations and operations per second, both by phase."""
-    return sum(flops[phase] / speeds[phase] for phase in PHASES)
 
 
 def measure_speeds(recipe: Recipe, data: TrainingData, device: torch.device) -> dict[Phase, float]:

@@ -21,11 +21,10 @@ from mixtune.space.recipe import Recipe, change_recipe
 from mixtune.space.space import SearchSpace
 from mixtune.training.data import load_training_data, place_images
 from mixtune.training.device import choose_device, choose_dtype, describe_device, release_memory
+from mixtune.training.plan import Phase
 
-SAMPLED = 64  # recipes, for what a search will cost
 MOST_A_GPU = 16  # trials
 MOST_CONTEXT = 2 * 2**30  # bytes; more is other processes' memory, which is not there for ever
-SURELY = 0.5  # of a forecast by operations: a constraint rejects before anything was timed only what is far too dear
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Machine:
     device: str
     threads: int
     precision: str
-    speeds: dict[str, float]
+    speeds: dict[Phase, float]
     gpu_bytes: dict[str, int] | None = None
 
     def auto_share(self, most: int) -> float:
@@ -73,7 +72,7 @@ def look_at_machine(space: SearchSpace, threads: int, on_gpu: bool) -> Machine:
         device=describe_device(device),
         threads=threads,
         precision=precision,
-        speeds={str(phase): speed for phase, speed in speeds.items()},
+        speeds=speeds,
         gpu_bytes=_measure_memory(largest_recipe(space, size), device) if device.type == "cuda" else None,
     )
     torch.set_num_threads(before)

@@ -8,6 +8,7 @@ locks. Readers map the files, so the processes of a machine share one copy in me
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import logging
 import shutil
@@ -22,12 +23,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mixtune.datasets._decode import decode
+from mixtune.datasets._decode import decode, digest_item
 from mixtune.datasets._types import Dataset, ImageSet, Part, Parts
 from mixtune.errors import DataError
 
 FOLDER = ".mixtune"
-FORMAT = 1
+FORMAT = 2
 
 _META = "meta.json"
 _SCRATCH = "building-"
@@ -53,7 +54,9 @@ def open_cache(place: Path) -> Dataset | None:
             "std": tuple(meta["std"]),
         }
         parts = {
-            part: ImageSet(arrays[f"{part}_images"], arrays.get(f"{part}_labels"), **shared)
+            part: ImageSet(
+                arrays[f"{part}_images"], arrays.get(f"{part}_labels"), **shared, source=meta["source"][part]
+            )
             for part in ("train", "test")
             if f"{part}_images" in arrays
         }
@@ -62,16 +65,21 @@ def open_cache(place: Path) -> Dataset | None:
         return None
 
 
-def build_cache(parts: Parts, image_size: int, channels: int, places: Sequence[Path]) -> Dataset:
+def build_cache(parts: Parts, image_size: int, channels: int, places: Sequence[Path], root: Path) -> Dataset:
     """Decode ``parts`` into the first of ``places`` that can be written, and return the dataset cached there.
 
-    Raises DataError where an image cannot be read or the disk is full; nothing half-written stays behind.
+    root: what names of files are relative to in the digests of the source. Raises DataError where an image cannot be
+    read or the disk is full; nothing half-written stays behind.
     """
     place, scratch = _start(places)
     try:
-        arrays = _write_part(scratch, "train", parts.train, image_size, channels)
-        if parts.test is not None:
-            arrays |= _write_part(scratch, "test", parts.test, image_size, channels)
+        arrays: dict[str, dict[str, Any]] = {}
+        source: dict[str, str] = {}
+        for name, part in (("train", parts.train), ("test", parts.test)):
+            if part is not None:
+                digest = hashlib.sha256()
+                arrays |= _write_part(scratch, name, part, image_size, channels, root, digest)
+                source[name] = digest.hexdigest()
         mean, std = _statistics(np.load(scratch / "train_images.npy", mmap_mode="r"))
         meta = {
             "format": FORMAT,
@@ -80,6 +88,7 @@ def build_cache(parts: Parts, image_size: int, channels: int, places: Sequence[P
             "mean": mean,
             "std": std,
             "arrays": arrays,
+            "source": source,
         }
         (scratch / _META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
         _publish(scratch, place)
@@ -140,11 +149,13 @@ def _publish(scratch: Path, place: Path) -> None:
         shutil.rmtree(damaged, ignore_errors=True)
 
 
-def _write_part(folder: Path, name: str, part: Part, image_size: int, channels: int) -> dict[str, dict[str, Any]]:
-    """Write images and labels of a part; return shape and file size of each array by its name."""
+def _write_part(
+    folder: Path, name: str, part: Part, image_size: int, channels: int, root: Path, digest: Any
+) -> dict[str, dict[str, Any]]:
+    """Write images and labels of a part; return shape and file size of each array by its name; fill the digest."""
     shape = (len(part.images), channels, image_size, image_size)
     _log.info("decoding %s %s images into %s", f"{shape[0]:,}", name, folder.parent)
-    blocks = _decoded_blocks(part, "training" if name == "train" else name, image_size, channels)
+    blocks = _decoded_blocks(part, "training" if name == "train" else name, image_size, channels, root, digest)
     arrays = {f"{name}_images": _write_array(folder / f"{name}_images.npy", shape, np.dtype(np.uint8), blocks)}
     if part.labels is not None:
         labels = np.asarray(part.labels, dtype=np.int64)
@@ -168,17 +179,21 @@ def _write_array(
     return {"shape": shape, "bytes": path.stat().st_size}
 
 
-def _decoded_blocks(part: Part, name: str, image_size: int, channels: int) -> Iterator[npt.NDArray[np.uint8]]:
+def _decoded_blocks(
+    part: Part, name: str, image_size: int, channels: int, root: Path, digest: Any
+) -> Iterator[npt.NDArray[np.uint8]]:
     count = len(part.images)
     begun = logged = time.monotonic()
 
-    def decode_one(index: int) -> npt.NDArray[np.uint8]:
-        return decode(part.images, index, name, image_size, channels)
+    def decode_one(index: int) -> tuple[npt.NDArray[np.uint8], bytes]:
+        return decode(part.images, index, name, image_size, channels), digest_item(part.images[index], root)
 
     with ThreadPoolExecutor() as pool:
         for start in range(0, count, _BLOCK):
             stop = min(start + _BLOCK, count)
-            yield np.stack(list(pool.map(decode_one, range(start, stop))))
+            decoded, digests = zip(*pool.map(decode_one, range(start, stop)), strict=True)
+            digest.update(b"".join(digests))
+            yield np.stack(decoded)
             if time.monotonic() - logged > _LOG_EVERY_S:
                 logged = time.monotonic()
                 left = (logged - begun) / stop * (count - stop)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,18 @@ def open_image(images: Images, index: int, part: str) -> Image.Image:
         return Image.open(item)
     except Exception as error:
         raise _unreadable(item, index, part, error) from error
+
+
+def digest_item(item: Any, root: Path) -> bytes:
+    """Return a digest of an image before decoding: a file's name below ``root`` and bytes, else pixels."""
+    if isinstance(item, Image.Image):
+        content, about = item.tobytes(), f"{item.mode} {item.size}"
+    elif isinstance(item, np.ndarray):
+        content, about = np.ascontiguousarray(item).tobytes(), f"{item.dtype} {item.shape}"
+    else:
+        path = Path(item)
+        content, about = path.read_bytes(), str(path.relative_to(root) if path.is_relative_to(root) else path.name)
+    return hashlib.sha256(about.encode(errors="surrogateescape") + b"\0" + content).digest()
 
 
 def is_gray(image: Image.Image) -> bool:

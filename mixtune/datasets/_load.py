@@ -116,7 +116,7 @@ def _load(source: Source, fingerprint: str, image_size: int | None, channels: in
         _check(parts, source.name)
         parts = with_test_part(parts)
         size, depth = choose_layout(parts, image_size, channels)
-        return build_cache(parts, size, depth, places)
+        return build_cache(parts, size, depth, places, source.root)
 
 
 def _places(source: Source, fingerprint: str, image_size: int | None, channels: int | None) -> list[Path]:

@@ -24,6 +24,7 @@ class ImageSet:
         True for SVHN all the same, because the MixTraining paper flips it.
     mean, std: per channel, in units of 0..1, of the training part (the test part carries the same values, for
         it is normalised by them); over at most 10,000 evenly spaced images; std is at least 1/255.
+    source: a digest of the images before decoding: of files by their bytes and relative names, or of arrays.
     """
 
     images: npt.NDArray[np.uint8]
@@ -32,6 +33,7 @@ class ImageSet:
     mirror: bool
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    source: str = ""
 
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return images (N, C, H, W) uint8 and labels (N,) int64 or None, without copying.

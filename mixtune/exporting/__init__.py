@@ -23,15 +23,15 @@ from mixtune.exporting import classify
 from mixtune.exporting.card import ModelFacts, TaskFacts, model_card
 from mixtune.exporting.timm_model import check_logits, timm_config, timm_weights
 from mixtune.files import refuse_foreign, write_folder
-from mixtune.meter.times import StepTimes
 from mixtune.run.confirmed import confirmation
+from mixtune.run.directory import RunDirectory
 from mixtune.run.frames import plain
-from mixtune.run.ledger import TrialRecord, finite_or_none, read_ledger
+from mixtune.run.ledger import TrialRecord, finite_or_none
 from mixtune.run.lock import hold_run
 from mixtune.run.result import Result, load
 from mixtune.space.recipe import Recipe, Task, change_recipe, with_absolute_paths
-from mixtune.space.space import load_space
 from mixtune.stages.resume import train_shared
+from mixtune.stages.store import StateStore
 from mixtune.training.data import TaskData, TrainingData, load_training_data
 from mixtune.training.device import choose_device
 from mixtune.training.evaluation import tally_answers
@@ -78,7 +78,7 @@ def export(
     RequestError, DataError or TrainingError.
     """
     directory = Path(directory)
-    if (directory / "space.yaml").exists():
+    if RunDirectory(directory).holds_run:
         return _export_trial(directory, trial or KNEE, out, on_line)
     if trial is not None:
         raise RequestError(f"{directory} holds no search, so there is no trial {trial!r} to choose: drop --trial")
@@ -95,9 +95,8 @@ def _export_trial(
     refuse_foreign(folder)
     with hold_run(directory, "export", on_wait=on_line):
         result = load(directory)
-        searched = load_space(directory / "space.yaml").recipe
-        with as_in_search(searched, result.space["run"].get("machine") or {}) as (base, device):
-            trained = _train_again(result, record, choice, change_recipe(base, record.params), device, on_line)
+        with as_in_search(result.space.recipe, result.facts.machine) as (base, device):
+            trained = _restore(result, record, choice, change_recipe(base, record.params), device, on_line)
             return _write(trained, folder, on_line)
 
 
@@ -126,7 +125,7 @@ def _choose(result: Result, trial: str) -> tuple[TrialRecord, str]:
     return record, f"the baseline {record.baseline} of a search" if record.baseline else choice
 
 
-def _train_again(
+def _restore(
     result: Result,
     record: TrialRecord,
     choice: str,
@@ -134,21 +133,25 @@ def _train_again(
     device: torch.device,
     on_line: Callable[[str], None],
 ) -> _Trained:
-    """Return a trial as its search trained it: from its stored end, or from the longest beginning that is stored."""
-    events = read_ledger(result.directory / "ledger.jsonl")
+    """Return a trial as its search trained it: by its checkpoint, whatever the code is now, else trained again."""
     data = load_training_data(recipe, device)
-    state = start_state(recipe, data, device)
-    epochs = len(make_plan(recipe))
-    told = False
-    for _ in train_shared(state, result.directory / "stages", StepTimes.from_ledger(events)):
-        if not told:
-            missing = epochs - state.epochs_reused
-            on_line(f"{record.trial}: {missing} of its {epochs} epochs are not stored any more and are trained again")
-            told = True
-    if not told:
+    state, stages = start_state(recipe, data, device), RunDirectory(result.directory).stages
+    saved = None if record.stage is None else StateStore(stages).load(record.stage)
+    if saved is not None:
+        state.load_state_dict(saved)
+    else:
+        told = False
+        for _ in train_shared(state, stages, result.state.step_times):
+            if not told:
+                on_line(
+                    f"{record.trial}: {len(state.plan) - state.epochs_reused} of its {len(state.plan)} epochs are not "
+                    "stored any more and are trained again: its weights are new, its figures measured again"
+                )
+                told = True
+    if saved is not None or not told:
         on_line(f"{record.trial}: its weights are those that the search has stored")
-    rows = confirmation(events, result).frame
-    rows = rows[rows["trial"] == record.trial]
+    found = confirmation(result)
+    rows = [] if found is None else found.frame[found.frame["trial"] == record.trial].to_dict("records")
     return _Trained(
         name=record.trial,
         recipe=recipe,
@@ -157,7 +160,7 @@ def _train_again(
         classifiers=state.classifiers,
         metrics=record.metrics,
         choice=choice,
-        confirmed=None if rows.empty else {str(name): plain(value) for name, value in rows.iloc[0].items()},
+        confirmed={str(name): plain(value) for name, value in rows[0].items()} if rows else None,
     )
 
 

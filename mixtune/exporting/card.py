@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mixtune.metrics import quantity, significant
+from mixtune.metrics import find_metric, significant
 from mixtune.space.recipe import Recipe, flatten
 
 MOST_CLASSES = 20  # whose tables are shown in full
@@ -139,7 +139,7 @@ def _origin_of_figures(facts: ModelFacts) -> str:
 
 def _score_rows(facts: ModelFacts) -> Table:
     for name in ("accuracy", "balanced_accuracy", "macro_f1", "calibration_error"):
-        of = quantity(f"{facts.split}_{name}")
+        of = find_metric(f"{facts.split}_{name}")
         values = [of.text(task.scores[name], task.scores.get(f"{name}_se")) for task in facts.tasks]
         yield [_SCORES[name], *values]
 
@@ -156,8 +156,8 @@ def _confirmed(facts: ModelFacts) -> list[str]:
     row = facts.confirmed
     if row is None:
         return []
-    accuracy = quantity("test_accuracy").text(row["test_accuracy"], row["test_accuracy_se"])
-    seconds = quantity("train_latency_s").text(row["train_latency_s"])
+    accuracy = find_metric("test_accuracy").text(row["test_accuracy"], row["test_accuracy_se"])
+    seconds = find_metric("train_latency_s").text(row["train_latency_s"])
     seeds = f"{row['seeds']} fresh {'seed' if row['seeds'] == 1 else 'seeds'}"
     return [
         f"**Confirmed:** trained again on {seeds}, the recipe has a test accuracy of {accuracy} after {seconds} of "
@@ -169,7 +169,7 @@ def _confirmed(facts: ModelFacts) -> list[str]:
 def _costs(facts: ModelFacts) -> str:
     metrics = facts.metrics
     found = {name: metrics.get(name) for name in ("train_latency_s", "infer_latency_ms", "train_flops")}
-    told = [f"{quantity(name).title} {quantity(name).text(value)}" for name, value in found.items() if value]
+    told = [f"{find_metric(name).title} {find_metric(name).text(value)}" for name, value in found.items() if value]
     return (
         f"Costs, on {metrics.get('device', 'an unknown device')}: {', '.join(told) or 'not measured'}. Seconds are "
         "metered: of training steps, and of one image from its pixels to its class, on a device of their own."

@@ -21,7 +21,7 @@ from mixtune.files import make_folder, write_whole
 from mixtune.gradient_error.measure import GradientError, find_stages, measure_profile
 from mixtune.gradient_error.profile import profile_figure, profile_table
 from mixtune.metrics import duration
-from mixtune.space.compression import Stage
+from mixtune.space.compression import Period
 from mixtune.space.recipe import Recipe
 from mixtune.space.space import load_space, override
 from mixtune.training.device import choose_device
@@ -32,7 +32,7 @@ class GradientErrors:
     """The errors at each point of a training, and the schedule of the strategies with the least CA-MSE."""
 
     errors: tuple[tuple[GradientError, ...], ...]
-    stages: tuple[Stage, ...]
+    stages: tuple[Period, ...]
     about: str
 
     @property

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from mixtune.errors import RequestError
-from mixtune.objectives._invariance import InvarianceObjective, InvarianceSettings
-from mixtune.space.compression import MOST_SHAPES, Stage
+from mixtune.objectives._invariance import InvarianceObjective
+from mixtune.space.compression import MOST_SHAPES, Period
+from mixtune.space.objectives import InvarianceSettings
 from mixtune.space.recipe import Recipe, change_recipe
-from mixtune.space.views import UNCOMPRESSED, Branch, Strategy
+from mixtune.space.views import UNCOMPRESSED, Shortening, Strategy
 from mixtune.training.data import load_training_data
 from mixtune.training.loop import train
 from mixtune.training.plan import Epoch
@@ -113,10 +114,10 @@ def _squared_norm(values: Sequence[Tensor]) -> float:
 
 def default_strategies(patch_size: int, image_size: int) -> list[Strategy]:
     """Return what is compared with the uncompressed gradient: token dropout of one branch, of both, larger patches."""
-    query = [Strategy(query=Branch(rate)) for rate in (0.25, 0.5, 0.75)]
-    both = [Strategy(Branch(rate), Branch(rate)) for rate in (0.5, 0.75)]
+    query = [Strategy(query=Shortening(rate)) for rate in (0.25, 0.5, 0.75)]
+    both = [Strategy(Shortening(rate), Shortening(rate)) for rate in (0.5, 0.75)]
     larger = 2 * patch_size
-    patches = [Strategy(Branch(0.0, larger), Branch(0.0, larger))] if 2 * larger <= image_size else []
+    patches = [Strategy(Shortening(0.0, larger), Shortening(0.0, larger))] if 2 * larger <= image_size else []
     return [*query, *both, *patches]
 
 
@@ -206,7 +207,7 @@ def measure_profile(
         yield measure_errors(state, strategies, batches, consumed=epochs * whole)
 
 
-def find_stages(profile: Sequence[Sequence[GradientError]]) -> list[Stage]:
+def find_stages(profile: Sequence[Sequence[GradientError]]) -> list[Period]:
     """Return the schedule of a profile: from each of its points on the strategy with the least CA-MSE there.
 
     A strategy lasts until its epochs have consumed what lies between its point and the next one; the last point's goes
@@ -217,9 +218,9 @@ def find_stages(profile: Sequence[Sequence[GradientError]]) -> list[Stage]:
     for here, following in pairwise(best):
         epoch += max(1, round((following.consumed - here.consumed) / here.units))
         starts.append(epoch)
-    stages: list[Stage] = []
+    stages: list[Period] = []
     for start, error in zip(starts, best, strict=True):
-        stage = Stage(from_epoch=start, **error.settings)
+        stage = Period(from_epoch=start, **error.settings)
         if not stages or stages[-1].to_strategy() != stage.to_strategy():
             stages.append(stage)
     return stages

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 WINDOWS = 3  # of a cost signature, at most; the first is enough where more would keep the neighbours waiting
 
@@ -25,30 +24,23 @@ class StepTimes:
         self.disturbed: dict[str, float] = {}
         self.fixed: set[str] = set()
 
-    @classmethod
-    def from_ledger(cls, events: Iterable[Mapping[str, Any]]) -> StepTimes:
-        """Return what a ledger's events say."""
-        times = cls()
-        for event in events:
-            if event["event"] == "step_time":
-                times.add(event["signature"], float(event["seconds"]), event.get("quiet", True))
-            elif event["event"] == "step_time_fixed":
-                times.fix([event["signature"]])
-        return times
-
-    def add(self, signature: str, seconds: float, quiet: bool = True) -> bool:
-        """Take over a window's mean step time; return False where it changes nothing.
+    def takes(self, signature: str, seconds: float, quiet: bool = True) -> bool:
+        """Return whether a window's mean step time would change anything.
 
         It may be one too many, of two trials that measured at once, or disturbed, where a better one is known.
         """
         if not self.missing(signature):
             return False
+        return quiet or not (signature in self.windows or seconds >= self.disturbed.get(signature, math.inf))
+
+    def add(self, signature: str, seconds: float, quiet: bool = True) -> bool:
+        """Take over a window's mean step time; return whether it changes anything."""
+        if not self.takes(signature, seconds, quiet):
+            return False
         if quiet:
             self.windows.setdefault(signature, []).append(seconds)
-            return True
-        if signature in self.windows or seconds >= self.disturbed.get(signature, math.inf):
-            return False
-        self.disturbed[signature] = seconds
+        else:
+            self.disturbed[signature] = seconds
         return True
 
     def missing(self, signature: str) -> int:
@@ -59,11 +51,13 @@ class StepTimes:
         """Return whether there is a step time, even if of a disturbed window."""
         return signature in self.windows or signature in self.disturbed
 
-    def fix(self, signatures: Iterable[str]) -> list[str]:
-        """Let step times that are known change no more; return those that still could."""
-        still_open = sorted({s for s in signatures if self.is_known(s) and self.missing(s)})
-        self.fixed.update(still_open)
-        return still_open
+    def unfixed(self, signatures: Iterable[str]) -> list[str]:
+        """Return the signatures whose step times are known and could still change."""
+        return sorted({s for s in signatures if self.is_known(s) and self.missing(s)})
+
+    def fix(self, signatures: Iterable[str]) -> None:
+        """Let step times that are known change no more."""
+        self.fixed.update(self.unfixed(signatures))
 
     def copy(self) -> StepTimes:
         """Return a table that grows by itself."""
@@ -74,7 +68,3 @@ class StepTimes:
     def step_time(self, signature: str) -> float:
         """Return seconds a step, the median of the windows; NaN where there is none."""
         return statistics.median(self.windows.get(signature, [self.disturbed.get(signature, math.nan)]))
-
-    def latency(self, epochs: Iterable[tuple[int, str]]) -> float:
-        """Return the seconds of epochs, (steps, signature) each; NaN where one of them was never measured."""
-        return sum((steps * self.step_time(signature) for steps, signature in epochs), 0.0)

@@ -12,50 +12,22 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import pairwise
-from typing import Annotated, Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from pydantic import Strict
 from torch import Generator, Tensor, nn
 
 from mixtune.backbone import Backbone, grid, linear_flops
 from mixtune.errors import RequestError
 from mixtune.objectives import TRAINED, Objective
-from mixtune.space.compression import Compression
-from mixtune.space.recipe import NonNegative, PositiveShare, Share, SslSettings
-from mixtune.space.views import UNCOMPRESSED, Branch, Strategy, View
-
-
-class InvarianceSettings(SslSettings):
-    """Views and compression, which the augmentation-invariance objectives share.
-
-    Views are mirrored as ``augment.flip`` says, and not at all with ``augment.ssl: false``; the rest of ``augment`` is
-    of the first view in the mix phase alone, which the classifier reads. ``color_jitter``: SimCLR's strength.
-    """
-
-    crop_scale: Annotated[tuple[PositiveShare, PositiveShare], Strict(False)] = (0.2, 1.0)
-    color_jitter: NonNegative = 0.5  # as SimCLR on CIFAR-10
-    grayscale: Share = 0.2
-    compression: Compression = Compression()
-
-    def views(self, joint: bool) -> tuple[View | None, ...]:
-        """Return two views; see :class:`SslSettings`."""
-        view = View(self.crop_scale, self.color_jitter, self.grayscale)
-        return (None if joint else view, view)
-
-    def strategy(self, ssl_epoch: int) -> Strategy:
-        """Return the compression of an epoch."""
-        return self.compression.strategy(ssl_epoch)
-
-    def constants(self) -> dict[str, Any]:
-        """Return all but the compression."""
-        return self.model_dump(mode="json", exclude={"compression"})
+from mixtune.space.objectives import InvarianceSettings
+from mixtune.space.views import UNCOMPRESSED, Shortening, Strategy
 
 
 class Pass(NamedTuple):
     """One pass of one view through the backbone: how its sequence is shortened, and whether gradients go back."""
 
-    branch: Branch
+    branch: Shortening
     is_trained: bool
 
 
@@ -81,9 +53,9 @@ class InvarianceObjective(Objective):
         A forward pass costs c(L) of L tokens, a backward pass 2 c(L). c is counted in operations; ``linear``: as the
         paper takes it, c = L / L0, class and register tokens included.
         """
-        whole = _pass_flops(backbone, Branch())
+        whole = _pass_flops(backbone, Shortening())
 
-        def share(branch: Branch) -> float:
+        def share(branch: Shortening) -> float:
             if linear:
                 kept = count_kept(backbone, branch)
                 return (kept + backbone.prefix) / (backbone.tokens + backbone.prefix)
@@ -96,17 +68,17 @@ def _cost(each: Pass) -> int:
     return TRAINED if each.is_trained else 1
 
 
-def _pass_flops(backbone: Backbone, branch: Branch) -> float:
+def _pass_flops(backbone: Backbone, branch: Shortening) -> float:
     return backbone.forward_flops(count_kept(backbone, branch), branch.patch_size)
 
 
-def count_kept(backbone: Backbone, branch: Branch) -> int:
+def count_kept(backbone: Backbone, branch: Shortening) -> int:
     """Return how many patch tokens of a view are encoded: floor(L * (1 - rate)), exactly, but at least one."""
     patches = grid(backbone.image_size, branch.patch_size or backbone.patch_size) ** 2
     return max(1, math.floor(patches * (1 - Fraction(branch.token_dropout).limit_denominator(10**6))))
 
 
-def encode(backbone: Backbone, images: Tensor, branch: Branch, generator: Generator) -> Tensor:
+def encode(backbone: Backbone, images: Tensor, branch: Shortening, generator: Generator) -> Tensor:
     """Encode images (B, C, H, W) with a shortened sequence to tokens (B, prefix + K, D).
 
     Class and register tokens are never dropped. Without token dropout nothing is drawn from the generator.

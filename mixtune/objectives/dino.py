@@ -10,33 +10,9 @@ from torch import Generator, Tensor, nn
 
 from mixtune.backbone import Backbone
 from mixtune.objectives import TRAINED
-from mixtune.objectives._invariance import (
-    InvarianceObjective,
-    InvarianceSettings,
-    Pass,
-    check_views,
-    encode,
-    follow,
-    mlp_flops,
-    pool,
-)
-from mixtune.space.recipe import Positive, PositiveCount, ShareBelowOne
-from mixtune.space.views import UNCOMPRESSED, Branch, Strategy
-
-
-class Settings(InvarianceSettings):
-    """Student and teacher are query and key; both see both views, and none is cropped smaller (no multi-crop).
-
-    ``momentum`` and ``teacher_temperature`` are constant (ours: no epoch may depend on the budget).
-    """
-
-    hidden_dim: PositiveCount = 512
-    bottleneck_dim: PositiveCount = 128
-    prototypes: PositiveCount = 1024
-    student_temperature: Positive = 0.1
-    teacher_temperature: Positive = 0.04
-    momentum: ShareBelowOne = 0.99
-    center_momentum: ShareBelowOne = 0.9
+from mixtune.objectives._invariance import InvarianceObjective, Pass, check_views, encode, follow, mlp_flops, pool
+from mixtune.space.objectives import DinoSettings as Settings
+from mixtune.space.views import UNCOMPRESSED, Shortening, Strategy
 
 
 class Head(nn.Module):
@@ -104,7 +80,7 @@ class DINO(InvarianceObjective):
 
     def passes(self, joint: bool, strategy: Strategy) -> list[Pass]:
         """Return the student's passes of both views, the first whole in the mix phase, and the teacher's."""
-        first = Branch() if joint else strategy.query
+        first = Shortening() if joint else strategy.query
         return [Pass(first, True), Pass(strategy.query, True), Pass(strategy.key, False), Pass(strategy.key, False)]
 
     def head_flops(self) -> float:

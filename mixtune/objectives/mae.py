@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
 from timm.layers import build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block
 from torch import Generator, Tensor, nn
@@ -15,21 +13,8 @@ from torch import Generator, Tensor, nn
 from mixtune.backbone import Backbone, block_flops, gather_tokens, linear_flops
 from mixtune.errors import RequestError
 from mixtune.objectives import TRAINED, Objective
-from mixtune.space.recipe import PositiveCount, SslSettings
+from mixtune.space.objectives import MaeSettings as Settings
 from mixtune.space.views import Strategy
-
-
-class Settings(SslSettings):
-    """``encode``: in the SSL phase encode the kept tokens only (He et al.), or all, then drop features (paper A.2).
-
-    ``loss_on``: the patches in the mean squared error: He et al. use masked, the paper's A.2 says unmasked.
-    """
-
-    encode: Literal["visible", "full"] = "visible"
-    loss_on: Literal["masked", "unmasked", "all"] = "masked"
-    mask_ratio: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.75
-    norm_pix: bool = False
-    decoder_depth: PositiveCount = 2
 
 
 class MaskedAutoencoder(Objective):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,33 +10,9 @@ from torch import Generator, Tensor
 
 from mixtune.backbone import Backbone
 from mixtune.objectives import TRAINED
-from mixtune.objectives._invariance import (
-    InvarianceObjective,
-    InvarianceSettings,
-    Pass,
-    check_views,
-    encode,
-    follow,
-    mlp,
-    mlp_flops,
-    pool,
-)
-from mixtune.space.recipe import Positive, PositiveCount, ShareBelowOne
-from mixtune.space.views import UNCOMPRESSED, Branch, Strategy
-
-
-class Settings(InvarianceSettings):
-    """Query and key are the first and the second view.
-
-    ``momentum``: constant, where MoCo-v3 lets it rise to 1 at the end (ours: no epoch may depend on the budget).
-    """
-
-    least_batch: ClassVar[int] = 2  # one to be told from the other
-
-    hidden_dim: PositiveCount = 512
-    output_dim: PositiveCount = 128
-    temperature: Positive = 0.2
-    momentum: ShareBelowOne = 0.99
+from mixtune.objectives._invariance import InvarianceObjective, Pass, check_views, encode, follow, mlp, mlp_flops, pool
+from mixtune.space.objectives import Mocov3Settings as Settings
+from mixtune.space.views import UNCOMPRESSED, Shortening, Strategy
 
 
 class MoCoV3(InvarianceObjective):
@@ -71,7 +46,7 @@ class MoCoV3(InvarianceObjective):
 
     def passes(self, joint: bool, strategy: Strategy) -> list[Pass]:
         """Return the query's pass, whole in the mix phase, and the key's."""
-        return [Pass(Branch() if joint else strategy.query, True), Pass(strategy.key, False)]
+        return [Pass(Shortening() if joint else strategy.query, True), Pass(strategy.key, False)]
 
     def head_flops(self) -> float:
         """See :class:`InvarianceObjective`."""

@@ -2,36 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from mixtune.backbone import Backbone
 from mixtune.objectives import TRAINED
-from mixtune.objectives._invariance import (
-    InvarianceObjective,
-    InvarianceSettings,
-    Pass,
-    check_views,
-    encode,
-    mlp,
-    mlp_flops,
-    pool,
-)
-from mixtune.space.recipe import Positive, PositiveCount
-from mixtune.space.views import UNCOMPRESSED, Branch, Strategy
-
-
-class Settings(InvarianceSettings):
-    """The head has two layers; query and key are the first and the second view, both trained."""
-
-    least_batch: ClassVar[int] = 2  # one to be told from the other
-
-    hidden_dim: PositiveCount = 512
-    output_dim: PositiveCount = 128
-    temperature: Positive = 0.2
+from mixtune.objectives._invariance import InvarianceObjective, Pass, check_views, encode, mlp, mlp_flops, pool
+from mixtune.space.objectives import SimclrSettings as Settings
+from mixtune.space.views import UNCOMPRESSED, Shortening, Strategy
 
 
 class SimCLR(InvarianceObjective):
@@ -54,7 +33,7 @@ class SimCLR(InvarianceObjective):
 
     def passes(self, joint: bool, strategy: Strategy) -> list[Pass]:
         """Return both views' passes; in the mix phase the first view is whole."""
-        return [Pass(Branch() if joint else strategy.query, True), Pass(strategy.key, True)]
+        return [Pass(Shortening() if joint else strategy.query, True), Pass(strategy.key, True)]
 
     def head_flops(self) -> float:
         """See :class:`InvarianceObjective`."""

@@ -17,10 +17,10 @@ from mixtune._version import __version__
 from mixtune.files import write_whole
 from mixtune.report import words
 from mixtune.report.figures._style import template
-from mixtune.run.result import Result, load
+from mixtune.run.directory import RunDirectory
+from mixtune.run.result import Result
 from mixtune.run.status import RunStatus, run_status
 
-REPORT = "report.html"
 FIRST = ("pareto", "hypervolume", "importance", "alpha_rho", "budgets", "phases", "learning_curves")  # then the others
 
 
@@ -35,13 +35,13 @@ class Figure:
     json: Markup
 
 
-def write_report(directory: Path, driver: str | None) -> Path:
-    """Write report.html into a run directory, finished or not, and return its path. Raises as ``load`` does.
+def write_report(result: Result, driver: str | None) -> Path:
+    """Write report.html into a run directory, finished or not, and return its path. Raises DataError.
 
-    ``driver`` says who goes on with the search after this, None for nobody (``mixtune.run.lock.holder``).
+    ``driver`` says who continues the search after this, None for nobody (``mixtune.run.lock.holder``).
     """
-    path = Path(directory) / REPORT
-    write_whole(path, report_page(load(directory), run_status(directory, driver)))
+    path = RunDirectory(result.directory).report_file
+    write_whole(path, report_page(result, run_status(result, driver)))
     return path
 
 
@@ -65,7 +65,7 @@ def report_page(result: Result, status: RunStatus) -> str:
         baselines=list(words.baselines(result)),
         sure=list(words.sure(result)),
         confirm_command=next((c for c in status.commands() if c.startswith("mixtune confirm")), None)
-        if not result.confirmed
+        if not result.state.confirmed
         else None,
         searched=list(words.searched(result)),
         cost=list(words.cost(result, status)),
@@ -74,7 +74,7 @@ def report_page(result: Result, status: RunStatus) -> str:
         ],
         figures=figures,
         measured=list(words.measured(result)),
-        footer=f"Made by mixtune {__version__} from {result.directory.resolve().name}/ledger.jsonl.",
+        footer=f"Made by mixtune {__version__} from the ledger of {result.directory.resolve().name}.",
         templates=_script(json.dumps({kind: template(kind == "dark").to_plotly_json() for kind in ("light", "dark")})),
         plotly=Markup(get_plotlyjs()),
         css=_part(folder, "report.css"),

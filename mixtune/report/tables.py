@@ -5,13 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
-from rich import box
-from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
-from rich.text import Text
 
-from mixtune.metrics import quantity, setting, significant
+from mixtune.metrics import find_metric, setting, significant
+from mixtune.render import fits, terminal_table
 from mixtune.run.frames import csv_text
 from mixtune.run.result import Result
 
@@ -25,10 +22,7 @@ def front_table(result: Result, width: int = WIDTH) -> Table:
     Where that is wider than ``width`` characters the parameters share one column that wraps.
     """
     table = _table(result, share_column=False)
-    unbounded = Console(width=10_000)
-    if Measurement.get(unbounded, unbounded.options, table).maximum > width:
-        table = _table(result, share_column=True)
-    return table
+    return table if fits(table, width) else _table(result, share_column=True)
 
 
 def front_notes(result: Result) -> list[str]:
@@ -54,31 +48,26 @@ def front_csv(result: Result) -> str:
 
 
 def _table(result: Result, share_column: bool) -> Table:
-    members = result.pareto_front()
-    counts = result.counts()
-    varying = varying_parameters(result)
-    title = f"the front: {len(members)} of {counts['complete']} complete trials"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("trial", no_wrap=True)
-    for name in result.objectives:
-        table.add_column(name, justify="right", no_wrap=True)
-    for name in ["parameters"] if share_column else varying:
-        table.add_column(name, justify="left" if share_column else "right", overflow="fold")
-    knee, mark = result.knee(), "knee" if len(result.objectives) > 1 else "best"
-    for _, row in members.iterrows():
-        is_knee = row["trial"] == knee
-        head = f"{row['trial']} ({mark})" if is_knee else row["trial"]
-        table.add_row(*_cells(result, row, head, varying, share_column), style="bold" if is_knee else None)
-    table.add_section()
-    for _, row in result.baselines.iterrows():
-        head = f"{row['method']} (baseline)"
-        if row["state"] != "complete":
-            head = f"{row['method']} (baseline, {row['state']})"
-        table.add_row(*_cells(result, row, head, varying, share_column), style="dim")
-    if members.empty:
-        keeps = " and keeps the constraints" if result.constraints else ""
-        table.caption = f"no trial is complete yet{keeps}"
-    return table
+    members, varying, knee = result.pareto_front(), varying_parameters(result), result.knee()
+    mark = "knee" if len(result.objectives) > 1 else "best"
+    heads = [f"{trial} ({mark})" if trial == knee else str(trial) for trial in members["trial"]]
+    heads += [
+        f"{method} (baseline{'' if state == 'complete' else f', {state}'})"
+        for method, state in zip(result.baselines["method"], result.baselines["state"], strict=True)
+    ]
+    rows = [row for frame in (members, result.baselines) for _, row in frame.iterrows()]
+    styles = {i: "bold" if row["trial"] == knee else "dim" for i, row in enumerate(rows)}
+    caption = f"no trial is complete yet{' and keeps the constraints' if result.constraints else ''}"
+    count = 1 + len(result.objectives)
+    return terminal_table(
+        ["trial", *result.objectives, *(["parameters"] if share_column else varying)],
+        [[head, *_cells(result, row, varying, share_column)] for head, row in zip(heads, rows, strict=True)],
+        title=f"the front: {len(members)} of {result.counts()['complete']} complete trials",
+        caption=caption if members.empty else None,
+        styles={i: style for i, style in styles.items() if style == "bold" or i >= len(members)},
+        rules={len(members)},
+        wrapped={count} if share_column else (),
+    )
 
 
 def varying_parameters(result: Result) -> list[str]:
@@ -86,12 +75,10 @@ def varying_parameters(result: Result) -> list[str]:
     return [name for name in result.parameters if result.trials[name].astype(str).nunique() > 1]
 
 
-def _cells(result: Result, row: pd.Series[Any], head: str, varying: list[str], share_column: bool) -> list[Text]:
+def _cells(result: Result, row: pd.Series[Any], varying: list[str], share_column: bool) -> list[str]:
     params = result.records[row["trial"]].params
-    objectives = [quantity(name).text(row[name], row.get(f"{name}_se")) for name in result.objectives]
+    objectives = [find_metric(name).text(row[name], row.get(f"{name}_se")) for name in result.objectives]
+    settings = [setting(params.get(name)) for name in varying]
     if share_column:
         settings = [" ".join(f"{name}={setting(params[name])}" for name in varying if name in params)]
-    else:
-        settings = [setting(params.get(name)) for name in varying]
-    # Text, because rich would read a list such as [0.9] in a plain string as markup.
-    return [Text(cell) for cell in (head, *objectives, *settings)]
+    return [*objectives, *settings]

@@ -9,12 +9,12 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from mixtune.metrics import quantity, setting, significant
-from mixtune.report.figures._style import accuracy_of, cost_of
+from mixtune.metrics import find_metric, setting, significant
 from mixtune.report.tables import front_notes, varying_parameters
+from mixtune.run.confirmed import confirmation
 from mixtune.run.result import Result
 from mixtune.run.status import RunStatus
-from mixtune.space.distributions import parse_distribution
+from mixtune.space.distributions import Distribution
 from mixtune.space.recipe import with_values
 
 _KNEE = (
@@ -41,13 +41,13 @@ def cards(result: Result) -> Iterator[dict[str, str]]:
         if len(members):
             best = members.sort_values(name, ascending=mode == "min", kind="stable").iloc[0]
             yield {
-                "name": f"best {quantity(name).title}",
-                "value": quantity(name).text(best[name]),
+                "name": f"best {find_metric(name).title}",
+                "value": find_metric(name).text(best[name]),
                 "note": best["trial"],
             }
     yield {"name": "on the front", "value": str(len(members)), "note": f"of {len(result.complete()):,} complete trials"}
     if (volume := result.hypervolume()) is not None and len(members):
-        point = ", ".join(quantity(name).text(value) for name, value in result.reference_point.items())
+        point = ", ".join(find_metric(name).text(value) for name, value in result.reference_point.items())
         yield {"name": "hypervolume", "value": significant(volume), "note": f"up to {point}"}
     account = result.account()
     if account.epochs_asked:
@@ -58,23 +58,23 @@ def cards(result: Result) -> Iterator[dict[str, str]]:
 def front(result: Result) -> dict[str, Any]:
     """Return the table of the front and the baselines: columns, rows with the trial that each is of, and notes."""
     varying = varying_parameters(result)
-    confirmation = result.confirmation()
-    confirmed = {} if confirmation is None else confirmation.frame.set_index("trial").to_dict("index")
-    columns = ["trial", *(quantity(name).title for name in result.objectives)]
+    found = confirmation(result)
+    confirmed = {} if found is None else found.frame.set_index("trial").to_dict("index")
+    columns = ["trial", *(find_metric(name).title for name in result.objectives)]
     if confirmed:
         columns += ["test accuracy", "on the front"]
 
     def row(trial: pd.Series[Any], kind: str, mark: str) -> dict[str, Any]:
         record = result.records[str(trial["trial"])]
-        cells = [quantity(name).text(trial[name], trial.get(f"{name}_se")) for name in result.objectives]
+        cells = [find_metric(name).text(trial[name], trial.get(f"{name}_se")) for name in result.objectives]
         if confirmed:
-            found = confirmed.get(record.trial)
+            again = confirmed.get(record.trial)
             cells += (
                 ["", ""]
-                if found is None
+                if again is None
                 else [
-                    quantity("test_accuracy").text(found["test_accuracy"], found["test_accuracy_se"]),
-                    "fell off" if found["fell_off"] and kind != "baseline" else f"{100 * found['p_front']:.0f} %",
+                    find_metric("test_accuracy").text(again["test_accuracy"], again["test_accuracy_se"]),
+                    "fell off" if again["fell_off"] and kind != "baseline" else f"{100 * again['p_front']:.0f} %",
                 ]
             )
         cells += [setting(record.params.get(name)) for name in varying]
@@ -87,7 +87,7 @@ def front(result: Result) -> dict[str, Any]:
         }
 
     knee = result.knee()
-    complete = result.baselines[result.baselines["state"] == "complete"]
+    complete = result.complete_baselines
     rows = [
         row(member, *(("knee", "knee") if member["trial"] == knee and len(result.objectives) > 1 else ("", "")))
         for _, member in result.pareto_front().iterrows()
@@ -103,11 +103,13 @@ def front(result: Result) -> dict[str, Any]:
 def knee(result: Result) -> dict[str, Any] | None:
     """Return what the page says of the knee, its recipe as YAML and the commands for it; None without a front."""
     trial = result.knee()
-    if trial is None or "recipe" not in result.space:
+    if trial is None or not result.space.values:
         return None
     record = result.records[trial]
-    found = [quantity(name).text(record.metrics[name], record.metrics.get(f"{name}_se")) for name in result.objectives]
-    recipe = with_values(result.space["recipe"], record.params)
+    found = [
+        find_metric(name).text(record.metrics[name], record.metrics.get(f"{name}_se")) for name in result.objectives
+    ]
+    recipe = with_values(result.space.values, record.params)
     return {
         "trial": trial,
         "title": "The knee" if len(result.objectives) > 1 else "The best trial",
@@ -122,12 +124,12 @@ def knee(result: Result) -> dict[str, Any] | None:
 
 def baselines(result: Result) -> Iterator[str]:
     """Yield a line a baseline: what it reached, and what the cheapest trial that is as good costs."""
-    accuracy, cost = accuracy_of(result), cost_of(result)
+    accuracy, cost = result.accuracy_name, result.cost_name
     members = result.pareto_front()
     if not {accuracy, cost} <= set(members.columns):
         return
-    for _, baseline in result.baselines[result.baselines["state"] == "complete"].iterrows():
-        figures = [quantity(name).text(baseline[name]) for name in (accuracy, cost)]
+    for _, baseline in result.complete_baselines.iterrows():
+        figures = [find_metric(name).text(baseline[name]) for name in (accuracy, cost)]
         reached = f"{baseline['method']}: {' in '.join(figures)}"
         as_good = members[members[accuracy] >= baseline[accuracy]].sort_values(cost, kind="stable")
         if as_good.empty:
@@ -136,21 +138,21 @@ def baselines(result: Result) -> Iterator[str]:
         best = as_good.iloc[0]
         yield (
             f"{reached}. The cheapest trial on the front that is at least as accurate, {best['trial']} "
-            f"({quantity(accuracy).text(best[accuracy])}), takes {quantity(cost).text(best[cost])}: "
+            f"({find_metric(accuracy).text(best[accuracy])}), takes {find_metric(cost).text(best[cost])}: "
             f"{significant(baseline[cost] / best[cost])}x as fast."
         )
 
 
 def sure(result: Result) -> Iterator[str]:
     """Yield what speaks for the front: confirmed on fresh seeds or not, and what that says."""
-    confirmation = result.confirmation()
-    if confirmation is None:
+    found = confirmation(result)
+    if found is None:
         yield (
             "Not confirmed. The accuracies above are of one seed, on the validation images, and the best of many "
             "trials is in part the luckiest. Training the front again on fresh seeds, with the test images, tells:"
         )
         return
-    members = confirmation.frame[confirmation.frame["method"].isna()]
+    members = found.frame[found.frame["method"].isna()]
     fell = list(members["trial"][members["fell_off"]])
     likely = int((members["p_front"] >= LIKELY).sum())
     yield (
@@ -158,33 +160,32 @@ def sure(result: Result) -> Iterator[str]:
         f"{likely} of them are on the front with a probability of at least {LIKELY:.0%}; "
         f"{some(fell) if fell else 'none'} fell off it."
     )
-    yield from (f"{note[:1].upper()}{note[1:]}." for note in confirmation.notes)
+    yield from (f"{note[:1].upper()}{note[1:]}." for note in found.notes)
 
 
 def searched(result: Result) -> Iterator[tuple[str, str]]:
     """Yield (name, value) of data, parameters, objectives, search and machine."""
-    run, search = result.space["run"], result.space.get("search") or {}
-    for name, task in (run.get("tasks") or {}).items():
+    run, search = result.facts, result.space.search.model_dump()
+    for name, task in run.tasks.items():
         images = f"{task['train_images']:,} training and {task['val_images']:,} validation images"
         yield "data", f"{name}: {images}, {task['classes']:,} classes"
-    for path, given in result.space["space"].items():
-        yield path, _describe(given)
+    for path, distribution in result.space.space.items():
+        yield path, _describe(distribution)
     directions = {"max": "as high as possible", "min": "as low as possible"}
     yield (
         "objectives",
-        ", ".join(f"{quantity(name).title} {directions[mode]}" for name, mode in result.objectives.items()),
+        ", ".join(f"{find_metric(name).title} {directions[mode]}" for name, mode in result.objectives.items()),
     )
     if result.constraints:
         yield "constraints", ", ".join(str(constraint) for constraint in result.constraints.values())
     yield "search", ", ".join(f"{name} {setting(value)}" for name, value in search.items())
-    if machine := run.get("machine"):
+    if machine := run.machine:
         yield "machine", f"{machine.get('device')}, {machine.get('precision')}"
-    if versions := run.get("versions"):
+    if versions := run.versions:
         yield "versions", ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
-def _describe(given: Any) -> str:
-    distribution = parse_distribution(given)
+def _describe(distribution: Distribution) -> str:
     if distribution.values:
         return ", ".join(setting(value) for value in distribution.values)
     step = "" if distribution.step in (None, 1) else f" in steps of {setting(distribution.step)}"
@@ -205,9 +206,9 @@ def cost(result: Result, status: RunStatus) -> Iterator[tuple[str, str]]:
             f"{account.epochs_asked:,} asked for, {account.epochs_trained:,} trained, {account.epochs_reused:,} reused "
             f"from the stage tree{ended_early}",
         )
-        seconds = [quantity("x_s").text(value) for value in (account.asked_s, account.trained_s, account.reused_s)]
+        seconds = [find_metric("x_s").text(value) for value in (account.asked_s, account.trained_s, account.reused_s)]
         yield "training steps", "{} asked for, {} trained, {} reused".format(*seconds)
-        yield "waiting", f"{quantity('x_s').text(account.waited_s)} of slots that waited for a stage"
+        yield "waiting", f"{find_metric('x_s').text(account.waited_s)} of slots that waited for a stage"
     if status.stages_mb:
         yield "disk", f"{status.stages:,} training states, {status.stages_mb:,.0f} MB"
 

@@ -5,6 +5,7 @@ What ``±`` and ``p_front`` are: mixtune.run.estimates.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,11 +14,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich import box
 from rich.table import Table
-from rich.text import Text
 
-from mixtune.metrics import quantity, significant
+from mixtune.metrics import find_metric, significant
+from mixtune.render import terminal_table
 from mixtune.run.estimates import (
     FEW_SEEDS,
     Estimate,
@@ -99,12 +99,17 @@ class Confirmation:
         }
 
 
-def confirmation(events: Iterable[Event], result: Result) -> Confirmation:
-    """Return what the ``confirmed`` events of a run's ledger say of its present front and its baselines.
+def confirmation(result: Result) -> Confirmation | None:
+    """Return what trainings on fresh seeds say of a run's front and its baselines, None where there are none.
 
-    Of a trial's events with one seed the latest counts, and only those of the latest one's device.
+    Of a trial's trainings with one seed the latest counts, and only those of the latest one's device.
     """
-    events = list(events)
+    return _confirmation(result, len(result.state.confirmed)) if result.state.confirmed else None
+
+
+@functools.lru_cache(maxsize=2)
+def _confirmation(result: Result, count: int) -> Confirmation:
+    events = result.state.confirmed
     counted = counted_trainings(events)
     device = _device(next(reversed(counted.values()))) if counted else None
     asked = members_and_baselines(result)
@@ -135,7 +140,7 @@ def counted_trainings(events: Iterable[Event], device: str | None = None) -> dic
     Of several the latest counts. Seconds of different devices cannot be compared, so only one device's count: those of
     ``device``, by default of the one that trained last.
     """
-    confirmed = [event for event in events if event["event"] == "confirmed"]
+    confirmed = list(events)
     device = _device(confirmed[-1]) if device is None and confirmed else device
     counted: dict[tuple[str, int], Event] = {}
     for event in confirmed:
@@ -148,8 +153,7 @@ def counted_trainings(events: Iterable[Event], device: str | None = None) -> dic
 
 def members_and_baselines(result: Result) -> list[TrialRecord]:
     """Return the records that ``confirm`` trains again: the front's, in its order, and complete baselines'."""
-    baselines = result.baselines[result.baselines["state"] == "complete"]
-    return [result.records[str(trial)] for trial in [*result.pareto_front()["trial"], *baselines["trial"]]]
+    return [result.records[trial] for trial in result.highlights]
 
 
 def _frame(
@@ -278,7 +282,7 @@ def _device_notes(
     records: Sequence[TrialRecord],
 ) -> list[str]:
     notes = []
-    others = Counter(_device(event) for event in events if event["event"] == "confirmed" and _device(event) != device)
+    others = Counter(_device(event) for event in events if _device(event) != device)
     if others:
         named = ", ".join(f"{count} on {other}" for other, count in others.items())
         notes.append(f"of the trainings on {device} alone; left out: {named}")
@@ -293,34 +297,28 @@ def _table(confirmed: Confirmation) -> Table:
     extra = [name for name in confirmed.objectives if name not in ("test_accuracy", "train_latency_s")]
     counts = [str(count) for count in sorted({*frame["seeds"]})] or ["no"]
     seeds = " to ".join(dict.fromkeys([counts[0], counts[-1]]))
-    title = f"the front on {seeds} fresh {'seed' if counts == ['1'] else 'seeds'}: mean ± standard error"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("trial", overflow="fold")
-    headers = [quantity(name).title.replace(" ", "\n", 1) for name in ("test_accuracy", "train_latency_s", *extra)]
-    for header in [*headers, "search:\naccuracy", "search:\ntime", "on the\nfront"]:
-        table.add_column(Text(header), justify="right", overflow="fold")
-    was_member = False
-    for row in frame.to_dict("records"):
-        is_member = row["method"] is None
-        if was_member and not is_member:
-            table.add_section()
-        was_member = is_member
-        style = "dim" if row["fell_off"] or not is_member else None
-        table.add_row(*map(Text, _cells(row, extra)), style=style)
-    if frame.empty:
-        table.caption = "nothing is confirmed yet"
-    return table
+    titles = [find_metric(name).title.replace(" ", "\n", 1) for name in ("test_accuracy", "train_latency_s", *extra)]
+    rows = frame.to_dict("records")
+    is_baseline = [row["method"] is not None for row in rows]
+    return terminal_table(
+        ["trial", *titles, "search:\naccuracy", "search:\ntime", "on the\nfront"],
+        [_cells(row, extra) for row in rows],
+        title=f"the front on {seeds} fresh {'seed' if counts == ['1'] else 'seeds'}: mean ± standard error",
+        caption="nothing is confirmed yet" if frame.empty else None,
+        styles={i: "dim" for i, row in enumerate(rows) if row["fell_off"] or is_baseline[i]},
+        rules={is_baseline.index(True)} if any(is_baseline) else (),
+    )
 
 
 def _cells(row: Mapping[Any, Any], extra: Sequence[str]) -> list[str]:
     name = str(row["trial"]) if row["method"] is None else f"{row['method']} (baseline)"
     return [
         f"{name} (fell off)" if row["fell_off"] and row["method"] is None else name,
-        quantity("test_accuracy").text(row["test_accuracy"], row["test_accuracy_se"]),
+        find_metric("test_accuracy").text(row["test_accuracy"], row["test_accuracy_se"]),
         _seconds(row["train_latency_s"], row["train_latency_se_s"]),
-        *(quantity(objective).text(row[objective], row.get(f"{objective}_se")) for objective in extra),
-        quantity("val_accuracy").text(row["search_val_accuracy"], row["search_val_accuracy_se"]),
-        quantity("train_latency_s").text(row["search_train_latency_s"]),
+        *(find_metric(objective).text(row[objective], row.get(f"{objective}_se")) for objective in extra),
+        find_metric("val_accuracy").text(row["search_val_accuracy"], row["search_val_accuracy_se"]),
+        find_metric("train_latency_s").text(row["search_train_latency_s"]),
         f"{100 * row['p_front']:.0f} %",
     ]
 
@@ -328,7 +326,7 @@ def _cells(row: Mapping[Any, Any], extra: Sequence[str]) -> list[str]:
 def _seconds(mean: float, error: float) -> str:
     """Return "12.3 ± 0.04 s"; a time that has no spread stands alone."""
     if not (math.isfinite(mean) and error > 0):
-        return quantity("train_latency_s").text(mean)
+        return find_metric("train_latency_s").text(mean)
     return f"{significant(mean)} ± {significant(error, 1)} s"
 
 

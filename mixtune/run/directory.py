@@ -1,8 +1,11 @@
-"""The files of a run directory that analysis reads and writes."""
+"""A run directory: the names of its files, and its space.yaml with what a search wrote there of itself."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,92 +13,119 @@ import yaml
 
 from mixtune.errors import RequestError, suggest
 from mixtune.files import is_temporary
-from mixtune.run.front import check_objectives
+from mixtune.run.ledger import RunState, fold, read_ledger
 from mixtune.run.lock import DRIVER_LOCK, TRIALS_LOCK
-from mixtune.space.constraints import Constraint, parse_constraint
+from mixtune.space.document import Document, read_document
+from mixtune.space.space import SearchSpace, read_run_space
 
 
-def read_space(directory: Path) -> dict[str, Any]:
-    """Return space.yaml of a run directory: objectives checked, reference points floats or None, constraints read.
+@dataclass(frozen=True)
+class RunFacts:
+    """What a search wrote of itself: ``run`` in space.yaml.
 
-    Raises RequestError where the directory or the file is missing, and where the file cannot be understood.
+    reference_point: the hypervolume's, None for a metric without one; tasks: by name, their classes and images;
+    versions: by package; machine: as mixtune.cost.machine.Machine takes it, empty where it is not there.
     """
-    if not directory.is_dir():
-        raise RequestError(_no_directory(directory))
-    path = directory / "space.yaml"
-    try:
-        space = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RequestError(f"{directory} holds no run: space.yaml is missing") from None
-    except OSError as error:
-        raise RequestError(f"{path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RequestError(f"{path} is no readable YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(space, dict):
-        raise RequestError(f"{path} is no mapping of keys to values")
-    check_objectives(_mapping(path, space, "objectives"))
-    constraints = {name: _constraint(path, name, text) for name, text in _mapping(path, space, "constraints").items()}
-    run = _mapping(path, space, "run")
-    given = _mapping(path, run, "reference_point")
-    reference = {name: _reference(path, name, value) for name, value in given.items()}
-    run = {**run, "reference_point": reference}
-    return {**space, "space": _mapping(path, space, "space"), "constraints": constraints, "run": run}
+
+    reference_point: Mapping[str, float | None] = field(default_factory=dict)
+    tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    machine: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _mapping(path: Path, keys: dict[str, Any], name: str) -> dict[str, Any]:
-    given = keys.get(name) or {}
-    if not isinstance(given, dict):
-        raise RequestError(f"{path}: {name!r} is a mapping of keys to values, got {given!r}")
-    return given
+class RunDirectory:
+    """A run's folder. Its files are read when they are first asked for, once."""
 
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.space_file = self.path / "space.yaml"
+        self.ledger_file = self.path / "ledger.jsonl"
+        self.stages = self.path / "stages"
+        self.study_file = self.path / "study.db"
+        self.report_file = self.path / "report.html"
+        self.trials_file = self.path / "trials.csv"
+        self.front_file = self.path / "pareto.csv"
+        self.logs = self.path / "logs"
+        self.models = self.path / "models"
 
-def _constraint(path: Path, name: str, given: Any) -> Constraint:
-    try:
-        return parse_constraint(name, given, ">=" if ">=" in str(given) else "<=")
-    except RequestError as error:
-        raise RequestError(f"{path}: constraints.{name}: {error}") from error
+    @property
+    def holds_run(self) -> bool:
+        """Whether a search has begun here."""
+        return self.space_file.exists()
 
+    @cached_property
+    def document(self) -> Document:
+        """Its space.yaml. Raises RequestError where there is no run, and where the file cannot be read."""
+        if not self.path.is_dir():
+            raise RequestError(self._no_directory())
+        if not self.holds_run:
+            raise RequestError(f"{self.path} holds no run: {self.space_file.name} is missing")
+        return read_document(self.space_file)
 
-def _reference(path: Path, name: str, given: Any) -> float | None:
-    if given is None:
-        return None
-    try:
-        value = float(given)
-    except (TypeError, ValueError):
-        value = math.nan
-    if not math.isfinite(value):
-        raise RequestError(f"{path}: run.reference_point.{name} is a finite number or null, got {given!r}")
-    return value
+    @cached_property
+    def space(self) -> SearchSpace:
+        """What was searched, as the run's own version of mixtune understood it. Raises RequestError."""
+        return read_run_space(self.document)
 
+    @cached_property
+    def facts(self) -> RunFacts:
+        """What the search wrote of itself. Raises RequestError."""
+        run = self._mapping(self.document.values, "run")
+        given = {name: self._mapping(run, name) for name in ("reference_point", "tasks", "versions", "machine")}
+        point = {name: self._reference(name, value) for name, value in given["reference_point"].items()}
+        return RunFacts(**{**given, "reference_point": point})
 
-def _no_directory(directory: Path) -> str:
-    if directory.exists():
-        return f"{directory} is a file, not a run directory"
-    parent = directory.parent
-    siblings = [item.name for item in parent.iterdir() if item.is_dir()] if parent.is_dir() else []
-    return f"there is no run directory {directory}{suggest(directory.name, siblings)}"
+    @cached_property
+    def state(self) -> RunState:
+        """What the ledger says; a run may have ended before its first word. Raises RequestError where it is damaged."""
+        return fold(read_ledger(self.ledger_file)) if self.ledger_file.exists() else RunState()
 
+    def refuse_occupied(self) -> None:
+        """Raise RequestError unless the folder is new or empty: a run is never overwritten."""
+        if self.holds_run or self.ledger_file.exists():
+            raise RequestError(
+                f"{self.path} holds a run already: give another --out, see it with mixtune pareto {self.path}, or "
+                f"continue it with mixtune resume {self.path}"
+            )
+        locks = (DRIVER_LOCK, TRIALS_LOCK)
+        if self.path.is_dir() and all(item.name in locks or is_temporary(item) for item in self.path.iterdir()):
+            return
+        if self.path.exists():
+            raise RequestError(f"{self.path} is not an empty directory: give another --out")
 
-LEDGER, SPACE, STUDY = "ledger.jsonl", "space.yaml", "study.db"
+    def _mapping(self, values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+        given = values.get(name) or {}
+        if not isinstance(given, dict):
+            raise RequestError(f"{self.space_file}: {name!r} should be a mapping of keys to values, got {given!r}")
+        return given
 
-_VERSIONS = ("mixtune", "torch", "torchvision", "timm", "ray", "optuna", "moocore")
+    def _reference(self, name: str, given: Any) -> float | None:
+        if given is None:
+            return None
+        try:
+            value = float(given)
+        except (TypeError, ValueError):
+            value = math.nan
+        if not math.isfinite(value):
+            raise RequestError(
+                f"{self.space_file}: run.reference_point.{name} should be a finite number or null, got {given!r}"
+            )
+        return value
 
-
-def refuse_occupied(directory: Path) -> None:
-    """Raise RequestError unless the directory is new or empty: a run is never overwritten."""
-    if (directory / SPACE).exists() or (directory / LEDGER).exists():
-        raise RequestError(
-            f"{directory} holds a run already: give another --out, see it with mixtune pareto {directory}, or go on "
-            f"with mixtune resume {directory}"
-        )
-    locks = (DRIVER_LOCK, TRIALS_LOCK)
-    if directory.is_dir() and all(item.name in locks or is_temporary(item) for item in directory.iterdir()):
-        return
-    if directory.exists():
-        raise RequestError(f"{directory} is no empty directory: give another --out")
+    def _no_directory(self) -> str:
+        if self.path.exists():
+            return f"{self.path} is a file, not a run directory"
+        parent = self.path.parent
+        siblings = [item.name for item in parent.iterdir() if item.is_dir()] if parent.is_dir() else []
+        return f"there is no run directory {self.path}{suggest(self.path.name, siblings)}"
 
 
 def free_directory(name: str) -> Path:
     """Return ``runs/<name>``, or the first of ``runs/<name>-2``, ... that does not exist."""
     candidates = (Path("runs") / (name if i == 1 else f"{name}-{i}") for i in range(1, 10**6))
     return next(path for path in candidates if not path.exists())
+
+
+def space_text(space: SearchSpace, facts: RunFacts) -> str:
+    """Return the text of a run's space.yaml: the resolved space, and what the search says of itself."""
+    return yaml.safe_dump(space.to_dict() | {"run": {k: dict(v) for k, v in vars(facts).items()}}, sort_keys=False)

@@ -7,25 +7,14 @@ from typing import Any
 
 import pandas as pd
 
+from mixtune.metrics import last_columns
 from mixtune.run.ledger import TrialRecord
-
-COSTS = [
-    "latency_ssl_s",
-    "latency_mix_s",
-    "latency_sl_s",
-    "latency_reused_s",
-    "wall_s",
-    "epochs_asked",
-    "epochs_trained",
-    "epochs_reused",
-]
-"""The last columns of every table: where a trial's time and epochs went."""
 
 
 def trial_frame(
     records: Iterable[TrialRecord], parameters: Sequence[str], objectives: Iterable[str], named: Sequence[str]
 ) -> pd.DataFrame:
-    """Return a row a record; the columns are ``named``, parameters, objectives, other metrics and ``COSTS``.
+    """Return a row a record: columns are ``named``, parameters, objectives, other metrics and last_columns().
 
     ``named`` are fields that every record has (trial, state, reason; method). Where a field or a parameter
     shares its name with a metric, the metric is not shown. ``parameters`` fixes the order of those it names.
@@ -37,9 +26,10 @@ def trial_frame(
     asked = dict.fromkeys([*parameters, *(name for record in records for name in record.params)])
     fixed = dict.fromkeys([*named, *asked, *objectives])
     others = [name for row in rows for name in row]
-    columns = [name for name in dict.fromkeys([*fixed, *others]) if name not in COSTS] + COSTS
+    last = last_columns()
+    columns = [name for name in dict.fromkeys([*fixed, *others]) if name not in last] + last
     frame = pd.DataFrame([{**{name: None for name in columns}, **row} for row in rows], columns=columns)
-    for name in (*objectives, *COSTS):
+    for name in (*objectives, *last):
         frame[name] = pd.to_numeric(frame[name], errors="coerce")
     return frame.astype(dict.fromkeys(objectives, float))
 
@@ -59,7 +49,4 @@ def _row(record: TrialRecord) -> Mapping[str, Any]:
     fields = {"trial": record.trial, "state": record.state, "reason": record.reason}
     if record.baseline is not None:
         fields["method"] = record.baseline
-    wall = None
-    if record.started_time is not None and record.ended_time is not None:
-        wall = record.ended_time - record.started_time
-    return {**record.metrics, "wall_s": wall, **record.params, **fields}
+    return {**record.metrics, "wall_s": record.wall_s, **record.params, **fields}

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mixtune.errors import RequestError
+from mixtune.meter.times import StepTimes
 
 _STATE_AFTER = {
     "complete": "complete",
@@ -25,25 +26,9 @@ _STATE_AFTER = {
     "rejected": "rejected",
     "failed": "failed",
 }
-_KNOWN = {"asked", "started", "epoch", "retried", *_STATE_AFTER}
+_OF_A_TRIAL = {"asked", "started", "epoch", "retried", *_STATE_AFTER}
 ENDED = frozenset(_STATE_AFTER.values())
 COUNTED = frozenset({"complete", "stopped", "failed"})  # in a search's budget
-
-# what an epoch event has of a trial's metrics
-EPOCH_METRICS = (
-    "epoch",
-    "phase",
-    "sl_progress",
-    "val_accuracy",
-    "val_balanced_accuracy",
-    "val_macro_f1",
-    "val_calibration_error",
-    "ssl_loss",
-    "sl_loss",
-    "train_latency_s",
-    "forecast_latency_s",
-    "train_flops",
-)
 
 
 class Ledger:
@@ -86,7 +71,8 @@ class TrialRecord:
     ``crashes`` counts attempts that ended so and were made again; ``gpus`` is the share of a GPU that the next one
     gets, where it is not the search's; ``sampler`` is what the sampler wants to find with its trial again.
     ``follows`` is the earlier trial whose path through the stage tree this one's begins with, and for how many epochs;
-    None where there is none.
+    None where there is none. ``stored`` are the keys of its checkpoints by how many epochs are behind them, the latest
+    last; ``stage`` the key of what it has trained in all, once it has ended; ``begun_time`` is its first start.
     """
 
     trial: str
@@ -103,6 +89,56 @@ class TrialRecord:
     gpus: float | None = None
     sampler: dict[str, Any] = field(default_factory=dict)
     follows: tuple[str, int] | None = None
+    stored: dict[int, str] = field(default_factory=dict)
+    begun_time: float | None = None
+    stage: str | None = None
+
+    @property
+    def wall_s(self) -> float | None:
+        """Seconds from the last attempt's start to its end, None for a trial that never started or has not ended."""
+        if self.started_time is None or self.ended_time is None:
+            return None
+        return self.ended_time - self.started_time
+
+
+@dataclass
+class RunState:
+    """What a ledger's events come to; ``apply`` takes one more.
+
+    records: each trial's and baseline's, in the order in which they first appear; budget: how many trials may end, if
+    the search was extended; waited_s: for which slots had nothing to do but wait for a stage; confirmed, opened: these
+    events; device: what step times are of; last_time: of the latest event, unix seconds.
+    """
+
+    records: dict[str, TrialRecord] = field(default_factory=dict)
+    step_times: StepTimes = field(default_factory=StepTimes)
+    budget: int | None = None
+    waited_s: float = 0.0
+    confirmed: list[Mapping[str, Any]] = field(default_factory=list)
+    opened: list[Mapping[str, Any]] = field(default_factory=list)
+    device: str | None = None
+    last_time: float | None = None
+
+    def apply(self, event: Mapping[str, Any]) -> None:
+        """Fold one more event in; the first ending of a trial counts, a later one only after ``retried``."""
+        kind = event["event"]
+        self.last_time = event.get("time", self.last_time)
+        if kind in _OF_A_TRIAL and event.get("trial") is not None:
+            trial = str(event["trial"])
+            _apply(self.records.setdefault(trial, TrialRecord(trial)), event)
+        elif kind == "extended":
+            self.budget = int(event["trials"])
+        elif kind == "waited":
+            self.waited_s += float(event["seconds"])
+        elif kind == "step_time":
+            self.step_times.add(event["signature"], float(event["seconds"]), event.get("quiet", True))
+            self.device = self.device or event.get("factors", {}).get("device")
+        elif kind == "step_time_fixed":
+            self.step_times.fix([event["signature"]])
+        elif kind == "confirmed":
+            self.confirmed.append(event)
+        elif kind == "opened":
+            self.opened.append(event)
 
 
 def read_ledger(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -127,38 +163,12 @@ def read_ledger(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return events
 
 
-def trial_states(events: Iterable[Mapping[str, Any]]) -> dict[str, TrialRecord]:
-    """Fold events into one record a trial, in the order in which trials first appear.
-
-    The first ending counts; a later one counts only after ``retried``. Unknown events are skipped.
-    """
-    records: dict[str, TrialRecord] = {}
+def fold(events: Iterable[Mapping[str, Any]]) -> RunState:
+    """Return what events come to; unknown ones are skipped."""
+    state = RunState()
     for event in events:
-        apply_event(records, event)
-    return records
-
-
-def apply_event(records: dict[str, TrialRecord], event: Mapping[str, Any]) -> None:
-    """Fold one more event into ``records``, as ``trial_states`` does."""
-    if event.get("trial") is None or event["event"] not in _KNOWN:
-        return
-    trial = str(event["trial"])
-    if trial not in records:
-        records[trial] = TrialRecord(trial)
-    _apply(records[trial], event)
-
-
-def waited_seconds(events: Iterable[Mapping[str, Any]]) -> float:
-    """Return for how many seconds slots had nothing to do but wait for a stage."""
-    return sum((float(event["seconds"]) for event in events if event["event"] == "waited"), 0.0)
-
-
-def extended_budget(events: Iterable[Mapping[str, Any]], budget: int) -> int:
-    """Return how many trials may end: ``budget``, or what the search was last extended to."""
-    for event in events:
-        if event["event"] == "extended":
-            budget = int(event["trials"])
-    return budget
+        state.apply(event)
+    return state
 
 
 def finite_or_none(value: Any) -> Any:
@@ -189,14 +199,19 @@ def _apply(record: TrialRecord, event: Mapping[str, Any]) -> None:
         _keep_asked(record, event)
     elif kind == "started":
         record.state, record.started_time = "running", moment
+        record.begun_time = moment if record.begun_time is None else record.begun_time
         if follows := event.get("follows"):
             record.follows = str(follows[0]), int(follows[1])
     elif kind == "epoch":
         record.state, record.metrics = "running", dict(event.get("metrics") or {})
         _keep_epoch(record.epochs, record.metrics)
+        if "state" in event:
+            record.stored[int(record.metrics["epoch"])] = str(event["state"])
     else:
         record.state, record.reason, record.ended_time = _STATE_AFTER[kind], event.get("reason"), moment
         record.metrics = dict(event.get("metrics") or {})
+        # a search of 22a46e9 told the key with the last epoch alone
+        record.stage = event.get("stage", record.stored.get(record.metrics.get("epoch", 0)))
         if kind == "rejected":
             _keep_asked(record, event)
         if kind == "baseline":

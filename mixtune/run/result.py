@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,16 +17,14 @@ import pandas as pd
 from mixtune import plugins
 from mixtune.errors import RequestError, suggest
 from mixtune.files import write_whole
-from mixtune.metrics import quantity
+from mixtune.metrics import find_metric
 from mixtune.run import front
 from mixtune.run.accounting import Account, account
-from mixtune.run.directory import read_space
+from mixtune.run.directory import RunDirectory, RunFacts
 from mixtune.run.frames import csv_text, plain, trial_frame
-from mixtune.run.ledger import TrialRecord, read_ledger, trial_states, waited_seconds
+from mixtune.run.ledger import RunState, TrialRecord
 from mixtune.space.constraints import Constraint
-
-if TYPE_CHECKING:
-    from mixtune.run.confirmed import Confirmation
+from mixtune.space.space import SearchSpace
 
 STATES = ("complete", "stopped", "failed", "rejected", "running")
 
@@ -34,39 +33,62 @@ STATES = ("complete", "stopped", "failed", "rejected", "running")
 class Result:
     """What a search found. ``load`` makes one from a run directory; it does not follow a running search.
 
-    ``space`` is space.yaml as a dict, ``records`` the ledger's word on each trial and baseline by id, and
-    ``parameters`` the dotted recipe paths that the search varies. ``trials`` has a row a trial: trial, state,
-    reason, parameters, objectives, every other metric, latency_ssl_s, latency_mix_s, latency_sl_s, wall_s,
-    epochs_asked, epochs_trained, epochs_reused; ``baselines`` the same after a column ``method``; ``waited_s``: for
-    which slots had nothing to do but wait for a stage; ``confirmed``: the ledger's events of trainings on fresh seeds.
-    Names that end in ``_s`` are seconds; accuracies are shares of 1.
+    ``space`` is what was searched, ``facts`` what the search wrote of itself, ``state`` what its ledger says;
+    ``objectives`` are what it is judged by. ``trials`` has a row a trial: trial, state, reason, parameters, objectives,
+    every other metric, latency_ssl_s, latency_mix_s, latency_sl_s, wall_s, epochs_asked, epochs_trained, epochs_reused;
+    ``baselines`` the same after a column ``method``. Names that end in ``_s`` are seconds; accuracies are shares of 1.
+    What is derived from them, such as the front, is derived once.
     """
 
     directory: Path
-    objectives: dict[str, str]
-    space: dict[str, Any]
-    records: dict[str, TrialRecord]
-    parameters: tuple[str, ...]
-    trials: pd.DataFrame
-    baselines: pd.DataFrame
-    waited_s: float = 0.0
-    confirmed: tuple[Mapping[str, Any], ...] = ()
+    space: SearchSpace
+    facts: RunFacts
+    state: RunState
+    objectives: Mapping[str, str]
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{count} {state}" for state, count in self.counts().items() if count)
         return f"Result({str(self.directory)!r}: {counts or 'no trial has started'})"
 
     @property
+    def records(self) -> dict[str, TrialRecord]:
+        """The ledger's word on each trial and baseline, by id."""
+        return self.state.records
+
+    @cached_property
+    def parameters(self) -> tuple[str, ...]:
+        """The dotted recipe paths that the search varies."""
+        asked = (name for record in self.records.values() if record.baseline is None for name in record.params)
+        return tuple(dict.fromkeys([*self.space.space, *asked]))
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """A row a trial, in the order in which they were asked for."""
+        trials = (record for record in self.records.values() if record.baseline is None)
+        return trial_frame(trials, self.parameters, self.space.objectives, ["trial", "state", "reason"])
+
+    @cached_property
+    def baselines(self) -> pd.DataFrame:
+        """A row a baseline."""
+        baselines = (record for record in self.records.values() if record.baseline is not None)
+        names = ["method", "trial", "state", "reason"]
+        frame = trial_frame(baselines, self.parameters, self.space.objectives, names)
+        return frame.reindex(columns=list(dict.fromkeys([*frame, *self.objectives])))
+
+    @cached_property
+    def complete_baselines(self) -> pd.DataFrame:
+        """The rows of ``baselines`` that are complete."""
+        return self.baselines[self.baselines["state"] == "complete"]
+
+    @property
     def constraints(self) -> dict[str, Constraint]:
         """The search's constraints by metric: a trial that breaks one is never on the front."""
-        constraints: dict[str, Constraint] = self.space["constraints"]
-        return constraints
+        return self.space.constraints
 
     @property
     def reference_point(self) -> dict[str, float | None]:
         """The hypervolume's reference, fixed before the first trial; None for an objective without one."""
-        given = self.space["run"]["reference_point"]
-        return {name: given.get(name) for name in self.objectives}
+        return {name: self.facts.reference_point.get(name) for name in self.objectives}
 
     def counts(self) -> dict[str, int]:
         """Return how many trials are in each state; baselines and trials not yet started are not counted."""
@@ -81,8 +103,7 @@ class Result:
         front.check_objectives(objectives)
         for name in objectives:
             front.numeric_column(self.trials, name)
-        columns = list(dict.fromkeys([*self.baselines, *objectives]))
-        return dataclasses.replace(self, objectives=dict(objectives), baselines=self.baselines.reindex(columns=columns))
+        return dataclasses.replace(self, objectives=dict(objectives))
 
     def complete(self) -> pd.DataFrame:
         """Return the rows of ``trials`` that are complete: the only ones that can be on the front."""
@@ -90,33 +111,62 @@ class Result:
 
     def feasible(self) -> pd.DataFrame:
         """Return the complete trials that keep every constraint of the search; a metric that is missing keeps none."""
-        rows = self.complete()
-        for name, constraint in self.constraints.items():
-            values = front.numeric_column(rows, name) if name in rows else np.full(len(rows), np.nan)
-            kept = [constraint.holds(value) for value in values]
-            rows = rows[np.array(kept, dtype=bool)]
-        return rows
+        return self._feasible
 
     def pareto_front(self, objectives: Mapping[str, str] | None = None) -> pd.DataFrame:
         """Return the feasible trials that no other dominates, sorted as ``front.pareto_front`` says."""
-        return front.pareto_front(self.feasible(), objectives or self.objectives)
+        return self._front if objectives is None else front.pareto_front(self._feasible, objectives)
 
     def hypervolume(self) -> float | None:
         """Return the volume between feasible trials and reference point, None where that is incomplete."""
+        return self._hypervolume
+
+    @cached_property
+    def _feasible(self) -> pd.DataFrame:
+        rows = self.complete()
+        for name, constraint in self.constraints.items():
+            values = front.numeric_column(rows, name) if name in rows else np.full(len(rows), np.nan)
+            rows = rows[np.array([constraint.holds(value) for value in values], dtype=bool)]
+        return rows
+
+    @cached_property
+    def _front(self) -> pd.DataFrame:
+        return front.pareto_front(self._feasible, self.objectives)
+
+    @cached_property
+    def _hypervolume(self) -> float | None:
         reference = {name: bound for name, bound in self.reference_point.items() if bound is not None}
         if len(reference) < len(self.objectives):
             return None
-        return front.hypervolume(self.feasible(), self.objectives, reference)
+        return front.hypervolume(self._feasible, self.objectives, reference)
 
     def account(self) -> Account:
         """Return epochs and seconds that trials and baselines asked for, trained and reused."""
-        return account(self.records.values(), self.waited_s)
+        return account(self.records.values(), self.state.waited_s)
 
     def knee(self) -> str | None:
         """Return the id of the front's knee (``front.knee``), None while no trial is feasible."""
-        members = self.pareto_front()
-        label = front.knee(members, self.objectives)
-        return None if label is None else str(members["trial"][members.index == label].iloc[0])
+        return self._knee
+
+    @cached_property
+    def _knee(self) -> str | None:
+        label = front.knee(self._front, self.objectives)
+        return None if label is None else str(self._front["trial"][self._front.index == label].iloc[0])
+
+    @property
+    def accuracy_name(self) -> str:
+        """The accuracy that the run is judged by: its first objective to be large, else val_accuracy."""
+        return next((name for name, mode in self.objectives.items() if mode == "max"), "val_accuracy")
+
+    @property
+    def cost_name(self) -> str:
+        """The cost that the run is judged by: its first objective to be small, else train_latency_s."""
+        return next((name for name, mode in self.objectives.items() if mode == "min"), "train_latency_s")
+
+    @cached_property
+    def highlights(self) -> Sequence[str]:
+        """The trials of the front, in its order, and the complete baselines."""
+        return [str(trial) for trial in [*self._front["trial"], *self.complete_baselines["trial"]]]
 
     def best(self, metric: str, bounds: Mapping[str, float] | None = None) -> pd.Series[Any]:
         """Return the row of the complete trial with the best ``metric`` among those within ``bounds``.
@@ -153,7 +203,7 @@ class Result:
         """Return how many front members each complete baseline dominates; baselines that beat none are left out."""
         names = list(self.objectives)
         beaten = {}
-        for _, baseline in self.baselines[self.baselines["state"] == "complete"].iterrows():
+        for _, baseline in self.complete_baselines.iterrows():
             pairs = (
                 pd.DataFrame([baseline[names], member[names]], index=["baseline", "member"], dtype=float)
                 for _, member in self.pareto_front().iterrows()
@@ -180,15 +230,9 @@ class Result:
                 are = "is" if len(within) == 1 else "are"
                 warnings.append(
                     f"{len(within)} of {len(gaps)} gaps in {name} between neighbours on the front {are} "
-                    f"smaller than its standard error (up to {quantity(name).text(max(within))})"
+                    f"smaller than its standard error (up to {find_metric(name).text(max(within))})"
                 )
         return "; ".join(warnings) or None
-
-    def confirmation(self) -> Confirmation | None:
-        """Return what trainings on fresh seeds say of the front (``mixtune confirm``), None where there are none."""
-        from mixtune.run.confirmed import confirmation
-
-        return confirmation(self.confirmed, self) if self.confirmed else None
 
     def plot(self, name: str) -> Any:
         """Return a figure as a plotly Figure: ``name`` is that of a file in ``mixtune/report/figures``.
@@ -214,15 +258,16 @@ class Result:
             "front": [self._member(row) for _, row in self.pareto_front().iterrows()],
             "baselines": [
                 {name: plain(row[name]) for name in ("method", *self.objectives)}
-                for _, row in self.baselines[self.baselines["state"] == "complete"].iterrows()
+                for _, row in self.complete_baselines.iterrows()
             ],
             "trials": self.counts(),
         }
 
     def write_tables(self) -> None:
         """Write trials.csv and pareto.csv into the run directory, each whole or not at all."""
-        write_whole(self.directory / "trials.csv", csv_text(self.trials))
-        write_whole(self.directory / "pareto.csv", csv_text(self.pareto_front()))
+        run = RunDirectory(self.directory)
+        write_whole(run.trials_file, csv_text(self.trials))
+        write_whole(run.front_file, csv_text(self.pareto_front()))
 
     def _member(self, row: pd.Series[Any]) -> dict[str, Any]:
         values: dict[str, Any] = {"trial": row["trial"]}
@@ -237,27 +282,11 @@ class Result:
 def load(directory: str | os.PathLike[str]) -> Result:
     """Return the result of the run in ``directory``, finished or not.
 
-    Raises RequestError where it is no run directory, its space.yaml cannot be read or its ledger is damaged.
+    Raises RequestError where it is not a run directory, its space.yaml cannot be read or its ledger is damaged.
     """
-    directory = Path(directory)
-    space = read_space(directory)
-    ledger = directory / "ledger.jsonl"
-    events = read_ledger(ledger) if ledger.exists() else []  # a run may have ended before its first word
-    records = trial_states(events)
-    objectives: dict[str, str] = space["objectives"]
-    trials = [record for record in records.values() if record.baseline is None]
-    asked = (name for record in trials for name in record.params)
-    parameters = tuple(dict.fromkeys([*space["space"], *asked]))
-    named = ["trial", "state", "reason"]
-    baselines = [record for record in records.values() if record.baseline is not None]
-    return Result(
-        directory=directory,
-        objectives=objectives,
-        space=space,
-        records=records,
-        parameters=parameters,
-        trials=trial_frame(trials, parameters, objectives, named),
-        baselines=trial_frame(baselines, parameters, objectives, ["method", *named]),
-        waited_s=waited_seconds(events),
-        confirmed=tuple(event for event in events if event["event"] == "confirmed"),
-    )
+    return result_of(RunDirectory(Path(directory)))
+
+
+def result_of(run: RunDirectory) -> Result:
+    """Return the result of a run; see load()."""
+    return Result(run.path, run.space, run.facts, run.state, run.space.objectives)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import shlex
 import time
@@ -13,23 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mixtune.errors import RequestError
-from mixtune.metrics import duration, quantity
+from mixtune.metrics import duration, find_metric
 from mixtune.run.accounting import Account, account
-from mixtune.run.directory import read_space
-from mixtune.run.frames import plain, trial_frame
-from mixtune.run.front import pareto_front
-from mixtune.run.ledger import (
-    COUNTED,
-    ENDED,
-    TrialRecord,
-    extended_budget,
-    read_ledger,
-    trial_states,
-    waited_seconds,
-)
-from mixtune.space.constraints import Constraint
-from mixtune.space.distributions import parse_distribution
+from mixtune.run.directory import RunDirectory
+from mixtune.run.frames import plain
+from mixtune.run.ledger import COUNTED, ENDED, TrialRecord
+from mixtune.run.result import Result
+from mixtune.space.space import SearchSpace
 
 Event = Mapping[str, Any]
 MORE_TRIALS = 20  # suggested for a finished search
@@ -109,7 +98,7 @@ class RunStatus:
         if self.front:
             lines.append(f"front: {_number(self.front, 'member')}")
         lines += [
-            f"best {name}: {quantity(name).text(best.value, best.error)} ({best.trial})"
+            f"best {name}: {find_metric(name).text(best.value, best.error)} ({best.trial})"
             for name, best in self.best.items()
         ]
         lines += [f"failed: {len(f.trials)} x {f.reason} ({_listed(f.trials)})" for f in self.failures]
@@ -127,58 +116,42 @@ class RunStatus:
         return lines + [f"go on: {command}" for command in self.commands()]
 
 
-def run_status(directory: Path, holder: str | None) -> RunStatus:
-    """Return where a run stands; ``holder`` says who drives it now, None for nobody (``mixtune.run.lock.holder``).
-
-    Raises RequestError where the directory holds no run, and where its space.yaml or its ledger is damaged.
-    """
-    directory = Path(directory)
-    space = read_space(directory)
-    ledger = directory / "ledger.jsonl"
-    events = read_ledger(ledger) if ledger.exists() else []  # it comes with the first trial
-    records = list(trial_states(events).values())
+def run_status(result: Result, holder: str | None) -> RunStatus:
+    """Return where a run stands; ``holder`` says who drives it now, None for nobody (``mixtune.run.lock.holder``)."""
+    records = list(result.records.values())
     trials = [record for record in records if record.baseline is None]
     baselines = [record for record in records if record.baseline is not None]
     counts = _count(trials, holder)
-    budget = extended_budget(events, _asked_budget(directory, space))
+    budget = result.state.budget or result.space.budget
     done = sum(counts.get(state, 0) for state in COUNTED)
-    front, best = _front(trials, space["objectives"], space["constraints"])
     ended = [record for record in records if record.state in ENDED]
-    stages, stages_mb = _measure_stages(directory / "stages")
+    stages, stages_mb = _measure_stages(RunDirectory(result.directory).stages)
     return RunStatus(
-        directory=directory,
+        directory=result.directory,
         state="running" if holder else "finished" if done >= budget and len(ended) == len(records) else "interrupted",
         holder=holder,
         budget=budget,
-        extend_to=_more_trials(space, budget),
+        extend_to=_more_trials(result.space, budget),
         trials=counts,
         baselines=_count(baselines, holder),
-        front=front,
-        best=best,
+        front=len(result.pareto_front()),
+        best=_best(result),
         failures=_group_failures(records),
-        last_event=events[-1].get("time") if events else None,
-        wall_s=sum(_wall_s(record) for record in ended),
+        last_event=result.state.last_time,
+        wall_s=sum(record.wall_s or 0.0 for record in ended),
         train_latency_s=sum(r.metrics.get("train_latency_s") or 0.0 for r in ended),
-        account=account(ended, waited_seconds(events)),
+        account=account(ended, result.state.waited_s),
         stages=stages,
         stages_mb=stages_mb,
-        confirmed=_count_confirmed(events),
+        confirmed=_count_confirmed(result.state.confirmed),
     )
 
 
-def _asked_budget(directory: Path, space: Mapping[str, Any]) -> int:
-    search = space.get("search")
-    budget = search.get("trials") if isinstance(search, dict) else None
-    if not isinstance(budget, int):
-        raise RequestError(f"{directory / 'space.yaml'}: search.trials should be a number of trials, got {budget!r}")
-    return budget
-
-
-def _more_trials(space: Mapping[str, Any], budget: int) -> int | None:
+def _more_trials(space: SearchSpace, budget: int) -> int | None:
     """Return what the budget may be extended to, or None where a grid is asked for in full."""
-    if space["search"].get("sampler") != "grid":
+    size = space.grid_size() if space.search.sampler == "grid" else None
+    if size is None:
         return budget + MORE_TRIALS
-    size = math.prod(len(parse_distribution(given).grid() or ()) for given in space["space"].values())
     return min(budget + MORE_TRIALS, size) if budget < size else None
 
 
@@ -188,29 +161,13 @@ def _count(records: Iterable[TrialRecord], holder: str | None) -> dict[str, int]
     return {state: states[state] for state in order if states[state]}
 
 
-def _front(
-    trials: Iterable[TrialRecord], objectives: Mapping[str, str], constraints: Mapping[str, Constraint]
-) -> tuple[int, dict[str, Best]]:
-    """Return how many trials that keep the constraints no other dominates, and the best of each objective."""
-    feasible = (r for r in trials if r.state == "complete" and _keeps(r, constraints))
-    members = pareto_front(trial_frame(feasible, (), objectives, ["trial"]), objectives)
-    best = {}
-    for name, mode in objectives.items() if len(members) else ():
+def _best(result: Result) -> dict[str, Best]:
+    """Return the front's best member in each objective."""
+    members, best = result.pareto_front(), {}
+    for name, mode in result.objectives.items() if len(members) else ():
         row = members.sort_values(name, ascending=mode == "min", kind="stable").iloc[0]
         best[name] = Best(str(row["trial"]), float(row[name]), plain(row.get(f"{name}_se")))
-    return len(members), best
-
-
-def _keeps(record: TrialRecord, constraints: Mapping[str, Constraint]) -> bool:
-    values = {name: record.metrics.get(name) for name in constraints}
-    return all(value is not None and constraints[name].holds(value) for name, value in values.items())
-
-
-def _wall_s(record: TrialRecord) -> float:
-    """Return seconds; 0 for a trial that never started, as a rejected one."""
-    if record.started_time is None or record.ended_time is None:
-        return 0.0
-    return record.ended_time - record.started_time
+    return best
 
 
 def _group_failures(records: Iterable[TrialRecord]) -> tuple[Failure, ...]:
@@ -230,7 +187,7 @@ def _count_confirmed(events: Iterable[Event]) -> dict[str, int]:
     """Return how many seeds each trial was confirmed with; one that was trained again counts once."""
     seeds: dict[str, set[Any]] = {}
     for event in events:
-        if event["event"] == "confirmed" and event.get("trial") is not None:
+        if event.get("trial") is not None:
             seeds.setdefault(str(event["trial"]), set()).add(event.get("seed"))
     return {trial: len(known) for trial, known in seeds.items()}
 

@@ -12,13 +12,13 @@ from typing import Annotated, Literal, Self
 from pydantic import Strict, model_validator
 
 from mixtune.errors import RequestError
-from mixtune.space.recipe import Count, PositiveCount, Section, ShareBelowOne
-from mixtune.space.views import UNCOMPRESSED, Branch, Strategy
+from mixtune.space.section import Count, PositiveCount, Section, ShareBelowOne
+from mixtune.space.views import UNCOMPRESSED, Shortening, Strategy
 
 MOST_SHAPES = 8  # strategies of a schedule: each has a memory layout, a compiled step and a step time of its own
 
 
-class Shortening(Section):
+class Shortenings(Section):
     """Token dropout and patch size of the query's views and of the key's; a patch size of None is the backbone's.
 
     Without ``key_patch_size`` the key's patches are as large as the query's.
@@ -32,16 +32,18 @@ class Shortening(Section):
     def to_strategy(self) -> Strategy:
         """Return the same as plain values."""
         key_patch_size = self.patch_size if self.key_patch_size is None else self.key_patch_size
-        return Strategy(Branch(self.token_dropout, self.patch_size), Branch(self.key_token_dropout, key_patch_size))
+        return Strategy(
+            Shortening(self.token_dropout, self.patch_size), Shortening(self.key_token_dropout, key_patch_size)
+        )
 
 
-class Stage(Shortening):
+class Period(Shortenings):
     """What holds from an epoch of the SSL budget on, until the next stage; ``from_epoch`` counts from 0."""
 
     from_epoch: Count
 
 
-class Compression(Shortening):
+class Compression(Shortenings):
     """How the token sequences of the views are shortened in SSL and mix epochs.
 
     ``constant``: as the fields here say, by default not at all; ``auto``: as ``stages`` say, which
@@ -50,7 +52,7 @@ class Compression(Shortening):
     """
 
     schedule: Literal["none", "constant", "auto"] = "constant"
-    stages: Annotated[tuple[Stage, ...], Strict(False)] = ()
+    stages: Annotated[tuple[Period, ...], Strict(False)] = ()
 
     @model_validator(mode="after")
     def _check_stages(self) -> Self:

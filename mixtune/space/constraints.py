@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mixtune.errors import RequestError, show
+from mixtune.metrics import find_metric
 
 Sense = Literal["<=", ">="]
-
-_SHARES = ("accuracy", "f1", "calibration_error")  # how the names of metrics end that are shares of 1
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Constraint:
 
 def parse_constraint(metric: str, given: Any, sense: Sense) -> Constraint:
     """Read a bound such as "<= 60" on a metric of which ``sense`` makes sense. Raises RequestError."""
-    is_share = metric.endswith(_SHARES)
+    is_share = find_metric(metric).is_share
     example = f'such as "{sense} {0.9 if sense == ">=" else 0.05 if is_share else 60}"'
     match = re.fullmatch(r"\s*(<=|>=)\s*(\S+)\s*", given) if isinstance(given, str) else None
     if match is None:

@@ -8,29 +8,26 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, Strict, ValidationError
+from pydantic import BaseModel, Field, SerializeAsAny, Strict, ValidationError
 
 from mixtune import plugins
 from mixtune.errors import RequestError, show, suggest
-from mixtune.space.views import Strategy, View
-
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-PositiveShare = Annotated[float, Field(gt=0.0, le=1.0)]
-ShareBelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
-Count = Annotated[int, Field(ge=0, le=1_000_000)]
-PositiveCount = Annotated[int, Field(ge=1, le=1_000_000)]
-Magnitude = Annotated[int, Field(ge=0, le=30)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Positive = Annotated[float, Field(gt=0.0)]
-NonNegative = Annotated[float, Field(ge=0.0)]
-
-
-class Section(BaseModel):
-    """A part of a recipe: strict types, finite numbers, no unknown keys, no change after validation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True)
+from mixtune.space.objectives import SETTINGS
+from mixtune.space.section import (
+    Count,
+    Magnitude,
+    NonNegative,
+    Positive,
+    PositiveCount,
+    PositiveShare,
+    Section,
+    Seed,
+    Share,
+    ShareBelowOne,
+    SslSettings,
+)
 
 
 class Task(NamedTuple):
@@ -82,32 +79,6 @@ class Epochs(Section):
 
     ssl: Count = 100
     sl: PositiveCount = 100
-
-
-class SslSettings(Section):
-    """Base of the settings that an objective plug-in (``mixtune.objectives``) declares as ``Settings``."""
-
-    least_batch: ClassVar[int] = 1  # images that a step needs
-
-    objective: str = "mae"
-
-    def views(self, joint: bool) -> tuple[View | None, ...]:
-        """Return the views of an image in the SSL phase, or in the mix phase (``joint``).
-
-        None is the image as ``augment`` changes it, which the first one is in the mix phase: the classifier reads it.
-        """
-        return (None,)
-
-    def strategy(self, ssl_epoch: int) -> Strategy | None:
-        """Return how sequences are shortened after so many epochs of the SSL budget; None for an objective without.
-
-        It may depend on nothing that comes later: trials that agree so far share their epochs.
-        """
-        return None
-
-    def constants(self) -> dict[str, Any]:
-        """Return the plain values that hold in every epoch, beside :meth:`strategy`."""
-        return self.model_dump(mode="json")
 
 
 class Schedule(Section):
@@ -311,6 +282,8 @@ def _shared_fields(one: type[SslSettings], other: type[SslSettings]) -> set[str]
 
 
 def _settings_model(objective: Any) -> type[SslSettings]:
+    if str(objective) in SETTINGS:
+        return SETTINGS[str(objective)]
     try:
         found = plugins.find("objectives", str(objective), "objective")
     except RequestError as error:

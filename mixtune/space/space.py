@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,18 +13,13 @@ from pydantic import ValidationError
 
 from mixtune import plugins
 from mixtune.errors import RequestError, show, suggest
+from mixtune.metrics import DEFAULT_OBJECTIVES, Direction, directions
 from mixtune.space.constraints import Constraint, parse_constraint
 from mixtune.space.distributions import Distribution, parse_distribution
 from mixtune.space.document import Document, KeyPath, parse_value, read_document
 from mixtune.space.recipe import (
-    Count,
-    NonNegative,
-    Positive,
-    PositiveCount,
     Recipe,
     RecipeError,
-    Section,
-    Seed,
     baseline_values,
     change_recipe,
     check_path,
@@ -32,22 +28,8 @@ from mixtune.space.recipe import (
     flatten,
     parse_recipe,
 )
+from mixtune.space.section import Count, NonNegative, Positive, PositiveCount, Section, Seed
 
-Direction = Literal["max", "min"]
-
-# what a trial reports that a search can aim at, and which way is better
-OBJECTIVES: dict[str, Direction] = {
-    "val_accuracy": "max",
-    "val_balanced_accuracy": "max",
-    "val_macro_f1": "max",
-    "val_calibration_error": "min",
-    "train_latency_s": "min",
-    "train_flops": "min",
-    "infer_latency_ms": "min",
-    "peak_memory_mb": "min",  # on a GPU
-}
-VALIDATION_SCORES = tuple(name for name in OBJECTIVES if name.startswith("val_"))  # of each supervised epoch
-DEFAULT_OBJECTIVES: dict[str, Direction] = {"val_accuracy": "max", "train_latency_s": "min"}
 DEFAULT_TRIALS = 20
 
 
@@ -73,19 +55,28 @@ _SECTIONS = ("recipe", "space", "objectives", "constraints", "baselines", "searc
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """A validated search space.
+    """A search space.
 
-    recipe: the base recipe; ``space``: dotted recipe path -> distribution; ``objectives``: metric -> direction;
-    ``constraints``: metric -> bound; ``baselines``: methods trained once each at the base recipe's values.
+    values: the base recipe's nested values; ``space``: dotted recipe path -> distribution; ``objectives``: metric ->
+    direction; ``constraints``: metric -> bound; ``baselines``: methods trained once each at the base recipe's values.
     """
 
-    recipe: Recipe
+    values: Mapping[str, Any]
     space: dict[str, Distribution] = field(default_factory=dict)
     objectives: dict[str, Direction] = field(default_factory=DEFAULT_OBJECTIVES.copy)
     baselines: tuple[str, ...] = ("sl", "ssl_sl")
     search: Search = field(default_factory=Search)
     resources: Resources = field(default_factory=Resources)
     constraints: dict[str, Constraint] = field(default_factory=dict)
+
+    @functools.cached_property
+    def recipe(self) -> Recipe:
+        """The base recipe, validated when it is first asked for. Raises RecipeError."""
+        return parse_recipe(self.values)
+
+    def with_recipe(self, recipe: Recipe) -> SearchSpace:
+        """Return this space with another base recipe."""
+        return replace(self, values=recipe.to_dict())
 
     def recipe_at(self, params: Mapping[str, Any]) -> Recipe:
         """Return the base recipe with dotted values set. Raises RecipeError."""
@@ -127,7 +118,7 @@ class SearchSpace:
     def to_dict(self) -> dict[str, Any]:
         """Return the resolved space in the form of its file; every default is spelled out."""
         return {
-            "recipe": self.recipe.to_dict(),
+            "recipe": dict(self.values),
             "space": {path: distribution.to_yaml() for path, distribution in self.space.items()},
             "objectives": dict(self.objectives),
             "constraints": {name: constraint.to_yaml() for name, constraint in self.constraints.items()},
@@ -158,7 +149,7 @@ def build_space(document: Document, overrides: Mapping[str, Any]) -> SearchSpace
     recipe = _base_recipe(document, overrides)
     search = _section(document, "search", Search)
     space = SearchSpace(
-        recipe=recipe,
+        values=recipe.to_dict(),
         space=_distributions(document, recipe, search, overrides),
         objectives=_objectives(document),
         baselines=_baselines(document),
@@ -170,6 +161,37 @@ def build_space(document: Document, overrides: Mapping[str, Any]) -> SearchSpace
     _check_extremes(document, space)
     _refuse_idle(document, space)
     return space.with_search(trials=space.budget)
+
+
+def read_run_space(document: Document) -> SearchSpace:
+    """Return the space of a run's own file: what an earlier version of mixtune wrote is not judged by today's rules.
+
+    Metrics, samplers and recipe fields may be ones that this version does not know; the recipe is validated when it is
+    first asked for. Raises RequestError for what cannot be read at all.
+    """
+    objectives = _mapping(document, "objectives")
+    for name, mode in objectives.items():
+        if mode not in ("max", "min"):
+            raise _mistake(document, ("objectives", str(name)), f"should be max or min, got {show(mode)}")
+    if not objectives:
+        raise _mistake(document, ("objectives",), "missing, though a search writes them there")
+    constraints = _mapping(document, "constraints")
+    baselines = document.values.get("baselines")
+    try:
+        return SearchSpace(
+            values=_mapping(document, "recipe"),
+            space={path: parse_distribution(given) for path, given in _mapping(document, "space").items()},
+            objectives=dict(objectives),
+            baselines=tuple(baselines) if isinstance(baselines, list) else (),
+            search=_section(document, "search", Search),
+            resources=_section(document, "resources", Resources),
+            constraints={
+                n: parse_constraint(n, given, ">=" if ">=" in str(given) else "<=") for n, given in constraints.items()
+            },
+        )
+    except RequestError as error:
+        text = str(error)
+        raise RequestError(text if text.startswith(document.name) else f"{document.name}: {text}") from error
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -274,8 +296,8 @@ def _objectives(document: Document) -> dict[str, Direction]:
     for name, direction in given.items():
         key = ("objectives", str(name))
         _check_metric(document, key, "objective")
-        if direction != OBJECTIVES[name]:
-            raise _mistake(document, key, f"should be {OBJECTIVES[name]}, got {show(direction)}")
+        if direction != (better := directions()[name]):
+            raise _mistake(document, key, f"should be {better}, got {show(direction)}")
     return dict(given) or DEFAULT_OBJECTIVES.copy()
 
 
@@ -285,15 +307,16 @@ def _constraints(document: Document) -> dict[str, Constraint]:
         key = ("constraints", str(name))
         _check_metric(document, key, "constraint")
         try:
-            constraints[name] = parse_constraint(name, given, ">=" if OBJECTIVES[name] == "max" else "<=")
+            constraints[name] = parse_constraint(name, given, ">=" if directions()[name] == "max" else "<=")
         except RequestError as error:
             raise _mistake(document, key, str(error)) from error
     return constraints
 
 
 def _check_metric(document: Document, key: KeyPath, kind: str) -> None:
-    if key[-1] not in OBJECTIVES:
-        known = f"known are {', '.join(OBJECTIVES)}{suggest(str(key[-1]), OBJECTIVES)}"
+    known_metrics = directions()
+    if key[-1] not in known_metrics:
+        known = f"known are {', '.join(known_metrics)}{suggest(str(key[-1]), known_metrics)}"
         raise _mistake(document, key, f"unknown {kind}; {known}")
 
 

@@ -19,7 +19,7 @@ class View(NamedTuple):
     grayscale: float
 
 
-class Branch(NamedTuple):
+class Shortening(NamedTuple):
     """How the token sequence of a view is shortened.
 
     token_dropout: the share of its patch tokens that is left out, at random; patch_size: in pixels, larger than the
@@ -33,8 +33,8 @@ class Branch(NamedTuple):
 class Strategy(NamedTuple):
     """How sequences are shortened in an epoch: of the query's views, and of the key's (or a teacher's)."""
 
-    query: Branch = Branch()
-    key: Branch = Branch()
+    query: Shortening = Shortening()
+    key: Shortening = Shortening()
 
 
 UNCOMPRESSED = Strategy()

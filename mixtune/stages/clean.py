@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from mixtune.errors import RequestError
-from mixtune.run.ledger import ENDED, TrialRecord, apply_event, read_ledger
+from mixtune.run.directory import RunDirectory
+from mixtune.run.ledger import ENDED, RunState
 from mixtune.run.lock import hold_run
 from mixtune.stages.store import DAMAGED, StateStore
 
@@ -18,31 +18,25 @@ def clean_run(directory: Path, max_bytes: int | None) -> tuple[int, int]:
 
     Raises RequestError where the directory holds no run, and while somebody drives it.
     """
-    if not (directory / "space.yaml").exists():
-        raise RequestError(f"{directory} holds no run: space.yaml is missing")
+    run = RunDirectory(directory)
+    if not run.holds_run:
+        raise RequestError(f"{directory} holds no run: {run.space_file.name} is missing")
     with hold_run(directory, "clean"):
-        ledger = directory / "ledger.jsonl"
-        return clean_states(directory, needed_states(read_ledger(ledger) if ledger.exists() else []), max_bytes)
+        return clean_states(run.stages, needed_states(run.state), max_bytes)
 
 
-def needed_states(events: Iterable[Mapping[str, Any]]) -> set[str]:
-    """Return the keys of the states that unfinished trials go on from: each trial's latest in a ledger's events."""
-    records: dict[str, TrialRecord] = {}
-    latest: dict[str, str] = {}
-    for event in events:
-        apply_event(records, event)
-        if event["event"] == "epoch" and event.get("trial") is not None and event.get("state") is not None:
-            latest[str(event["trial"])] = event["state"]
-    return {key for trial, key in latest.items() if records[trial].state not in ENDED}
+def needed_states(state: RunState) -> set[str]:
+    """Return the keys of the checkpoints that unfinished trials continue from."""
+    records = state.records.values()
+    return {[*record.stored.values()][-1] for record in records if record.stored and record.state not in ENDED}
 
 
-def clean_states(directory: Path, needed: Collection[str], max_bytes: int | None) -> tuple[int, int]:
+def clean_states(folder: Path, needed: Collection[str], max_bytes: int | None) -> tuple[int, int]:
     """Remove states of a run that are not ``needed``; return how many files went and their bytes.
 
     All of them, or with ``max_bytes`` the least recently used ones, until the files that stay are within it.
     Damaged states and what dead writers left go always; what cannot be removed stays.
     """
-    folder = directory / "stages"
     before = _sizes(folder)
     store = StateStore(folder)  # which removes what dead writers left
     for path in folder.glob(f"*{DAMAGED}"):

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import inspect
 import json
 import os
-import sys
 from array import array
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -22,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from mixtune._version import __version__
 from mixtune.errors import RequestError
-from mixtune.space.recipe import Recipe, SslSettings
+from mixtune.space.recipe import Recipe
+from mixtune.stages.code import digest_code
 from mixtune.training.data import ImagePool, TrainingData
 from mixtune.training.device import choose_dtype, describe_device
 from mixtune.training.optimizer import followed_schedules
@@ -71,7 +69,7 @@ def _describe_start(recipe: Recipe, data: TrainingData, device: torch.device) ->
     of a recipe without SSL. ``model.pool`` is not here: it is the classifier's input alone.
     """
     return {
-        "versions": {"mixtune": __version__, **_versions()},
+        "versions": _versions(),
         "device": describe_device(device),
         "instructions": torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else None,
         "dtype": str(choose_dtype(recipe.precision, device)),
@@ -82,7 +80,7 @@ def _describe_start(recipe: Recipe, data: TrainingData, device: torch.device) ->
         "model": recipe.model.model_dump(mode="json", exclude={"pool", "pretrained"}),
         "pretrained": _describe_weights(recipe.model.pretrained),
         "objective": recipe.ssl.constants(),
-        "objective_code": "".join(_digest_code(module) or "" for module in _modules(type(recipe.ssl))) or None,
+        "code": digest_code(recipe.ssl.objective),
         "image_size": data.image_size,
         "channels": data.channels,
         "classes": [len(task.classes) for task in data.tasks],
@@ -135,14 +133,14 @@ def _describe_images(recipe: Recipe, data: TrainingData, phase: Phase) -> dict[s
 def _describe_pool(pool: ImagePool, *used: str) -> dict[str, Any]:
     """Return a pool's identity: its content, not its name or folder. ``used``: augmented, labelled."""
     description: dict[str, Any] = {
-        "images": _digest_tensor(pool.images),
-        "indices": _digest_tensor(pool.indices),
+        "images": digest_tensor(pool.images),
+        "indices": digest_tensor(pool.indices),
         "mean": pool.mean.flatten().tolist(),
         "std": pool.std.flatten().tolist(),
     }
     if "labelled" in used:
         assert pool.labels is not None
-        description["labels"] = _digest_tensor(pool.labels)
+        description["labels"] = digest_tensor(pool.labels)
     if "augmented" in used:
         description["augmentation"] = asdict(pool.augmentation)
     return description
@@ -166,22 +164,8 @@ def _digest_file(path: str, size: int, modified_ns: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _modules(settings: type[SslSettings]) -> list[str]:
-    """Return the modules of an objective's settings and of what they are built on."""
-    bases = [base for base in settings.__mro__ if issubclass(base, SslSettings) and base is not SslSettings]
-    return list(dict.fromkeys(base.__module__ for base in bases))
-
-
-@functools.cache
-def _digest_code(module: str) -> str | None:
-    """Return a digest of an objective's file, which its author may change between a search and its resume."""
-    try:
-        return hashlib.sha256(inspect.getsource(sys.modules[module]).encode()).hexdigest()
-    except (OSError, TypeError):  # typed at a prompt
-        return None
-
-
-def _digest_tensor(tensor: Tensor) -> str:
+def digest_tensor(tensor: Tensor) -> str:
+    """Return a digest of a tensor's content, taken once in a process."""
     if tensor not in _digests:
         content = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
         content.update(tensor.cpu().contiguous().numpy().data)

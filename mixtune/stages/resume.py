@@ -8,10 +8,8 @@ from pathlib import Path
 
 from mixtune.meter.times import StepTimes
 from mixtune.stages.keys import shared_epochs, stage_keys
-from mixtune.stages.store import MOST_BYTES, StateStore
-from mixtune.training.bill import phase_signature
+from mixtune.stages.store import MAX_BYTES, StateStore
 from mixtune.training.loop import train
-from mixtune.training.plan import make_plan
 from mixtune.training.state import EpochResult, TrainState
 
 SAVE_EVERY_S = 60.0  # the most that a crash costs, between the states at phase borders
@@ -27,7 +25,7 @@ def train_shared(
     recipes that may go on from this one's states. The epochs of a stored beginning are not yielded.
     """
     state.step_times = step_times
-    stored = Recovery(state, folder, MOST_BYTES)
+    stored = Recovery(state, folder, MAX_BYTES)
     stored.branches.update(shared_epochs(stored.keys, keys) for keys in others)
     for result in train(state):
         stored.save_if_due()
@@ -54,7 +52,7 @@ class Recovery:
         self._state, self._deadline, self.after_deadline = state, deadline, False
         self.branches = set(branches)
         self._store = StateStore(folder, max_bytes)
-        self._plan = make_plan(state.recipe)
+        self._plan = state.plan
         self.keys = stage_keys(state.recipe, state.data, state.device)
         found = self._store.longest(self.keys[1 : self._most_reusable() + 1])
         if found is not None:
@@ -94,6 +92,5 @@ class Recovery:
         The seconds of a step come from training it; a crash may lose them and keep the state.
         """
         times = self._state.step_times
-        latest = {epoch.work: epoch.index for epoch in self._plan}
-        lacking = [work for work in latest if not times.is_known(phase_signature(self._state, *work))]
-        return min((latest[work] for work in lacking), default=len(self._plan))
+        latest = {signature: index for index, (_, signature, _) in enumerate(self._state.bill.epochs)}
+        return min((index for each, index in latest.items() if not times.is_known(each)), default=len(self._plan))

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 STATE, DAMAGED, TEMPORARY = ".state", ".damaged", ".tmp"
-MOST_BYTES = 20 * 10**9  # of all states of a run
+MAX_BYTES = 20 * 10**9  # of all states of a run
 KEPT_DAMAGED = 3  # the latest, for whoever wants to know what happened
 KEPT_FREE = 64 * 2**20  # bytes of the disk that a state leaves to others: a search's ledger has to go on
 

@@ -1,20 +1,103 @@
-"""What a recipe's training steps cost, by what the cost depends on: its bill, and the price of it."""
+"""A recipe's bill, what each of its epochs costs, and its price: the seconds of these costs."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal
 
 import torch
 
+from mixtune.meter.times import StepTimes
 from mixtune.space.recipe import Recipe
 from mixtune.space.views import Strategy
 from mixtune.training.data import TrainingData
-from mixtune.training.device import describe_device
-from mixtune.training.plan import Phase, make_plan
-from mixtune.training.state import TrainState
+from mixtune.training.plan import PHASES, Phase
+
+Seconds = dict[Phase, float]
+Speeds = Mapping[Phase, float]  # FLOP/s
+
+
+@dataclass(frozen=True)
+class Bill:
+    """What each epoch of a recipe costs, in the plan's order: (phase, cost signature, FLOPs of a step).
+
+    steps: of every epoch; infer: the cost signature of classifying an image.
+    """
+
+    steps: int
+    epochs: tuple[tuple[Phase, str, float], ...]
+    infer: str
+
+    @property
+    def flops(self) -> float:
+        """The FLOPs of the whole recipe's training."""
+        return sum(self.steps * flops for _, _, flops in self.epochs)
+
+    def signatures(self, epochs: int | None = None) -> list[str]:
+        """Return the cost signatures of the first epochs (default: of all), and of inference."""
+        return [*dict.fromkeys(signature for _, signature, _ in self.epochs[:epochs]), self.infer]
+
+    @functools.cached_property
+    def _stretches(self) -> list[tuple[Phase, str, float, range]]:
+        """Runs of epochs that cost the same."""
+        stretches, begin = [], 0
+        for (phase, signature, flops), run in groupby(self.epochs):
+            end = begin + sum(1 for _ in run)
+            stretches.append((phase, signature, flops, range(begin, end)))
+            begin = end
+        return stretches
+
+    def count_steps(self, epochs: int) -> dict[Phase, dict[str, int]]:
+        """Return how many steps of each cost signature the first epochs have in each phase."""
+        counts: dict[Phase, dict[str, int]] = {}
+        for (phase, signature, _), count in Counter(self.epochs[:epochs]).items():
+            counts.setdefault(phase, {})[signature] = self.steps * count
+        return counts
+
+    def price(self, times: StepTimes, speeds: Speeds | None = None, start: int = 0, end: int | None = None) -> Seconds:
+        """Return the seconds of the epochs from ``start`` to ``end`` by phase, those that have none left out.
+
+        A step takes what is known of its signature, else its FLOPs over the speed of its phase; NaN without either.
+        """
+        seconds: Seconds = {}
+        for phase, signature, flops, epochs in self._stretches:
+            count = len(epochs[max(0, start - epochs.start) : None if end is None else max(0, end - epochs.start)])
+            if not count:
+                continue
+            step = times.step_time(signature)
+            if step != step and speeds is not None:
+                step = flops / speeds[phase]
+            seconds[phase] = seconds.get(phase, 0.0) + count * self.steps * step
+        return seconds
+
+    def speeds(self, times: StepTimes) -> Speeds | None:
+        """Return the FLOP/s of steps that were timed, the same for all phases; None where none was."""
+        steps = {(signature, flops) for _, signature, flops in self.epochs}
+        timed = [(times.step_time(signature), flops) for signature, flops in steps if times.is_known(signature)]
+        if not timed:
+            return None
+        return dict.fromkeys(PHASES, sum(flops for _, flops in timed) / sum(seconds for seconds, _ in timed))
+
+    def seconds(self, times: StepTimes, trained: int, reused: int) -> dict[str, float]:
+        """Return the metrics in seconds after ``trained`` epochs, of which the first ``reused`` came from a checkpoint.
+
+        Until the end the forecast prices steps that were not timed yet by their FLOPs.
+        """
+        by_phase = self.price(times, end=trained)
+        forecast = self.price(times, self.speeds(times))
+        return {
+            "train_latency_s": sum(by_phase.values()),
+            **{f"latency_{phase}_s": by_phase.get(phase, 0.0) for phase in PHASES},
+            "latency_reused_s": sum(self.price(times, end=reused).values()),
+            "forecast_latency_s": sum(forecast.values()),
+            "infer_latency_ms": 1e3 * times.step_time(self.infer),
+        }
 
 
 def data_shape(data: TrainingData) -> dict[str, Any]:
@@ -50,26 +133,6 @@ def cost_factors(
         if strategy is not None:
             factors["strategy"] = {branch: list(getattr(strategy, branch)) for branch in strategy._fields}
     return factors
-
-
-def state_factors(
-    state: TrainState, phase: Phase | Literal["infer"], strategy: Strategy | None = None
-) -> dict[str, Any]:
-    """Return the cost factors of a state's steps, or of its inference, here and now."""
-    device, precision = describe_device(state.device), str(state.autocast_dtype).removeprefix("torch.")
-    threads, shape = torch.get_num_threads(), data_shape(state.data)
-    return cost_factors(state.recipe, phase, device, threads, precision, shape, strategy)
-
-
-def phase_signature(state: TrainState, phase: Phase | Literal["infer"], strategy: Strategy | None = None) -> str:
-    """Return the cost signature of a state's steps, or of its inference, here and now."""
-    return cost_signature(state_factors(state, phase, strategy))
-
-
-def state_signatures(state: TrainState) -> list[str]:
-    """Return the cost signatures of the epochs that a state has trained, and of its inference."""
-    works = dict.fromkeys(epoch.work for epoch in make_plan(state.recipe)[: len(state.history)])
-    return [*(phase_signature(state, *work) for work in works), phase_signature(state, "infer")]
 
 
 def cost_signature(factors: Mapping[str, Any]) -> str:

@@ -182,6 +182,28 @@ def load_test_pools(recipe: Recipe, data: TrainingData) -> tuple[ImagePool, ...]
     return tuple(_test_pool(dataset, recipe, device) for dataset in _load_tasks(recipe))
 
 
+def load_image_sets(recipe: Recipe) -> dict[str, ImageSet]:
+    """Return all images that a recipe may touch, by task and part: ``digits/train``, ``digits/test``, ``ssl``."""
+    sets: dict[str, ImageSet] = {}
+    datasets = _load_tasks(recipe)
+    for task, dataset in zip(recipe.data.tasks, datasets, strict=True):
+        sets[f"{task.name}/train"] = dataset.train
+        if dataset.test is not None:
+            sets[f"{task.name}/test"] = dataset.test
+    if recipe.data.ssl_dataset is not None:
+        sets["ssl"] = _load_ssl_set(recipe, datasets[0].train)
+    return sets
+
+
+def _load_ssl_set(recipe: Recipe, supervised: ImageSet) -> ImageSet:
+    """Return data.ssl_dataset at the supervised images' size and channels."""
+    section, (_, channels, size, _) = recipe.data, supervised.images.shape
+    assert section.ssl_dataset is not None
+    return load_dataset(
+        section.ssl_dataset, section.ssl_root, download=section.download, image_size=size, channels=channels
+    ).train
+
+
 def _load_tasks(recipe: Recipe) -> list[Dataset]:
     """Return each task's dataset, all of one image size and number of channels."""
     section = recipe.data
@@ -252,10 +274,7 @@ def _other_ssl_pool(recipe: Recipe, supervised: Sequence[ImageSet], device: torc
     section = recipe.data
     if section.ssl_dataset is None:
         return None
-    _, channels, size, _ = supervised[0].images.shape
-    images = load_dataset(
-        section.ssl_dataset, section.ssl_root, download=section.download, image_size=size, channels=channels
-    ).train
+    images = _load_ssl_set(recipe, supervised[0])
     for task, own in zip(section.tasks, supervised, strict=True):
         if section.ssl_dataset == task.dataset and np.array_equal(images.images, own.images):
             if len(supervised) == 1:
@@ -297,7 +316,7 @@ def _pool(images: ImageSet, indices: Indices, recipe: Recipe, device: torch.devi
     )
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=8)
 def place_images(images: ImageSet, device: torch.device) -> tuple[Tensor, Tensor | None]:
     """Return images and labels for a device; a process that trains trial after trial copies them once."""
     pixels, labels = images.tensors()

@@ -12,11 +12,10 @@ from torch import Tensor
 from mixtune.errors import TrainingError, one_line
 from mixtune.meter.lock import DeviceLock
 from mixtune.meter.windows import Meter, OnWindow
-from mixtune.training.bill import phase_signature, state_signatures
 from mixtune.training.device import peak_memory_mb
 from mixtune.training.evaluation import measure_scores
 from mixtune.training.optimizer import set_rates
-from mixtune.training.plan import Epoch, make_plan
+from mixtune.training.plan import Epoch
 from mixtune.training.state import EpochResult, TrainState
 from mixtune.training.streams import torch_generator
 
@@ -35,10 +34,10 @@ def train(state: TrainState, on_window: OnWindow = lambda *_: None) -> Iterator[
     Raises DivergedError, naming epoch, step and phase, at the end of an epoch with a NaN or infinite loss.
     """
     meter = Meter(DeviceLock.of(state.device), state.step_times, on_window)
-    plan = make_plan(state.recipe)
+    plan = state.plan
     if len(state.history) == len(plan):
         time_inference(state, meter)
-        state.step_times.fix(state_signatures(state))
+        state.step_times.fix(state.bill.signatures())
     for epoch in plan[len(state.history) :]:
         crosses_border = epoch.index > 0 and plan[epoch.index - 1].phase != epoch.phase
         if crosses_border and not state.recipe.optim.carry_state:
@@ -46,14 +45,14 @@ def train(state: TrainState, on_window: OnWindow = lambda *_: None) -> Iterator[
         result = _train_epoch(state, epoch, meter, last=epoch == plan[-1])
         state.history.append(result)
         if epoch == plan[-1]:
-            state.step_times.fix(state_signatures(state))
+            state.step_times.fix(state.bill.signatures())
         yield result
 
 
 @torch.no_grad()
 def time_inference(state: TrainState, meter: Meter) -> None:
     """Measure what one image takes from pixels to class, alone on the device, where state.step_times lacks it."""
-    signature = phase_signature(state, "infer")
+    signature = state.bill.infer
     if not state.step_times.missing(signature):
         return
     task = state.data.tasks[0]
@@ -117,7 +116,7 @@ def _train_epoch(state: TrainState, epoch: Epoch, meter: Meter, last: bool) -> E
         losses = torch.zeros(steps, 2, device=state.device)  # SSL, SL; read once, after the epoch
         state.backbone.train()
         started, waited_before = time.perf_counter(), lock.waited
-        with meter.epoch(phase_signature(state, *epoch.work), steps):
+        with meter.epoch(state.bill.epochs[epoch.index][1], steps):
             batches = state.data.batches(state.recipe, epoch)
             for step in range(steps):
                 meter.border(step)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,10 @@ from mixtune.backbone import Backbone, build_backbone
 from mixtune.meter.times import StepTimes
 from mixtune.objectives import Objective
 from mixtune.space.recipe import Recipe
+from mixtune.space.views import Strategy
+from mixtune.training.bill import Bill, cost_factors, cost_signature, data_shape
 from mixtune.training.data import TrainingData
-from mixtune.training.device import autocast, choose_dtype
+from mixtune.training.device import autocast, choose_dtype, describe_device
 from mixtune.training.flops import phase_flops
 from mixtune.training.optimizer import build_optimizer
 from mixtune.training.plan import Epoch, Phase, Work, make_plan
@@ -101,15 +104,33 @@ class TrainState:
         """Return the context of a forward pass."""
         return autocast(self.recipe.precision, self.device)
 
+    @functools.cached_property
+    def plan(self) -> tuple[Epoch, ...]:
+        """The recipe's epochs, trained or not."""
+        return make_plan(self.recipe)
+
+    @functools.cached_property
+    def bill(self) -> Bill:
+        """What each epoch costs, on this device with as many threads as this process has when first asked."""
+        works = {epoch.work: epoch for epoch in self.plan}
+        costs = {work: (work[0], self.signature(*work), self.step_flops(epoch)) for work, epoch in works.items()}
+        return Bill(self.data.steps, tuple(costs[epoch.work] for epoch in self.plan), self.signature("infer"))
+
     def step_flops(self, epoch: Epoch) -> float:
-        """Return the training operations of one step of an epoch."""
+        """Return the training FLOPs of one step of an epoch."""
         classes = [len(task.classes) for task in self.data.tasks]
         per_image = phase_flops(self.backbone, self.objective, classes, epoch.strategy)[epoch.phase]
         return per_image * self.data.batch_size * len(classes)
 
-    def flops(self) -> float:
-        """Return the training operations of the whole recipe, trained or not."""
-        return sum(self.step_flops(epoch) * self.data.steps for epoch in make_plan(self.recipe))
+    def factors(self, phase: Phase | Literal["infer"], strategy: Strategy | None = None) -> dict[str, Any]:
+        """Return what the cost of a phase's step, or of inference, depends on, here and now."""
+        device, precision = describe_device(self.device), str(self.autocast_dtype).removeprefix("torch.")
+        shape = data_shape(self.data)
+        return cost_factors(self.recipe, phase, device, torch.get_num_threads(), precision, shape, strategy)
+
+    def signature(self, phase: Phase | Literal["infer"], strategy: Strategy | None = None) -> str:
+        """Return the cost signature of a phase's steps, or of inference, here and now."""
+        return cost_signature(self.factors(phase, strategy))
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain values that load_state_dict() goes on from, bit for bit on CPU."""

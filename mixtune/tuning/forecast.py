@@ -11,19 +11,21 @@ from dataclasses import dataclass
 import torch
 
 from mixtune.cost.flops import Size, recipe_flops
-from mixtune.cost.machine import SAMPLED, Machine, look_at_machine
+from mixtune.cost.machine import Machine, look_at_machine
 from mixtune.cost.model import CostModel
 from mixtune.errors import RequestError
 from mixtune.meter.times import StepTimes
 from mixtune.metrics import duration
 from mixtune.space.recipe import Recipe
 from mixtune.space.space import SearchSpace
-from mixtune.stages.store import MOST_BYTES
+from mixtune.stages.store import MAX_BYTES
 from mixtune.training.plan import make_plan
 from mixtune.training.state import build_parts
 from mixtune.tuning.prepare import Prepared
 from mixtune.tuning.slots import Slots, plan_slots, trials_for_a_gpu
 from mixtune.tuning.suggestions import Suggester
+
+SAMPLED = 64  # recipes
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class SearchForecast:
             f"forecast: {self.trials} trials and {self.baselines} baselines, about {self.epochs:,.0f} epochs, "
             f"{duration(self.device_s)} of training steps on {self.device}\n"
             f"trials: {self.slots}: {duration(self.device_s / self.slots.count)} or more\n"
-            f"disk: up to {min(self.stored_bytes, MOST_BYTES) / 1e9:.2g} GB of training states"
+            f"disk: up to {min(self.stored_bytes, MAX_BYTES) / 1e9:.2g} GB of training states"
         )
 
 

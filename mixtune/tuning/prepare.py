@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Literal
 
 import yaml
 
-from mixtune.cost.flops import Size, recipe_flops
+from mixtune.cost.flops import Size, recipe_bill
 from mixtune.errors import RequestError
 from mixtune.space.recipe import with_absolute_paths
 from mixtune.space.space import SearchSpace, load_space, space_from_dict
 from mixtune.training.data import TrainingData, load_training_data
 from mixtune.tuning.slots import plan_slots, usable_cpus, usable_gpus
 
-MOST_CHECKED = 32  # values of a distribution; of longer ones the ends are checked
+MAX_CHECKED = 32  # values of a distribution; of longer ones the ends are checked
 
 AnySpace = SearchSpace | Mapping[str, Any] | str | PathLike[str]
 
@@ -108,14 +108,14 @@ def _check_recipes(space: SearchSpace, data: TrainingData) -> None:
             "data.val_fraction is 0: a search needs validation images, or it would search on the test set"
         )
     size = Size.of(data)
-    recipe_flops(space.recipe, size)
+    recipe_bill(space.recipe, size)
     for path, distribution in space.space.items():
         grid = distribution.grid()
-        values = grid if grid is not None and len(grid) <= MOST_CHECKED else distribution.extremes()
+        values = grid if grid is not None and len(grid) <= MAX_CHECKED else distribution.extremes()
         for value in values:
             recipe = space.recipe_at({path: value})
             try:
-                recipe_flops(recipe, size)
+                recipe_bill(recipe, size)
                 if path.startswith("data.") or path == "optim.batch_size":
                     load_training_data(recipe)
             except RequestError as error:
@@ -124,4 +124,4 @@ def _check_recipes(space: SearchSpace, data: TrainingData) -> None:
 
 def _with_absolute_paths(space: SearchSpace) -> SearchSpace:
     """Return the space with paths that mean the same in every worker's folder."""
-    return replace(space, recipe=with_absolute_paths(space.recipe))
+    return space.with_recipe(with_absolute_paths(space.recipe))

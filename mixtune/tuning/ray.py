@@ -1,4 +1,8 @@
-"""Ray Tune's side of a search: a Searcher and a Callback that both speak to one RunningSearch."""
+"""All that is Ray Tune's: a search's core driven by it, its session, and ParetoASHA for anyone's own Tuner.
+
+Ray is one way to run the core of tuning/search.py: its Searcher asks, its Stopper reports, its Callback tells starts
+and ends. Ray's own state is never read.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import gc
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,19 +19,31 @@ import ray
 from ray import tune
 from ray.tune import Callback, ProgressReporter, Stopper
 from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from mixtune import plugins
 from mixtune.cost.machine import Machine
 from mixtune.cost.memory import allowed_bytes, is_out_of_memory
 from mixtune.errors import RequestError
+from mixtune.run.rungs import KEEP, LEVELS
 from mixtune.stages.paths import RecipePaths
-from mixtune.stages.store import MOST_BYTES
+from mixtune.stages.store import MAX_BYTES
 from mixtune.training.loop import DivergedError
-from mixtune.tuning.loggers._forward import ForwardedCallback
+from mixtune.tuning.schedulers.pareto_asha import ParetoHalving
 from mixtune.tuning.search import Asked, Cause, RunningSearch
 from mixtune.tuning.slots import Nodes, Slots
-from mixtune.tuning.trainable import TO_LEDGER, MixTrainable, SearchContext, own_metrics
+from mixtune.tuning.trainable import REPORT, MixTrainable
+from mixtune.tuning.trial import SearchContext
+
+_QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0 the old one is silent, the new one prints a table
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: it ends the search and keeps what is done
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # the ledger is the one truth; Ray's own state is never read
+    "TUNE_WARN_THRESHOLD_S": "10",
+}
 
 
 class _DrivenBySearch:
@@ -40,10 +56,7 @@ class _DrivenBySearch:
 
 
 class SearchSearcher(_DrivenBySearch, Searcher):  # type: ignore[misc]
-    """Hands the search's trials to Ray Tune; their ends are told by SearchCallback, which sees why.
-
-    ``context`` gives what a trial is told of its search.
-    """
+    """Hands the search's trials to Ray Tune; ``context`` gives what a trial is told of its search."""
 
     def __init__(self, search: RunningSearch, context: Callable[[Asked], SearchContext]) -> None:
         super().__init__()
@@ -67,15 +80,15 @@ class SearchSearcher(_DrivenBySearch, Searcher):  # type: ignore[misc]
         """Nothing: see save()."""
 
 
-class Drain(_DrivenBySearch, Stopper):  # type: ignore[misc]
-    """Stops trials at their next epoch once the search drains."""
+class SearchStopper(_DrivenBySearch, Stopper):  # type: ignore[misc]
+    """Reports each result to the search, before anyone else sees it, and stops whom the search stops."""
 
     def __init__(self, search: RunningSearch) -> None:
         self._search = search
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Return whether a trial should stop now: after a deadline once its worker has stored this epoch's state."""
-        return bool(self._search.stop_reason) or (self._search.is_draining and result[TO_LEDGER]["after_deadline"])
+        """Return whether a trial should stop now."""
+        return not self._search.report(result["config"]["trial"], result[REPORT])
 
     def stop_all(self) -> bool:
         """Return False: it would end trials in the middle of an epoch."""
@@ -83,7 +96,7 @@ class Drain(_DrivenBySearch, Stopper):  # type: ignore[misc]
 
 
 class SearchCallback(_DrivenBySearch, Callback):  # type: ignore[misc]
-    """Tells the search what happened to its trials."""
+    """Tells the search what happened to its trials, and callbacks after it the metrics of trials.csv."""
 
     def __init__(self, search: RunningSearch) -> None:
         self._search = search
@@ -95,19 +108,18 @@ class SearchCallback(_DrivenBySearch, Callback):  # type: ignore[misc]
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """An epoch is done."""
-        self._search.report(trial.config["trial"], result[TO_LEDGER])
+        """An epoch is done; what was reported of it gives way to its metrics."""
+        result.pop(REPORT)
+        result.update(self._search.figures(trial.config["trial"]))
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """The trial ran to its end, or the scheduler ended it."""
-        result = trial.last_result
-        self._search.end(trial.config["trial"], own_metrics(result), result[TO_LEDGER])
+        """The trial ran to its end, or was ended."""
+        self._search.end(trial.config["trial"])
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """The trial raised, or its worker died."""
         error = read_error(trial)
-        metrics = own_metrics(trial.last_result or {})
-        self._search.fail(trial.config["trial"], failure_reason(trial, error), failure_cause(error), metrics)
+        self._search.fail(trial.config["trial"], failure_reason(trial, error), failure_cause(error))
 
 
 class NoReport(ProgressReporter):  # type: ignore[misc]
@@ -147,17 +159,6 @@ def failure_cause(error: BaseException | None) -> Cause:
     return "permanent" if isinstance(error, RequestError | DivergedError) else "crash"
 
 
-_QUIET = {
-    "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0 the old one is silent, the new one prints a table
-    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: it ends the search and keeps what is done
-    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # the ledger is the one truth; Ray's own state is never read
-    "TUNE_WARN_THRESHOLD_S": "10",
-}
-
-
 def train_trials(
     search: RunningSearch,
     slots: Slots,
@@ -165,14 +166,16 @@ def train_trials(
     machine: Machine,
     paths: RecipePaths,
     callbacks: Sequence[tune.Callback] = (),
+    scheduler: TrialScheduler | None = None,
 ) -> bool:
-    """Let Ray Tune train the search's trials; return whether Ctrl-C or SIGTERM ended it. ``callbacks``: anyone's."""
+    """Let Ray Tune train the search's trials; return whether Ctrl-C or SIGTERM ended it.
+
+    callbacks, scheduler: anyone's, for Ray as they are.
+    """
 
     def context(asked: Asked) -> SearchContext:
         share = max(slots.gpus, asked.gpus or 0.0) if slots.gpus else 0.0
-        memory = None
-        if known := machine.gpu_bytes:
-            memory = allowed_bytes(share, known["total"], known["context"])
+        known = machine.gpu_bytes
         return SearchContext(
             directory=str(directory.resolve()),
             cpus=slots.cpus,
@@ -180,9 +183,9 @@ def train_trials(
             threads=machine.threads,
             precision=machine.precision,
             step_times=search.step_times.copy(),
-            memory_bytes=memory,
+            memory_bytes=allowed_bytes(share, known["total"], known["context"]) if known else None,
             deadline=search.deadline,
-            states_bytes=MOST_BYTES,
+            states_bytes=MAX_BYTES,
             branches=tuple(paths(asked.params).stored_after),
         )
 
@@ -190,11 +193,6 @@ def train_trials(
         share: SearchContext = config["search"]
         return tune.PlacementGroupFactory([{"CPU": share.cpus, **({"GPU": share.gpus} if share.gpus else {})}])
 
-    space = search.space
-    scheduler = plugins.find("tuning.schedulers", space.search.scheduler, "scheduler").build(space)
-    if hasattr(scheduler, "rebuild"):  # of ours: Ray's know nothing of a search that goes on
-        scheduler.rebuild(search.records.values())
-    others = [ForwardedCallback(callback, search, directory) for callback in callbacks]
     with tempfile.TemporaryDirectory(prefix="mixtune-ray-", ignore_cleanup_errors=True) as scratch:
         tuner = tune.Tuner(
             tune.with_resources(MixTrainable, resources),
@@ -204,12 +202,13 @@ def train_trials(
                 num_samples=-1,  # until the searcher says that it is over
                 max_concurrent_trials=slots.count,
                 reuse_actors=True,
+                trial_name_creator=lambda trial: str(trial.config["trial"]),
             ),
             run_config=tune.RunConfig(
                 name="search",
                 storage_path=scratch,
-                callbacks=[SearchCallback(search), *others],
-                stop=Drain(search),
+                callbacks=[SearchCallback(search), *callbacks],
+                stop=SearchStopper(search),
                 progress_reporter=NoReport(),
                 verbose=0,
             ),
@@ -264,3 +263,39 @@ def _silenced(name: str) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
+
+
+class ParetoASHA(FIFOScheduler):  # type: ignore[misc]
+    """A Ray Tune scheduler for several objectives, for anyone's own Tuner.
+
+    objectives: result key -> "max" or "min"; what is known at the end alone, such as a training time, should be given
+    by its forecast. progress: the result key of the share of its training that a trial has behind it, in [0, 1]; with
+    MixTrainable that of its supervised epochs, so nothing ends in vanilla SSL, where accuracy means nothing. levels:
+    the rungs, as such shares; keep: the share of a rung's trials that go on. exempt: ids of trials that are neither
+    ended nor compared with. A trial that no peer dominates is never ended, and NaN never beats anyone. Raises
+    RequestError for shares that are not between 0 and 1. ::
+
+        tune.TuneConfig(scheduler=ParetoASHA(), ...)
+    """
+
+    def __init__(
+        self,
+        objectives: Mapping[str, str] | None = None,
+        progress: str = "sl_progress",
+        levels: Collection[float] = LEVELS,
+        keep: float = KEEP,
+        exempt: Collection[str] = (),
+    ) -> None:
+        super().__init__()
+        objectives = objectives or {"val_accuracy": "max", "forecast_latency_s": "min"}
+        self._halving, self._exempt = ParetoHalving(objectives, progress, levels, keep), frozenset(exempt)
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Return whether a trial continues."""
+        name = str(trial.config.get("trial", trial.trial_id))
+        continues = name in self._exempt or self._halving.goes_on(name, result) or result.get("done")
+        return str(TrialScheduler.CONTINUE if continues else TrialScheduler.STOP)
+
+    def debug_string(self) -> str:
+        """Return how many trials have reached each rung."""
+        return f"ParetoASHA: trials at each rung {{{self._halving.reached()}}}"

@@ -18,34 +18,27 @@ from pathlib import Path
 from typing import Any, Literal
 
 import ray
-import yaml
 from ray import tune
 from rich.console import Console
 
-from mixtune.cost.flops import Size, dearest_recipe
+from mixtune import plugins
 from mixtune.cost.machine import Machine, device_here, look_at_machine
 from mixtune.cost.model import CostModel, reference_point
 from mixtune.errors import DataError, RequestError, TrainingError, one_line
 from mixtune.files import make_folder, write_whole
 from mixtune.report.page import write_report
-from mixtune.run.directory import (
-    LEDGER,
-    SPACE,
-    STUDY,
-    free_directory,
-    read_space,
-    refuse_occupied,
-)
+from mixtune.run.directory import RunDirectory, RunFacts, free_directory, space_text
 from mixtune.run.ledger import ENDED, TrialRecord
 from mixtune.run.lock import hold_run
-from mixtune.run.result import Result, load
-from mixtune.space.space import SearchSpace
+from mixtune.run.result import Result, result_of
+from mixtune.space.space import Search, SearchSpace
+from mixtune.stages.opened import Opened, refuse_other_device
 from mixtune.stages.paths import RecipePaths
 from mixtune.tuning.live import Progress
-from mixtune.tuning.loggers._forward import find_loggers
+from mixtune.tuning.loggers import Logger
 from mixtune.tuning.prepare import AnySpace, Prepared, prepare
 from mixtune.tuning.ray import ray_session, train_trials
-from mixtune.tuning.search import TIMED, RunningSearch
+from mixtune.tuning.search import RunningSearch
 from mixtune.tuning.slots import Nodes, Slots, double_share, plan_slots, trials_for_a_gpu
 from mixtune.tuning.study_file import StudyFile
 
@@ -94,10 +87,10 @@ def search(
     """
     console = console or Console()
     seconds = parse_duration(time_budget)
-    loggers = [*find_loggers(log_to), *callbacks]
     name = Path(space).stem if isinstance(space, str | PathLike) else "search"
-    directory = Path(out) if out is not None else free_directory(name)
-    refuse_occupied(directory)
+    run = RunDirectory(Path(out) if out is not None else free_directory(name))
+    loggers = find_loggers(log_to, run)
+    run.refuse_occupied()
     prepared = prepare(
         space,
         gpus=gpus,
@@ -108,16 +101,16 @@ def search(
         overrides=overrides,
         address=address,
     )
-    _say(console, f"{prepared.describe()}\nrun directory: {directory}")
-    make_folder(directory)
-    with interruptible(directory), hold_run(directory, "search", on_wait=lambda line: _say(console, line)):
-        refuse_occupied(directory)  # by another that began meanwhile
+    _say(console, f"{prepared.describe()}\nrun directory: {run.path}")
+    make_folder(run.path)
+    with interruptible(run), hold_run(run.path, "search", on_wait=lambda line: _say(console, line)):
+        run.refuse_occupied()  # by another that began meanwhile
         with ray_session(address, prepared.cpus, prepared.gpus) as nodes:
             catch_sigterm()  # again: Ray's start puts a handler of its own in place
             threads = max(1, int(prepared.space.resources.cpus_per_trial))
             machine: Machine = _where_trials_run(prepared.space, nodes, look_at_machine, prepared.space, threads)
-            write_whole(directory / SPACE, resolved_space(prepared, machine))
-            return _run(prepared, directory, machine, nodes, seconds, console, loggers)
+            write_whole(run.space_file, space_text(prepared.space, facts_of(prepared, machine)))
+            return _run(prepared, run, machine, nodes, seconds, console, loggers, callbacks)
 
 
 def resume(
@@ -142,33 +135,33 @@ def resume(
     """
     console = console or Console()
     seconds = parse_duration(time_budget)
-    loggers = [*find_loggers(log_to), *callbacks]
-    directory = Path(directory)
-    machine = known_machine(directory)
+    run = RunDirectory(Path(directory))
+    machine = known_machine(run)
+    loggers = find_loggers(log_to, run)
     if gpus is None and address is None and machine.gpu_bytes is None:
         gpus = 0  # as the search began
-    prepared = prepare(
-        directory / SPACE, gpus=gpus, gpus_per_trial=gpus_per_trial, cpus_per_trial=cpus_per_trial, address=address
-    )
-    _say(console, f"{prepared.describe()}\nrun directory: {directory}")
+    space, lines = with_known_plugins(run.space)
+    prepared = prepare(space, gpus=gpus, gpus_per_trial=gpus_per_trial, cpus_per_trial=cpus_per_trial, address=address)
+    _say(console, "\n".join([*lines, prepared.describe(), f"run directory: {run.path}"]))
     with (
-        interruptible(directory),
-        hold_run(directory, "resume", on_wait=lambda line: _say(console, line)),
+        interruptible(run),
+        hold_run(run.path, "resume", on_wait=lambda line: _say(console, line)),
         ray_session(address, prepared.cpus, prepared.gpus) as nodes,
     ):
         catch_sigterm()  # again: Ray's start puts a handler of its own in place
         if address is None:
             machine = _machine_to_go_on_with(prepared.space, machine, nodes)
-        return _run(prepared, directory, machine, nodes, seconds, console, loggers, trials, retry_failed)
+        return _run(prepared, run, machine, nodes, seconds, console, loggers, callbacks, trials, retry_failed)
 
 
 def _run(
     prepared: Prepared,
-    directory: Path,
+    run: RunDirectory,
     machine: Machine,
     nodes: Nodes,
     seconds: float | None,
     console: Console,
+    loggers: Sequence[Logger],
     callbacks: Sequence[tune.Callback],
     trials: int | None = None,
     retry_failed: bool = False,
@@ -177,48 +170,60 @@ def _run(
     space = prepared.space
     slots = plan_slots(space.resources, nodes, machine.auto_share(trials_for_a_gpu(space.resources, nodes)))
     costs, paths = CostModel(space, prepared.data, machine), RecipePaths(space)
-    study = StudyFile(directory / STUDY, space)
+    study = StudyFile(run.study_file)
+    scheduler = plugins.find("tuning.schedulers", space.search.scheduler, "scheduler").build(space)
+    is_ours = hasattr(scheduler, "goes_on")
+    bounds = {name: bound for name, bound in run.facts.reference_point.items() if bound is not None}
+    told = Opened.of(space, machine.device, machine.threads)
+    for line in told.compare(run.state, space):
+        _say(console, line)
     with Progress(slots.count, console) as progress:
 
         def on_change(search: RunningSearch, record: TrialRecord) -> None:
             progress.update(search, record)
+            for log in loggers:
+                log(record)
             if record.state in ENDED and record.baseline is None:
-                study.add(record)
+                study.add(search.suggester.study, record)
 
         search = RunningSearch(
             space,
-            directory / LEDGER,
+            run.ledger_file,
             on_change,
+            state=run.state,
             deadline=None if seconds is None else time.time() + seconds,
-            forecast=costs.forecast,
             larger_share=lambda share: double_share(slots.gpus if share is None else share),
             paths=paths,
             slots=slots.count,
             costs=costs.cost,
-            reference=read_space(directory)["run"]["reference_point"],
+            reference=bounds if bounds.keys() >= space.objectives.keys() else None,
+            scheduler=scheduler if is_ours else None,
         )
-        with _saying_that_the_ledger_is_full(search, directory):
+        with _saying_that_the_ledger_is_full(search, run):
             _extend(search, trials)
             again = search.retry_failed() if retry_failed else 0
+        interrupted = False
         if search.is_done:
-            _say(console, f"finished already; mixtune resume {_quoted(directory)} --trials N extends it")
+            _say(console, f"finished already; mixtune resume {quoted(run)} --trials N extends it")
         else:
             _say(console, _what_is_left(search, slots, again))
             progress.begin(search)
-            study.sync(search.records.values())
-            with _saying_that_the_ledger_is_full(search, directory):
-                interrupted = train_trials(search, slots, directory, machine, paths, callbacks)
-            if interrupted:
-                _write_tables(directory, report=False)
-                raise KeyboardInterrupt
-    result = _write_tables(directory)
+            study.copy(search.suggester.study, search.records)
+            with _saying_that_the_ledger_is_full(search, run):
+                search.open(told.to_dict())
+                foreign = None if is_ours else scheduler
+                interrupted = train_trials(search, slots, run.path, machine, paths, callbacks, foreign)
+    result = result_of(run)
+    study.copy(search.suggester.study, search.records)
+    _write_tables(result, report=not interrupted)
+    if interrupted:
+        raise KeyboardInterrupt
     _say(console, str(result.account()))
-    study.sync(search.records.values())
-    return _judge(search, result, directory, console)
+    return _judge(search, result, console)
 
 
 @contextmanager
-def _saying_that_the_ledger_is_full(search: RunningSearch, directory: Path) -> Iterator[None]:
+def _saying_that_the_ledger_is_full(search: RunningSearch, run: RunDirectory) -> Iterator[None]:
     """Raise DataError where the ledger could not be written, whatever Ray made of it."""
     try:
         yield
@@ -227,21 +232,40 @@ def _saying_that_the_ledger_is_full(search: RunningSearch, directory: Path) -> I
             raise
         problem = getattr(search.error, "strerror", None) or search.error
         raise DataError(
-            f"{directory / LEDGER} cannot be written ({problem}): what it holds is kept; make room, then "
-            f"mixtune resume {_quoted(directory)}"
+            f"{run.ledger_file} cannot be written ({problem}): what it holds is kept; make room, then "
+            f"mixtune resume {quoted(run)}"
         ) from error
 
 
-def _judge(search: RunningSearch, result: Result, directory: Path, console: Console) -> Result:
+def _judge(search: RunningSearch, result: Result, console: Console) -> Result:
     """Return the result, or raise SearchError where there is none, or none that can be trusted to be all."""
+    run = RunDirectory(result.directory)
     if search.stop_reason:
-        raise SearchError(f"{search.stop_reason}; what is done is kept: mixtune pareto {_quoted(directory)}")
+        raise SearchError(f"{search.stop_reason}; what is done is kept: mixtune pareto {quoted(run)}")
     if not search.is_done:
         done = f"{search.done} of {search.budget} trials done"
-        _say(console, f"time budget spent: {done}; mixtune resume {_quoted(directory)} goes on")
+        _say(console, f"time budget spent: {done}; mixtune resume {quoted(run)} continues")
     elif not result.counts()["complete"]:
         raise SearchError(_why_nothing_completed(result))
     return result
+
+
+def find_loggers(names: Sequence[str], run: RunDirectory) -> list[Logger]:
+    """Return the loggers that ``--log-to`` names. Raises RequestError for an unknown one, or a missing package."""
+    return [plugins.find("tuning.loggers", name, "logger").build(run.logs) for name in dict.fromkeys(names)]
+
+
+def with_known_plugins(space: SearchSpace) -> tuple[SearchSpace, list[str]]:
+    """Return a run's space with the default in place of a sampler or scheduler that is not there, a line for each."""
+    lines = []
+    for kind in ("sampler", "scheduler"):
+        name, default = getattr(space.search, kind), getattr(Search(), kind)
+        try:
+            plugins.check_name(f"tuning.{kind}s", name, kind)
+        except RequestError as error:
+            lines.append(f"search.{kind}: {error}: this run continues with {default}")
+            space = space.with_search(**{kind: default})
+    return space, lines
 
 
 def parse_duration(given: float | str | None) -> float | None:
@@ -283,11 +307,7 @@ def _machine_to_go_on_with(space: SearchSpace, machine: Machine, nodes: Nodes) -
     here = _where_trials_run(space, nodes, device_here, machine.threads)
     if here == machine.device:
         return machine
-    if TIMED in space.objectives or TIMED in space.constraints:
-        raise RequestError(
-            f"{TIMED} of this run is of {machine.device}, and here is {here}: seconds of two devices do not compare; "
-            "resume it there, or search anew by train_flops"
-        )
+    refuse_other_device(machine.device, here, space)
     found: Machine = _where_trials_run(space, nodes, look_at_machine, space, machine.threads)
     return replace(found, precision=machine.precision)
 
@@ -311,16 +331,14 @@ def _what_is_left(search: RunningSearch, slots: Slots, again: int) -> str:
     return f"{said}trials: {slots}"
 
 
-def _write_tables(directory: Path, report: bool = True) -> Result:
+def _write_tables(result: Result, report: bool) -> None:
     """Write what is derived from the ledger; a full disk leaves what was there before, and costs no result."""
-    result = load(directory)
     try:
         result.write_tables()
         if report:
-            write_report(directory, driver=None)
+            write_report(result, driver=None)
     except DataError as error:
         _log.warning("%s: mixtune resume writes the tables again", error)
-    return result
 
 
 def _why_nothing_completed(result: Result) -> str:
@@ -330,8 +348,9 @@ def _why_nothing_completed(result: Result) -> str:
     return f"no trial completed, and {len(failed)} failed; {failed[0].trial}: {failed[0].reason}"
 
 
-def _quoted(directory: Path) -> str:
-    return shlex.quote(str(directory))
+def quoted(run: RunDirectory) -> str:
+    """Return a run's folder as a shell reads it."""
+    return shlex.quote(str(run.path))
 
 
 def _say(console: Console, text: str) -> None:
@@ -343,16 +362,15 @@ class InterruptedSearch(KeyboardInterrupt):
 
 
 @contextmanager
-def interruptible(directory: Path) -> Iterator[None]:
-    """Let SIGTERM do what Ctrl-C does, and say of both how to go on."""
+def interruptible(run: RunDirectory) -> Iterator[None]:
+    """Let SIGTERM do what Ctrl-C does, and say of both how to continue."""
     in_main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
     catch_sigterm()
     try:
         yield
     except KeyboardInterrupt:
-        begun = (directory / SPACE).exists()
-        done = f"to go on: mixtune resume {shlex.quote(str(directory))}" if begun else "nothing was trained yet"
+        done = f"to continue: mixtune resume {quoted(run)}" if run.holds_run else "nothing was trained yet"
         raise InterruptedSearch(f"interrupted; {done}") from None
     finally:
         if in_main:
@@ -372,32 +390,24 @@ def catch_sigterm() -> None:
 _VERSIONS = ("mixtune", "torch", "torchvision", "timm", "ray", "optuna", "moocore")
 
 
-def resolved_space(prepared: Prepared, machine: Machine) -> str:
-    """Return the text of space.yaml, with what it runs on; the hypervolume's reference point is fixed here."""
-    space, data = prepared.space, prepared.data
-    dearest = dearest_recipe(space, Size.of(data))
-    values = space.to_dict() | {
-        "run": {
-            "reference_point": reference_point(space, data, machine, dearest),
-            "tasks": {
-                task.name: {
-                    "classes": len(task.classes),
-                    "train_images": len(task.train),
-                    "val_images": len(task.held_out),
-                }
-                for task in data.tasks
-            },
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in _VERSIONS}},
-            "machine": machine.to_dict(),
+def facts_of(prepared: Prepared, machine: Machine) -> RunFacts:
+    """Return what a new run's space.yaml says of the search; the hypervolume's reference point is fixed here."""
+    tasks = {
+        task.name: {
+            "classes": len(task.classes),
+            "train_images": len(task.train),
+            "val_images": len(task.held_out),
         }
+        for task in prepared.data.tasks
     }
-    return yaml.safe_dump(values, sort_keys=False)
+    versions = {"python": platform.python_version(), **{name: version(name) for name in _VERSIONS}}
+    point = reference_point(prepared.space, prepared.data, machine)
+    return RunFacts(point, tasks, versions, machine.to_dict())
 
 
-def known_machine(directory: Path) -> Machine:
-    """Return the machine that a run began on."""
-    given = read_space(directory)["run"].get("machine")
+def known_machine(run: RunDirectory) -> Machine:
+    """Return the machine that a run began on. Raises RequestError."""
     try:
-        return Machine(**given)
+        return Machine(**run.facts.machine)
     except TypeError as error:
-        raise RequestError(f"{directory / SPACE}: run.machine is not what a search wrote there: {error}") from error
+        raise RequestError(f"{run.space_file}: run.machine is not what a search wrote there: {error}") from error

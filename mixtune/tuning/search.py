@@ -1,6 +1,15 @@
-"""What a search knows while it runs: every trial's state, written to the ledger before anything depends on it.
+"""The core of a search: asked for a trial, told what became of it; every event is in the ledger before it counts.
 
-A search that goes on starts from the ledger alone, so a suggestion depends on nothing else.
+It knows nothing of Ray: tuning/ray.py drives it by Ray Tune, and a plain loop does as well::
+
+    while (asked := search.ask()) is not None:
+        search.start(asked.trial)
+        for report in train_trial(config_of(asked), device):
+            if not search.report(asked.trial, report):
+                break
+        search.end(asked.trial)
+
+A search that continues starts from the ledger alone, so a suggestion depends on nothing else.
 """
 
 from __future__ import annotations
@@ -10,38 +19,38 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from mixtune.cost.model import Cost
 from mixtune.meter.times import StepTimes
-from mixtune.run.ledger import (
-    COUNTED,
-    ENDED,
-    Ledger,
-    TrialRecord,
-    apply_event,
-    extended_budget,
-    finite_or_none,
-    read_ledger,
-    trial_states,
-)
+from mixtune.metrics import METRICS
+from mixtune.run.ledger import COUNTED, ENDED, Ledger, RunState, TrialRecord, finite_or_none, fold, read_ledger
 from mixtune.space.space import SearchSpace
 from mixtune.stages.table import Paths, StageTable, TrialPath
 from mixtune.tuning.suggestions import Advice, Suggester
+from mixtune.tuning.trial import EpochReport
 
 Cause = Literal["crash", "out of memory", "permanent"]
-Forecast = Callable[[Mapping[str, Any], StepTimes], Mapping[str, float]]
-Costs = Callable[[Mapping[str, Any], StepTimes, int], Cost | None]
+Costs = Callable[[Mapping[str, Any], StepTimes, int, float], Cost | None]
+OnChange = Callable[["RunningSearch", TrialRecord], None]
 
-MOST_REJECTED = 200  # suggestions in a row; then the constraints are taken for ones that cannot be met
-FEWEST_ALIKE = 4  # failures of one kind, and more than half of the trials that ended: then the search stops
-LEAST_WAITED_S = 0.1  # of slots, to be noted
+MAX_REJECTED = 200  # suggestions in a row; then the constraints are taken for ones that cannot be met
+MIN_ALIKE = 4  # failures of one kind, and more than half of the trials that ended: then the search stops
+MIN_WAITED_S = 0.1  # of slots, to be noted
+OPTIMISM = 0.5  # of a forecast by FLOPs: before anything was timed a constraint rejects only what is far too expensive
 TIMED = "train_latency_s"
 
 _log = logging.getLogger("mixtune.tuning")
+
+
+class Scheduler(Protocol):
+    """Ends trials early; see mixtune.tuning.schedulers."""
+
+    def goes_on(self, trial: str, metrics: Mapping[str, Any]) -> bool:
+        """Take an epoch of a trial, and return whether the trial is worth continuing."""
 
 
 @dataclass(frozen=True)
@@ -56,56 +65,65 @@ class Asked:
 class RunningSearch:
     """Baselines first, then trials t0001, t0002, ... until the budget has ended; unfinished ones before new ones.
 
-    ledger: its file, read where it exists; deadline: unix seconds, after which the search drains; forecast: what is
-    known of dotted parameters before training, for the constraints; larger_share: a share of a GPU that is larger than
-    one which was too small (None: the search's), or None where there is no larger one; paths: of dotted parameters
-    through the stage tree, by which a trial waits for a stage that another one trains; slots: how many run at once;
-    costs: what is known of dotted parameters, of whose recipe so many epochs are reused, for the samplers; reference:
-    the hypervolume's, for them too;
-    ``on_change`` is called with this object and a trial's record after each event.
+    ledger: its file; state: what it says, read from it by default; deadline: unix seconds, after which the search
+    drains; larger_share: a share of a GPU that is larger than one which was too small (None: the search's), or None
+    where there is no larger one; paths: of dotted parameters through the stage tree, by which a trial waits for a stage
+    that another one trains; slots: how many run at once; costs: what is known of dotted parameters, of whose recipe so
+    many epochs are reused and whose untimed steps take such a share of their forecast; reference: the hypervolume's;
+    scheduler: ends trials early, None for nobody; ``on_change`` is called with this object and a trial's record after
+    each event.
     """
 
     def __init__(
         self,
         space: SearchSpace,
         ledger: Path,
-        on_change: Callable[[RunningSearch, TrialRecord], None] = lambda *_: None,
+        on_change: OnChange = lambda *_: None,
         *,
+        state: RunState | None = None,
         deadline: float | None = None,
-        forecast: Forecast = lambda params, times: {},
         larger_share: Callable[[float | None], float | None] = lambda share: None,
         paths: Paths = lambda params: TrialPath(()),
         slots: int = 1,
-        costs: Costs = lambda params, times, reused: None,
+        costs: Costs = lambda params, times, reused, untimed: None,
         reference: Mapping[str, float] | None = None,
+        scheduler: Scheduler | None = None,
     ) -> None:
         self.space = space
         self.baselines = space.baseline_params()
         self.stop_reason: str | None = None
         self.error: Exception | None = None
         self.deadline = deadline
-        self._forecast, self._larger_share, self._on_change = forecast, larger_share, on_change
+        self._larger_share, self._on_change, self._costs = larger_share, on_change, costs
+        self._scheduler = scheduler
         self._ledger = Ledger(ledger)
-        events = read_ledger(ledger) if ledger.exists() else []
-        self.records: dict[str, TrialRecord] = trial_states(events)
-        self.step_times = StepTimes.from_ledger(events)
-        self.device: str | None = next((e["factors"]["device"] for e in events if "factors" in e), None)
-        self.budget = extended_budget(events, space.budget)
+        if state is None:
+            state = fold(read_ledger(ledger)) if ledger.exists() else RunState()
+        self.state = state
         self.stages = StageTable(paths)
         self._advice = _Advice(self, costs, reference)
-        self.suggester = Suggester(space, self._advice)
-        self._replay()
         self._slots, self._idle_since, self._idle_s = slots, math.nan, 0.0
-        for event in events:
-            if event["event"] == "started":
-                self.stages.follows(event["trial"], self.records[event["trial"]].params)
-            if event["event"] == "epoch" and "state" in event:
-                self.stages.note_stored(self.records[event["trial"]].params, event["metrics"]["epoch"])
-        unfinished = [r.trial for r in self.records.values() if r.state not in ENDED]
-        self._waiting = [*unfinished, *(name for name in self.baselines if name not in self.records)]
-        self._active: set[str] = set()
+        self._active: dict[str, EpochReport | None] = {}  # with the latest report
         self._ended_here: list[TrialRecord] = []
         self._warned: set[str] = set()
+        self._replay()
+        unfinished = [r.trial for r in self.records.values() if r.state not in ENDED]
+        self._waiting = [*unfinished, *(name for name in self.baselines if name not in self.records)]
+
+    @property
+    def records(self) -> dict[str, TrialRecord]:
+        """The ledger's word on each trial and baseline."""
+        return self.state.records
+
+    @property
+    def step_times(self) -> StepTimes:
+        """What is known of step times."""
+        return self.state.step_times
+
+    @property
+    def budget(self) -> int:
+        """How many trials should end."""
+        return self.state.budget or self.space.budget
 
     def ask(self) -> Asked | None:
         """Return the next trial; None where there is none, for now, or at all (``is_over``).
@@ -175,10 +193,13 @@ class RunningSearch:
         """Whether no more trials are asked for, and running ones should stop at their next epoch, unfinished."""
         return bool(self.stop_reason) or (self.deadline is not None and time.time() > self.deadline)
 
+    def open(self, facts: Mapping[str, Any]) -> None:
+        """Note what the stage keys of this start rest on; see mixtune.stages.opened."""
+        self._append("opened", **facts)
+
     def extend(self, trials: int) -> None:
         """Let ``trials`` trials end in all."""
         self._append("extended", trials=trials)
-        self.budget = trials
 
     def retry_failed(self) -> int:
         """Open the failed trials again; return how many there are."""
@@ -186,8 +207,7 @@ class RunningSearch:
         for trial in failed:
             self._write("retried", trial, reason="asked for", cause="asked for")
         self._waiting = [*failed, *self._waiting]
-        self.suggester = Suggester(self.space, self._advice)  # which has been told that they failed
-        self._replay()
+        self._replay()  # Optuna has been told that they failed
         return len(failed)
 
     def start(self, trial: str) -> None:
@@ -195,58 +215,74 @@ class RunningSearch:
         follows = self.stages.follows(trial, self.records[trial].params)
         self._write("started", trial, **({} if follows is None else {"follows": follows}))
 
-    def report(self, trial: str, to_ledger: Mapping[str, Any]) -> None:
-        """Note epochs, and the windows that were measured meanwhile; see MixTrainable. Its warnings are logged once."""
-        for warning in to_ledger.get("warnings", ()):
+    def report(self, trial: str, report: EpochReport) -> bool:
+        """Note epochs, and the windows that were measured meanwhile; return whether the trial should continue."""
+        self._active[trial] = report
+        for warning in report.warnings:
             if _kind(warning) not in self._warned:
                 self._warned.add(_kind(warning))
                 _log.warning(warning)
-        for signature, seconds, quiet, factors in to_ledger["windows"]:
-            self._keep_window(trial, signature, seconds, quiet, factors)
-        known = {epoch.get("epoch") for epoch in self.records[trial].epochs}
-        for epoch in to_ledger["epochs"]:
-            if epoch["epoch"] not in known or "state" in epoch:
-                stored = {"state": epoch["state"]} if "state" in epoch else {}
-                metrics = {name: value for name, value in epoch.items() if name != "state"}
-                self._write("epoch", trial, metrics=finite_or_none(metrics), **stored)
-            if "state" in epoch:
-                self.stages.note_stored(self.records[trial].params, epoch["epoch"])
-        self.stages.advance(trial, max((epoch["epoch"] for epoch in to_ledger["epochs"]), default=0))
+        for window in report.windows:
+            self._keep_window(trial, *window)
+        record, continues = self.records[trial], True
+        known = {epoch.get("epoch") for epoch in record.epochs}
+        for epoch in report.epochs:
+            number = epoch["epoch"]
+            metrics = finite_or_none({**epoch, **self._price_epoch(record, report, number)})
+            is_stored = report.stored is not None and number == report.metrics["epoch"]
+            if number not in known or is_stored:
+                self._write("epoch", trial, metrics=metrics, **({"state": report.stored} if is_stored else {}))
+            if is_stored:
+                self.stages.note_stored(record.params, number)
+            if self._scheduler is not None and trial not in self.baselines:
+                continues &= self._scheduler.goes_on(trial, metrics)
+        self.stages.advance(trial, report.metrics["epoch"])
+        if self.stop_reason or (self.is_draining and report.after_deadline):
+            return False
+        return continues or report.is_whole
 
-    def end(self, trial: str, metrics: Mapping[str, Any], to_ledger: Mapping[str, Any]) -> None:
+    def figures(self, trial: str) -> dict[str, Any]:
+        """Return every metric of a running trial's latest epoch, its seconds from the step times of now."""
+        report, record = self._active[trial], self.records[trial]
+        if report is None:
+            return {}
+        done = report.metrics["epoch"]
+        latest = record.epochs[-1] if record.epochs else {}
+        seconds = report.bill.seconds(self.step_times, done, min(report.reused, done))
+        return {**report.metrics, **seconds, "training_s": latest.get("training_s") or math.nan}
+
+    def end(self, trial: str) -> None:
         """Note a trial's end: complete if it ran its whole recipe to finite objectives, else stopped or failed.
 
-        to_ledger: with steps by phase and cost signature; seconds are taken from the ledger's windows, so that equal
-        recipes have equal ones. A trial that was ended by draining stays unfinished.
+        Seconds are from the ledger's windows, so that equal recipes have equal ones. A trial that was ended by
+        draining stays unfinished.
         """
-        is_whole = metrics["epoch"] == metrics["epochs_asked"]
-        if not is_whole and self.is_draining:
+        report = self._active[trial]
+        if report is None or (not report.is_whole and self.is_draining):
             self._leave(trial)
             return
-        steps = to_ledger["steps"]
-        signatures = [signature for counts in steps.values() for signature in counts]
-        self._fix_step_times(trial, [*signatures, to_ledger["infer"]])
-        metrics = {**metrics, **self.latencies(to_ledger)}
-        if is_whole:
+        done = report.metrics["epoch"]
+        for signature in self.step_times.unfixed(report.bill.signatures(done)):
+            self._append("step_time_fixed", trial=trial, signature=signature)
+        metrics = self.figures(trial)
+        if report.is_whole:
             metrics["forecast_latency_s"] = metrics[TIMED]
-        needed = {**self.space.objectives, **self.space.constraints}
-        bad = [name for name in needed if not math.isfinite(metrics.get(name, math.nan))]
-        if not is_whole:
+        bad = [name for name in self._goals if not math.isfinite(metrics.get(name, math.nan))]
+        if not report.is_whole:
             self._end("stopped", trial, reason="ended early by the scheduler", metrics=metrics)
         elif bad:
-            self.fail(trial, f"{bad[0]} is {metrics.get(bad[0], 'missing')}", metrics=metrics)
-        elif self._is_timed and self.device not in (None, metrics.get("device", self.device)):
-            self.fail(trial, f"trained on {metrics['device']}, where seconds are not those of {self.device}")
+            self.fail(trial, f"{bad[0]} is {metrics.get(bad[0], 'missing')}")
+        elif self._is_of_device and self.state.device not in (None, metrics.get("device", self.state.device)):
+            self.fail(trial, f"trained on {metrics['device']}, where seconds are not those of {self.state.device}")
         else:
-            self._end("baseline" if trial in self.baselines else "complete", trial, metrics=metrics, steps=steps)
+            event, steps = "baseline" if trial in self.baselines else "complete", report.bill.count_steps(done)
+            self._end(event, trial, metrics=metrics, steps=steps)
 
-    def fail(
-        self, trial: str, reason: str, cause: Cause = "permanent", metrics: Mapping[str, Any] | None = None
-    ) -> None:
+    def fail(self, trial: str, reason: str, cause: Cause = "permanent") -> None:
         """Note that a trial has no result, and why; it is tried again where that can help.
 
-        A crash is retried up to ``search.max_failures`` times, out of memory as long as there is a larger share of a
-        GPU to be had; both go on from the last stored state.
+        A crash is retried up to ``search.max_failures`` times, out of memory as long as a larger share of a GPU is
+        available; both continue from the last checkpoint.
         """
         record = self.records[trial]
         if record.state in ENDED:  # what failed is not the trial, but something that heard of its end
@@ -259,31 +295,26 @@ class RunningSearch:
             self._write("retried", trial, reason=reason, cause=cause, **larger)
             self._waiting.insert(0, trial)
         else:
-            self._end("failed", trial, reason=reason, metrics=metrics or {})
+            self._end("failed", trial, reason=reason, metrics=self.figures(trial) if trial in self._active else {})
 
-    def latencies(self, to_ledger: Mapping[str, Any]) -> dict[str, float]:
-        """Return the metrics in seconds that follow from what is known of step times now; ``to_ledger``: see end()."""
-
-        def seconds_of(steps: Mapping[str, Mapping[str, int]]) -> dict[str, float]:
-            return {
-                phase: self.step_times.latency((count, signature) for signature, count in counts.items())
-                for phase, counts in steps.items()
-            }
-
-        seconds = seconds_of(to_ledger["steps"])
-        by_phase = {f"latency_{phase}_s": s for phase, s in seconds.items()}
-        by_phase["latency_reused_s"] = sum(seconds_of(to_ledger["reused_steps"]).values(), 0.0)
-        infer = 1e3 * self.step_times.step_time(to_ledger["infer"])
-        return {TIMED: sum(seconds.values()), **by_phase, "infer_latency_ms": infer}
+    def _price_epoch(self, record: TrialRecord, report: EpochReport, number: int) -> dict[str, float]:
+        """Return the seconds that an epoch's event holds."""
+        times, bill = self.step_times, report.bill
+        earlier = (epoch for epoch in record.epochs if epoch.get("epoch") == number - 1)
+        before = next(earlier, {}).get("training_s") or sum(bill.price(times, end=number - 1).values())
+        seconds = bill.seconds(times, number, 0)
+        names = ("train_latency_s", "forecast_latency_s")
+        spent = before + sum(bill.price(times, start=number - 1, end=number).values())
+        return {**{name: seconds[name] for name in names}, "training_s": spent}
 
     def _start(self, trial: str) -> Asked:
         """Hand out a trial, which is asked for in the ledger already, unless it is a baseline's first time."""
         if trial not in self.records:
             self._write("asked", trial, baseline=trial, params=self.baselines[trial])
-        if self._idle_s > LEAST_WAITED_S:
+        if self._idle_s > MIN_WAITED_S:
             self._append("waited", trial=trial, seconds=self._idle_s)
             self._idle_s = 0.0
-        self._active.add(trial)
+        self._active[trial] = None
         record = self.records[trial]
         self.stages.begin(trial, record.params)
         return Asked(trial, record.params, record.gpus)
@@ -291,17 +322,17 @@ class RunningSearch:
     def _leave(self, trial: str) -> None:
         """Take a trial that trains no more from those that do."""
         self._count_idle()
-        self._active.discard(trial)
+        self._active.pop(trial, None)
         self.stages.leave(trial)
 
     def _ask_new(self) -> str | None:
         """Ask the sampler until a trial keeps the constraints; None where there is none, or too many break them."""
-        for _ in range(MOST_REJECTED):
+        for _ in range(MAX_REJECTED):
             trial = self._ask_once()
             if trial is not None or not self._wants_more:
                 return trial
         kept = " and ".join(str(constraint) for constraint in self.space.constraints.values())
-        self.stop_reason = f"{MOST_REJECTED} suggestions in a row break {kept}: the constraint cannot be met here"
+        self.stop_reason = f"{MAX_REJECTED} suggestions in a row break {kept}: the constraint cannot be met here"
         return None
 
     def _ask_once(self) -> str | None:
@@ -311,73 +342,75 @@ class RunningSearch:
         params = self.suggester.ask(trial, number)
         fields = {"params": params, "sampler": self.suggester.notes(trial)}
         if self.space.constraints:
-            forecast = self._forecast(params, self.step_times)
+            cost = self._costs(params, self.step_times, 0, OPTIMISM)
+            forecast = {} if cost is None else cost.objectives
             limits = self.space.constraints.items()
             broken = next((c for name, c in limits if name in forecast and not c.holds(forecast[name])), None)
             if broken is not None:
                 reason = f"{broken.metric} would be {forecast[broken.metric]:.4g}, not {broken.to_yaml()}"
                 self._write("rejected", trial, reason=reason, metrics=finite_or_none(forecast), **fields)
-                self.suggester.tell_rejected(trial, forecast)
                 return None
         self._write("asked", trial, **fields)
         return trial
 
-    def _end(self, event: str, trial: str, **fields: Any) -> None:
-        metrics = fields.pop("metrics")
+    def _end(self, event: str, trial: str, metrics: Mapping[str, Any], **fields: Any) -> None:
+        report = self._active.get(trial)
+        stage = {"stage": report.stage} if report is not None and report.stage is not None else {}
         self._leave(trial)
-        self._write(event, trial, metrics=finite_or_none(metrics), **fields)
-        self._tell(self.records[trial])
+        self._write(event, trial, metrics=finite_or_none(metrics), **fields, **stage)
         self._ended_here.append(self.records[trial])
         if event == "failed":
             self._stop_if_most_fail_alike()
 
-    def _tell(self, record: TrialRecord) -> None:
-        """Tell Optuna how a trial ended."""
-        if record.trial in self.baselines:
-            return
-        if record.state == "complete":
-            self.suggester.tell_complete(record.trial, record.metrics)
-        elif record.state == "stopped":
-            self.suggester.tell_stopped(record.trial)
-        elif record.state == "rejected":
-            self.suggester.tell_rejected(record.trial, record.metrics)
-        elif record.state == "failed":
-            self.suggester.tell_failed(record.trial)
-
     def _replay(self) -> None:
+        """Tell a fresh sampler, the scheduler and the stage table what the ledger says."""
+        self.suggester = Suggester(self.space, self._advice)
         for record in self.records.values():
             if record.trial not in self.baselines:
                 self.suggester.ask_again(record.trial, record.params, record.sampler)
-                self._tell(record)
+                if record.state in ENDED:
+                    self.suggester.tell(record)
+        for record in sorted(self.records.values(), key=lambda r: r.begun_time or math.inf):
+            if record.begun_time is not None:
+                self.stages.follows(record.trial, record.params)
+            for stored in record.stored:
+                self.stages.note_stored(record.params, stored)
+        if self._scheduler is not None:
+            for record in sorted(self.records.values(), key=lambda r: r.ended_time or math.inf):
+                for epoch in record.epochs if record.trial not in self.baselines else ():
+                    self._scheduler.goes_on(record.trial, epoch)
 
     def _stop_if_most_fail_alike(self) -> None:
         reasons = Counter(_kind(r.reason) for r in self._ended_here if r.state == "failed")
         kind, count = reasons.most_common(1)[0]
-        if count >= FEWEST_ALIKE and 2 * count > len(self._ended_here):
+        if count >= MIN_ALIKE and 2 * count > len(self._ended_here):
             reason = next(r.reason for r in self._ended_here if r.state == "failed" and _kind(r.reason) == kind)
             self.stop_reason = f"{count} of {len(self._ended_here)} trials failed for one reason: {reason}"
 
     @property
-    def _is_timed(self) -> bool:
-        return TIMED in self.space.objectives or TIMED in self.space.constraints
+    def _goals(self) -> list[str]:
+        return [*self.space.objectives, *self.space.constraints]
+
+    @property
+    def _is_of_device(self) -> bool:
+        """Whether it matters which device trained."""
+        return any(METRICS[name].of_device for name in self._goals if name in METRICS)
 
     def _keep_window(self, trial: str, signature: str, seconds: float, quiet: bool, factors: Mapping[str, Any]) -> None:
-        known = {} if self.step_times.is_known(signature) else {"factors": factors}
-        if self.step_times.add(signature, seconds, quiet):
-            self.device = self.device or factors["device"]
+        if self.step_times.takes(signature, seconds, quiet):
+            known = {} if self.step_times.is_known(signature) else {"factors": factors}
             self._append("step_time", trial=trial, signature=signature, seconds=seconds, quiet=quiet, **known)
 
-    def _fix_step_times(self, trial: str, signatures: Iterable[str]) -> None:
-        for signature in self.step_times.fix(signatures):
-            self._append("step_time_fixed", trial=trial, signature=signature)
-
     def _write(self, event: str, trial: str, **fields: Any) -> None:
-        apply_event(self.records, self._append(event, trial=trial, **fields))
-        self._on_change(self, self.records[trial])
+        self._append(event, trial=trial, **fields)
+        record = self.records[trial]
+        if record.state in ENDED and trial not in self.baselines:
+            self.suggester.tell(record)
+        self._on_change(self, record)
 
-    def _append(self, event: str, **fields: Any) -> dict[str, Any]:
+    def _append(self, event: str, **fields: Any) -> None:
         try:
-            return self._ledger.append(event, **fields)
+            self.state.apply(self._ledger.append(event, **fields))
         except OSError as error:
             self.error = self.error or error
             raise
@@ -390,7 +423,7 @@ class _Advice(Advice):
         self._search, self._costs, self._reference = search, costs, reference
 
     def costs(self, params: Mapping[str, Any]) -> Cost | None:
-        return self._costs(params, self._search.step_times, self._search.stages.reusable(params))
+        return self._costs(params, self._search.step_times, self._search.stages.reusable(params), 1.0)
 
     def reference(self) -> Mapping[str, float] | None:
         return self._reference

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,9 +17,18 @@ import optuna
 
 from mixtune import plugins
 from mixtune.cost.model import Cost
+from mixtune.metrics import metric_value
+from mixtune.run.ledger import TrialRecord
 from mixtune.space.distributions import Distribution
 from mixtune.space.recipe import flatten
 from mixtune.space.space import SearchSpace
+
+_STATES = {
+    "complete": optuna.trial.TrialState.COMPLETE,
+    "stopped": optuna.trial.TrialState.PRUNED,
+    "rejected": optuna.trial.TrialState.PRUNED,
+    "failed": optuna.trial.TrialState.FAIL,
+}
 
 # asked first: what the MixTraining paper recommends (Section 3.1)
 PAPER_POINT = {"alpha": 0.5, "rho": 0.5}
@@ -55,6 +65,9 @@ class Suggester:
         better = {"max": optuna.study.StudyDirection.MAXIMIZE, "min": optuna.study.StudyDirection.MINIMIZE}
         directions = [better[direction] for direction in space.objectives.values()]
         self.study = optuna.create_study(directions=directions, sampler=optuna.samplers.RandomSampler(seed=0))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self.study.set_metric_names(list(space.objectives))
         self._asked: dict[str, optuna.Trial] = {}
         self._complete = 0
         self._noted: set[str] = set()
@@ -68,6 +81,7 @@ class Suggester:
         elif hasattr(self._sampler, "propose"):
             self._enqueue(self._sampler.propose(self._space, self.study, seed, self._advice) or {})
         asked = self.study.ask(fixed_distributions=self._distributions)
+        asked.set_user_attr("trial", trial)
         self._asked[trial] = asked
         return {path: decode(self._space.space[path], value) for path, value in asked.params.items()}
 
@@ -100,6 +114,7 @@ class Suggester:
             params={path: encode(value) for path, value in params.items()},
             distributions=self._distributions,
             system_attrs=dict(notes.get("trial", {})),
+            user_attrs={"trial": trial},
         )
         self.study.add_trial(known)
         self._asked[trial] = optuna.Trial(self.study, self.study.get_trials(deepcopy=False)[-1]._trial_id)
@@ -107,40 +122,32 @@ class Suggester:
             self.study._storage.set_study_system_attr(self.study._study_id, key, value)
             self._noted.add(key)
 
-    def tell_complete(self, trial: str, metrics: Mapping[str, Any]) -> None:
-        """Take a trial that ran its own whole recipe; its objectives must be finite."""
-        values = [float(metrics[name]) for name in self._space.objectives]
-        assert all(math.isfinite(v) for v in values), values
-        self._complete += 1
-        self._tell(trial, optuna.trial.TrialState.COMPLETE, metrics, values)
+    def tell(self, record: TrialRecord) -> None:
+        """Take a trial that has ended.
 
-    def tell_stopped(self, trial: str) -> None:
-        """Take a trial that a scheduler ended early."""
-        self._tell(trial, optuna.trial.TrialState.PRUNED, {})
-
-    def tell_rejected(self, trial: str, forecast: Mapping[str, Any]) -> None:
-        """Take a trial that was not trained because its forecast metrics break a constraint."""
-        self._tell(trial, optuna.trial.TrialState.PRUNED, forecast)
-
-    def tell_failed(self, trial: str) -> None:
-        """Take a trial that has no result."""
-        self._tell(trial, optuna.trial.TrialState.FAIL, {})
-
-    def _tell(
-        self,
-        trial: str,
-        state: optuna.trial.TrialState,
-        metrics: Mapping[str, Any],
-        values: list[float] | None = None,
-    ) -> None:
-        asked = self._asked.pop(trial, None)
+        Only one that ran its own whole recipe is complete, with finite objectives; one that a scheduler ended, or that
+        was rejected because its forecast breaks a constraint, is pruned.
+        """
+        asked = self._asked.pop(record.trial, None)
         if asked is None:
             return
-        for name, constraint in self._space.constraints.items():
-            value = metrics.get(name)
-            if value is not None and math.isfinite(value):
-                asked.set_constraint(name, constraint.violation(value))
-        self.study.tell(asked, values, state=state)
+        values = None
+        if record.state == "complete":
+            values = [float(record.metrics[name]) for name in self._space.objectives]
+            assert all(math.isfinite(value) for value in values), values
+            self._complete += 1
+        if record.state in ("complete", "rejected"):
+            for name, constraint in self._space.constraints.items():
+                if math.isfinite(value := metric_value(record.metrics, name)):
+                    asked.set_constraint(name, constraint.violation(value))
+        for name, told in self._attributes(record).items():
+            asked.set_user_attr(name, told)
+        self.study.tell(asked, values, state=_STATES[record.state])
+
+    def _attributes(self, record: TrialRecord) -> dict[str, Any]:
+        """Return what study.db shows of a trial beside its parameters and objectives."""
+        shown = {name: value for name, value in record.metrics.items() if isinstance(value, int | float | str)}
+        return {**shown, "state": record.state, **({"reason": record.reason} if record.reason else {})}
 
 
 def first_point(space: SearchSpace) -> dict[str, Any]:

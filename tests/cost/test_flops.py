@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 import torch
 
-from mixtune.cost.flops import Size, dearest_recipe, forecast_latency, measure_speeds, recipe_flops
+from mixtune.cost.flops import Size, forecast_latency, measure_speeds, most_expensive_recipe, recipe_flops
 from mixtune.space.space import space_from_dict
 from mixtune.training.plan import PHASES
 
@@ -29,7 +29,7 @@ SIZE = Size(image_size=8, channels=1, classes=(10,), images=(1437,))
         {},
     ],
 )
-def test_the_dearest_recipe_is_the_one_that_trying_all_finds(make_recipe, space):
+def test_the_most_expensive_recipe_is_the_one_that_trying_all_finds(make_recipe, space):
     searched = space_from_dict({"recipe": make_recipe().to_dict(), "space": space})
 
     def cost(recipe):
@@ -37,7 +37,7 @@ def test_the_dearest_recipe_is_the_one_that_trying_all_finds(make_recipe, space)
 
     grids = [distribution.grid() for distribution in searched.space.values()]
     costs = [cost(searched.recipe_at(dict(zip(searched.space, point, strict=True)))) for point in product(*grids)]
-    assert cost(dearest_recipe(searched, SIZE)) == max(costs)
+    assert cost(most_expensive_recipe(searched, SIZE)) == max(costs)
 
 
 def test_every_phase_has_a_measured_speed(make_state):

@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 import torch
 
-from mixtune.cost.flops import Size, dearest_recipe, largest_recipe, step_flops
+from mixtune.cost.flops import Size, largest_recipe, most_expensive_recipe, step_flops
 from mixtune.cost.memory import (
     HEADROOM,
     allowed_bytes,
@@ -124,7 +124,7 @@ def test_a_large_batch_outweighs_a_long_training(make_recipe):
         "space": {"optim.batch_size": {"choice": [8, 1000]}},
     }
     assert largest_recipe(space_from_dict(values), SIZE).optim.batch_size == 1000
-    assert dearest_recipe(space_from_dict(values), SIZE).optim.batch_size == 8
+    assert most_expensive_recipe(space_from_dict(values), SIZE).optim.batch_size == 8
 
 
 def test_a_step_costs_its_images_in_its_dearest_phase(make_recipe):

@@ -16,16 +16,16 @@ from mixtune.gradient_error.measure import (
     measure_errors,
     measure_profile,
 )
-from mixtune.space.compression import Stage
+from mixtune.space.compression import Period
 from mixtune.space.recipe import change_recipe, parse_recipe
-from mixtune.space.views import UNCOMPRESSED, Branch, Strategy
+from mixtune.space.views import UNCOMPRESSED, Shortening, Strategy
 from mixtune.training.data import load_training_data
 from mixtune.training.plan import make_plan
 from mixtune.training.state import start_state
 
 CPU = torch.device("cpu")
-DROPPED = Strategy(query=Branch(0.5))
-LARGER = Strategy(Branch(0.0, 4), Branch(0.0, 4))
+DROPPED = Strategy(query=Shortening(0.5))
+LARGER = Strategy(Shortening(0.0, 4), Shortening(0.0, 4))
 
 
 def recipe_of(objective="simclr", **changes):
@@ -121,7 +121,7 @@ def test_no_compression_is_no_error_and_a_state_stays_as_it_was(objective):
         name: value.clone()
         for name, value in [*state.backbone.state_dict().items(), *state.objective.state_dict().items()]
     }
-    also_none = Strategy(Branch(0.0, 2), Branch(0.0, 2))  # the backbone's own patch size, by its number
+    also_none = Strategy(Shortening(0.0, 2), Shortening(0.0, 2))  # the backbone's own patch size, by its number
     whole, same, dropped, larger = measure_errors(state, [also_none, DROPPED, LARGER], batches=3, consumed=0.0)
     assert whole.strategy == UNCOMPRESSED
     assert (whole.squared_bias, whole.cost) == (same.squared_bias, same.cost) == (0.0, 1.0)
@@ -161,7 +161,7 @@ def test_what_is_compared_fits_the_images():
         (recipe_of(**{"ssl.objective": "mae"}), 2, None, "mae has no ssl.compression"),
         (recipe_of(**{"epochs.ssl": 0}), 2, None, "epochs.ssl is 0"),
         (recipe_of(), 1, None, "at least 2 batches"),
-        (recipe_of(), 2, [Strategy(Branch(i / 10)) for i in range(1, 9)], "at most 8 strategies"),
+        (recipe_of(), 2, [Strategy(Shortening(i / 10)) for i in range(1, 9)], "at most 8 strategies"),
     ],
 )
 def test_a_profile_that_cannot_be_measured_is_one_line(recipe, batches, strategies, said):
@@ -191,7 +191,7 @@ def test_each_strategy_lasts_until_it_has_consumed_what_lies_before_the_next_poi
 
 
 def test_the_stages_are_what_auto_takes():
-    stages = [Stage(from_epoch=0, token_dropout=0.5), Stage(from_epoch=3)]
+    stages = [Period(from_epoch=0, token_dropout=0.5), Period(from_epoch=3)]
     given = {"schedule": "auto", "stages": [stage.model_dump() for stage in stages]}
     recipe = recipe_of(**{f"ssl.compression.{name}": value for name, value in given.items()})
     strategies = [epoch.strategy for epoch in make_plan(recipe) if epoch.phase != "sl"]

@@ -20,7 +20,7 @@ from mixtune.errors import TrainingError
 from mixtune.meter.lock import DeviceLock
 from mixtune.meter.times import WINDOWS, StepTimes
 from mixtune.meter.windows import MOST_DISTURBED, SETTLE_STEPS, WARM_UP_STEPS, WINDOW_STEPS, Meter, place_windows
-from mixtune.training.bill import cost_factors, cost_signature, data_shape, state_factors
+from mixtune.training.bill import cost_factors, cost_signature, data_shape
 from mixtune.training.data import load_training_data
 from mixtune.training.loop import train_step
 from mixtune.training.optimizer import set_rates
@@ -389,7 +389,7 @@ def test_machines_and_data_have_signatures_of_their_own(make_recipe, changes):
 
 def test_phases_have_signatures_of_their_own_which_a_ledger_keeps(make_state):
     state = make_state()
-    factors = [state_factors(state, phase) for phase in PHASES]
+    factors = [state.factors(phase) for phase in PHASES]
     assert len({cost_signature(f) for f in factors}) == 3
     assert [cost_signature(json.loads(json.dumps(f))) for f in factors] == [cost_signature(f) for f in factors]
     assert data_shape(state.data) == SHAPE
@@ -590,7 +590,7 @@ def train_metered(state, meter):
         masks = torch_generator(state.recipe.seed, "masks", epoch.index)
         batches = data.batches(state.recipe, epoch)
         state.backbone.train()
-        with meter.epoch(cost_signature(state_factors(state, epoch.phase)), steps):
+        with meter.epoch(cost_signature(state.factors(epoch.phase)), steps):
             for step in range(steps):
                 meter.border(step)
                 images, labels = next(batches)
@@ -620,6 +620,6 @@ def test_metered_training_gives_the_same_bits_and_a_time_for_every_phase(make_re
         torch.save(state.state_dict(), file)
         saved.append(file.getvalue())
     assert saved[0] == saved[1]
-    signatures = {phase: cost_signature(state_factors(metered, phase)) for phase in PHASES}
+    signatures = {phase: cost_signature(metered.factors(phase)) for phase in PHASES}
     assert {s: len(w) for s, w in meter.times.windows.items()} == dict.fromkeys(signatures.values(), WINDOWS)
     assert 0 < meter.times.latency((data.steps, signatures[epoch.phase]) for epoch in make_plan(recipe)) < 60

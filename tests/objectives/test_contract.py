@@ -14,17 +14,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from mixtune import plugins
 from mixtune.backbone import build_backbone
 from mixtune.space.recipe import Model, RecipeError, parse_recipe
-from mixtune.space.views import Branch, Strategy
+from mixtune.space.views import Shortening, Strategy
 
 NAMES = plugins.names("objectives")
 BATCH = 4
 MODEL = Model(patch_size=2, embed_dim=32, depth=2, num_heads=2)  # 16 patch tokens of a digit, and a class token
 STRATEGIES = {
     "whole": Strategy(),
-    "query dropout": Strategy(Branch(0.75), Branch()),
-    "dropout": Strategy(Branch(0.5), Branch(0.25)),
-    "patches": Strategy(Branch(0.0, 4), Branch(0.0, 4)),
-    "both": Strategy(Branch(0.5, 3), Branch(0.3, 4)),  # patches of 3 do not divide the 8 pixels
+    "query dropout": Strategy(Shortening(0.75), Shortening()),
+    "dropout": Strategy(Shortening(0.5), Shortening(0.25)),
+    "patches": Strategy(Shortening(0.0, 4), Shortening(0.0, 4)),
+    "both": Strategy(Shortening(0.5, 3), Shortening(0.3, 4)),  # patches of 3 do not divide the 8 pixels
 }
 
 
@@ -144,7 +144,7 @@ def test_in_the_mix_phase_the_classifier_gets_the_first_view_whole_from_a_single
     assert torch.equal(tokens, whole)
     assert tokens.requires_grad
     assert [trained for tokens, trained in seen if torch.equal(tokens, embedded)] == [True]
-    if strategy is not None and strategy.query != Branch() != strategy.key:
+    if strategy is not None and strategy.query != Shortening() != strategy.key:
         assert [tokens.shape[1] for tokens, _ in seen].count(embedded.shape[1]) == 1
 
 

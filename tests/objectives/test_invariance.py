@@ -20,7 +20,7 @@ from mixtune.objectives import _invariance, dino, mocov3, simclr
 from mixtune.objectives._invariance import Pass, count_kept, encode, pool
 from mixtune.space.compression import Compression
 from mixtune.space.recipe import Model, RecipeError, parse_recipe
-from mixtune.space.views import UNCOMPRESSED, Branch, Strategy, View
+from mixtune.space.views import UNCOMPRESSED, Shortening, Strategy, View
 
 SMALL = {"embed_dim": 16, "depth": 2, "num_heads": 2}
 # name -> settings, image size, channels: class token; registers; pre-norm; no class token; positions for patches alone
@@ -33,8 +33,8 @@ VITS = {
 }
 MODULES = {"simclr": simclr, "mocov3": mocov3, "dino": dino}
 HEADS = {"hidden_dim": 12}  # small ones
-HALF = Strategy(Branch(0.5), Branch(0.5))
-QUARTER = Strategy(Branch(0.75), Branch())  # of the query's patches a quarter is left
+HALF = Strategy(Shortening(0.5), Shortening(0.5))
+QUARTER = Strategy(Shortening(0.75), Shortening())  # of the query's patches a quarter is left
 each_objective = pytest.mark.parametrize("name", MODULES)
 each_vit = pytest.mark.parametrize("vit", VITS)
 
@@ -455,10 +455,10 @@ def test_a_schedule_says_what_holds_in_an_epoch():
         {"from_epoch": 10},
     ]
     given = {"stages": stages, **fields}
-    strong, weak = Strategy(Branch(0.75, 4), Branch(0.0, 4)), Strategy(Branch(0.5), Branch())
+    strong, weak = Strategy(Shortening(0.75, 4), Shortening(0.0, 4)), Strategy(Shortening(0.5), Shortening())
     for schedule, expected in {
         "none": [UNCOMPRESSED] * 5,
-        "constant": [Strategy(Branch(0.5, 4), Branch(0.25, 3))] * 5,
+        "constant": [Strategy(Shortening(0.5, 4), Shortening(0.25, 3))] * 5,
         "auto": [strong, strong, weak, weak, UNCOMPRESSED],
     }.items():
         settings = recipe_with({"schedule": schedule, **given}).ssl
@@ -516,12 +516,12 @@ def test_the_kept_count_is_exact_for_all_hundredths():
     for patches, patch_size in ((16, 2), (9, 3), (4, 4), (1, 8)):
         for k in range(100):
             exact = max(1, math.floor(patches * (1 - Fraction(k, 100))))
-            assert count_kept(backbone, Branch(k / 100, patch_size)) == exact, (patches, k)
+            assert count_kept(backbone, Shortening(k / 100, patch_size)) == exact, (patches, k)
     with torch.device("meta"):
         large = build_backbone(Model(**SMALL, patch_size=2), 200, 1)  # 10000 tokens
     for k in range(100):
-        assert count_kept(large, Branch(k / 100)) == 10_000 - 100 * k
-    assert count_kept(large, Branch(1 - 1e-5)) == 1  # a tenth of a token is one
+        assert count_kept(large, Shortening(k / 100)) == 10_000 - 100 * k
+    assert count_kept(large, Shortening(1 - 1e-5)) == 1  # a tenth of a token is one
 
 
 @each_vit
@@ -533,9 +533,9 @@ def test_dropped_patches_are_drawn_without_replacement_and_no_other_token_is_dro
     backbone.vit._pos_embed = lambda x: marked.expand(len(x), -1, 16)
     backbone.vit.norm_pre.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0][..., 0].long()))
     images = real_images(vit, 16)
-    encode(backbone, images, Branch(0.5), generator())
-    encode(backbone, images, Branch(0.5), generator())
-    encode(backbone, images, Branch(0.5), generator(4))
+    encode(backbone, images, Shortening(0.5), generator())
+    encode(backbone, images, Shortening(0.5), generator())
+    encode(backbone, images, Shortening(0.5), generator(4))
     kept, again, other = (places.tolist() for places in seen)
     assert kept == again != other
     patches = set()
@@ -554,7 +554,7 @@ def test_a_shortened_sequence_has_class_and_register_tokens_and_the_count_that_i
     backbone, images = make_backbone(vit), real_images(vit)
     patch_size = None if patches == "own" else backbone.patch_size + 1
     for rate in (0.0, 0.3, 0.75, 0.999):
-        branch = Branch(rate, patch_size)
+        branch = Shortening(rate, patch_size)
         expected = (8, backbone.prefix + count_kept(backbone, branch), 16)
         assert encode(backbone, images, branch, generator()).shape == expected
 
@@ -563,7 +563,7 @@ def test_a_shortened_sequence_has_class_and_register_tokens_and_the_count_that_i
 @pytest.mark.parametrize("joint", [False, True])
 def test_rate_0_at_the_base_patch_has_the_bits_of_no_compression(name, joint):
     images, found = real_images(), []
-    own = Branch(0.0, VITS["digits"][0].patch_size)
+    own = Shortening(0.0, VITS["digits"][0].patch_size)
     for strategy in (None, UNCOMPRESSED, Strategy(own, own)):
         backbone = make_backbone()
         objective, draws = make_objective(name, backbone), generator()
@@ -584,7 +584,7 @@ def test_each_branch_is_shortened_as_its_own_part_of_the_strategy_says(name):
     seen = []
     for encoder, own in ((backbone, True), *((held, False) for held, _ in copies_or_none(objective, backbone))):
         encoder.vit.blocks[0].register_forward_hook(lambda _, inputs, __, own=own: seen.append((own, inputs[0].shape)))
-    strategy = Strategy(Branch(0.75), Branch(0.25, 3))  # 4 of 16 and 6 of 9 patches
+    strategy = Strategy(Shortening(0.75), Shortening(0.25, 3))  # 4 of 16 and 6 of 9 patches
     whole, query, key = 1 + 16, 1 + 4, 1 + 6
     expected = {
         ("simclr", False): [(True, query), (True, key)],
@@ -642,19 +642,19 @@ def on_meta(name, backbone):
         ("simclr", QUARTER, True, 6),
         ("simclr", HALF, False, 3),
         ("simclr", HALF, True, 4.5),
-        ("simclr", Strategy(Branch(0.5, 4), Branch(0.25)), False, 3 / 8 + 9 / 4),
+        ("simclr", Strategy(Shortening(0.5, 4), Shortening(0.25)), False, 3 / 8 + 9 / 4),
         ("mocov3", UNCOMPRESSED, False, 4),
         ("mocov3", UNCOMPRESSED, True, 4),
         ("mocov3", QUARTER, False, 1.75),
         ("mocov3", HALF, False, 2),
         ("mocov3", HALF, True, 3.5),
-        ("mocov3", Strategy(Branch(0.5, 4), Branch(0.25)), False, 3 / 8 + 3 / 4),
+        ("mocov3", Strategy(Shortening(0.5, 4), Shortening(0.25)), False, 3 / 8 + 3 / 4),
         ("dino", UNCOMPRESSED, False, 8),
         ("dino", UNCOMPRESSED, True, 8),
         ("dino", QUARTER, False, 3.5),
         ("dino", QUARTER, True, 5.75),
         ("dino", HALF, False, 4),
-        ("dino", Strategy(Branch(0.5, 4), Branch(0.25)), False, 2 * 3 / 8 + 2 * 3 / 4),
+        ("dino", Strategy(Shortening(0.5, 4), Shortening(0.25)), False, 2 * 3 / 8 + 2 * 3 / 4),
     ],
 )
 def test_costs_in_forward_passes_are_the_papers(name, strategy, joint, units):
@@ -687,7 +687,12 @@ def test_in_operations_costs_are_those_of_blocks_with_attention(name):
 
     assert 2 * 257 * d / (12 * d**2 + 2 * 257 * d) == pytest.approx(0.18, abs=0.005)  # attention's share
     assert objective.forward_units(backbone, UNCOMPRESSED) == {"simclr": 6, "mocov3": 4, "dino": 8}[name]
-    for branch, length in ((Branch(0.75), 65), (Branch(0.5), 129), (Branch(0.0, 4), 65), (Branch(0.5, 3), 61)):
+    for branch, length in (
+        (Shortening(0.75), 65),
+        (Shortening(0.5), 129),
+        (Shortening(0.0, 4), 65),
+        (Shortening(0.5, 3), 61),
+    ):
         found = objective.forward_units(backbone, Strategy(branch, branch))
         expected = c(length) / c(257) * objective.forward_units(backbone, UNCOMPRESSED)
         assert found == pytest.approx(expected, rel=0.01)
@@ -696,7 +701,9 @@ def test_in_operations_costs_are_those_of_blocks_with_attention(name):
 
 
 @pytest.mark.parametrize(
-    "branch", [Branch(), Branch(0.75), Branch(0.0, 4), Branch(0.5, 3)], ids=["whole", "dropout", "patches", "both"]
+    "branch",
+    [Shortening(), Shortening(0.75), Shortening(0.0, 4), Shortening(0.5, 3)],
+    ids=["whole", "dropout", "patches", "both"],
 )
 def test_a_trained_pass_costs_the_operations_that_pytorch_counts(branch):
     """ViT-Tiny at 257 tokens without a head, two images."""
@@ -707,7 +714,7 @@ def test_a_trained_pass_costs_the_operations_that_pytorch_counts(branch):
 
 
 @each_objective
-@pytest.mark.parametrize("strategy", [UNCOMPRESSED, QUARTER, Strategy(Branch(0.5, 3), Branch(0.25, 4))])
+@pytest.mark.parametrize("strategy", [UNCOMPRESSED, QUARTER, Strategy(Shortening(0.5, 3), Shortening(0.25, 4))])
 @pytest.mark.parametrize("joint", [False, True])
 def test_units_and_operations_say_the_same_of_the_encoders(name, strategy, joint):
     backbone = vit_tiny()
@@ -715,4 +722,4 @@ def test_units_and_operations_say_the_same_of_the_encoders(name, strategy, joint
     encoders = objective.train_flops(backbone, joint, strategy) - objective.head_flops()
     units = objective.forward_units(backbone, strategy, joint)
     assert units * backbone.forward_flops(256) == pytest.approx(encoders, rel=1e-12)
-    assert objective.passes(joint, strategy)[0] == Pass(Branch() if joint else strategy.query, True)
+    assert objective.passes(joint, strategy)[0] == Pass(Shortening() if joint else strategy.query, True)

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from mixtune.metrics import quantity, setting, significant
+from mixtune.metrics import find_metric, setting, significant
 from mixtune.report.tables import front_csv, front_notes, front_table
 from mixtune.run.ledger import Ledger
 from mixtune.run.result import Result, load
@@ -108,11 +108,11 @@ def test_three_significant_digits(value: float, text: str) -> None:
     ],
 )
 def test_axes_carry_their_units(name: str, title: str) -> None:
-    assert quantity(name).axis_title == title
+    assert find_metric(name).axis_title == title
 
 
 def test_what_is_missing_is_a_dash_or_blank() -> None:
-    assert quantity("val_accuracy").text(float("nan")) == "-"
+    assert find_metric("val_accuracy").text(float("nan")) == "-"
     assert setting(None) == ""
     assert setting(True) == "True"
 

@@ -65,15 +65,14 @@ def test_after_the_deadline_every_epoch_may_be_the_last(make_state, tmp_path):
 
 @pytest.mark.parametrize(("lost", "reused"), [("ssl", 0), ("mix", 2), ("sl", 4), ("infer", 6)])
 def test_a_phase_whose_seconds_were_lost_is_trained_again(make_state, tmp_path, lost, reused):
-    from mixtune.training.bill import phase_signature
 
     first = make_state(PHASES)
     train_and_store(first, tmp_path)
-    kept = [phase_signature(first, phase) for phase in ("ssl", "mix", "sl", "infer") if phase != lost]
+    kept = [first.signature(phase) for phase in ("ssl", "mix", "sl", "infer") if phase != lost]
     again = gone_on(make_state, tmp_path, StepTimes({key: [1.0] for key in kept}))
     assert again.epochs_reused == reused
     list(train(again))
-    assert all(map(again.step_times.is_known, [*kept, phase_signature(first, lost)]))
+    assert all(map(again.step_times.is_known, [*kept, first.signature(lost)]))
 
 
 def test_a_recipe_that_is_stored_to_its_end_is_not_trained_at_all(make_state, tmp_path):

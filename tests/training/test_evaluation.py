@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from mixtune.single import epoch_line, final_line, train_recipe
-from mixtune.training.bill import phase_signature
 from mixtune.training.evaluation import EVALUATION_BATCH, measure_scores, tally_answers
 from mixtune.training.loop import train
 from mixtune.training.measure import Metrics, measure
@@ -80,7 +79,7 @@ def test_train_recipe_returns_the_final_metrics_and_shows_each_epochs(make_recip
     assert (metrics.lr_ssl, metrics.lr_sl) == (0.04 * 32 / 256, 0.02 * 32 / 256)
     assert metrics.val_accuracy == trained.history[-1].accuracies[0]
     assert metrics.val_accuracy_se == standard_error(metrics.val_accuracy, 144)
-    assert metrics.train_flops == trained.state.flops()
+    assert metrics.train_flops == trained.state.bill.flops
     assert metrics.train_clock_s == sum(result.seconds for result in trained.history)
     assert metrics.validation_s == sum(result.validation_seconds for result in trained.history) > 0
 
@@ -89,7 +88,7 @@ def test_the_latency_is_the_steps_of_each_phase_times_their_step_time(make_recip
     trained = train_recipe(make_recipe({"rho": 0.5}))  # an SSL epoch, a mixed one and two of SL, of 4 steps each
     metrics, times = trained.metrics, trained.state.step_times
     shares = {
-        phase: 4 * epochs * times.step_time(phase_signature(trained.state, phase))
+        phase: 4 * epochs * times.step_time(trained.state.signature(phase))
         for phase, epochs in (("ssl", 1), ("mix", 1), ("sl", 2))
     }
     assert {p: getattr(metrics, f"latency_{p}_s") for p in shares} == pytest.approx(shares)

@@ -107,7 +107,7 @@ def test_mixing_half_of_equal_budgets_saves_what_the_method_says(vit_tiny, encod
 )
 def test_a_recipes_operations_are_known_before_it_is_built(make_state, changes):
     state = make_state(changes)
-    assert sum(recipe_flops(state.recipe, Size.of(state.data)).values()) == state.flops() > 0
+    assert sum(recipe_flops(state.recipe, Size.of(state.data)).values()) == state.bill.flops > 0
 
 
 def test_a_recipes_operations_are_those_of_its_epochs(make_state):

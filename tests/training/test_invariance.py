@@ -14,9 +14,8 @@ from same_bits import assert_equal_bits
 
 from mixtune.cost.flops import Size, measure_speeds, recipe_flops, step_flops
 from mixtune.errors import RequestError
-from mixtune.space.views import UNCOMPRESSED, Branch, Strategy
+from mixtune.space.views import UNCOMPRESSED, Shortening, Strategy
 from mixtune.stages.keys import shared_epochs, stage_keys
-from mixtune.training.bill import phase_signature, state_signatures
 from mixtune.training.data import load_training_data
 from mixtune.training.flops import phase_flops
 from mixtune.training.loop import train
@@ -32,8 +31,8 @@ STAGES = [
     {"from_epoch": 1, "token_dropout": 0.5, "key_token_dropout": 0.25},
     {"from_epoch": 3, "patch_size": 4},
 ]
-STRATEGIES = [Strategy(Branch(0.75, 3), Branch(0.0, 3)), Strategy(Branch(0.5), Branch(0.25))]
-STRATEGIES += [STRATEGIES[1], Strategy(Branch(0.0, 4), Branch(0.0, 4))]  # of the four epochs
+STRATEGIES = [Strategy(Shortening(0.75, 3), Shortening(0.0, 3)), Strategy(Shortening(0.5), Shortening(0.25))]
+STRATEGIES += [STRATEGIES[1], Strategy(Shortening(0.0, 4), Shortening(0.0, 4))]  # of the four epochs
 CONSTANT = {"schedule": "constant", "token_dropout": 0.5, "key_token_dropout": 0.25}
 AUTO = {"schedule": "auto", "stages": STAGES}
 COMPRESSIONS = {
@@ -42,7 +41,7 @@ COMPRESSIONS = {
     "two stages": {"schedule": "auto", "stages": STAGES[:2]},
     "first stage": {"schedule": "constant", "token_dropout": 0.75, "patch_size": 3},
 }
-PLANNED = {"constant": [Strategy(Branch(0.5), Branch(0.25))] * 4, "auto": STRATEGIES}
+PLANNED = {"constant": [Strategy(Shortening(0.5), Shortening(0.25))] * 4, "auto": STRATEGIES}
 each_objective = pytest.mark.parametrize("name", NAMES)
 
 
@@ -61,7 +60,7 @@ def start(make_recipe):
         recipe = make_recipe(changes)
         state = start_state(recipe, loaded(recipe.data.dataset))
         works = {epoch.work for epoch in make_plan(state.recipe)}
-        state.step_times.fixed |= {phase_signature(state, *work) for work in works} | {phase_signature(state, "infer")}
+        state.step_times.fixed |= {state.signature(*work) for work in works} | {state.signature("infer")}
         return state
 
     return new
@@ -263,20 +262,20 @@ def test_a_steps_cost_is_told_apart_by_its_strategy_alone(start):
     state, constant, plain = (start(values("simclr", each)) for each in (AUTO, CONSTANT, {}))
     one, other = STRATEGIES[:2]
     for phase in ("ssl", "mix"):
-        signatures = {phase_signature(state, phase, each) for each in (one, other, UNCOMPRESSED)}
+        signatures = {state.signature(phase, each) for each in (one, other, UNCOMPRESSED)}
         assert len(signatures) == 3
-        assert phase_signature(state, phase, one) == phase_signature(constant, phase, one)
-        assert phase_signature(plain, phase, UNCOMPRESSED) in signatures
-    assert phase_signature(state, "sl") == phase_signature(plain, "sl")
-    assert phase_signature(state, "ssl", one) != phase_signature(start(values("mocov3", AUTO)), "ssl", one)
+        assert state.signature(phase, one) == constant.signature(phase, one)
+        assert plain.signature(phase, UNCOMPRESSED) in signatures
+    assert state.signature("sl") == plain.signature("sl")
+    assert state.signature("ssl", one) != start(values("mocov3", AUTO)).signature("ssl", one)
 
 
 def test_each_strategys_steps_are_timed_by_themselves_and_a_latency_is_their_sum(make_state):
     state = make_state(values("mocov3", AUTO))
     list(train(state))
     works = [("ssl", STRATEGIES[0]), ("ssl", STRATEGIES[1]), ("mix", STRATEGIES[3]), ("sl", None)]
-    signatures = [phase_signature(state, *work) for work in works]
-    assert state_signatures(state) == [*signatures, phase_signature(state, "infer")]
+    signatures = [state.signature(*work) for work in works]
+    assert state.bill.signatures(len(state.history)) == [*signatures, state.signature("infer")]
     assert all(state.step_times.is_known(signature) for signature in signatures)
     times = [state.step_times.step_time(signature) for signature in signatures]
     metrics, steps = measure(state), state.data.steps
@@ -299,20 +298,20 @@ def test_a_recipes_operations_are_the_sum_over_its_epochs_strategies(start, name
         assert state.step_flops(epoch) == 32 * per_image
     found = recipe_flops(state.recipe, size)
     assert found == pytest.approx(expected, rel=1e-12)
-    assert state.flops() == pytest.approx(sum(found.values()), rel=1e-12)
+    assert state.bill.flops == pytest.approx(sum(found.values()), rel=1e-12)
     assert step_flops(state.recipe, size) == max(steps)
 
 
 @each_objective
 def test_two_tasks_cost_twice_as_much(start, name):
     one, two = (start(values(name, AUTO, **{"data.dataset": each})) for each in ("digits", ["digits", "digits"]))
-    assert two.flops() == pytest.approx(2 * one.flops())
-    assert sum(recipe_flops(two.recipe, Size.of(two.data)).values()) == pytest.approx(two.flops())
+    assert two.bill.flops == pytest.approx(2 * one.flops())
+    assert sum(recipe_flops(two.recipe, Size.of(two.data)).values()) == pytest.approx(two.bill.flops)
 
 
 @each_objective
 def test_compression_makes_training_cheaper(start, name):
-    costs = [start(values(name, each)).flops() for each in ({}, CONSTANT, AUTO)]
+    costs = [start(values(name, each)).bill.flops for each in ({}, CONSTANT, AUTO)]
     assert costs[0] > costs[1] > costs[2]
 
 

@@ -206,7 +206,7 @@ def test_the_small_task_is_named_where_a_batch_is_too_large(make_recipe, three_t
 
 def test_the_operations_of_three_tasks_are_known_before_and_agree_with_pytorchs_counter(make_state, three_tasks):
     state = make_state(three_tasks)
-    assert sum(recipe_flops(state.recipe, Size.of(state.data)).values()) == state.flops()
+    assert sum(recipe_flops(state.recipe, Size.of(state.data)).values()) == state.bill.flops
     images, labels = batch_of(state, "mix")
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         phase_losses(state, epoch_of(state.recipe, "mix"), images, labels, torch_generator(0, "masks"))

@@ -14,6 +14,7 @@ from typing import Any
 import optuna
 import pandas as pd
 import pytest
+from mixtune.tuning.loggers._forward import epoch_results
 from ray import tune
 from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
@@ -21,7 +22,7 @@ from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
 import mixtune
 from mixtune.errors import RequestError
-from mixtune.tuning.loggers._forward import epoch_results, find_loggers
+from mixtune.tuning.run import find_loggers
 
 LOSSES = {"ssl_loss", "sl_loss"}
 

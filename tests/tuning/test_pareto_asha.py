@@ -16,7 +16,8 @@ from mixtune.errors import RequestError
 from mixtune.run.ledger import TrialRecord
 from mixtune.run.rungs import Rungs, crowding, rank
 from mixtune.space.space import space_from_dict
-from mixtune.tuning.schedulers.pareto_asha import ParetoASHA, build
+from mixtune.tuning.ray import ParetoASHA
+from mixtune.tuning.schedulers.pareto_asha import build
 
 BOTH = {"accuracy": "max", "seconds": "min"}
 

@@ -77,7 +77,7 @@ def test_a_run_can_be_loaded_again_and_its_resolved_space_searched_again(run: mi
     assert space.recipe.epochs.ssl == 2
 
 
-def test_the_reference_point_is_chance_and_the_dearest_recipes_forecast(run: mixtune.Result) -> None:
+def test_the_reference_point_is_chance_and_the_most_expensive_recipes_forecast(run: mixtune.Result) -> None:
     point = run.reference_point
     assert point["val_accuracy"] == 0.1
     assert point["train_latency_s"] is not None

@@ -13,7 +13,7 @@ from ray import tune
 
 import mixtune
 from mixtune.errors import RequestError
-from mixtune.tuning.trainable import recipe_from_config
+from mixtune.tuning.trial import recipe_from_config
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from mixtune.metrics import Quantity, quantity, setting
+from mixtune.metrics import Metric, find_metric, setting
 from mixtune.run.result import Result
 
 # Okabe and Ito's palette, which the colour-blind can tell apart; cividis is its like for a scale.
@@ -84,7 +84,7 @@ def dress(figure: go.Figure, heading: Heading) -> None:
         figure.add_annotation(text=html.escape(heading.missing), showarrow=False, **middle)
 
 
-def scaled(values: Iterable[Any], of: Quantity) -> list[float]:
+def scaled(values: Iterable[Any], of: Metric) -> list[float]:
     """Return stored values in the unit that people read; NaN for what is no number."""
     numbers = pd.to_numeric(pd.Series(list(values), dtype=object), errors="coerce").astype(float) * of.scale
     return [float(number) for number in numbers]
@@ -92,11 +92,11 @@ def scaled(values: Iterable[Any], of: Quantity) -> list[float]:
 
 def hover_texts(result: Result, trials: Iterable[str]) -> list[str]:
     """Return for each trial or baseline its name, its objectives with standard errors, and its parameters."""
-    quantities = [quantity(name) for name in result.objectives]
+    quantities = [find_metric(name) for name in result.objectives]
     return [_hover(result, str(trial), quantities) for trial in trials]
 
 
-def _hover(result: Result, trial: str, quantities: Sequence[Quantity]) -> str:
+def _hover(result: Result, trial: str, quantities: Sequence[Metric]) -> str:
     record = result.records[trial]
     lines = [f"<b>{html.escape(record.baseline or trial)}</b>"]
     if record.state != "complete":
@@ -125,22 +125,6 @@ def error_bars(x_error: Sequence[float], y_error: Sequence[float], colour: str) 
         for axis, values in given.items()
         if any(math.isfinite(value) for value in values)
     }
-
-
-def accuracy_of(result: Result) -> str:
-    """Return the accuracy that a run is judged by: its first objective to be large, else val_accuracy."""
-    return next((name for name, mode in result.objectives.items() if mode == "max"), "val_accuracy")
-
-
-def cost_of(result: Result) -> str:
-    """Return the cost that a run is judged by: its first objective to be small, else train_latency_s."""
-    return next((name for name, mode in result.objectives.items() if mode == "min"), "train_latency_s")
-
-
-def stands_out(result: Result) -> list[str]:
-    """Return the trials of the front, in its order, and the complete baselines."""
-    baselines = result.baselines[result.baselines["state"] == "complete"]
-    return [str(trial) for trial in [*result.pareto_front()["trial"], *baselines["trial"]]]
 
 
 def dots(colour: str = GREY, size: int = 8, **more: Any) -> dict[str, Any]:

@@ -9,14 +9,13 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mixtune.metrics import Quantity, quantity
+from mixtune.metrics import Metric, find_metric
 from mixtune.report.figures._style import (
     BLUE,
     GREY,
     NOTHING_COMPLETE,
     PURPLE,
     Heading,
-    accuracy_of,
     dots,
     dress,
     hover_texts,
@@ -51,13 +50,13 @@ class AlphaRhoData:
     """A panel for alpha and for rho, as far as they were searched."""
 
     heading: Heading
-    accuracy: Quantity
+    accuracy: Metric
     panels: list[Panel]
 
 
 def compute(result: Result) -> AlphaRhoData:
     """Return what the figure shows; works with no complete trial and while a search runs."""
-    accuracy = quantity(accuracy_of(result))
+    accuracy = find_metric(result.accuracy_name)
     searched = [name for name in PARAMETERS if name in result.parameters]
     panels = [_panel(result, name, accuracy) for name in searched if accuracy.name in result.trials]
     missing = None if any(len(panel.points) for panel in panels) else NOTHING_COMPLETE
@@ -99,7 +98,7 @@ def draw(data: AlphaRhoData) -> go.Figure:
     return figure
 
 
-def _panel(result: Result, parameter: str, accuracy: Quantity) -> Panel:
+def _panel(result: Result, parameter: str, accuracy: Metric) -> Panel:
     rows = result.complete()
     values = pd.to_numeric(rows[parameter], errors="coerce")
     rows = rows[values.notna() & rows[accuracy.name].notna()]
@@ -113,7 +112,7 @@ def _panel(result: Result, parameter: str, accuracy: Quantity) -> Panel:
         }
     )
     paper = pd.DataFrame(columns=["value", "accuracy"], dtype=float)
-    if recipe := result.space.get("recipe"):
+    if recipe := dict(result.space.values):
         swept = paper_sweep(recipe, parameter)
         paper = pd.DataFrame({"value": swept[parameter], "accuracy": scaled(swept["accuracy"], accuracy)})
     return Panel(parameter, points, _trend(points), paper, hover_texts(result, points["trial"]))

@@ -8,17 +8,8 @@ from dataclasses import dataclass
 import pandas as pd
 import plotly.graph_objects as go
 
-from mixtune.metrics import Quantity, quantity
-from mixtune.report.figures._style import (
-    NOTHING_COMPLETE,
-    Heading,
-    accuracy_of,
-    dots,
-    hover_texts,
-    new_figure,
-    run_subtitle,
-    scaled,
-)
+from mixtune.metrics import Metric, find_metric
+from mixtune.report.figures._style import NOTHING_COMPLETE, Heading, dots, hover_texts, new_figure, run_subtitle, scaled
 from mixtune.run.result import Result
 
 BUDGETS = {"epochs.ssl": "SSL epochs", "epochs.sl": "SL epochs"}
@@ -29,16 +20,16 @@ class BudgetsData:
     """``cells``: a row a pair of budgets. Columns: ssl, sl (epochs), trial (the best), accuracy (percent), trials."""
 
     heading: Heading
-    accuracy: Quantity
+    accuracy: Metric
     cells: pd.DataFrame
     hover: list[str]
 
 
 def compute(result: Result) -> BudgetsData:
     """Return what the figure shows; a budget that is not searched is the base recipe's."""
-    accuracy = quantity(accuracy_of(result))
+    accuracy = find_metric(result.accuracy_name)
     title = f"Best {accuracy.title} by epoch budget"
-    base = (result.space.get("recipe") or {}).get("epochs") or {}
+    base = (dict(result.space.values) or {}).get("epochs") or {}
     rows = result.complete()
     frame = pd.DataFrame(
         {

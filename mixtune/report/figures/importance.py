@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from mixtune.metrics import quantity
+from mixtune.metrics import find_metric
 from mixtune.report.figures._style import SERIES, Heading, new_figure, run_subtitle
 from mixtune.run.result import Result
-from mixtune.space.distributions import Distribution, parse_distribution
+from mixtune.space.distributions import Distribution
 
 FEWEST_TRIALS = 8
 MOST_TRIALS = 300  # a sample of more says the same, sooner
@@ -36,7 +36,7 @@ def compute(result: Result) -> ImportanceData:
     """
     names = list(result.objectives)
     rows = result.complete().dropna(subset=names)
-    space = {path: parse_distribution(given) for path, given in result.space["space"].items()}
+    space = result.space.space
     varied = {path: d for path, d in space.items() if path in rows and rows[path].astype(str).nunique() > 1}
     title = "Importance of each parameter"
     nothing = pd.DataFrame(columns=names, dtype=float)
@@ -58,7 +58,7 @@ def draw(data: ImportanceData) -> go.Figure:
     figure = new_figure(data.heading, "share of the objective's variance that it explains (%)", "")
     for i, name in enumerate(data.shares):
         figure.add_bar(
-            y=data.shares.index, x=100 * data.shares[name], orientation="h", name=quantity(str(name)).title,
+            y=data.shares.index, x=100 * data.shares[name], orientation="h", name=find_metric(str(name)).title,
             marker={"color": SERIES[i % len(SERIES)], "line": {"width": 0}},
             hovertemplate="%{y}: %{x:.0f} %<extra>%{fullData.name}</extra>",
         )  # fmt: skip

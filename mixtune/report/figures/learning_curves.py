@@ -10,17 +10,8 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mixtune.metrics import quantity
-from mixtune.report.figures._style import (
-    GREY,
-    SERIES,
-    Heading,
-    dots,
-    dress,
-    hover_texts,
-    run_subtitle,
-    stands_out,
-)
+from mixtune.metrics import find_metric
+from mixtune.report.figures._style import GREY, SERIES, Heading, dots, dress, hover_texts, run_subtitle
 from mixtune.run.ledger import TrialRecord
 from mixtune.run.result import Result
 
@@ -57,7 +48,7 @@ class CurvesData:
 def compute(result: Result) -> CurvesData:
     """Return the curves of at most 12 of the front and the baselines, and of the 100 latest others."""
     begun = {trial: record for trial, record in result.records.items() if record.epochs}
-    chosen = [trial for trial in stands_out(result) if trial in begun]
+    chosen = [trial for trial in list(result.highlights) if trial in begun]
     first = _spread(chosen, MOST_NAMED)
     rest = [trial for trial in begun if trial not in first][-MOST_OTHERS:]
     shown = len(first) + len(rest)
@@ -81,7 +72,7 @@ def draw(data: CurvesData) -> go.Figure:
         for i, curve in enumerate(data.named):
             _draw_curve(figure, curve, metric, SERIES[i % len(SERIES)], "solid" if i < len(SERIES) else "dot")
     figure.update_xaxes(title_text="epoch", row=2, col=1)
-    figure.update_yaxes(title_text=quantity("val_accuracy").axis_title, row=1, col=1)
+    figure.update_yaxes(title_text=find_metric("val_accuracy").axis_title, row=1, col=1)
     figure.update_yaxes(title_text="SSL loss", row=2, col=1)
     figure.update_layout(height=620)
     return figure
@@ -93,7 +84,7 @@ def _curves(result: Result, trials: list[str]) -> list[Curve]:
 
 
 def _curve(record: TrialRecord, hover: str) -> Curve:
-    scale = quantity("val_accuracy").scale
+    scale = find_metric("val_accuracy").scale
     accuracies = [epoch.get("val_accuracy") for epoch in record.epochs]
     phases = [epoch.get("phase") for epoch in record.epochs]
     return Curve(

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import html
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from mixtune.metrics import Quantity, quantity, significant
+from mixtune.metrics import Metric, find_metric, significant
 from mixtune.report.figures._style import (
     BLUE,
     FAINT_BARS,
@@ -34,6 +35,7 @@ from mixtune.report.figures._style import (
     scaled,
 )
 from mixtune.report.paper import NoPaperRowsError, paper_rows_of
+from mixtune.run.confirmed import confirmation
 from mixtune.run.result import Result
 
 REGION = "rgba(0, 114, 178, 0.09)"
@@ -65,9 +67,9 @@ class FrontData:
     """
 
     heading: Heading
-    x: Quantity
-    y: Quantity
-    colour: Quantity | None
+    x: Metric
+    y: Metric
+    colour: Metric | None
     x_mode: str | None
     y_mode: str
     others: Points
@@ -88,13 +90,13 @@ def compute(result: Result) -> FrontData:
     x_name, y_name, colour_name = _axes(result.objectives)
     members = result.pareto_front().sort_values(x_name or y_name, kind="stable")
     complete = result.complete().dropna(subset=names)
-    trained = result.baselines[result.baselines["state"] == "complete"].dropna(subset=names)
-    x = quantity(x_name) if x_name else Quantity("trial", "trial, in the order asked")
-    y = quantity(y_name)
-    colour = quantity(colour_name) if colour_name else None
+    trained = result.complete_baselines.dropna(subset=names)
+    x = find_metric(x_name) if x_name else Metric("trial", "trial, in the order asked")
+    y = find_metric(y_name)
+    colour = find_metric(colour_name) if colour_name else None
 
     def points(frame: pd.DataFrame, name_column: str = "trial") -> Points:
-        def column(of: Quantity | None, ending: str = "") -> list[float]:
+        def column(of: Metric | None, ending: str = "") -> list[float]:
             known = of is not None and of.name + ending in frame
             return scaled(frame[of.name + ending], of) if of and known else [math.nan] * len(frame)
 
@@ -165,7 +167,7 @@ def draw(data: FrontData) -> go.Figure:
     return figure
 
 
-def _axes(objectives: dict[str, str]) -> tuple[str | None, str, str | None]:
+def _axes(objectives: Mapping[str, str]) -> tuple[str | None, str, str | None]:
     """Return the objectives of x, y and colour: what costs goes to x, what is bought to y."""
     names = list(objectives)
     if len(names) == 1:
@@ -185,19 +187,19 @@ def _heading(result: Result, title: str, front: Points, is_empty: bool) -> Headi
     return Heading(title, run_subtitle(result, *parts), NOTHING_COMPLETE if is_empty else None)
 
 
-def _reference(result: Result, x: Quantity, y: Quantity) -> tuple[float, float] | None:
+def _reference(result: Result, x: Metric, y: Metric) -> tuple[float, float] | None:
     at_x, at_y = result.reference_point.get(x.name), result.reference_point.get(y.name)
     return None if at_x is None or at_y is None else (at_x * x.scale, at_y * y.scale)
 
 
-def _confirmed_points(result: Result, x: Quantity, y: Quantity) -> Points:
+def _confirmed_points(result: Result, x: Metric, y: Metric) -> Points:
     """Return the confirmed means with their standard errors; test accuracies stand where validation accuracies do."""
-    confirmation = result.confirmation()
-    if confirmation is None:
+    found = confirmation(result)
+    if found is None:
         return NO_POINTS
-    frame = confirmation.frame
+    frame = found.frame
 
-    def column(of: Quantity, is_error: bool) -> list[float]:
+    def column(of: Metric, is_error: bool) -> list[float]:
         stem = f"test_{of.name.removeprefix('val_')}" if of.name.startswith("val_") else of.name
         error = f"{stem.removesuffix('_s')}_se_s" if stem.endswith("_s") else f"{stem}_se"
         name = error if is_error else stem
@@ -207,7 +209,7 @@ def _confirmed_points(result: Result, x: Quantity, y: Quantity) -> Points:
     names = [str(method or trial) for trial, method in zip(frame["trial"], frame["method"], strict=True)]
     hover = [
         f"<b>{html.escape(name)}</b>, confirmed on {seeds} fresh seeds<br>"
-        f"test accuracy: {quantity('test_accuracy').text(accuracy, error)}<br>on the front: {100 * share:.0f} %"
+        f"test accuracy: {find_metric('test_accuracy').text(accuracy, error)}<br>on the front: {100 * share:.0f} %"
         for name, seeds, accuracy, error, share in zip(
             names, frame["seeds"], frame["test_accuracy"], frame["test_accuracy_se"], frame["p_front"], strict=True
         )
@@ -215,10 +217,10 @@ def _confirmed_points(result: Result, x: Quantity, y: Quantity) -> Points:
     return Points(names=names, colour=[math.nan] * len(names), hover=hover, **values)
 
 
-def _paper_points(result: Result, x: Quantity, y: Quantity) -> Points:
+def _paper_points(result: Result, x: Metric, y: Metric) -> Points:
     """Return the paper's methods at the base recipe's setting, or no point where it has none."""
-    recipe = result.space.get("recipe")
-    if recipe is None or (x.name, y.name) != ("train_latency_s", "val_accuracy"):
+    recipe = dict(result.space.values)
+    if not recipe or (x.name, y.name) != ("train_latency_s", "val_accuracy"):
         return NO_POINTS
     try:
         rows = paper_rows_of(recipe)

@@ -8,15 +8,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from mixtune.report.figures._style import (
-    NOTHING_COMPLETE,
-    PHASES,
-    Heading,
-    hover_texts,
-    new_figure,
-    run_subtitle,
-    stands_out,
-)
+from mixtune.report.figures._style import NOTHING_COMPLETE, PHASES, Heading, hover_texts, new_figure, run_subtitle
 from mixtune.run.result import Result
 
 MOST_BARS = 40
@@ -38,8 +30,8 @@ class PhasesData:
 
 def compute(result: Result) -> PhasesData:
     """Return the bars of the front, the baselines and the cheapest other trials, at most 40 in all."""
-    both = pd.concat([result.complete(), result.baselines[result.baselines["state"] == "complete"]])
-    first = stands_out(result)
+    both = pd.concat([result.complete(), result.complete_baselines])
+    first = list(result.highlights)
     columns = ["train_latency_s", "latency_reused_s", *(f"latency_{phase}_s" for phase in PHASES)]
     seconds = both.reindex(columns=columns).apply(pd.to_numeric, errors="coerce").fillna(0.0).astype(float)
     seconds.insert(0, "trial", both["trial"].astype(str))

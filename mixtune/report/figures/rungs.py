@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mixtune.metrics import quantity
+from mixtune.metrics import find_metric
 from mixtune.report.figures._style import (
     BLUE,
     GREY,
@@ -49,7 +49,7 @@ def compute(result: Result) -> RungsData:
             rows += _standings(record, record.trial in on_front)
     points = pd.DataFrame(rows, columns=["level", "trial", "seconds", "accuracy", "standing"])
     stopped = result.counts()["stopped"]
-    scheduler = (result.space.get("search") or {}).get("scheduler", "fifo")
+    scheduler = result.space.search.scheduler
     part = f"{stopped:,} ended early" if stopped else f"scheduler {scheduler}: none ended early"
     missing = None if len(points) else "no trial has reached a rung yet"
     heading = Heading("Rungs and stops", run_subtitle(result, part), missing)
@@ -75,7 +75,7 @@ def draw(data: RungsData) -> go.Figure:
                 named.add(standing)
     middle = 1 + (len(levels) - 1) // 2
     figure.update_xaxes(title_text="forecast training time (s)", row=1, col=middle)
-    figure.update_yaxes(title_text=quantity("val_accuracy").axis_title, row=1, col=1)
+    figure.update_yaxes(title_text=find_metric("val_accuracy").axis_title, row=1, col=1)
     return figure
 
 

@@ -20,7 +20,6 @@ from mixtune.report.figures._style import (
     hover_texts,
     new_figure,
     run_subtitle,
-    stands_out,
 )
 from mixtune.run.ledger import TrialRecord
 from mixtune.run.result import Result
@@ -54,7 +53,7 @@ def compute(result: Result) -> StageTreeData:
     """Return the tree of at most 60 trials: the front, the baselines, those that they come from, and the latest."""
     begun = {trial: record for trial, record in result.records.items() if record.epochs}
     parents = {trial: parent for trial, record in begun.items() if (parent := _parent(begun, record))}
-    chosen = _choose(begun, parents, stands_out(result))
+    chosen = _choose(begun, parents, list(result.highlights))
     rows = {trial: row for row, trial in enumerate(_depth_first(chosen, parents))}
     on_front = set(result.pareto_front()["trial"])
     stretches, branches, ends = [], [], []

@@ -1,5 +1,14 @@
 """Loggers of a search: a file is a plug-in, and ``mixtune search --log-to NAME`` names it.
 
-A plug-in module has ``build() -> ray.tune.Callback``, and raises RequestError where a package is missing. What a
-logger is told of a search: see mixtune.tuning.loggers._forward. Files belong below ``trial.local_path``.
+A plug-in module has ``build(folder)``, which returns a function that is called with a trial's record
+(mixtune.run.ledger.TrialRecord) after each of its events, and raises RequestError where a package is missing. Files
+belong below ``folder``. Ray Tune's own loggers are given to Ray: see ``callbacks`` of mixtune.search.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mixtune.run.ledger import TrialRecord
+
+Logger = Callable[[TrialRecord], None]

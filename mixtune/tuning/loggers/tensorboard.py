@@ -2,15 +2,46 @@
 
 from __future__ import annotations
 
-from ray.tune import Callback
-from ray.tune.logger import TBXLoggerCallback
+from pathlib import Path
+from typing import Any
 
 from mixtune.errors import RequestError
+from mixtune.run.ledger import ENDED, TrialRecord
+from mixtune.tuning.loggers import Logger
 
 
-def build() -> Callback:
-    """Return Ray Tune's own logger. Raises RequestError where tensorboardX is not installed."""
+def build(folder: Path) -> Logger:
+    """Return a logger into a folder a trial. Raises RequestError where tensorboardX is not installed."""
     try:
-        return TBXLoggerCallback()
+        from tensorboardX import SummaryWriter
+        from tensorboardX.summary import hparams
     except ImportError as error:
         raise RequestError("--log-to tensorboard needs tensorboardX: pip install 'mixtune[tensorboard]'") from error
+    writers: dict[str, Any] = {}
+    logged: dict[str, int] = {}
+
+    def log(record: TrialRecord) -> None:
+        """Write the epochs that are new, with the epoch as the step."""
+        new = [epoch for epoch in record.epochs if epoch["epoch"] > logged.get(record.trial, 0)]
+        if record.trial not in writers:
+            if not new:
+                return
+            writers[record.trial] = SummaryWriter(str(folder / record.trial))
+        writer = writers[record.trial]
+        for epoch in new:
+            for name, value in _numbers(epoch).items():
+                writer.add_scalar(name, value, epoch["epoch"])
+            logged[record.trial] = epoch["epoch"]
+        if record.state in ENDED:
+            params = {
+                path: v if isinstance(v, bool | int | float | str) else str(v) for path, v in record.params.items()
+            }
+            for summary in hparams(params, _numbers(record.metrics)):
+                writer.file_writer.add_summary(summary)
+            writers.pop(record.trial).close()
+
+    return log
+
+
+def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if isinstance(value, int | float)}

@@ -21,15 +21,16 @@ from scipy.stats import norm
 from sklearn.ensemble import ExtraTreesRegressor
 
 from mixtune.errors import RequestError
+from mixtune.metrics import learned_scores
 from mixtune.space.distributions import Distribution
-from mixtune.space.space import VALIDATION_SCORES, SearchSpace
+from mixtune.space.space import SearchSpace
 from mixtune.tuning.samplers import tpe
 from mixtune.tuning.suggestions import Advice, decode, encode, to_optuna
 
 Floats = npt.NDArray[np.float64]
 Params = dict[str, Any]
 
-FEWEST_COMPLETE = 8  # before that, what TPE suggests, which is drawn at random then
+MIN_COMPLETE = 8  # before that, what TPE suggests, which is drawn at random then
 FROM_TPE, AT_RANDOM, NEIGHBOURS = 12, 24, 24  # candidates
 TREES = 100
 QUANTILES = 16  # of a prediction
@@ -39,7 +40,7 @@ OVERHEAD = 0.05  # of a typical trial's seconds: what a trial costs that trains 
 
 def build(space: SearchSpace, seed: int, complete: int) -> optuna.samplers.BaseSampler:
     """Return Optuna's sampler for the first trials. Raises RequestError for objectives that are not known early."""
-    learned = [name for name in space.objectives if name in VALIDATION_SCORES]
+    learned = [name for name in space.objectives if name in learned_scores()]
     late = set(space.objectives) - {*learned[:1], "train_latency_s", "train_flops"}
     if late or len(space.objectives) < 2 or not learned:
         raise RequestError(
@@ -54,7 +55,7 @@ def propose(space: SearchSpace, study: optuna.Study, seed: int, advice: Advice) 
     """Return the parameters to ask next, None where too little is known; ``study`` holds the trials so far."""
     complete = study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
     reference = advice.reference()
-    if len(complete) < FEWEST_COMPLETE or reference is None:
+    if len(complete) < MIN_COMPLETE or reference is None:
         return None
     rng = np.random.default_rng(seed)
     signs = np.array([-1.0 if mode == "max" else 1.0 for mode in space.objectives.values()])
@@ -65,7 +66,7 @@ def propose(space: SearchSpace, study: optuna.Study, seed: int, advice: Advice) 
     candidates = [(params, cost) for params, cost in costed if cost is not None]
     if not candidates:
         return None
-    learned = next(place for place, name in enumerate(space.objectives) if name in VALIDATION_SCORES)
+    learned = next(place for place, name in enumerate(space.objectives) if name in learned_scores())
     forest = ExtraTreesRegressor(TREES, min_samples_leaf=2, bootstrap=True, random_state=seed % 2**32)
     forest.fit(_features(space, trained), found[:, learned])
     features = _features(space, [params for params, _ in candidates])

@@ -1,0 +1,164 @@
+"""One trial of a search in this process: it trains, and reports what it measured; what that costs its search prices."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import time
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mixtune.errors import RequestError
+from mixtune.meter.lock import DeviceLock
+from mixtune.meter.times import StepTimes
+from mixtune.metrics import epoch_metrics
+from mixtune.run.directory import RunDirectory
+from mixtune.run.lock import share_run
+from mixtune.space.recipe import Recipe, change_recipe, flatten, parse_recipe
+from mixtune.space.space import load_space
+from mixtune.stages.resume import Recovery
+from mixtune.training.bill import Bill
+from mixtune.training.data import load_training_data
+from mixtune.training.device import limit_memory
+from mixtune.training.loop import train
+from mixtune.training.measure import observe
+from mixtune.training.state import start_state
+
+RESERVED = ("recipe", "trial", "search")  # every other key of a config is a dotted recipe path
+
+
+@dataclass(frozen=True)
+class SearchContext:
+    """What a search tells its trials, in the config's ``search``.
+
+    directory: the run's, whose stages/ holds the checkpoints that a trial continues from; cpus, gpus: this trial's
+    share; threads, precision: of each trial, the same for the whole run, because bits and step times depend on them;
+    ``precision`` is what a recipe's ``auto`` stands for, so that no trial asks a busy GPU; step_times: what is known of
+    steps' seconds; memory_bytes: the most that a trial may allocate on its GPU; deadline: unix seconds after which each
+    epoch's checkpoint is stored, since it may be the last; states_bytes: of all checkpoints; branches: epochs after
+    which other recipes of the space may continue from this trial's checkpoint.
+    """
+
+    directory: str
+    cpus: float = 1.0
+    gpus: float = 0.0
+    threads: int = 1
+    precision: str = "float32"
+    step_times: StepTimes = field(default_factory=StepTimes)
+    memory_bytes: int | None = None
+    deadline: float | None = None
+    states_bytes: int | None = None
+    branches: tuple[int, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"SearchContext({self.directory!r})"  # short, for loggers that write a config down
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What a trial reports after an epoch. Its seconds are for the driver to price.
+
+    epochs: what is known of each epoch since the last report, by mixtune.metrics.epoch_metrics() without seconds: at
+    first also those of a checkpoint; metrics: all of the latest, without seconds; windows: (cost signature, seconds,
+    quiet, cost factors) of those measured meanwhile; bill: the recipe's; reused: how many epochs came from a
+    checkpoint; stored: the key of the checkpoint that was stored now, None without one; stage: the key of what is
+    trained; after_deadline: whether that was stored after the deadline; warnings: for the terminal.
+    """
+
+    epochs: list[dict[str, Any]]
+    metrics: dict[str, Any]
+    windows: list[tuple[str, float, bool, dict[str, Any]]]
+    bill: Bill
+    reused: int = 0
+    stored: str | None = None
+    stage: str | None = None
+    after_deadline: bool = False
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the recipe is trained to its end."""
+        return bool(self.metrics["epoch"] == self.metrics["epochs_asked"])
+
+
+def train_trial(config: Mapping[str, Any], device: torch.device) -> Generator[EpochReport, None, None]:
+    """Train a search's trial, yielding a report after each epoch; one whose every epoch was stored reports its end.
+
+    config: ``recipe``, dotted values over it, and ``search``, a SearchContext. Raises RequestError, DataError or
+    DivergedError, at the first report for what is wrong with the recipe.
+    """
+    context: SearchContext = config["search"]
+    hold_directory(context.directory)
+    torch.set_num_threads(context.threads)
+    limit_memory(device, context.memory_bytes)
+    lock = DeviceLock.of(device)
+    with in_original_folder(), lock.shared():  # a start should not fall into another trial's window
+        recipe = recipe_from_config(config)
+        if recipe.precision == "auto":
+            recipe = change_recipe(recipe, {"precision": context.precision})
+        state = start_state(recipe, load_training_data(recipe, device), device)
+    state.step_times = context.step_times.copy()
+    stages = RunDirectory(context.directory).stages
+    recovery = Recovery(state, stages, context.states_bytes, context.deadline, context.branches)
+    windows: list[tuple[str, float, bool, dict[str, Any]]] = []
+
+    def keep_window(signature: str, seconds: float, quiet: bool) -> None:
+        is_inference = signature == state.bill.infer
+        factors = state.factors("infer") if is_inference else state.factors(*state.plan[len(state.history)].work)
+        windows.append((signature, seconds, quiet, factors))
+
+    training, reported = train(state, keep_window), 0
+    while reported < len(state.plan):
+        next(training, None)
+        with lock.shared():
+            started = time.perf_counter()
+            stored = recovery.save_if_due()
+            state.checkpoint_seconds += time.perf_counter() - started
+        done = len(state.history)
+        observed = [observe(state, count) for count in range(reported + 1, done + 1)]
+        yield EpochReport(
+            epochs=[{name: each[name] for name in epoch_metrics() if name in each} for each in observed],
+            metrics=observed[-1],
+            windows=windows.copy(),
+            bill=state.bill,
+            reused=state.epochs_reused,
+            stored=stored,
+            stage=recovery.keys[done],
+            after_deadline=recovery.after_deadline,
+            warnings=recovery.take_warnings(),
+        )
+        windows.clear()
+        reported = done
+
+
+@contextlib.contextmanager
+def in_original_folder() -> Iterator[None]:
+    """Let relative paths mean the folder that a search started in: Ray moves a worker into the trial's."""
+    with contextlib.chdir(os.environ.get("TUNE_ORIG_WORKING_DIR", ".")):
+        yield
+
+
+@functools.cache
+def hold_directory(directory: str) -> int | None:
+    """Keep, as long as this process lives, another driver from taking over the run directory."""
+    return share_run(Path(directory))
+
+
+def recipe_from_config(config: Mapping[str, Any]) -> Recipe:
+    """Return the recipe of a trial's config; see MixTrainable. Raises RequestError."""
+    given = config.get("recipe")
+    if isinstance(given, Recipe):
+        base = given
+    elif isinstance(given, str | os.PathLike):
+        base = load_space(given).recipe
+    elif isinstance(given, Mapping):
+        base = parse_recipe(given)
+    else:
+        raise RequestError(f"config['recipe'] should be a Recipe, a mapping or a search space's file, got {given!r}")
+    changes = flatten({key: value for key, value in config.items() if key not in RESERVED})
+    return change_recipe(base, changes)
