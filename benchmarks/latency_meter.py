@@ -61,15 +61,14 @@ from training_report import count_cores, cpu_model, format_table
 
 import mixtune
 from mixtune.meter import windows as meter
-from mixtune.meter.times import WINDOWS, StepTimes
-from mixtune.run.ledger import read_ledger
+from mixtune.meter.times import WINDOWS
+from mixtune.run.ledger import fold, read_ledger
 from mixtune.space.recipe import with_values
 from mixtune.training.plan import PHASES, Phase
 
 RESULTS = Path(__file__).parent / "results"
 SPACE = Path(__file__).parents[1] / "search_spaces" / "digits.yaml"
 
-PACKED = 4  # trainings at once
 PACKED_GOAL, COST_GOAL, FRESH_GOAL = 0.05, 0.03, 0.03
 
 BASE: dict[str, Any] = {
@@ -125,10 +124,12 @@ class Scale(NamedTuple):
     fractions: Mapping[int, float] = FRESH_FRACTIONS
     changes: Mapping[str, Any] = MappingProxyType({})  # to every recipe
     searches: tuple[str, ...] = tuple(SEARCHES)
+    packed: int = 4  # trainings at once
 
 
 SMALL = Scale(
-    *(2, 1, 1, 1, 2, 500, 2, 8),
+    *(1, 1, 1, 1, 2, 500, 2, 8),
+    packed=2,
     fractions={8: 0.1},
     changes={"data.fraction": 0.2, "model.embed_dim": 16, "model.depth": 1},
     searches=(ONE_SIZE,),
@@ -269,7 +270,7 @@ def compare_copies(bench: Bench) -> Section:
     """Train copies of a recipe at once, in fresh processes; the first three windows of a phase are everyone's."""
     job, lines, errors, apart = bench.job(RECIPES[COPIED], turns=(PACKED_TURN, ALONE)), [], [], []
     for round_ in range(1, bench.scale.repeats + 1):
-        found = run_together(train_in_turns, [job] * PACKED)
+        found = run_together(train_in_turns, [job] * bench.scale.packed)
         copies, alone = [trainings[0] for trainings in found], [trainings[1] for trainings in found]
         for process, trainings in enumerate(found):
             note(bench.rows, "b copies", COPIED, round_, process, trainings[:1])
@@ -288,13 +289,13 @@ def compare_copies(bench: Bench) -> Section:
     own, clocked = (max(ratios) for ratios in zip(*apart, strict=True))
     most = max(abs(error - 1) for error in errors)
     text = (
-        f"{COPIED}, {PACKED} copies, whose processes are new; alone is the median of each one's turn alone, right "
-        "after. A search has one table, so their step times are equal by "
+        f"{COPIED}, {bench.scale.packed} copies, whose processes are new; alone is the median of each one's turn "
+        "alone, right after. A search has one table, so their step times are equal by "
         f"construction. With tables of their own they would be up to {own - 1:.1%} apart by the meter; by the naive "
         f"clock they are up to {clocked - 1:.1%} apart.\n\n{format_table(COPIES_HEAD, lines)}"
     )
     goal = f"copies: the shared step time is within {PACKED_GOAL:.0%} of alone: off by at most {most:.1%}"
-    return Section("Four copies of one recipe", text, [(goal, most <= PACKED_GOAL)])
+    return Section("Copies of one recipe", text, [(goal, most <= PACKED_GOAL)])
 
 
 STARTS = "import ray.tune, mixtune.training.loop"  # what a trial's new process does before its first lock
@@ -308,7 +309,7 @@ def train_beside_starters(bench: Bench) -> Section:
     alone, beside = list[Training](), list[Training]()
     for round_ in range(1, bench.scale.repeats + 1):
         alone += run_alone(train_in_turns, job)
-        starters = [subprocess.Popen([sys.executable, "-c", STARTS]) for _ in range(PACKED - 1)]
+        starters = [subprocess.Popen([sys.executable, "-c", STARTS]) for _ in range(bench.scale.packed - 1)]
         beside += run_alone(train_in_turns, job)
         for starter in starters:
             starter.wait()
@@ -323,8 +324,8 @@ def train_beside_starters(bench: Bench) -> Section:
         lines.append([phase, str(ratios[-1]), str(clocked), met(ratios[-1].off <= PACKED_GOAL)])
     most = max(ratio.off for ratio in ratios)
     text = (
-        f"{COPIED}, {START_EPOCHS} epochs of each phase, while {PACKED - 1} processes import what a trial needs; alone "
-        "before, between and after. The starts last as long as the SSL phase, or longer.\n\n"
+        f"{COPIED}, {START_EPOCHS} epochs of each phase, while {len(starters)} processes import what a trial needs; "
+        "alone before, between and after. The starts last as long as the SSL phase, or longer.\n\n"
         f"{format_table(START_HEAD, lines)}"
     )
     goal = f"beside processes that start, step times are within {PACKED_GOAL:.0%} of alone: off by at most {most:.1%}"
@@ -371,7 +372,8 @@ def measure_cost(bench: Bench) -> Section:
     offers = [run_alone(offer_job, bench.job({}), bench.scale.offers) for _ in range(bench.scale.fresh)]
     bench.rows.extend(("c border", "", "", "", i, "offer_s", seconds) for i, seconds in enumerate(offers))
     text = [
-        f"{PACKED} trials at once. Their seconds are of steps, waiting, held-out images and storing; baselines are in.",
+        f"{bench.scale.packed} trials at once. Their seconds are of steps, waiting, held-out images and storing; "
+        "baselines are in.",
         format_table(COST_HEAD, costs),
         f"A search waits for its signatures, whatever it trains: {', '.join(each)} s for each. Waiting is under "
         f"{COST_GOAL:.0%} where a signature has more than {max(map(float, each)) / COST_GOAL:.0f} s of training.",
@@ -401,9 +403,9 @@ def run_search(bench: Bench, space: Mapping[str, Any]) -> tuple[pd.DataFrame, pd
         "baselines": ["sl", "ssl_sl"],
         "search": {"sampler": "random", "trials": bench.scale.trials, "seed": 0},
     }
-    shares: dict[str, Any] = {"cpus_per_trial": count_cores() / PACKED, "gpus": 0}
+    shares: dict[str, Any] = {"cpus_per_trial": count_cores() / bench.scale.packed, "gpus": 0}
     if bench.device == "cuda":
-        shares |= {"gpus": 1, "gpus_per_trial": 1 / PACKED}
+        shares |= {"gpus": 1, "gpus_per_trial": 1 / bench.scale.packed}
     with tempfile.TemporaryDirectory() as scratch:
         run, started = Path(scratch, "run"), time.perf_counter()
         result = mixtune.search(values, out=run, console=Console(quiet=True), **shares)
@@ -424,7 +426,7 @@ def check_search(
     bench: Bench, events: Events, before: list[Training], after: list[Training]
 ) -> tuple[list[list[str]], tuple[str, bool]]:
     """Compare the step times of a search of one size with those that its recipe has alone, before it and after it."""
-    table, lines, off = StepTimes.from_ledger(events), [], []
+    table, lines, off = fold(events).step_times, [], []
     for event in (event for event in events if event.get("factors", {}).get("phase") in PHASES):
         searched, phase = table.step_time(event["signature"]), event["factors"]["phase"]
         alone = [median(training.metered(phase) for training in trainings) for trainings in (before, after)]

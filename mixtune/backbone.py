@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import huggingface_hub
 import timm
@@ -14,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from timm.layers import PatchEmbed, resample_abs_pos_embed
 from timm.layers.patch_embed import PatchEmbedResamplerFixedOrigSize
-from timm.models import get_pretrained_cfg, load_state_dict
-from timm.models.vision_transformer import Attention, VisionTransformer
+from timm.models import adapt_input_conv, get_pretrained_cfg, load_state_dict
+from timm.models.vision_transformer import Attention, VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from mixtune.errors import DataError, RequestError, one_line, suggest
@@ -130,29 +129,13 @@ def build_backbone(settings: Model, image_size: int, channels: int) -> Backbone:
     if settings.name not in timm.list_models("*vit*"):
         plain = timm.list_models("*vit*", module="vision_transformer")
         raise RequestError(f"model.name: timm has no ViT {settings.name!r}{suggest(settings.name, plain)}")
-    overrides: dict[str, Any] = {
-        name: value
-        for name, value in settings.model_dump(include={"embed_dim", "depth", "num_heads"}).items()
-        if value is not None
-    }
-    if settings.embed_dim and settings.num_heads and settings.embed_dim % settings.num_heads:
-        raise RequestError(
-            f"model.embed_dim {settings.embed_dim} is no multiple of model.num_heads {settings.num_heads}"
-        )
-    create = partial(
-        timm.create_model,
-        settings.name,
-        num_classes=0,
-        img_size=image_size,
-        patch_size=patch_size,
-        in_chans=channels,
-        **overrides,
-    )
+    sizes = settings.model_dump(include={"embed_dim", "depth", "num_heads"}, exclude_none=True)
+    shape = {"img_size": image_size, "patch_size": patch_size, "in_chans": channels, **sizes}
+    create = partial(timm.create_model, settings.name, num_classes=0, **shape)
     try:
         vit = create()
     except (TypeError, ValueError, AssertionError) as error:
-        reason = str(error) or type(error).__name__
-        raise RequestError(f"model: timm cannot build {settings.name} with {overrides}: {reason}") from error
+        raise RequestError(f"model: timm cannot build {settings.name} with {sizes}: {one_line(error)}") from error
     oddity = _find_oddity(vit)
     if oddity:
         raise RequestError(f"model.name {settings.name} is no plain ViT: {oddity}")
@@ -161,7 +144,7 @@ def build_backbone(settings: Model, image_size: int, channels: int) -> Backbone:
     if settings.pretrained is True:
         vit = _with_timm_weights(vit, settings.name, create)
     elif settings.pretrained is not False:
-        vit = _with_file_weights(vit, settings.name, settings.pretrained, create)
+        _load_file(vit, settings.name, os.path.expanduser(settings.pretrained))
     return Backbone(vit)
 
 
@@ -173,11 +156,21 @@ def _with_timm_weights(
         known = [n for n in timm.list_models("*vit*", module="vision_transformer") if timm.is_model_pretrained(n)]
         raise RequestError(f"model.pretrained: timm has no weights for {name}{suggest(name, known)}")
     with torch.device("meta"):
-        _refuse_other_sizes(vit, _sizes(timm.create_model(name, num_classes=0)), f"timm's weights for {name}")
+        published = timm.create_model(name, num_classes=0)
+    for field, size in _sizes(vit).items():  # timm would leave blocks out, and no shape tells the number of heads
+        of = _sizes(published)[field]
+        if size != of:
+            raise RequestError(
+                f"model.{field} {size} does not fit model.pretrained: timm's weights for {name} have {of}"
+            )
     if torch.get_default_device().type == "meta":
         return vit
     try:
-        _ask_hub(name)
+        # without an answer timm's download tries six times for each of several file names: minutes. One question first
+        source = get_pretrained_cfg(name)
+        wanted = source.hf_hub_id, source.hf_hub_filename or "model.safetensors"
+        if source.hf_hub_id and not isinstance(huggingface_hub.try_to_load_from_cache(*wanted), str):
+            huggingface_hub.file_exists(*wanted)
         return create(pretrained=True)
     except Exception as error:
         raise DataError(
@@ -186,69 +179,34 @@ def _with_timm_weights(
         ) from error
 
 
-def _with_file_weights(
-    vit: VisionTransformer, name: str, path: str, create: Callable[..., VisionTransformer]
-) -> VisionTransformer:
-    """Return a ViT of the same sizes with the weights of a file, by timm's names.
+def _load_file(vit: VisionTransformer, name: str, path: str) -> None:
+    """Load a ViT's weights from a file, by timm's names: all of them, embeddings and channels adapted as timm does.
 
     A file does not tell the number of heads: it is as the settings say.
     """
-    path = os.path.expanduser(path)
     if not os.path.isfile(path):
         raise RequestError(f"model.pretrained: there is no file {path}")
     if torch.get_default_device().type == "meta":
-        return vit
+        return
+    resampling = {"interpolation": "bilinear", "antialias": False} if "flexi" in name else {}  # as timm has it
+    embedding = "patch_embed.proj.weight"
     try:
-        # only tensors and plain values are unpickled; timm reads the file again below, and not every version of it is
-        # as careful, so this comes first
-        weights = load_state_dict(path, weights_only=True)
+        held = load_state_dict(path, weights_only=True)  # only tensors and plain values are unpickled
+        weights = checkpoint_filter_fn(held, vit, **resampling)
+        own = {key: weight for key, weight in weights.items() if not key.startswith("head.")}
+        if embedding in own:
+            own[embedding] = adapt_input_conv(vit.patch_embed.proj.in_channels, own[embedding], own[embedding].shape[1])
+        vit.load_state_dict(own)
     except Exception as error:
         raise RequestError(
-            f"model.pretrained: {path} cannot be read as weights (.safetensors, or a state dict by torch.save): "
-            f"{one_line(error)}"
+            f"model.pretrained: {path} cannot be loaded into {name} (.safetensors, or a state dict by torch.save, by "
+            f"timm's names): {one_line(error)}"
         ) from error
-    patches = weights.get("patch_embed.proj.weight")
-    if not isinstance(patches, Tensor) or patches.ndim != 4:
-        raise RequestError(f"model.pretrained: {path} holds no ViT by timm's names: it lacks patch_embed.proj.weight")
-    blocks = {parameter.split(".")[1] for parameter in weights if parameter.startswith("blocks.")}
-    sizes = {"embed_dim": len(patches), "depth": len(blocks)}
-    _refuse_other_sizes(vit, sizes, f"the weights in {path}")
-    lacking = [parameter for parameter in vit.state_dict() if parameter not in weights]
-    if lacking:
-        raise RequestError(f"model.pretrained: {path} holds no {name}: it lacks {lacking[0]}")
-    overlay = {
-        "file": path,
-        "custom_load": False,  # in timm's own format, whatever that of the model's published weights
-        "input_size": (patches.shape[1], *vit.pretrained_cfg["input_size"][1:]),  # what timm adapts the channels from
-        "num_classes": -1,  # unknown: whatever head is there is left out
-    }
-    try:
-        return create(pretrained=True, pretrained_cfg_overlay=overlay)
-    except Exception as error:
-        raise RequestError(f"model.pretrained: {path} holds no {name}: {one_line(error)}") from error
-
-
-def _ask_hub(name: str) -> None:
-    """Ask the hub once for a model's weights, unless they are in its cache. Raises what the hub client raises.
-
-    timm's download asks six times for each of several file names before it gives up: minutes where nothing answers.
-    """
-    source = get_pretrained_cfg(name)
-    wanted = source.hf_hub_id, source.hf_hub_filename or "model.safetensors"
-    if source.hf_hub_id and not isinstance(huggingface_hub.try_to_load_from_cache(*wanted), str):
-        huggingface_hub.file_exists(*wanted)
 
 
 def _sizes(vit: VisionTransformer) -> dict[str, int]:
     """Return the sizes that the weights of a ViT are made for, by the names of their settings."""
     return {"embed_dim": vit.embed_dim, "depth": len(vit.blocks), "num_heads": vit.blocks[0].attn.num_heads}
-
-
-def _refuse_other_sizes(vit: VisionTransformer, sizes: Mapping[str, int], of: str) -> None:
-    """Raise RequestError where a ViT is not of the sizes that its weights have."""
-    for field, size in sizes.items():
-        if _sizes(vit)[field] != size:
-            raise RequestError(f"model.{field} {_sizes(vit)[field]} does not fit model.pretrained: {of} have {size}")
 
 
 def _find_oddity(vit: nn.Module) -> str | None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import math
 import os
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torchvision.utils import make_grid
 
 from mixtune.errors import DataError, RequestError, show
 from mixtune.files import write_whole
@@ -139,56 +140,51 @@ def _settings(run: SavedRun) -> str:
 # --- drawing
 
 _SHOWN = 96  # pixels that a small image is brought to, about
-_MARGIN, _GAP = 16, 8
-_LABEL = 320  # pixels, at most
-_CAPTION = 440  # pixels, at least
+_GAP = 8
+_CAPTION = 480  # pixels, at least
 _TITLES: dict[Method, str] = {"ssl_sl": "SSL+SL", "mixtraining": "MixTraining"}
-_BLACK, _GREY, _FRAME = (0, 0, 0), (90, 90, 90), (210, 210, 210)
-
-
-class _Text:
-    """Lines of text, each with its size in pixels and its colour; the font has hardly more than ASCII."""
-
-    def __init__(self, lines: Sequence[tuple[str, int, tuple[int, int, int]]], width: int) -> None:
-        self.lines = [(_shorten(text, size, width), size, colour) for text, size, colour in lines]
-        self.width = math.ceil(max(_font(size).getlength(text) for text, size, _ in self.lines))
-        self.height = sum(_line_height(size) for _, size, _ in self.lines)
-
-    def draw(self, page: ImageDraw.ImageDraw, left: int, top: int) -> None:
-        for text, size, colour in self.lines:
-            page.text((left, top), text, fill=colour, font=_font(size))
-            top += _line_height(size)
 
 
 def draw_reconstructions(runs: Sequence[tuple[str, Reconstruction]], path: str | os.PathLike[str]) -> None:
-    """Draw a PNG: a column an image; a row of originals, one of masked images, and one a run, by its name.
+    """Draw a PNG: a column an image; a row of originals, one of masked images, and one a run; a caption names them.
 
     Raises RequestError where the runs' images or masks differ, and DataError where the file cannot be written.
     """
     _refuse_different_images(runs)
     first = runs[0][1]
-    rows = [(_label("original"), first.originals), (_label("masked"), first.masked)]
-    rows += [(_run_label(name, made), made.reconstructed) for name, made in runs]
     count, _, _, size = first.originals.shape
-    shown = size * max(1, round(_SHOWN / size))
-    left = _MARGIN + max(label.width for label, _ in rows) + 2 * _GAP
-    width = max(left + count * (shown + _GAP) - _GAP, _MARGIN + _CAPTION) + _MARGIN
-    caption = _caption(runs, width - 2 * _MARGIN)
-    heights = [max(label.height, shown) for label, _ in rows]
-    height = _MARGIN + sum(heights) + _GAP * len(rows) + _GAP + caption.height + _MARGIN
-    sheet = Image.new("RGB", (width, height), "white")
-    page, top = ImageDraw.Draw(sheet), _MARGIN
-    for (label, images), tall in zip(rows, heights, strict=True):
-        label.draw(page, _MARGIN, top + (tall - label.height) // 2)
-        for column, image in enumerate(images):
-            x, y = left + column * (shown + _GAP), top + (tall - shown) // 2
-            page.rectangle((x - 1, y - 1, x + shown, y + shown), outline=_FRAME)  # white images end somewhere too
-            sheet.paste(_enlarge(image, shown), (x, y))
-        top += tall + _GAP
-    caption.draw(page, _MARGIN, top + _GAP)
+    times = max(1, round(_SHOWN / size))
+    rows = torch.cat([first.originals, first.masked, *(made.reconstructed for _, made in runs)])
+    enlarged = rows.repeat_interleave(times, dim=2).repeat_interleave(times, dim=3)
+    grid = make_grid(enlarged, nrow=count, padding=_GAP, pad_value=230)  # not white: white images end somewhere too
+    picture = Image.fromarray(grid.permute(1, 2, 0).contiguous().numpy())
+    font = ImageFont.load_default(size=13)
+    width = max(picture.width, _CAPTION)
+    letters = int((width - 2 * _GAP) / font.getlength("0"))
+    caption = "\n".join(line for text in _caption(runs) for line in textwrap.wrap(text, letters))
+    lines = caption.count("\n") + 1
+    sheet = Image.new("RGB", (width, picture.height + 18 * lines + 2 * _GAP), "white")
+    sheet.paste(picture)
+    draw = ImageDraw.Draw(sheet)
+    draw.multiline_text((_GAP, picture.height + _GAP), caption, fill="black", font=font)
     buffer = io.BytesIO()
     sheet.save(buffer, format="PNG")
     write_whole(Path(path), buffer.getvalue())
+
+
+def _caption(runs: Sequence[tuple[str, Reconstruction]]) -> Iterator[str]:
+    yield "Rows, from the top: original; masked;"
+    for name, made in runs:
+        fed = f"{_TITLES[made.method]}, encoder sees {'whole images' if made.whole else 'kept patches'}"
+        yield "; ".join(filter(None, [f"{name}: {fed}", made.settings, f"error {made.error:.3f}"]))
+    first = runs[0][1]
+    given = "; with norm_pix the mean and deviation of each masked patch are given"
+    yield (
+        f"{first.source[0].upper()}{first.source[1:]}; masked patches are grey. The encoder is fed as when the decoder "
+        "was last trained: with whole images in a mix epoch, else as ssl.encode says. Kept patches are shown as they "
+        f"are{given if any('norm_pix' in made.settings for _, made in runs) else ''}. Error: mean squared error on the "
+        f"masked patches of {first.sample} such images, normalised; their mean image has {first.mean_image_error:.3f}."
+    )
 
 
 def _refuse_different_images(runs: Sequence[tuple[str, Reconstruction]]) -> None:
@@ -207,59 +203,3 @@ def _refuse_different_images(runs: Sequence[tuple[str, Reconstruction]]) -> None
             raise RequestError(
                 f"{name} and {other} cannot share a figure: their masks differ (model.patch_size or ssl.mask_ratio)"
             )
-
-
-def _enlarge(image: Tensor, shown: int) -> Image.Image:
-    """Return a uint8 image (C, H, W) as RGB, scaled up to ``shown`` pixels without smoothing."""
-    pixels = image.expand(3, -1, -1).permute(1, 2, 0).contiguous()
-    return Image.fromarray(pixels.numpy()).resize((shown, shown), Image.Resampling.NEAREST)
-
-
-def _label(title: str) -> _Text:
-    return _Text([(title, 17, _BLACK)], _LABEL)
-
-
-def _run_label(name: str, made: Reconstruction) -> _Text:
-    fed = f"{_TITLES[made.method]}, encoder sees {'whole images' if made.whole else 'kept patches'}"
-    settings = [(made.settings, 13, _GREY)] if made.settings else []
-    return _Text([(name, 17, _BLACK), (fed, 13, _GREY), *settings, (f"error {made.error:.3f}", 15, _BLACK)], _LABEL)
-
-
-def _caption(runs: Sequence[tuple[str, Reconstruction]], width: int) -> _Text:
-    first = runs[0][1]
-    given = "; with norm_pix the mean and deviation of each masked patch are given"
-    text = (
-        f"{first.source[0].upper()}{first.source[1:]}; masked patches are grey. The encoder is fed as when the decoder "
-        "was last trained: with whole images in a mix epoch, else as ssl.encode says. Kept patches are shown as they "
-        f"are{given if any('norm_pix' in made.settings for _, made in runs) else ''}. Error: mean squared error on the "
-        f"masked patches of {first.sample} such images, normalised; their mean image has {first.mean_image_error:.3f}."
-    )
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".lstrip()
-        if _font(13).getlength(longer) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return _Text([(line, 13, _GREY) for line in lines], width)
-
-
-def _shorten(text: str, size: int, width: int) -> str:
-    """Return the text with as much of its middle left out as makes it fit ``width`` pixels."""
-    kept = len(text)
-    short = text
-    while _font(size).getlength(short) > width:
-        kept -= 1
-        short = f"{text[: kept // 2]}...{text[-(kept - kept // 2) :]}"
-    return short
-
-
-@functools.cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    font = ImageFont.load_default(size=size)
-    assert isinstance(font, ImageFont.FreeTypeFont)
-    return font
-
-
-def _line_height(size: int) -> int:
-    return round(1.35 * size)

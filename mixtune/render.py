@@ -20,12 +20,16 @@ def terminal_table(
     styles: Mapping[int, str] | None = None,
     rules: Collection[int] = (),
     wrapped: Collection[int] = (),
+    padding: int = 1,
 ) -> Table:
     """Return a table for a terminal, its first column at the left.
 
-    styles: of rows, by number; rules: rows that a line stands above; wrapped: columns of text, at the left.
+    styles: of rows, by number; rules: rows that a line stands above; wrapped: columns of text, at the left; padding:
+    characters on both sides of a cell.
     """
     table = Table(title=title, caption=caption, title_justify="left", box=box.SIMPLE_HEAD)
+    table.padding = (0, padding)
+    table.show_edge = padding > 0
     for number, name in enumerate(header):
         is_text = number == 0 or number in wrapped
         table.add_column(Text(name), justify="left" if is_text else "right", overflow="fold")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import getpass
 import importlib
+import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,11 +23,31 @@ from mixtune.training.data import load_training_data
 from mixtune.training.state import TrainState, start_state
 
 
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """Take the options that pyproject.toml gives to pytest-xdist where that is missing or switched off."""
+    if not pluginmanager.hasplugin("xdist"):
+        parser.addoption("--numprocesses", "--dist")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests that start Ray in one of pytest-xdist's workers; a notebook or a benchmark is a process alone."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent / "tuning"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 @pytest.fixture(autouse=True, scope="session")
-def _own_data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep decoded images out of the user's cache, in this process and in those it starts."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MIXTUNE_DATA", str(tmp_path_factory.mktemp("data")))
+def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep device locks and decoded images apart from the user's and other workers', in subprocesses too."""
+    data, compiled = tmp_path_factory.mktemp("data"), f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}"
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        tempfile.TemporaryDirectory(prefix="mt", ignore_cleanup_errors=True) as own,  # short: Ray's sockets lie in it
+    ):
+        patch.setenv("MIXTUNE_DATA", str(data))
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", os.environ.get("TORCHINDUCTOR_CACHE_DIR", compiled))
+        patch.setenv("TMPDIR", own)
+        patch.setattr(tempfile, "tempdir", own)
         yield
 
 
@@ -104,7 +127,7 @@ def write_crops(tmp_path: Path) -> Callable[[int], str]:
     def write(count: int) -> str:
         photo = load_sample_images().images[0]
         folder = tmp_path / f"crops{count}"
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         for number in range(count):
             top, left = 30 * (number // 20), 30 * (number % 20)
             Image.fromarray(np.ascontiguousarray(photo[top : top + 24, left : left + 30])).save(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import time
 
 import huggingface_hub
 import numpy as np
@@ -41,19 +40,14 @@ def test_patches_are_the_smallest_that_leave_at_most_256(image_size, patch_size,
     assert (image_size // patch_size) ** 2 == tokens
 
 
-@pytest.mark.parametrize("patch_size", [1, 2, 4, 7, 14, 28])
-def test_any_patch_that_divides_the_image_can_be_asked_for(patch_size):
-    assert choose_patch_size(28, patch_size) == patch_size
-
-
-@pytest.mark.parametrize("patch_size", [3, 5, 27, 29, 56])
-def test_a_patch_that_does_not_divide_the_image_is_refused_with_those_that_do(patch_size):
-    with pytest.raises(RequestError) as refused:
-        choose_patch_size(28, patch_size)
-    assert str(refused.value) == (
-        f"model.patch_size {patch_size} does not divide the image size of 28 pixels: "
-        "choose one of 1, 2, 4, 7, 14, 28, or set data.image_size"
+def test_a_patch_that_does_not_divide_the_image_is_refused_with_those_that_do():
+    assert choose_patch_size(28, 7) == 7
+    expected = (
+        "^model.patch_size 5 does not divide the image size of 28 pixels: choose one of 1, 2, 4, 7, 14, 28, or set "
+        "data.image_size$"
     )
+    with pytest.raises(RequestError, match=expected):
+        choose_patch_size(28, 5)
 
 
 def test_the_default_is_the_papers_vit_tiny():
@@ -69,10 +63,8 @@ def test_the_default_is_the_papers_vit_tiny():
         ("vit_tiny_patch16_224", "token", 1),
         ("vit_small_patch14_reg4_dinov2", "token", 5),
         ("vit_base_patch16_clip_224", "token", 1),
-        ("vit_base_patch16_gap_224", "avg", 0),
         ("vit_base_patch16_reg4_gap_256", "avg", 4),
         ("vit_giant_patch14_dinov2", "token", 1),
-        ("test_vit", "token", 1),
     ],
 )
 def test_a_plain_vit_takes_the_settings_asked_for(name, pool, prefix):
@@ -85,38 +77,23 @@ def test_a_plain_vit_takes_the_settings_asked_for(name, pool, prefix):
     torch.testing.assert_close(tokens, backbone.vit.forward_features(images))
     keep = torch.tensor([[3, 0, 9], [15, 1, 2]])
     assert backbone(images, keep).shape == (2, prefix + 3, 24)
-    unused = [
-        n
-        for n, p in backbone.named_parameters()
-        if torch.autograd.grad(tokens.square().sum(), p, retain_graph=True, allow_unused=True)[0] is None
-    ]
-    assert unused == []
 
 
-@pytest.mark.parametrize(
-    ("given", "closest"),
-    [("vit_tiny_patch16_225", "vit_tiny_patch16_224"), ("VIT_SMALL_PATCH16_224", "vit_small_patch16_224")],
-)
-def test_an_unknown_name_is_refused_with_the_closest(given, closest):
-    with pytest.raises(RequestError) as refused:
-        build(name=given)
-    assert str(refused.value) == f"model.name: timm has no ViT {given!r}; did you mean {closest!r}?"
-
-
-@pytest.mark.parametrize("name", ["resnet50", "xyz"])
-def test_a_name_like_no_vits_is_refused(name):
-    with pytest.raises(RequestError, match=rf"^model\.name: timm has no ViT '{name}'"):
-        build(name=name)
+def test_an_unknown_name_is_refused_with_the_closest():
+    with pytest.raises(
+        RequestError, match=r"^model\.name: timm has no ViT 'VIT_TINY_PATCH16_225'; did you mean 'vit_ti"
+    ):
+        build(name="VIT_TINY_PATCH16_225")
+    with pytest.raises(RequestError, match=r"^model\.name: timm has no ViT 'resnet50'"):
+        build(name="resnet50")
 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
         ("vit_small_patch16_dinov3", "it is a Eva"),
-        ("vit_relpos_small_patch16_224", "it is a VisionTransformerRelPos"),
         ("vit_tiny_r_s16_p8_224", "its patches come from a HybridEmbed"),
         ("vit_small_patch16_18x2_224", "its blocks are of kind ParallelThingsBlock"),
-        ("vit_pwee_patch16_reg1_gap_256", "its blocks are of kind ParallelScalingBlock"),
         ("vit_dwee_patch16_reg1_gap_256", "its attention is a DiffAttention"),
         ("vit_base_patch16_siglip_224", "it pools by attention"),
         ("vit_base_patch16_radio_v3", "it has no norm after its last block"),
@@ -128,30 +105,16 @@ def test_a_model_that_is_no_plain_vit_is_refused_with_the_reason(name, reason):
     assert str(refused.value) == f"model.name {name} is no plain ViT: {reason}"
 
 
-@pytest.mark.parametrize("name", ["mobilevit_s", "maxvit_tiny_tf_224", "efficientvit_b0", "levit_128"])
-def test_a_model_that_takes_no_image_or_patch_size_is_refused(name):
-    with pytest.raises(RequestError, match=f"^model: timm cannot build {name} with .*unexpected keyword argument"):
-        build(name=name)
-
-
 @pytest.mark.parametrize(
-    ("settings", "named"),
+    ("settings", "reason"),
     [
-        ({"embed_dim": 64, "num_heads": 3}, "model.embed_dim 64 is no multiple of model.num_heads 3"),
-        (
-            {"name": "test_vit", "embed_dim": 63},
-            "model: timm cannot build test_vit with {'embed_dim': 63}: dim should be divisible by num_heads",
-        ),
-        (
-            {"name": "test_vit", "num_heads": 5},
-            "model: timm cannot build test_vit with {'num_heads': 5}: dim should be divisible by num_heads",
-        ),
+        ({"name": "mobilevit_s"}, "mobilevit_s with {}: .*unexpected keyword argument"),
+        ({"name": "test_vit", "num_heads": 5}, "test_vit with {'num_heads': 5}: dim should be divisible by num_heads"),
     ],
 )
-def test_a_width_that_the_heads_cannot_share_is_refused(settings, named):
-    with pytest.raises(RequestError) as refused:
+def test_what_timm_cannot_build_is_refused_with_its_reason(settings, reason):
+    with pytest.raises(RequestError, match=f"^model: timm cannot build {reason}"):
         build(**settings)
-    assert str(refused.value) == named
 
 
 def test_a_classifier_cannot_read_a_class_token_that_is_not_there():
@@ -239,13 +202,6 @@ def test_a_backbone_of_other_sizes_loads_its_own_weights(tmp_path):
     torch.testing.assert_close(colour(images.expand(-1, 3, -1, -1)), trained(images))
 
 
-def test_a_model_that_is_published_without_a_head_takes_a_file_with_one(tmp_path):
-    weights = timm.create_model("vit_small_patch14_dinov2", img_size=16, patch_size=4, num_classes=5, **SMALL)
-    path = save(weights.state_dict(), tmp_path / "model.pth")
-    backbone = build_backbone(Model(name="vit_small_patch14_dinov2", patch_size=4, pretrained=path, **SMALL), 16, 3)
-    torch.testing.assert_close(backbone.vit.blocks[1].mlp.fc1.weight, weights.blocks[1].mlp.fc1.weight)
-
-
 def test_timms_weights_come_from_the_hubs_cache(weights, no_hub):
     """The cache is laid out as the hub's client leaves it after a download."""
     repository = no_hub / "models--timm--test_vit.r160_in1k"
@@ -257,15 +213,6 @@ def test_timms_weights_come_from_the_hubs_cache(weights, no_hub):
     check_resampled(build_backbone(Model(**WHOLE, patch_size=4, pretrained=True), 32, 1), weights, 4, 8, 1)
 
 
-def test_without_weights_in_the_cache_or_a_network_that_is_said(no_hub):
-    with pytest.raises(DataError) as refused:
-        build_backbone(Model(**WHOLE, pretrained=True), 32, 3)
-    said = str(refused.value)
-    assert said.startswith("model.pretrained: timm's weights for test_vit could not be had (Cannot reach ")
-    assert said.endswith("model.pretrained takes the path of a file of them too")
-    assert "\n" not in said
-
-
 def test_a_hub_that_does_not_answer_is_asked_once(tmp_path, monkeypatch, capfd):
     """timm alone asks a dozen times, with pauses that add up to three quarters of a minute, and logs each."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
@@ -275,50 +222,28 @@ def test_a_hub_that_does_not_answer_is_asked_once(tmp_path, monkeypatch, capfd):
     for name in ("HTTPS_PROXY", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
     huggingface_hub.close_session()
-    started = time.perf_counter()
-    with pytest.raises(DataError, match=r"could not be had \(\[Errno "):
+    expected = r"^model\.pretrained: timm's weights for test_vit could not be had \(\[Errno .*takes the path of a file"
+    with pytest.raises(DataError, match=expected):
         build_backbone(Model(**WHOLE, pretrained=True), 32, 3)
-    assert time.perf_counter() - started < 20
     assert capfd.readouterr().err == ""
     huggingface_hub.close_session()
 
 
-@pytest.mark.parametrize(
-    ("settings", "named"),
-    [
-        ({"depth": 3}, "model.depth 3 does not fit model.pretrained: {} have 6"),
-        ({"depth": 8}, "model.depth 8 does not fit model.pretrained: {} have 6"),
-        ({"embed_dim": 32}, "model.embed_dim 32 does not fit model.pretrained: {} have 64"),
-    ],
-)
-def test_sizes_that_are_not_those_of_the_weights_are_refused(weights, tmp_path, settings, named):
+@pytest.mark.parametrize(("field", "size", "published"), [("depth", 8, 6), ("embed_dim", 32, 64), ("num_heads", 4, 2)])
+def test_sizes_that_are_not_those_of_timms_weights_are_refused(field, size, published):
+    """The shapes of weights are those of any number of heads, but not what they mean."""
     with pytest.raises(RequestError) as refused:
-        build(**WHOLE, **settings, pretrained=True)
-    assert str(refused.value) == named.format("timm's weights for test_vit")
-    path = save(weights, tmp_path / "weights.safetensors")
-    with pytest.raises(RequestError) as refused:
-        build_backbone(Model(**WHOLE, **settings, pretrained=path), 32, 3)
-    assert str(refused.value) == named.format(f"the weights in {path}")
-
-
-def test_another_number_of_heads_than_timms_weights_have_is_refused():
-    """Their shapes are those of any number of heads, but not what they mean."""
-    with pytest.raises(RequestError) as refused:
-        build(**WHOLE, num_heads=4, pretrained=True)
-    expected = "model.num_heads 4 does not fit model.pretrained: timm's weights for test_vit have 2"
+        build(**WHOLE, **{field: size}, pretrained=True)
+    expected = f"model.{field} {size} does not fit model.pretrained: timm's weights for test_vit have {published}"
     assert str(refused.value) == expected
     assert build(**WHOLE, embed_dim=64, depth=6, num_heads=2, pretrained=True).num_heads == 2
 
 
-def test_a_model_without_published_weights_is_refused_with_the_closest_that_has_some(tmp_path):
+def test_a_model_without_published_weights_is_refused_with_the_closest_that_has_some():
     with pytest.raises(RequestError) as refused:
         build(name="vit_large_patch14_224", pretrained=True)
     expected = "model.pretrained: timm has no weights for vit_large_patch14_224; did you mean 'vit_large_patch16_224'?"
     assert str(refused.value) == expected
-    own = timm.create_model("vit_large_patch14_224", img_size=16, patch_size=4, **SMALL)
-    path = save(own.state_dict(), tmp_path / "weights.pth")
-    loaded = build_backbone(Model(name="vit_large_patch14_224", patch_size=4, pretrained=path, **SMALL), 16, 3)
-    assert torch.equal(loaded.vit.blocks[1].attn.qkv.weight, own.blocks[1].attn.qkv.weight)
 
 
 class Command:
@@ -334,13 +259,10 @@ class Command:
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("a.safetensors", b"not at all", "cannot be read as weights (.safetensors, or a state dict by torch.save): "),
-        ("a.pth", b"not at all", "cannot be read as weights (.safetensors, or a state dict by torch.save): "),
-        ("a.bin", b"", "cannot be read as weights (.safetensors, or a state dict by torch.save): EOFError"),
-        ("a.pth", [1, 2], "cannot be read as weights (.safetensors, or a state dict by torch.save): "),
-        ("a.pth", {"epoch": 3}, "holds no ViT by timm's names: it lacks patch_embed.proj.weight"),
-        ("a.pth", {"patch_embed.proj.weight": 3}, "holds no ViT by timm's names: it lacks patch_embed.proj.weight"),
-        ("a.pth", {"patch_embed.proj.weight": torch.ones(64)}, "holds no ViT by timm's names: it lacks patch_embed"),
+        ("a.safetensors", b"not at all", ""),
+        ("a.bin", b"", "EOFError"),
+        ("a.pth", [1, 2], ""),
+        ("a.pth", {"epoch": 3}, "Error(s) in loading state_dict for VisionTransformer: Missing key(s) in state_dict: "),
     ],
 )
 def test_a_file_that_is_no_weights_is_refused(tmp_path, name, content, reason):
@@ -351,13 +273,14 @@ def test_a_file_that_is_no_weights_is_refused(tmp_path, name, content, reason):
         torch.save(content, path)
     with pytest.raises(RequestError) as refused:
         build_backbone(Model(**WHOLE, pretrained=str(path)), 32, 3)
-    assert str(refused.value).startswith(f"model.pretrained: {path} {reason}")
+    allowed = "(.safetensors, or a state dict by torch.save, by timm's names)"
+    assert str(refused.value).startswith(f"model.pretrained: {path} cannot be loaded into test_vit {allowed}: {reason}")
 
 
 def test_a_file_is_never_unpickled_into_code(tmp_path, weights):
     path, trace = tmp_path / "weights.pth", tmp_path / "trace"
     torch.save({**weights, "note": Command(f"touch {trace}")}, path)
-    with pytest.raises(RequestError, match=r"cannot be read as weights .*Unsupported globals: posix\.system"):
+    with pytest.raises(RequestError, match=r"cannot be loaded .*Unsupported globals: posix\.system"):
         build_backbone(Model(**WHOLE, patch_size=4, pretrained=str(path)), 32, 3)
     assert not trace.exists()
     torch.load(path, weights_only=False)  # the trap works
@@ -365,28 +288,29 @@ def test_a_file_is_never_unpickled_into_code(tmp_path, weights):
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    ("settings", "change", "reason"),
     [
-        ({"blocks.3.norm1.weight": None}, "it lacks blocks.3.norm1.weight"),
-        ({"pos_embed": None}, "it lacks pos_embed"),
-        ({"blocks.0.mlp.fc1.weight": torch.ones(96, 64)}, "Error(s) in loading state_dict"),
-        ({"pos_embed": torch.ones(1, 8, 64)}, "Error(s) in loading state_dict"),
+        ({}, {"blocks.3.norm1.weight": None}, 'Missing key(s) in state_dict: "blocks.3.norm1.weight"'),
+        ({}, {"blocks.0.mlp.fc1.weight": torch.ones(96, 64)}, "size mismatch for blocks.0.mlp.fc1.weight: "),
+        ({"depth": 3}, {}, 'Unexpected key(s) in state_dict: "blocks.3.'),
+        ({"depth": 8}, {}, 'Missing key(s) in state_dict: "blocks.6.'),
+        ({"embed_dim": 32}, {}, "size mismatch for cls_token: "),
     ],
 )
-def test_weights_that_are_of_another_model_are_refused(tmp_path, weights, change, reason):
+def test_weights_that_are_of_another_model_are_refused(tmp_path, weights, settings, change, reason):
     changed = {name: weight for name, weight in {**weights, **change}.items() if weight is not None}
     path = save(changed, tmp_path / "weights.safetensors")
     with pytest.raises(RequestError) as refused:
-        build_backbone(Model(**WHOLE, patch_size=4, pretrained=path), 32, 3)
-    assert str(refused.value).startswith(f"model.pretrained: {path} holds no test_vit: {reason}")
+        build_backbone(Model(**WHOLE, **settings, patch_size=4, pretrained=path), 32, 3)
+    assert str(refused.value).startswith(f"model.pretrained: {path} cannot be loaded into test_vit (")
+    assert f": Error(s) in loading state_dict for VisionTransformer: {reason}" in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("path", ["nowhere/weights.safetensors", "", "."])
-def test_a_file_that_is_not_there_is_refused_also_by_a_forecast(path):
-    with pytest.raises(RequestError) as refused:
-        build(**WHOLE, pretrained=path)
-    assert str(refused.value) == f"model.pretrained: there is no file {path}"
+def test_a_file_that_is_not_there_is_refused_also_by_a_forecast():
+    for path in ("nowhere/weights.safetensors", "", "."):
+        with pytest.raises(RequestError, match=f"^model.pretrained: there is no file {path}$"):
+            build(**WHOLE, pretrained=path)
 
 
 def test_a_forecast_neither_reads_nor_downloads_weights(tmp_path, no_hub):
@@ -490,14 +414,6 @@ def test_embeddings_and_positions_are_resampled_by_timms_functions(name, pool, s
     torch.testing.assert_close(backbone(images, patch_size=patch_size), expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize(("size", "patch_size"), [(12, 4), (12, 6), (24, 4), (9, 3)])
-def test_other_patches_are_those_of_a_model_that_is_built_for_them_from_the_same_weights(tmp_path, size, patch_size):
-    backbone, images = small_backbone(), photographs(size)
-    path = save(backbone.vit.state_dict(), tmp_path / "weights.safetensors")
-    built = build_backbone(Model(patch_size=patch_size, pretrained=path, num_heads=3, embed_dim=24, depth=2), size, 3)
-    torch.testing.assert_close(backbone(images, patch_size=patch_size), built(images), rtol=1e-3, atol=1e-4)
-
-
 @pytest.mark.parametrize(
     ("size", "patch_size", "resized"), [(12, 5, 10), (12, 7, 14), (12, 9, 9), (15, 4, 16), (7, 3, 6)]
 )
@@ -511,24 +427,6 @@ def test_an_image_that_the_patches_do_not_fill_is_resized_as_pillow_does(size, p
     found = backbone(images, patch_size=patch_size)
     torch.testing.assert_close(found, backbone(fitting, patch_size=patch_size), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(backbone._embed(images, patch_size), slow_embed(backbone, fitting, patch_size))
-
-
-def test_an_image_seen_in_larger_patches_is_seen_alike():
-    """A patch embedding's answer to an enlarged patch is, by its pseudo-inverse, that to the patch itself."""
-    backbone, images = small_backbone(), photographs(12)
-    enlarged = torch.cat(
-        [
-            torch.cat([enlarge(images[:, :, y : y + 3, x : x + 3]) for x in range(0, 12, 3)], dim=-1)
-            for y in range(0, 12, 3)
-        ],
-        dim=-2,
-    )
-    assert enlarged.shape[-1] == 24
-    torch.testing.assert_close(backbone._embed(enlarged, 6), backbone._embed(images, 3), rtol=1e-3, atol=1e-3)
-
-
-def enlarge(patches):
-    return torch.nn.functional.interpolate(patches, size=(6, 6), mode="bicubic", antialias=True)
 
 
 @each_kind
@@ -577,17 +475,6 @@ def test_other_patches_leave_weights_and_own_patches_as_they_were():
     assert torch.equal(backbone(images), own)
     again = copy.deepcopy(backbone)
     assert torch.equal(again(images, patch_size=5), backbone(images, patch_size=5))
-
-
-@pytest.mark.parametrize("mean", [0.0, 0.5])
-def test_weights_that_change_are_resampled_anew(mean):
-    backbone, images = small_backbone(), photographs(12)
-    before = backbone._embed(images, 4)
-    with torch.no_grad():
-        backbone.vit.patch_embed.proj.weight.mul_(mean)
-    after = backbone._embed(images, 4)
-    assert not torch.allclose(after, before)
-    torch.testing.assert_close(after, slow_embed(backbone, images, 4), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("patch_size", [2, 4, 5, 6])

@@ -20,7 +20,7 @@ def test_it_runs_end_to_end_and_writes_both_files(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "results" / "latency_meter.md").read_text()
     assert "`python benchmarks/latency_meter.py --device cpu --small`" in text
-    for title in ("Four recipes, alone and packed", "Four copies of one recipe", "What it costs", "Fresh processes"):
+    for title in ("Four recipes, alone and packed", "Copies of one recipe", "What it costs", "Fresh processes"):
         assert f"## {title}" in text
     assert text.count("- met: ") + text.count("- missed: ") == 8
     assert "of 8 goals are met" in text

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
+import ast
 import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,22 @@ def test_training_works_where_ray_and_optuna_are_not_installed() -> None:
     assert done.stdout.strip() == "2"
 
 
+def test_every_distribution_that_is_imported_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = [*project["dependencies"], *project["optional-dependencies"]["tensorboard"]]
+    declared = {re.split(r"[^\w.-]", name)[0].lower().replace("_", "-") for name in named}
+    imported: set[str] = set()
+    for path in (ROOT / "mixtune").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                imported.add(node.module.partition(".")[0])
+    found = packages_distributions()
+    for name in imported - sys.stdlib_module_names - {"mixtune"}:
+        assert {each.lower().replace("_", "-") for each in found.get(name, [])} & declared, name
+
+
 def test_every_public_name_can_be_had_and_is_documented() -> None:
     for name in mixtune.__all__:
         assert getattr(mixtune, name).__doc__, name
@@ -65,22 +82,18 @@ def test_the_version_is_said_once() -> None:
     assert project["dynamic"] == ["version"]
 
 
-@pytest.mark.parametrize(
-    ("folder", "contract"),
-    [
-        ("datasets", ("read", "fingerprint")),
-        ("objectives", ("Settings", "build")),
-        ("tuning.samplers", ("build",)),
-        ("tuning.loggers", ("build",)),
-        ("tuning.schedulers", ("build",)),
-        ("report.figures", ("compute", "draw")),
-    ],
-)
-def test_every_plugin_has_what_its_folder_promises(folder: str, contract: tuple[str, ...]) -> None:
-    for name in plugins.names(folder):
-        module = importlib.import_module(f"mixtune.{folder}.{name}")
-        assert all(hasattr(module, part) for part in contract), name
-        assert module.__doc__, name
+def test_every_plugin_has_what_its_folder_promises() -> None:
+    for folder, contract in {
+        "datasets": ("read", "fingerprint"),
+        "objectives": ("Settings", "build"),
+        "tuning.samplers": ("build",),
+        "tuning.loggers": ("build",),
+        "tuning.schedulers": ("build",),
+        "report.figures": ("compute", "draw"),
+    }.items():
+        for module in plugins.modules(folder):
+            assert all(hasattr(module, part) for part in contract), module
+            assert module.__doc__, module
 
 
 SPACES = sorted((ROOT / "search_spaces").glob("*.yaml"))
@@ -108,27 +121,27 @@ def paper_table(*numbers: int) -> pd.DataFrame:
     return rows[rows["table"].isin(numbers)]
 
 
-@pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
-def test_every_ready_space_is_valid_and_opens_with_its_command_time_and_result(path: Path) -> None:
-    space = mixtune.load_space(path)
-    assert space.space
-    first, *others = path.read_text().partition("recipe:")[0].splitlines()
-    assert first.startswith(f"# mixtune search search_spaces/{path.name}")
-    measured = any("CPU cores: " in line and "minutes; a front" in line for line in others)
-    goal = any(line.startswith("# Goal, not measured: ") for line in others)
-    assert measured != goal
-    assert goal == (path in PAPER_SPACES or path.stem == "accelerated")
-    assert not goal or any(line.startswith("# Cost: ") and f" {space.budget} trials of " in line for line in others)
+def test_every_ready_space_is_valid_and_opens_with_its_command_time_and_result() -> None:
+    for path in SPACES:
+        space = mixtune.load_space(path)
+        assert space.space
+        first, *others = path.read_text().partition("recipe:")[0].splitlines()
+        assert first.startswith(f"# mixtune search search_spaces/{path.name}")
+        measured = any("CPU cores: " in line and "minutes; a front" in line for line in others)
+        goal = any(line.startswith("# Goal, not measured: ") for line in others)
+        assert measured != goal, path
+        assert goal == (path in PAPER_SPACES or path.stem == "accelerated"), path
+        costs = any(line.startswith("# Cost: ") and f" {space.budget} trials of " in line for line in others)
+        assert costs or not goal, path
 
 
-@pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
-def test_what_a_ready_space_says_can_be_set_can_be_set(path: Path) -> None:
-    recipe = mixtune.load_space(path).recipe
-    named = named_overrides(header(path))
-    for name, value in named:
-        # how wide a crop may be is nothing without how large it may be
-        needs = {n: v for n, v in named if (name, n) == ("augment.crop_ratio", "augment.crop_scale")}
-        assert override(recipe, {**needs, name: value}) != override(recipe, needs), name
+def test_what_a_ready_space_says_can_be_set_can_be_set() -> None:
+    for path in SPACES:
+        recipe, named = mixtune.load_space(path).recipe, named_overrides(header(path))
+        for name, value in named:
+            # how wide a crop may be is nothing without how large it may be
+            needs = {n: v for n, v in named if (name, n) == ("augment.crop_ratio", "augment.crop_scale")}
+            assert override(recipe, {**needs, name: value}) != override(recipe, needs), (path, name)
 
 
 @pytest.mark.parametrize("path", PAPER_SPACES, ids=lambda path: path.stem)
@@ -158,9 +171,8 @@ def test_the_papers_spaces_have_the_papers_settings(path: Path) -> None:
     assert (shape == ((0.6, 1.0), (0.9, 1.1), (2, 9))) == tiny
 
 
-@pytest.mark.parametrize(
-    ("name", "table", "ssl_dataset", "dataset"),
-    [
+def test_the_goals_are_the_papers_figures() -> None:
+    for name, table, ssl_dataset, dataset in (
         ("cifar10", 1, "CIFAR-10", "CIFAR-10"),
         ("cifar100", 1, "CIFAR-100", "CIFAR-100"),
         ("tinyimagenet", 1, "TinyImageNet", "TinyImageNet"),
@@ -168,66 +180,56 @@ def test_the_papers_spaces_have_the_papers_settings(path: Path) -> None:
         ("tinyimagenet_to_cifar10", 2, "TinyImageNet", "CIFAR-100"),
         ("cifar10_svhn", 3, "CIFAR-10+SVHN", "CIFAR-10+SVHN"),
         ("cifar10_svhn", 16, "CIFAR-10+SVHN", "SVHN"),
-    ],
-)
-def test_the_goals_are_the_papers_figures(name: str, table: int, ssl_dataset: str, dataset: str) -> None:
-    said = header(ROOT / "search_spaces" / f"{name}.yaml")
-    rows = paper_table(table).query("data_percent == 100 and epochs == 100")
-    rows = rows[(rows["ssl_dataset"] == ssl_dataset) & (rows["dataset"] == dataset)].set_index("method")
-    methods = ["mixtraining"] if table == 16 else ["mixtraining", "ssl_sl", "sl"]
-    figures = [f"{rows['accuracy_percent'][method]:g} %" for method in methods]
-    places = [said.index(figure) for figure in figures]
-    assert places == sorted(places)
-    assert str(table) in re.findall(r"\d+", re.findall(r"Tables? ([\d and]+)", said)[0])
-    if dataset in (ssl_dataset, "CIFAR-10"):
-        assert f"(the paper's took {rows['train_latency_s']['mixtraining']:,.0f} s)" in said
+    ):
+        said = header(ROOT / "search_spaces" / f"{name}.yaml")
+        rows = paper_table(table).query("data_percent == 100 and epochs == 100")
+        rows = rows[(rows["ssl_dataset"] == ssl_dataset) & (rows["dataset"] == dataset)].set_index("method")
+        methods = ["mixtraining"] if table == 16 else ["mixtraining", "ssl_sl", "sl"]
+        figures = [f"{rows['accuracy_percent'][method]:g} %" for method in methods]
+        places = [said.index(figure) for figure in figures]
+        assert places == sorted(places), name
+        assert str(table) in re.findall(r"\d+", re.findall(r"Tables? ([\d and]+)", said)[0]), name
+        if dataset in (ssl_dataset, "CIFAR-10"):
+            assert f"(the paper's took {rows['train_latency_s']['mixtraining']:,.0f} s)" in said, name
 
 
-@pytest.mark.parametrize(
-    ("name", "tables", "swept"),
-    [
+def test_the_papers_studies_have_the_tables_values_and_can_be_turned_to_tinyimagenet() -> None:
+    own = mixtune.load_space(ROOT / "search_spaces" / "tinyimagenet.yaml").recipe
+    for name, tables, swept in (
         ("paper_alpha", [4], {"alpha": "alpha"}),
         ("paper_rho", [5], {"rho": "rho"}),
         ("paper_epochs", [6, *range(8, 17)], {"epochs.ssl": "epochs", "epochs.sl": "epochs"}),
-    ],
-)
-def test_the_papers_studies_have_the_tables_values(name: str, tables: list[int], swept: dict[str, str]) -> None:
-    path = ROOT / "search_spaces" / f"{name}.yaml"
-    space, said, rows = mixtune.load_space(path), header(path), paper_table(*tables)
-    assert {path: d.grid() for path, d in space.space.items()} == {p: tuple(rows[c].unique()) for p, c in swept.items()}
-    column = next(iter(swept.values()))
-    here = rows.query("ssl_dataset == 'CIFAR-10' and data_percent == 100 and method == 'mixtraining'")
-    *several, last = (f"{row.accuracy_percent:g}" for row in here.sort_values(column).itertuples())
-    assert f"{', '.join(several)} and {last} %" in said
-    for other in ("CIFAR100", "tiny_imagenet", "[CIFAR10, SVHN]"):
-        assert f"data.dataset={other}" in said
+    ):
+        path = ROOT / "search_spaces" / f"{name}.yaml"
+        space, said, rows = mixtune.load_space(path), header(path), paper_table(*tables)
+        values = {path: tuple(rows[column].unique()) for path, column in swept.items()}
+        assert {path: d.grid() for path, d in space.space.items()} == values
+        column = next(iter(swept.values()))
+        here = rows.query("ssl_dataset == 'CIFAR-10' and data_percent == 100 and method == 'mixtraining'")
+        *several, last = (f"{row.accuracy_percent:g}" for row in here.sort_values(column).itertuples())
+        assert f"{', '.join(several)} and {last} %" in said
+        for other in ("CIFAR100", "tiny_imagenet", "[CIFAR10, SVHN]"):
+            assert f"data.dataset={other}" in said, name
+        turned = mixtune.load_space(path, dict(named_overrides(said.partition("TinyImageNet by")[2]))).recipe
+        assert (turned.optim, turned.augment, turned.data.statistics) == (own.optim, own.augment, own.data.statistics)
+        assert turned.data.dataset == own.data.dataset
 
 
-@pytest.mark.parametrize("name", ["paper_alpha", "paper_rho", "paper_epochs"])
-def test_a_study_can_be_turned_to_tinyimagenet(name: str) -> None:
-    path = ROOT / "search_spaces" / f"{name}.yaml"
-    overrides = dict(named_overrides(header(path).partition("TinyImageNet by")[2]))
-    turned = mixtune.load_space(path, overrides).recipe
-    own = mixtune.load_space(ROOT / "search_spaces" / "tinyimagenet.yaml").recipe
-    assert (turned.optim, turned.augment, turned.data.statistics) == (own.optim, own.augment, own.data.statistics)
-    assert turned.data.dataset == own.data.dataset
-
-
-@pytest.mark.parametrize(
-    ("name", "images", "image_size"),
-    [
+def test_the_costs_are_the_forecasts() -> None:
+    for name, images, image_size in (
         ("cifar10", [50_000], 32),
         ("tinyimagenet", [100_000], 64),
         ("cifar10_svhn", [50_000, 73_257], 32),
         ("paper_alpha", [50_000], 32),
         ("accelerated", [50_000], 32),
-    ],
-)
-def test_the_costs_are_the_forecasts(name: str, images: list[int], image_size: int) -> None:
-    path = ROOT / "search_spaces" / f"{name}.yaml"
-    recipe = mixtune.load_space(path).recipe
-    size = Size(image_size, 3, classes=(10,) * len(images), images=tuple(images))
-    petaflops = round(sum(recipe_flops(recipe, size).values()) / 1e15)
-    epochs = len(make_plan(recipe))
-    figures = (f"the base recipe, {epochs} epochs, has {petaflops} ", f"of {epochs} epochs and {petaflops} PFLOP each")
-    assert any(figure in header(path) for figure in figures)
+    ):
+        path = ROOT / "search_spaces" / f"{name}.yaml"
+        recipe = mixtune.load_space(path).recipe
+        size = Size(image_size, 3, classes=(10,) * len(images), images=tuple(images))
+        petaflops = round(sum(recipe_flops(recipe, size).values()) / 1e15)
+        epochs = len(make_plan(recipe))
+        figures = (
+            f"the base recipe, {epochs} epochs, has {petaflops} ",
+            f"of {epochs} epochs and {petaflops} PFLOP each",
+        )
+        assert any(figure in header(path) for figure in figures), name

@@ -31,15 +31,12 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_the_names_are_the_files(folder: str) -> None:
-    place = Path(plugins.__file__).parent / folder.replace(".", "/")
-    files = sorted(path.stem for path in place.glob("*.py") if not path.name.startswith("_"))
-    assert plugins.names(folder) == files
-    assert [module.__name__ for module in plugins.modules(folder)] == [f"mixtune.{folder}.{name}" for name in files]
-
-
-def test_a_plugin_is_found_by_its_name() -> None:
+def test_the_names_are_the_files_and_find_the_plugins() -> None:
+    for folder in FOLDERS:
+        place = Path(plugins.__file__).parent / folder.replace(".", "/")
+        files = sorted(path.stem for path in place.glob("*.py") if not path.name.startswith("_"))
+        assert plugins.names(folder) == files
+        assert [module.__name__ for module in plugins.modules(folder)] == [f"mixtune.{folder}.{name}" for name in files]
     assert plugins.find("objectives", "mae", "objective").__name__ == "mixtune.objectives.mae"
 
 
@@ -48,9 +45,6 @@ def test_an_unknown_name_lists_the_known_and_the_closest() -> None:
     assert message == "unknown sampler 'tpee': known are cost_aware, gp, grid, nsga2, random, tpe; did you mean 'tpe'?"
     assert mistake("objectives", "MAE", "objective").endswith("; did you mean 'mae'?")
     assert mistake("objectives", "zzz", "objective") == "unknown objective 'zzz': known are dino, mae, mocov3, simclr"
-
-
-def test_helpers_are_no_plugins() -> None:
     assert mistake("datasets", "_cache", "dataset").startswith("unknown dataset '_cache': known are digits, ")
 
 
@@ -60,10 +54,10 @@ def test_code_elsewhere_joins_by_module_and_name(elsewhere: Path) -> None:
     plugins.check_name("tuning.samplers", "my_sampler:Mine", "sampler")
 
 
-@pytest.mark.parametrize("name", ["a:", ":b", ".a:b", "a..b:c", "a:b:c", "a b:c", "C:\\x", "a:b.c"])
-def test_a_malformed_name_is_told_its_form(name: str) -> None:
-    expected = f"sampler {name!r} should be a name, or package.module:name for code of your own"
-    assert mistake("tuning.samplers", name, "sampler") == expected
+def test_a_malformed_name_is_told_its_form() -> None:
+    for name in ("a:", ":b", ".a:b", "a..b:c", "a:b:c", "a b:c", "C:\\x", "a:b.c"):
+        expected = f"sampler {name!r} should be a name, or package.module:name for code of your own"
+        assert mistake("tuning.samplers", name, "sampler") == expected
 
 
 def test_code_elsewhere_that_cannot_be_imported_says_why(elsewhere: Path) -> None:

@@ -31,8 +31,7 @@ from disturbances.checks import (
     timed,
 )
 from disturbances.searches import Answer, Harness, Say, Values, one_thread, small_space, to_resume, to_search
-from mixtune.meter.times import StepTimes
-from mixtune.run.ledger import Ledger, read_ledger, trial_states
+from mixtune.run.ledger import Ledger, fold, read_ledger
 from mixtune.space.recipe import change_recipe
 from mixtune.space.space import load_space
 from mixtune.stages.keys import stage_keys
@@ -86,7 +85,7 @@ class TrialStates:
 def read_paths(run: Undisturbed) -> list[TrialStates]:
     """Return what each trial of a run may go on from."""
     space = load_space(run.directory / "space.yaml")
-    times = StepTimes.from_ledger(read_events(run.directory))
+    times = fold(read_events(run.directory)).step_times
     paths = []
     for trial, params in read_params(read_events(run.directory)).items():
         recipe = change_recipe(space.recipe, params)
@@ -213,7 +212,7 @@ def cut_ledger(undisturbed: Undisturbed, count: int, rng: random.Random, say: Sa
             path.write_bytes(content[:cut] + rng.choice([b"", b"", bytes(rng.randint(1, 600))]))
             prefix = events[: sum(end <= cut for end in ends)]
             try:
-                found: list[Any] = [trial_states(read_ledger(path))]
+                found: list[Any] = [fold(read_ledger(path)).records]
                 if cut in looked_at:
                     found += [mixtune.load(scratch).records, RunningSearch(space, path).records]
                     Ledger(path).append("note", cut=cut)
@@ -222,7 +221,7 @@ def cut_ledger(undisturbed: Undisturbed, count: int, rng: random.Random, say: Sa
             except Exception as error:  # noqa: BLE001  a torn end should be read like none
                 row.problems.append(f"cut at {cut}: {error!r}")
                 continue
-            row.problems += [f"cut at {cut}: not the prefix" for records in found if records != trial_states(prefix)]
+            row.problems += [f"cut at {cut}: not the prefix" for records in found if records != fold(prefix).records]
     say(f"states: the ledger cut {row.times} times, lost {len(row.problems)}")
     return row
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,9 +19,11 @@ from mixtune.space.recipe import change_recipe
 from mixtune.space.space import SearchSpace
 from mixtune.stages.paths import RecipePaths
 from mixtune.stages.table import TrialPath
+from mixtune.training.bill import Bill
 from mixtune.tuning.schedulers.pareto_asha import build as pareto_asha
 from mixtune.tuning.search import RunningSearch
 from mixtune.tuning.suggestions import to_optuna
+from mixtune.tuning.trial import EpochReport
 from replay.simulate import Asked, curve_metrics
 from replay.table import Curve, Params, Table
 
@@ -132,9 +132,14 @@ class Mixtune:
         self.space: SearchSpace = table.space.with_search(sampler=sampler, seed=seed, trials=trials)
         self._paths = RecipePaths(_with_images(self.space)) if tree else lambda params: TrialPath(())
         self._search = RunningSearch(
-            self.space, scratch / "ledger.jsonl", paths=self._paths, slots=slots, costs=self._cost, reference=reference
+            self.space,
+            scratch / "ledger.jsonl",
+            paths=self._paths,
+            slots=slots,
+            costs=self._cost,
+            reference=reference,
+            scheduler=pareto_asha(self.space) if scheduler else None,
         )
-        self._scheduler: Any = pareto_asha(self.space) if scheduler else None
 
     def ask(self) -> Asked | None:
         asked = self._search.ask()
@@ -145,28 +150,31 @@ class Mixtune:
         return Asked(asked.trial, asked.params, stored if path.keys else 0)
 
     def report(self, trial: str, epoch: int, curve: Curve) -> bool:
-        metrics = curve_metrics(curve, epoch)
-        stored = {"state": "x"} if epoch in self._paths(self._params(trial)).stored_after else {}
-        phase = curve.phases[epoch - 1]
-        windows = [(phase, curve.seconds[epoch - 1], True, {"device": "a table"})]  # a step stands for an epoch
-        self._search.report(trial, {"windows": windows, "epochs": [{**metrics, **stored}]})
-        return self._scheduler is None or bool(self._scheduler._goes_on(trial, metrics)) or epoch == len(curve.phases)
+        metrics = {name: value for name, value in curve_metrics(curve, epoch).items() if not name.endswith("_s")}
+        phase, is_stored = curve.phases[epoch - 1], epoch in self._paths(self._params(trial)).stored_after
+        report = EpochReport(
+            epochs=[metrics],
+            metrics=metrics,
+            windows=[(phase, curve.seconds[epoch - 1], True, {"device": "a table"})],  # a step stands for an epoch
+            bill=Bill(1, tuple((each, each, 0.0) for each in curve.phases), "none"),
+            stored="x" if is_stored else None,
+        )
+        return self._search.report(trial, report)
 
     def end(self, trial: str, epoch: int, curve: Curve) -> None:
-        steps = {phase: {phase: count} for phase, count in Counter(curve.phases[:epoch]).items()}
-        self._search.end(trial, curve_metrics(curve, epoch), {"steps": steps, "reused_steps": {}, "infer": "none"})
+        self._search.end(trial)
 
     def _params(self, trial: str) -> Params:
         return self._search.records[trial].params
 
-    def _cost(self, params: Mapping[str, Any], times: StepTimes, reused: int) -> Cost:
+    def _cost(self, params: Mapping[str, Any], times: StepTimes, reused: int, untimed: float) -> Cost:
         curve = self._table.curve(params)
         return Cost({"train_latency_s": curve.latency}, curve.latency, sum(curve.seconds[reused:]))
 
 
 def _with_images(space: SearchSpace) -> SearchSpace:
     """Return a space on images that need no folder; which recipes' epochs agree is the same whatever they train on."""
-    return replace(space, recipe=change_recipe(space.recipe, {"data.dataset": "digits", "data.fraction": 1.0}))
+    return space.with_recipe(change_recipe(space.recipe, {"data.dataset": "digits", "data.fraction": 1.0}))
 
 
 def _fake(trial: str) -> Any:

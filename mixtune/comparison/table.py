@@ -80,27 +80,30 @@ def comparison_table(frame: pd.DataFrame, paper: pd.DataFrame | None, split: str
     cells = [_cells(frame, row) for row in rows]
     is_paper = [row["source"] != "measured" for row in rows]
 
-    def table(header: Sequence[str], cells: Sequence[Sequence[str]], of: Sequence[int]) -> Table:
-        return terminal_table(
-            header,
-            cells,
-            title=_title(frame),
-            styles={i: "dim" for i, row in enumerate(of) if is_paper[row]},
-            rules={next(i for i, row in enumerate(of) if is_paper[row])} if any(is_paper) else (),
-        )
-
-    wide = table(header, cells, range(len(rows)))
     tasks = _task_names(frame)
-    if fits(wide, width) or not tasks:
-        return wide
-    after, narrow, of = 2 + len(tasks), [], []
+    after = 2 + len(tasks)
+    narrow: list[list[str]] = []
+    of: list[int] = []  # the row that each of the narrow ones is of
     for number, row in enumerate(cells):
         narrow.append([*row[:2], *row[after:]])
         narrow += [
             [f"  {task}", cell, *[""] * len(row[after:])] for task, cell in zip(tasks, row[2:after], strict=True)
         ]
         of += [number] * (1 + len(tasks))
-    return table([*header[:2], *header[after:]], narrow, of)
+
+    def table(header: Sequence[str], cells: Sequence[Sequence[str]], of: Sequence[int], padding: int) -> Table:
+        return terminal_table(
+            header,
+            cells,
+            title=_title(frame),
+            styles={i: "dim" for i, row in enumerate(of) if is_paper[row]},
+            rules={next(i for i, row in enumerate(of) if is_paper[row])} if any(is_paper) else (),
+            padding=padding,
+        )
+
+    short = [*header[:2], *header[after:]]
+    tables = [table(header, cells, range(len(rows)), 1), table(short, narrow, of, 1), table(short, narrow, of, 0)]
+    return next((each for each in tables if fits(each, width)), tables[-1])
 
 
 def comparison_markdown(frame: pd.DataFrame, paper: pd.DataFrame | None, split: str) -> str:

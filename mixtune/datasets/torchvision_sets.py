@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mixtune.datasets._types import Images, Part, Parts, Source
 from mixtune.errors import DataError, RequestError, one_line
@@ -80,7 +79,7 @@ def dataset_names() -> list[str]:
 
 
 def read(source: Source) -> Parts:
-    """Return the set's parts. Raises DataError where a download fails or an optional package is missing."""
+    """Return the set's parts. Raises RequestError where files are missing and DataError where a download fails."""
     train_keywords, test_keywords = _SETS[source.name]
     train = _open_set(source, train_keywords)
     test = None if test_keywords is None else _open_set(source, test_keywords)
@@ -111,7 +110,6 @@ def _open_set(source: Source, keywords: _Keywords) -> Any:
         with _silence():
             return make(source.root, **keywords)
     except Exception as error:
-        _require_package(error, source.name)
         if source.name in _BY_HAND:
             raise RequestError(
                 f"{source.name} is not at data.root ({_said(error)}), and torchvision cannot download "
@@ -128,22 +126,10 @@ def _open_set(source: Source, keywords: _Keywords) -> Any:
         with _silence():
             return make(source.root, **keywords, download=True)
     except Exception as error:
-        _require_package(error, source.name)
         raise DataError(
             f"{source.name} could not be downloaded ({_said(error)}): {where}; with files placed there "
             "by hand, data.download: false works without a network"
         ) from error
-
-
-def _require_package(error: BaseException, name: str) -> None:
-    """Raise DataError where ``error`` comes from a package that is not installed."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ModuleNotFoundError):
-            raise DataError(
-                f"{name} cannot be read without the package {cause.name}: pip install {cause.name}"
-            ) from error
-        cause = cause.__cause__ or cause.__context__
 
 
 def _expected_at(make: Any, root: Path) -> Path:
@@ -168,38 +154,21 @@ def _silence() -> Iterator[None]:
 
 
 def _part(held: Any) -> Part:
-    """Return a dataset object's images and labels: its files and tables where it has them, else its items."""
-    labels = _labels(held)
-    paths = _paths(held)
-    if paths is None:
+    """Return a dataset object's images and labels: its files where it lists them, so that a damaged one has a name."""
+    lists = ("_image_files", "_images", "samples", "_samples", "imgs")
+    listed: list[Any] = next((getattr(held, name) for name in lists if getattr(held, name, None)), [])
+    entries = [entry if isinstance(entry, tuple) else (entry, None) for entry in listed]
+    tables = ("targets", "labels", "_labels", "y")
+    kept = next((getattr(held, name) for name in tables if getattr(held, name, None) is not None), None)
+    if kept is None:
+        kept = [label for _, label in entries] or [held[index][1] for index in range(len(held))]
+    labels = np.asarray(kept, dtype=np.int64)
+    labels = labels[:, 0] if labels.ndim == 2 else labels  # QMNIST: the class is the first of 8 columns
+    if not entries or not isinstance(entries[0][0], str | Path):
         return Part(_Items(held), labels)
+    paths = [Path(path) for path, _ in entries]
     order = sorted(range(len(paths)), key=paths.__getitem__)  # some sets list files as the disk does
     return Part([paths[i] for i in order], labels[order])
-
-
-def _paths(held: Any) -> list[Path] | None:
-    """Return the image files of a set that keeps files; lazily decoded, with their own modes and names."""
-    for attribute in ("_image_files", "_images", "samples", "_samples", "imgs"):
-        entries = getattr(held, attribute, None)
-        if not entries:
-            continue
-        paths = [entry[0] if isinstance(entry, tuple) else entry for entry in entries]
-        if isinstance(paths[0], str | Path):
-            return [Path(path) for path in paths]
-    return None
-
-
-def _labels(held: Any) -> npt.NDArray[np.int64]:
-    """Return labels (N,) without decoding images, where the set keeps them."""
-    for attribute in ("targets", "labels", "_labels", "y"):
-        values = getattr(held, attribute, None)
-        if values is not None:
-            labels = np.asarray(values, dtype=np.int64)
-            return labels[:, 0] if labels.ndim == 2 else labels  # QMNIST: the class is the first of 8 columns
-    for attribute in ("samples", "_samples"):
-        if hasattr(held, attribute):
-            return np.asarray([label for _, label in getattr(held, attribute)], dtype=np.int64)
-    return np.asarray([held[index][1] for index in range(len(held))], dtype=np.int64)
 
 
 def _class_names(held: Any) -> tuple[str, ...]:

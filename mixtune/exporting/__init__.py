@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,17 +23,17 @@ from mixtune.errors import DataError, RequestError, suggest
 from mixtune.exporting import classify
 from mixtune.exporting.card import ModelFacts, TaskFacts, model_card
 from mixtune.exporting.timm_model import check_logits, timm_config, timm_weights
-from mixtune.files import refuse_foreign, write_folder
+from mixtune.files import make_folder, remove_temporary, write_whole
 from mixtune.run.confirmed import confirmation
 from mixtune.run.directory import RunDirectory
 from mixtune.run.frames import plain
 from mixtune.run.ledger import TrialRecord, finite_or_none
 from mixtune.run.lock import hold_run
 from mixtune.run.result import Result, load
-from mixtune.space.recipe import Recipe, Task, change_recipe, with_absolute_paths
+from mixtune.space.recipe import Recipe, change_recipe, with_absolute_paths
 from mixtune.stages.resume import train_shared
 from mixtune.stages.store import StateStore
-from mixtune.training.data import TaskData, TrainingData, load_training_data
+from mixtune.training.data import TrainingData, load_training_data
 from mixtune.training.device import choose_device
 from mixtune.training.evaluation import tally_answers
 from mixtune.training.measure import score_metrics
@@ -40,6 +41,8 @@ from mixtune.training.plan import PHASES, make_plan
 from mixtune.training.saved import load_trained
 from mixtune.training.state import start_state
 
+MARKER = ".mixtune-export.json"  # in a folder that an export made, so that the next one may write there
+OWN = ("config.json", "model.safetensors", "classify.py", "recipe.yaml", "metrics.json", "README.md")
 KNEE, BEST = "knee", "best:"
 _NAMED = 12  # trials, in a mistake's message
 _SAME = 1e-9  # of an accuracy
@@ -69,7 +72,7 @@ def export(
 
     directory: a run of a search, or a folder of ``mixtune train --out``. trial: of a search, its id, a baseline's name,
     ``knee`` (the default) or ``best:<objective>``. out: by default ``models/<trial>`` in the run, ``export`` in a
-    folder of one recipe; one that an earlier export wrote is replaced. timm reads the folder as
+    folder of one recipe; in one that an earlier export made, its files are replaced and others stay. timm reads it as
     ``timm.create_model("local-dir:FOLDER", pretrained=True)``; of several tasks each has a folder of its own in it.
 
     A trial's weights are what its search has stored; what is not there any more is trained again, on the same kind of
@@ -83,7 +86,7 @@ def export(
     if trial is not None:
         raise RequestError(f"{directory} holds no search, so there is no trial {trial!r} to choose: drop --trial")
     folder = Path(os.path.abspath(out or directory / "export"))
-    refuse_foreign(folder)
+    _refuse_foreign(folder)
     return _write(_read_saved(directory), folder, on_line)
 
 
@@ -92,7 +95,7 @@ def _export_trial(
 ) -> Path:
     record, choice = _choose(load(directory), trial)
     folder = Path(os.path.abspath(out or directory / "models" / record.trial))
-    refuse_foreign(folder)
+    _refuse_foreign(folder)
     with hold_run(directory, "export", on_wait=on_line):
         result = load(directory)
         with as_in_search(result.space.recipe, result.facts.machine) as (base, device):
@@ -180,42 +183,68 @@ def _read_saved(directory: Path) -> _Trained:
 
 def _write(trained: _Trained, folder: Path, on_line: Callable[[str], None]) -> Path:
     """Measure a trained recipe and write its folder."""
-    folders = _folders(trained.data.tasks)
-    files = _model_files(trained, folders)
-    facts = _measure(trained, folders)
+    facts, files = _measure(trained)
     for remark in facts.remarks:
         on_line(remark)
+    figures = {name: getattr(facts, name) for name in ("name", "choice", "split", "metrics", "confirmed", "remarks")}
+    of_tasks = {
+        task.name: {
+            "images": task.images,
+            **task.scores,
+            "classes": task.classes,
+            "recalls": task.recalls,
+            "confusion": task.confusion,
+        }
+        for task in facts.tasks
+    }
     files["recipe.yaml"] = yaml.safe_dump({"recipe": facts.recipe.to_dict()}, sort_keys=False).encode()
-    files["metrics.json"] = _json(_figures(facts))
+    files["metrics.json"] = _json({"mixtune": facts.version, **figures, "tasks": of_tasks})
     files["README.md"] = model_card(facts).encode()
-    write_folder(folder, files)
+    make_folder(folder)
+    write_whole(folder / MARKER, "{}\n")
+    remove_temporary(folder)
+    for name in OWN:  # first, so that an export that breaks off is not a mixture of two
+        with suppress(OSError):
+            (folder / name).unlink()
+    for name, content in files.items():
+        make_folder((folder / name).parent)
+        write_whole(folder / name, content)
     return folder
 
 
-def _model_files(trained: _Trained, folders: Sequence[str]) -> dict[str, bytes]:
-    """Return what timm reads, and the script, for each task."""
-    files = {}
-    for task, classifier, below in zip(trained.data.tasks, trained.classifiers, folders, strict=True):
-        config = timm_config(trained.recipe.model, trained.backbone, task)
-        weights = timm_weights(trained.backbone, classifier)
-        check_logits(config, weights, trained.backbone, classifier, task)
+def _refuse_foreign(folder: Path) -> None:
+    """Raise RequestError unless a folder is new, empty, or made by an export."""
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise RequestError(f"{folder} cannot be written to ({error.strerror}): choose another folder") from error
+    if names and MARKER not in names:
+        raise RequestError(f"{folder} holds {names[0]}, which no export wrote: choose another folder")
+
+
+def _measure(trained: _Trained) -> tuple[ModelFacts, dict[str, bytes]]:
+    """Return what the card tells, the figures measured now, and each task's files: what timm reads, and the script."""
+    recipe, data, backbone = with_absolute_paths(trained.recipe), trained.data, trained.backbone
+    names = [re.sub(r"[^\w-]+", "-", task.name) for task in data.tasks]
+    if len(set(names)) < len(names):
+        names = [f"{name}-{i}" for i, name in enumerate(names, start=1)]
+    folders = names if len(names) > 1 else ["."]
+    tasks, scores, files = [], [], {}
+    for task, asked, classifier, below in zip(data.tasks, recipe.data.tasks, trained.classifiers, folders, strict=True):
+        config = timm_config(recipe.model, backbone, task)
+        weights = timm_weights(backbone, classifier)
+        check_logits(config, weights, backbone, classifier, task)
         at = "" if below == "." else f"{below}/"
         files[f"{at}config.json"] = _json(config)
         files[f"{at}model.safetensors"] = safetensors.torch.save(weights, {"format": "pt"})
         files[f"{at}classify.py"] = Path(classify.__file__).read_bytes()
-    return files
-
-
-def _measure(trained: _Trained, folders: Sequence[str]) -> ModelFacts:
-    """Return what the card tells, the figures measured now."""
-    recipe, data = with_absolute_paths(trained.recipe), trained.data
-    tasks, scores = [], []
-    for task, asked, classifier, below in zip(data.tasks, recipe.data.tasks, trained.classifiers, folders, strict=True):
-        tally = tally_answers(trained.backbone, classifier, task.held_out, recipe.precision)
+        tally = tally_answers(backbone, classifier, task.held_out, recipe.precision)
         scores.append(tally.scores())
         facts = TaskFacts(
             name=task.name,
-            title=_title(asked),
+            title=Path(asked.root).name if asked.dataset == "image_folder" and asked.root else task.name,
             classes=task.classes,
             train_images=len(task.train),
             augmentation=asdict(task.train.augmentation),
@@ -226,77 +255,31 @@ def _measure(trained: _Trained, folders: Sequence[str]) -> ModelFacts:
         tasks.append(facts)
     split = "test" if recipe.protocol == "paper" else "val"
     measured = score_metrics(scores, split)
-    return ModelFacts(
+    name, remarks = f"{split}_accuracy", []
+    before, now = trained.metrics.get(name), measured[name]
+    if before is not None and abs(before - now) > _SAME:
+        remarks.append(
+            f"{trained.name}: the {name} of these weights is {now:.4f}, not {before:.4f} as after the training that "
+            "was recorded: another machine, other versions or other images give other bits."
+        )
+    parameters = sum(weight.numel() for weight in backbone.parameters())
+    card = ModelFacts(
         name=trained.name,
         choice=trained.choice,
         version=__version__,
         recipe=recipe,
         metrics={**trained.metrics, **measured},
         split=split,
-        sizes=_sizes(trained.backbone),
+        sizes=f"patches of {backbone.patch_size} pixels, width {backbone.embed_dim}, {backbone.depth} blocks of "
+        f"{backbone.num_heads} heads and {parameters:,} parameters before the classifier",
         epochs={phase: sum(epoch.phase == phase for epoch in make_plan(recipe)) for phase in PHASES},
         image_size=data.image_size,
         channels=data.channels,
         tasks=tuple(tasks),
-        remarks=_differences(trained, measured, split),
+        remarks=tuple(remarks),
         confirmed=trained.confirmed,
     )
-
-
-def _differences(trained: _Trained, measured: Mapping[str, float], split: str) -> tuple[str, ...]:
-    """Return a sentence where the weights are not as good as they were said to be."""
-    name = f"{split}_accuracy"
-    before, now = trained.metrics.get(name), measured[name]
-    if before is None or abs(before - now) <= _SAME:
-        return ()
-    return (
-        f"{trained.name}: the {name} of these weights is {now:.4f}, not {before:.4f} as after the training that was "
-        "recorded: another machine, other versions or other images give other bits.",
-    )
-
-
-def _figures(facts: ModelFacts) -> dict[str, Any]:
-    """Return metrics.json."""
-    return {
-        "mixtune": facts.version,
-        "name": facts.name,
-        "choice": facts.choice,
-        "split": facts.split,
-        "metrics": facts.metrics,
-        "tasks": {
-            task.name: {
-                "images": task.images,
-                **task.scores,
-                "classes": task.classes,
-                "recalls": task.recalls,
-                "confusion": task.confusion,
-            }
-            for task in facts.tasks
-        },
-        "confirmed": facts.confirmed,
-        "remarks": facts.remarks,
-    }
-
-
-def _folders(tasks: tuple[TaskData, ...]) -> list[str]:
-    """Return where each task's model goes, relative to the export's folder: into it, if there is one task."""
-    if len(tasks) == 1:
-        return ["."]
-    names = [re.sub(r"[^\w-]+", "-", task.name) for task in tasks]
-    return names if len(set(names)) == len(names) else [f"{name}-{i}" for i, name in enumerate(names, start=1)]
-
-
-def _sizes(backbone: Backbone) -> str:
-    parameters = sum(weight.numel() for weight in backbone.parameters())
-    return (
-        f"patches of {backbone.patch_size} pixels, width {backbone.embed_dim}, {backbone.depth} blocks of "
-        f"{backbone.num_heads} heads and {parameters:,} parameters before the classifier"
-    )
-
-
-def _title(task: Task) -> str:
-    """Return what people call a task's images: those of a folder by its name."""
-    return Path(task.root).name if task.dataset == "image_folder" and task.root else task.name
+    return card, files
 
 
 def _json(values: Mapping[str, Any]) -> bytes:

@@ -304,7 +304,6 @@ def _table(confirmed: Confirmation) -> Table:
         ["trial", *titles, "search:\naccuracy", "search:\ntime", "on the\nfront"],
         [_cells(row, extra) for row in rows],
         title=f"the front on {seeds} fresh {'seed' if counts == ['1'] else 'seeds'}: mean ± standard error",
-        caption="nothing is confirmed yet" if frame.empty else None,
         styles={i: "dim" for i, row in enumerate(rows) if row["fell_off"] or is_baseline[i]},
         rules={is_baseline.index(True)} if any(is_baseline) else (),
     )

@@ -130,7 +130,7 @@ class RunState:
             self.budget = int(event["trials"])
         elif kind == "waited":
             self.waited_s += float(event["seconds"])
-        elif kind == "step_time":
+        elif kind == "step_time" and "signature" in event:
             self.step_times.add(event["signature"], float(event["seconds"]), event.get("quiet", True))
             self.device = self.device or event.get("factors", {}).get("device")
         elif kind == "step_time_fixed":

@@ -29,7 +29,6 @@ _GLANCE_S = 0.3  # how long a driver tries: holder() may have the lock for a mom
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 _log = logging.getLogger("mixtune")
-_open_locks: dict[int, tuple[int, int]] = {}  # descriptor: the (device, inode) that it was opened for
 
 
 @contextmanager
@@ -50,7 +49,9 @@ def hold_run(
     try:
         try:
             if not _take_within(driver, _GLANCE_S):
-                raise RequestError(_in_use(directory, driver))
+                by = _read_holder(driver)
+                who = f"{by[0]} ({by[1]} since {by[2]})" if by else "another process"
+                raise RequestError(f"{directory} is in use by {who}")
             _sign(driver, doing)
             _await_workers(directory, wait_s, on_wait)
             remove_temporary(directory)  # what a killed driver has left
@@ -58,23 +59,23 @@ def hold_run(
             _log.warning("%s is not protected from another driver: its file system has no locks (%s)", directory, error)
         yield
     finally:
-        _close(driver)
+        os.close(driver)
 
 
 def share_run(directory: str | os.PathLike[str]) -> int | None:
     """Note that this process trains a trial of the run, until it ends or closes the descriptor that is returned.
 
     None where this host has no such folder, as in a cluster without a shared file system, none that may be written,
-    or a file system without locks. Neither a forked child nor a program that is started keeps the lock.
+    or a file system without locks. A program that is started does not keep the lock.
     """
     try:
-        file = _open(Path(directory) / TRIALS_LOCK)
+        file = os.open(Path(directory) / TRIALS_LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError:
         return None
     try:
         fcntl.flock(file, fcntl.LOCK_SH)  # a driver that looks for workers has it for a moment
     except OSError as error:
-        _close(file)
+        os.close(file)
         if error.errno in _NO_LOCKS:
             return None
         raise
@@ -84,18 +85,18 @@ def share_run(directory: str | os.PathLike[str]) -> int | None:
 def holder(directory: str | os.PathLike[str]) -> str | None:
     """Return who drives the run now, "search, process 1234 on host", or None; nothing is written or waited for."""
     try:
-        file = _open(Path(directory) / DRIVER_LOCK, os.O_RDONLY)
+        file = os.open(Path(directory) / DRIVER_LOCK, os.O_RDONLY)
     except OSError:
         return None
     try:
         if _take(file, fcntl.LOCK_SH):
             return None
         by = _read_holder(file)
-        return f"{by['doing']}, {_process(by)}" if by else "another process"
+        return f"{by[1]}, {by[0]}" if by else "another process"
     except _NoLocksError:
         return None
     finally:
-        _close(file)
+        os.close(file)
 
 
 class _NoLocksError(Exception):
@@ -115,7 +116,7 @@ def _await_workers(directory: Path, wait_s: float, on_wait: Callable[[str], None
                 f"fuser {shlex.quote(str(directory / TRIALS_LOCK))} lists on the host that they run on, and try again"
             )
     finally:
-        _close(workers)
+        os.close(workers)
 
 
 def _take_within(file: int, seconds: float) -> bool:
@@ -147,55 +148,19 @@ def _sign(file: int, doing: str) -> None:
         os.pwrite(file, json.dumps(by).encode(), 0)
 
 
-def _read_holder(file: int) -> dict[str, str] | None:
-    """Return what a driver signed with, or None where it has not done so yet."""
+def _read_holder(file: int) -> tuple[str, str, str] | None:
+    """Return "process 1234 on host", what it does and since when, or None where it has not signed yet."""
     try:
         by = json.loads(os.pread(file, 4096, 0))
-        return {key: str(by[key]) for key in ("pid", "host", "doing", "since")}
+        return f"process {by['pid']} on {by['host']}", str(by["doing"]), str(by["since"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _in_use(directory: Path, file: int) -> str:
-    by = _read_holder(file)
-    who = f"{_process(by)} ({by['doing']} since {by['since']})" if by else "another process"
-    return f"{directory} is in use by {who}"
-
-
-def _process(by: dict[str, str]) -> str:
-    return f"process {by['pid']} on {by['host']}"
-
-
 def _open_or_refuse(directory: Path, name: str) -> int:
     try:
-        return _open(directory / name)
+        return os.open(directory / name, os.O_RDWR | os.O_CREAT, 0o666)
     except (FileNotFoundError, NotADirectoryError):
         raise RequestError(f"there is no run directory {directory}") from None
     except OSError as error:
         raise RequestError(f"{directory / name} cannot be opened: {error.strerror}") from error
-
-
-def _open(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> int:
-    file = os.open(path, flags, 0o666)
-    status = os.fstat(file)
-    _open_locks[file] = status.st_dev, status.st_ino
-    return file
-
-
-def _close(file: int) -> None:
-    """Close a lock, unless this is a forked child, which had to do so at its start: the number may be another's."""
-    if _open_locks.pop(file, None) is not None:
-        os.close(file)
-
-
-def _close_in_child() -> None:
-    for file, opened in _open_locks.items():
-        with suppress(OSError):
-            status = os.fstat(file)
-            if opened == (status.st_dev, status.st_ino):  # else its owner has closed it and the number is another's
-                os.close(file)
-    _open_locks.clear()
-
-
-# a forked child has the same open files: one that outlives a killed parent would keep its locks
-os.register_at_fork(after_in_child=_close_in_child)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -13,6 +15,7 @@ import yaml
 from mixtune.errors import RequestError, show, suggest
 
 KeyPath = tuple[str, ...]
+MOST_VALUES = 50_000  # of a document whose aliases are written out: nine lines of them can stand for a billion
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,8 @@ _Loader.add_implicit_resolver(f"{_TAG}float", _DECIMAL, list("-+.0123456789"))
 def read_document(path: str | PathLike[str]) -> Document:
     """Read a YAML mapping with its line numbers.
 
-    Raises RequestError, naming file and line, for a missing or empty file, tabs, duplicate keys, and what is no
-    YAML mapping.
+    Raises RequestError, naming file and line, for a missing or empty file, tabs, duplicate keys, aliases that stand
+    for more than MOST_VALUES, and what is no YAML mapping.
     """
     file = Path(path)
     try:
@@ -84,11 +87,14 @@ def parse_document(text: str, name: str) -> Document:
         loader = _Loader(text)
         root = loader.get_single_node()
         if root is not None:
-            _index(root, (), lines, name)
+            _index(root, (), lines, name, itertools.count(1))
         values = None if root is None else loader.construct_document(root)
     except yaml.YAMLError as error:
-        line = _line(error, text)
-        raise RequestError(f"{name}{f':{line}' if line else ''}: not valid YAML: {_problem(error)}") from error
+        if isinstance(error, yaml.reader.ReaderError):  # a control character; the only one without a mark
+            line = text.count("\n", 0, error.position)
+        else:
+            line = error.problem_mark.line  # type: ignore[attr-defined]
+        raise RequestError(f"{name}:{line + 1}: not valid YAML: {_problem(error)}") from error
     except RecursionError as error:
         raise RequestError(f"{name}: not valid YAML: nested without end") from error
     if values is None:
@@ -114,37 +120,37 @@ def parse_value(text: str) -> Any:
         raise RequestError(f"not valid YAML: {_problem(error)}") from error
 
 
-def _index(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], name: str) -> None:
-    """Note the line of every key below ``node``; refuse keys that stand twice or are no text."""
+def _index(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], name: str, count: Iterator[int]) -> None:
+    """Note the line of every key below ``node``; refuse keys that stand twice or are no text, and too many values."""
+    if next(count) > MOST_VALUES:
+        raise RequestError(f"{name}: holds more than {MOST_VALUES:,} values, with its aliases written out")
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            _index(item, path, {}, name)
+            _index(item, path, {}, name, count)
     if not isinstance(node, yaml.MappingNode):
         return
-    seen: dict[str, int] = {}
-    # merged keys first: a mapping's own keys go over them
-    for key_node, value_node in sorted(node.value, key=lambda pair: pair[0].tag != f"{_TAG}merge"):
-        line = key_node.start_mark.line + 1
-        if key_node.tag == f"{_TAG}merge":
-            for merged in reversed(value_node.value) if isinstance(value_node, yaml.SequenceNode) else [value_node]:
-                _index(merged, path, lines, name)
+    own: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+    merged: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        if key.tag == f"{_TAG}merge":
+            for source in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                if not isinstance(source, yaml.MappingNode):
+                    raise RequestError(f"{name}:{line}: << takes a mapping of keys to values, or a list of them")
+                _index(source, path, {}, name, count)
+                merged = {pair[0].value: pair for pair in source.value} | merged  # of several the first wins
             continue
-        if key_node.tag != f"{_TAG}str":
-            given = f"key {key_node.value!r}" if isinstance(key_node, yaml.ScalarNode) else "a key"
+        if key.tag != f"{_TAG}str":
+            given = f"key {key.value!r}" if isinstance(key, yaml.ScalarNode) else "a key"
             raise RequestError(f"{name}:{line}: {given} is no text to YAML: keys are names, in quotes if need be")
-        below = (*path, key_node.value)
-        if key_node.value in seen:
-            first = seen[key_node.value]
-            raise RequestError(f"{name}:{line}: duplicate key {'.'.join(below)!r}: it stands on line {first} already")
-        seen[key_node.value] = lines[below] = line
-        _index(value_node, below, lines, name)
-
-
-def _line(error: yaml.YAMLError, text: str) -> int | None:
-    if isinstance(error, yaml.reader.ReaderError):  # a control character; the only one without a mark
-        return text.count("\n", 0, error.position) + 1
-    mark = getattr(error, "problem_mark", None)
-    return None if mark is None else mark.line + 1
+        if key.value in own:
+            path, first = (*path, key.value), own[key.value][0].start_mark.line + 1
+            raise RequestError(f"{name}:{line}: duplicate key {'.'.join(path)!r}: it stands on line {first} already")
+        own[key.value] = key, value
+    node.value = list((merged | own).values())  # so that PyYAML has nothing to merge: of several its last would win
+    for key, value in node.value:
+        lines[*path, key.value] = key.start_mark.line + 1
+        _index(value, (*path, key.value), lines, name, count)
 
 
 def _problem(error: yaml.YAMLError) -> str:

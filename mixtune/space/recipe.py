@@ -144,7 +144,7 @@ class Recipe(Section):
     optim: Optim = Optim()
     augment: Augment = Augment()
     protocol: Literal["search", "paper"] = "search"  # paper: no validation split, accuracy on the test images
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: float32, but bfloat16 on a GPU that is faster so
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: float32, but bfloat16 on a GPU that has it
     compile: bool = False  # torch.compile; its time is reported apart
     seed: Seed = 0
 
@@ -313,46 +313,21 @@ def describe_mistake(model: type[BaseModel], error: ValidationError) -> tuple[tu
     if mistake["type"] == "extra_forbidden":
         allowed = field_names(owner)
         return path, f"unknown key; allowed are {', '.join(allowed)}{suggest(path[-1], allowed)}"
-    if mistake["type"] == "missing" and len(path) == len(mistake["loc"]):
-        return path, "missing, and it has no default"
+    if mistake["type"] == "missing":
+        is_key = len(path) == len(mistake["loc"])  # else it is a list's item
+        return path, "missing, and it has no default" if is_key else f"should be longer, got {show(mistake['input'])}"
     if mistake["type"] == "value_error":
         return path, mistake["msg"].removeprefix("Value error, ")
     # the members of a union each say what they want; of a list's items only the first is told
-    listed = isinstance(mistake["loc"][-1], int)
-    wanted = [_wanted(e) for e in error.errors() if not listed and _locate(model, e["loc"])[0] == path]
-    hint = suggest(str(mistake["input"]), re.findall(r"'([^']*)'", mistake["msg"]))
-    either = " or ".join(dict.fromkeys(wanted or [_wanted(mistake)]))
-    return path, f"should be {either}, got {show(mistake['input'])}{hint}"
+    alike = [e for e in error.errors() if e["input"] is mistake["input"] and _locate(model, e["loc"])[0] == path]
+    said = " or ".join(dict.fromkeys(e["msg"].removeprefix("Input ") for e in alike))
+    hint = suggest(str(mistake["input"]), re.findall(r"'([^']*)'", said))
+    return path, f"{said[0].lower()}{said[1:]}, got {show(mistake['input'])}{hint}"
 
 
 def field_names(model: type[BaseModel]) -> list[str]:
     """Return the names of a section's fields as YAML has them."""
     return [f.alias or name for name, f in model.model_fields.items()]
-
-
-_WANTED = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "bool_type": "true or false",
-    "string_type": "text",
-    "tuple_type": "a list",
-    "list_type": "a list",
-    "dict_type": "a mapping of keys to values",
-    "model_type": "a mapping of keys to values",
-    "invalid_key": "text",
-    "missing": "longer",  # of a list's items
-    "too_long": "shorter",
-    "too_short": "a list with something in it",
-}
-_LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-
-
-def _wanted(mistake: Any) -> str:
-    for limit, words in _LIMITS.items():
-        if limit in mistake.get("ctx", {}):
-            return f"{words} {show(mistake['ctx'][limit])}"
-    return _WANTED.get(mistake["type"]) or str(mistake["msg"]).removeprefix("Input should be ")
 
 
 def _locate(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[tuple[str, ...], type[BaseModel]]:

@@ -175,23 +175,28 @@ def read_run_space(document: Document) -> SearchSpace:
             raise _mistake(document, ("objectives", str(name)), f"should be max or min, got {show(mode)}")
     if not objectives:
         raise _mistake(document, ("objectives",), "missing, though a search writes them there")
-    constraints = _mapping(document, "constraints")
+    constraints: dict[str, Constraint] = {}
+    for name, given in _mapping(document, "constraints").items():
+        try:
+            constraints[name] = parse_constraint(name, given, ">=" if ">=" in str(given) else "<=")
+        except RequestError as error:
+            raise _mistake(document, ("constraints", str(name)), str(error)) from error
+    distributions: dict[str, Distribution] = {}
+    for path, given in _mapping(document, "space").items():
+        try:
+            distributions[path] = parse_distribution(given)
+        except RequestError as error:
+            raise _mistake(document, ("space", str(path)), str(error)) from error
     baselines = document.values.get("baselines")
-    try:
-        return SearchSpace(
-            values=_mapping(document, "recipe"),
-            space={path: parse_distribution(given) for path, given in _mapping(document, "space").items()},
-            objectives=dict(objectives),
-            baselines=tuple(baselines) if isinstance(baselines, list) else (),
-            search=_section(document, "search", Search),
-            resources=_section(document, "resources", Resources),
-            constraints={
-                n: parse_constraint(n, given, ">=" if ">=" in str(given) else "<=") for n, given in constraints.items()
-            },
-        )
-    except RequestError as error:
-        text = str(error)
-        raise RequestError(text if text.startswith(document.name) else f"{document.name}: {text}") from error
+    return SearchSpace(
+        values=_mapping(document, "recipe"),
+        space=distributions,
+        objectives=dict(objectives),
+        baselines=tuple(baselines) if isinstance(baselines, list) else (),
+        search=_section(document, "search", Search),
+        resources=_section(document, "resources", Resources),
+        constraints=constraints,
+    )
 
 
 def parse_override(text: str) -> tuple[str, Any]:

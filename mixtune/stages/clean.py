@@ -10,7 +10,7 @@ from mixtune.errors import RequestError
 from mixtune.run.directory import RunDirectory
 from mixtune.run.ledger import ENDED, RunState
 from mixtune.run.lock import hold_run
-from mixtune.stages.store import DAMAGED, StateStore
+from mixtune.stages.store import StateStore
 
 
 def clean_run(directory: Path, max_bytes: int | None) -> tuple[int, int]:
@@ -34,14 +34,14 @@ def needed_states(state: RunState) -> set[str]:
 def clean_states(folder: Path, needed: Collection[str], max_bytes: int | None) -> tuple[int, int]:
     """Remove states of a run that are not ``needed``; return how many files went and their bytes.
 
-    All of them, or with ``max_bytes`` the least recently used ones, until the files that stay are within it.
-    Damaged states and what dead writers left go always; what cannot be removed stays.
+    All of them, or with ``max_bytes`` the least recently used ones, until the files that stay are within it. What
+    killed writers left goes always, and states that earlier versions set aside; what cannot be removed stays.
     """
     before = _sizes(folder)
-    store = StateStore(folder)  # which removes what dead writers left
-    for path in folder.glob(f"*{DAMAGED}"):
+    for path in [*folder.glob(".*.tmp"), *folder.glob("*.damaged")]:
         with suppress(OSError):
             path.unlink()
+    store = StateStore(folder)
     sizes = store.sizes()
     excess = sum(sizes.values()) - (max_bytes or 0)
     for key, size in sizes.items():
@@ -54,9 +54,4 @@ def clean_states(folder: Path, needed: Collection[str], max_bytes: int | None) -
 
 def _sizes(folder: Path) -> dict[str, int]:
     """Return the bytes of each file by its name."""
-    sizes = {}
-    with suppress(FileNotFoundError, NotADirectoryError):
-        for path in folder.iterdir():
-            with suppress(FileNotFoundError):
-                sizes[path.name] = path.stat().st_size
-    return sizes
+    return {path.name: path.lstat().st_size for path in folder.iterdir()} if folder.is_dir() else {}

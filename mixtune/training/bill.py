@@ -80,9 +80,8 @@ class Bill:
         """Return the FLOP/s of steps that were timed, the same for all phases; None where none was."""
         steps = {(signature, flops) for _, signature, flops in self.epochs}
         timed = [(times.step_time(signature), flops) for signature, flops in steps if times.is_known(signature)]
-        if not timed:
-            return None
-        return dict.fromkeys(PHASES, sum(flops for _, flops in timed) / sum(seconds for seconds, _ in timed))
+        flops, seconds = sum(flops for _, flops in timed), sum(seconds for seconds, _ in timed)
+        return dict.fromkeys(PHASES, flops / seconds) if flops else None
 
     def seconds(self, times: StepTimes, trained: int, reused: int) -> dict[str, float]:
         """Return the metrics in seconds after ``trained`` epochs, of which the first ``reused`` came from a checkpoint.

@@ -5,15 +5,10 @@ from __future__ import annotations
 import functools
 import gc
 import platform
-import time
 from contextlib import suppress
 from pathlib import Path
 
 import torch
-
-PROBE_SIZE = 2048
-PROBE_ROUNDS = 20
-PROBE_MARGIN = 1.2  # a choice that should not change from process to process
 
 
 def choose_device() -> torch.device:
@@ -76,38 +71,23 @@ def release_memory(compiled: bool) -> None:
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Return the dtype of matrix products for a recipe's ``precision``: float32, bfloat16 or auto."""
+    """Return the dtype of matrix products for a recipe's ``precision``: float32, bfloat16 or auto.
+
+    auto: float32, but bfloat16 on a GPU that has the hardware for it.
+    """
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    return dtypes.get(precision) or fastest_dtype(device)
+    return dtypes.get(precision) or (torch.bfloat16 if _has_bfloat16(device) else torch.float32)
+
+
+@functools.cache
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type != "cuda":
+        return False
+    with torch.cuda.device(device):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """Return the context of a forward pass at a recipe's ``precision``."""
     dtype = choose_dtype(precision, device)
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-
-
-@functools.cache
-def fastest_dtype(device: torch.device) -> torch.dtype:
-    """Return the dtype of ``precision: auto``: float32, but bfloat16 on a GPU that multiplies faster in it.
-
-    A GPU is asked by timing: cards without the hardware take bfloat16 and emulate it.
-    """
-    if device.type != "cuda":
-        return torch.float32
-    single, half = (_product_seconds(device, dtype) for dtype in (torch.float32, torch.bfloat16))
-    return torch.bfloat16 if single > PROBE_MARGIN * half else torch.float32
-
-
-def _product_seconds(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the least seconds of a few rounds of matrix products; the first round loads the kernel."""
-    matrix = torch.ones(PROBE_SIZE, PROBE_SIZE, device=device, dtype=dtype)
-    times = []
-    for _ in range(4):
-        torch.cuda.synchronize(device)
-        started = time.perf_counter()
-        for _ in range(PROBE_ROUNDS):
-            matrix @ matrix
-        torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - started)
-    return min(times)

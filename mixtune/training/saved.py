@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 import yaml
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from mixtune._version import __version__
 from mixtune.backbone import Backbone
@@ -90,24 +90,27 @@ def load_trained(directory: str | os.PathLike[str], device: torch.device | str =
     """
     folder = Path(directory)
     _require_files(folder)
-    metadata, tensors = _read_weights(folder / WEIGHTS)
-    recipe = _read_recipe(folder / RECIPE, metadata["mixtune"])
-    classes = {name: tuple(names) for name, names in json.loads(metadata["classes"]).items()}
+    mistake = f"{folder / WEIGHTS} is damaged, or was not saved with {folder / RECIPE}"
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        version, image_size, channels = metadata["mixtune"], int(metadata["image_size"]), int(metadata["channels"])
+        classes = {name: tuple(names) for name, names in json.loads(metadata["classes"]).items()}
+    except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
+        raise DataError(f"{mistake}: {one_line(error)}") from error
+    recipe = _read_recipe(folder / RECIPE, version)
     tasks = [task.name for task in recipe.data.tasks]
-    mismatch = f"{folder / WEIGHTS} does not fit {folder / RECIPE}"
     if tasks != list(classes):
-        raise DataError(f"{mismatch}: the recipe's tasks are {', '.join(tasks)}, the weights' {', '.join(classes)}")
-    image_size, channels = int(metadata["image_size"]), int(metadata["channels"])
+        raise DataError(f"{mistake}: the recipe's tasks are {', '.join(tasks)}, the weights' {', '.join(classes)}")
     # the weights are at hand, whatever they began from
     unfilled = recipe.model_copy(update={"model": recipe.model.model_copy(update={"pretrained": False})})
     try:
         counts = [len(names) for names in classes.values()]
         backbone, objective, classifiers = build_parts(unfilled, image_size, channels, counts)
-    except RequestError as error:
-        raise DataError(f"{mismatch}: {error}") from error
-    parts = _join(backbone, objective, classifiers)
-    _require_equal_shapes(parts.state_dict(), tensors, mismatch)
-    parts.load_state_dict(tensors)
+        parts = _join(backbone, objective, classifiers)
+        parts.load_state_dict(tensors)
+    except (RequestError, RuntimeError) as error:
+        raise DataError(f"{mistake}: {one_line(error)}") from error
     parts.to(device).eval()
     metrics = _read_metrics(folder / METRICS)
     return SavedRun(folder, recipe, metrics, backbone, objective, classifiers, image_size, channels, classes)
@@ -152,31 +155,14 @@ def _join(backbone: Backbone, objective: Objective, classifiers: nn.ModuleList) 
 
 
 def _require_files(folder: Path) -> None:
-    """Raise RequestError where the folder holds no trained recipe, and DataError where it holds a part of one."""
+    """Raise RequestError where a folder holds no trained recipe, and DataError where it holds a part of one."""
     if not folder.is_dir():
-        if folder.exists():
-            raise RequestError(f"{folder} is a file, not the folder of a trained recipe")
         near = [item.name for item in folder.parent.iterdir() if item.is_dir()] if folder.parent.is_dir() else []
         raise RequestError(f"there is no folder {folder}{suggest(folder.name, near)}")
     missing = [name for name in (RECIPE, WEIGHTS, METRICS) if not (folder / name).is_file()]
-    if len(missing) == 3:
-        raise RequestError(f"{folder} holds no trained recipe: {', '.join(missing)} are missing")
     if missing:
-        lacks = f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
-        raise DataError(f"{folder} holds a part of a trained recipe, as an interrupted save leaves it: {lacks}")
-
-
-def _read_weights(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Return the metadata and the tensors by name."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{path} is damaged: {one_line(error)}") from error
-    absent = {"mixtune", "image_size", "channels", "classes"} - set(metadata)
-    if absent:
-        raise DataError(f"{path} was not saved by mixtune: its metadata lacks {', '.join(sorted(absent))}")
-    return metadata, tensors
+        mistake = DataError if len(missing) < 3 else RequestError
+        raise mistake(f"{folder} holds no whole trained recipe: {', '.join(missing)} is missing")
 
 
 def _read_recipe(path: Path, version: str) -> Recipe:
@@ -196,17 +182,6 @@ def _read_recipe(path: Path, version: str) -> Recipe:
 
 def _read_metrics(path: Path) -> dict[str, Any]:
     try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{path} is damaged: {one_line(error)}") from error
-    if not isinstance(metrics, dict):
-        raise DataError(f"{path} is damaged: it holds no names with values")
-    return metrics
-
-
-def _require_equal_shapes(wanted: Mapping[str, Tensor], held: Mapping[str, Tensor], mismatch: str) -> None:
-    """Raise DataError at the first weight that one of both lacks, or that has another shape."""
-    for name in {**wanted, **held}:
-        asked, given = (str(tuple(side[name].shape)) if name in side else "none" for side in (wanted, held))
-        if asked != given:
-            raise DataError(f"{mismatch}: {name} is {asked} by the recipe, {given} in the file")

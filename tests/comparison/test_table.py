@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -110,14 +111,11 @@ def test_what_is_missing_leaves_gaps_and_never_divides_by_zero() -> None:
         assert printed(frame)[0].strip() == ("one seed" if runs else "no training is complete yet")
 
 
-def test_one_seed_has_no_deviation_and_says_so() -> None:
+def test_seeds_that_are_missing_or_single_are_counted_and_have_no_deviation() -> None:
     frame = summarise(five(seeds=1))
     assert frame[["accuracy_std", "latency_std_s"]].isna().all(axis=None)
     assert not any("±" in line for line in printed(frame))
     assert comparison_notes(frame)[0] == "a deviation needs two seeds: there is only one"
-
-
-def test_seeds_that_are_not_in_are_counted() -> None:
     frame = summarise([*five(seeds=1), run("ssl_sl", "full", 1), run("sl", None, 1)])
     assert "mean ± deviation over 1 to 2 seeds" in printed(frame)[0]
     few = "SSL+SL (visible)", "MixTraining (visible)", "MixTraining (full)"
@@ -181,36 +179,31 @@ def test_the_cells_and_the_papers_rows_beneath() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("times", "text"),
-    [
+def test_a_deviation_has_the_decimals_of_its_mean() -> None:
+    for times, text in (
         ([12.0, 12.6], "12.3 ± 0.4 s"),
         ([1200.0, 1260.0], "1230 ± 42 s"),
         ([0.40, 0.42], "0.410 ± 0.014 s"),
         ([2e6, 2e6 + 10], "2e+06 ± 7 s"),
-    ],
-)
-def test_a_deviation_has_the_decimals_of_its_mean(times: list[float], text: str) -> None:
-    frame = summarise([Run("sl", None, seed, 0.5, {}, time, 1.0) for seed, time in enumerate(times)])
-    assert markdown_cells(comparison_markdown(frame, None, "val"))[-1][2] == text
+    ):
+        frame = summarise([Run("sl", None, seed, 0.5, {}, time, 1.0) for seed, time in enumerate(times)])
+        assert markdown_cells(comparison_markdown(frame, None, "val"))[-1][2] == text
 
 
-@pytest.mark.parametrize("width", [60, 100])
-@pytest.mark.parametrize("tasks", [(), TASKS, ("CIFAR10", "a task | of some [length]", "b", "c", "d")], ids=len)
-def test_the_table_fits_and_loses_no_cell(width: int, tasks: tuple[str, ...]) -> None:
-    frame = summarise(five(tasks=tasks))
-    paper = paper_of(TASKS if len(tasks) == 2 else "CIFAR10")
-    lines = printed(frame, paper, width)
-    assert max(map(len, lines)) <= width
-    text = " ".join(" ".join(lines).split())
-    for label in LABELS:
-        assert label.split()[0] in text
-    for cell in ("81.0 ± 1.4 %", "12.8 ± 0.0 s", "1.25x", "0.71x", "1.30x", "60.8 %" if len(tasks) == 2 else "60.5 %"):
-        assert cell in text
-    for task in tasks:
-        assert task.split()[0] in text
-    rows = markdown_cells(comparison_markdown(frame, paper, "val"))
-    assert {len(row) for row in rows} == {5 + len(tasks)}
+def test_the_table_fits_and_loses_no_cell() -> None:
+    for width, tasks in itertools.product(
+        (60, 100), ((), TASKS, ("CIFAR10", "a task | of some [length]", "b", "c", "d"))
+    ):
+        frame = summarise(five(tasks=tasks))
+        paper = paper_of(TASKS if len(tasks) == 2 else "CIFAR10")
+        lines = printed(frame, paper, width)
+        assert max(map(len, lines)) <= width
+        text = " ".join(" ".join(lines).split())
+        cells = ["81.0 ± 1.4 %", "12.8 ± 0.0 s", "1.25x", "0.71x", "1.30x", "60.8 %" if len(tasks) == 2 else "60.5 %"]
+        for part in (*(label.split()[0] for label in (*LABELS, *tasks)), *cells):
+            assert part in text, (width, tasks, part)
+        rows = markdown_cells(comparison_markdown(frame, paper, "val"))
+        assert {len(row) for row in rows} == {5 + len(tasks)}
 
 
 def test_the_papers_tasks_are_found_by_name_and_else_by_order() -> None:

@@ -29,29 +29,20 @@ CPU = torch.device("cpu")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="measures a GPU's memory, and there is none")
 
 
-@pytest.mark.parametrize(
-    ("total", "context", "peak", "packed"),
-    [
-        (80 * GIB, GIB // 2, 10 * GIB, 6),  # 80 / (0.5 + 11.5) = 6.67
-        (24 * GIB, GIB // 2, 10 * GIB, 2),  # exactly
-        (24 * GIB - 1, GIB // 2, 10 * GIB, 1),
-        (8 * GIB, GIB // 2, 10 * GIB, 1),  # not even one
-        (80 * GIB, GIB // 2, GIB // 10, 16),  # no more than asked for
-    ],
-)
-def test_as_many_are_packed_as_fit_with_their_contexts(total, context, peak, packed):
-    assert HEADROOM == 1.15  # what the numbers above are made with
-    assert largest_packing(total, context, peak) == packed
-
-
-def test_no_more_are_packed_than_asked_for():
+def test_as_many_are_packed_as_fit_with_their_contexts_and_may_allocate_what_they_were_packed_for():
+    assert HEADROOM == 1.15  # what the numbers are made with
+    for total, peak, packed in (
+        (80 * GIB, 10 * GIB, 6),  # 80 / (0.5 + 11.5) = 6.67
+        (24 * GIB, 10 * GIB, 2),  # exactly
+        (24 * GIB - 1, 10 * GIB, 1),
+        (8 * GIB, 10 * GIB, 1),  # not even one
+        (80 * GIB, GIB // 10, 16),  # no more than asked for
+    ):
+        assert largest_packing(total, GIB // 2, peak) == packed, (total, peak)
     assert largest_packing(80 * GIB, GIB // 2, GIB // 10, most=4) == 4
-
-
-@pytest.mark.parametrize("peak", [GIB // 3, GIB, 3 * GIB, 7 * GIB])
-def test_a_packed_trial_may_allocate_what_it_was_packed_for(peak):
-    share = 1 / largest_packing(80 * GIB, GIB // 2, peak)
-    assert allowed_bytes(share, 80 * GIB, GIB // 2) >= peak * HEADROOM - 1
+    for peak in (GIB // 3, GIB, 3 * GIB, 7 * GIB):
+        share = 1 / largest_packing(80 * GIB, GIB // 2, peak)
+        assert allowed_bytes(share, 80 * GIB, GIB // 2) >= peak * HEADROOM - 1, peak
 
 
 def test_a_trial_may_allocate_its_share_less_its_context():
@@ -61,9 +52,8 @@ def test_a_trial_may_allocate_its_share_less_its_context():
     assert allowed_bytes(2.0, 80 * GIB, GIB) is None
 
 
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
+def test_a_full_gpu_is_told_from_other_failures():
+    for error, expected in (
         (torch.OutOfMemoryError("Tried to allocate 20.00 MiB"), True),
         (RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB"), True),
         (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"), True),
@@ -72,30 +62,24 @@ def test_a_trial_may_allocate_its_share_less_its_context():
         (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
         (TrainingError("the loss is nan in epoch 1 (ssl phase), step 2"), False),
         (MemoryError("CUDA out of memory"), False),  # the host's
-    ],
-)
-def test_a_full_gpu_is_told_from_other_failures(error, expected):
-    assert is_out_of_memory(error) is expected
+    ):
+        assert is_out_of_memory(error) is expected, error
 
 
-@pytest.mark.parametrize(("device", "limit"), [("cpu", 1), ("cpu", None), ("cuda", None)])
-def test_there_is_no_limit_on_a_cpu_and_none_where_none_is_given(monkeypatch, device, limit):
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *_: pytest.fail("a limit was set"))
-    limit_memory(torch.device(device), limit)
-
-
-@pytest.mark.parametrize(("limit", "fraction"), [(GIB, 0.125), (9 * GIB, 1.0), (0, 1 / (8 * GIB))])
-def test_a_limit_is_set_as_a_fraction_of_the_gpu(monkeypatch, limit, fraction):
+def test_a_limit_is_set_as_a_fraction_of_the_gpu_and_none_where_there_is_none(monkeypatch):
     given = []
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (GIB, 8 * GIB))
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *values: given.append(values))
-    limit_memory(torch.device("cuda"), limit)
-    assert given == [(fraction, None)]
+    for device, limit in (("cpu", 1), ("cpu", None), ("cuda", None)):
+        limit_memory(torch.device(device), limit)
+    assert given == []
+    for limit in (GIB, 9 * GIB, 0):
+        limit_memory(torch.device("cuda"), limit)
+    assert given == [(0.125, None), (1.0, None), (1 / (8 * GIB), None)]
 
 
-@pytest.mark.parametrize(
-    ("base", "space"),
-    [
+def test_the_largest_recipe_is_the_one_that_trying_all_finds(make_recipe):
+    for base, space in (
         ({}, {"optim.batch_size": {"choice": [32, 128, 64]}, "epochs.sl": {"randint": [1, 50]}}),
         # 700 is more than all that 0.4 leaves
         ({}, {"optim.batch_size": {"choice": [100, 700]}, "data.fraction": {"choice": [0.4, 1.0]}}),
@@ -107,14 +91,12 @@ def test_a_limit_is_set_as_a_fraction_of_the_gpu(monkeypatch, limit, fraction):
             {"rho": {"quniform": [0.0, 1.0, 0.5]}, "epochs.ssl": {"choice": [0, 4]}},
         ),
         ({}, {}),
-    ],
-)
-def test_the_largest_recipe_is_the_one_that_trying_all_finds(make_recipe, base, space):
-    searched = space_from_dict({"recipe": make_recipe(base).to_dict(), "space": space})
-    grids = [distribution.grid() for distribution in searched.space.values()]
-    recipes = [searched.recipe_at(dict(zip(searched.space, point, strict=True))) for point in product(*grids)]
-    largest = largest_recipe(searched, SIZE)
-    assert step_flops(largest, SIZE) == max(step_flops(recipe, SIZE) for recipe in recipes)
+    ):
+        searched = space_from_dict({"recipe": make_recipe(base).to_dict(), "space": space})
+        grids = [distribution.grid() for distribution in searched.space.values()]
+        recipes = [searched.recipe_at(dict(zip(searched.space, point, strict=True))) for point in product(*grids)]
+        most = max(step_flops(recipe, SIZE) for recipe in recipes)
+        assert step_flops(largest_recipe(searched, SIZE), SIZE) == most, space
 
 
 def test_a_large_batch_outweighs_a_long_training(make_recipe):
@@ -136,16 +118,14 @@ def test_a_step_costs_its_images_in_its_dearest_phase(make_recipe):
     assert step_flops(make_recipe({"optim.batch_size": 5000}), SIZE) == 0.0
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"epochs.ssl": 0}, {"data.dataset": ["digits", "digits"]}, {"optim.batch_size": 129}]
-)
-def test_a_rehearsal_leaves_the_data_and_the_random_state_alone(make_recipe, changes):
-    recipe = make_recipe(changes)
-    data = load_training_data(recipe)
-    before, pixels = torch.get_rng_state(), data.tasks[0].train.images.clone()
-    rehearse(recipe, data, CPU)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(data.tasks[0].train.images, pixels)
+def test_a_rehearsal_leaves_the_data_and_the_random_state_alone(make_recipe):
+    for changes in ({}, {"epochs.ssl": 0}, {"data.dataset": ["digits", "digits"]}, {"optim.batch_size": 129}):
+        recipe = make_recipe(changes)
+        data = load_training_data(recipe)
+        before, pixels = torch.get_rng_state(), data.tasks[0].train.images.clone()
+        rehearse(recipe, data, CPU)
+        assert torch.equal(torch.get_rng_state(), before), changes
+        assert torch.equal(data.tasks[0].train.images, pixels), changes
 
 
 def test_a_rehearsal_goes_through_every_phase_and_evaluates(make_recipe, monkeypatch):

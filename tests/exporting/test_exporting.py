@@ -23,13 +23,14 @@ from sklearn.datasets import load_sample_images
 import mixtune
 from mixtune.datasets._decode import decode
 from mixtune.errors import DataError, RequestError, TrainingError
-from mixtune.exporting import export
+from mixtune.exporting import MARKER, export
 from mixtune.meter.times import StepTimes
 from mixtune.run.ledger import Ledger, finite_or_none
 from mixtune.run.lock import hold_run
 from mixtune.single import train_recipe
 from mixtune.space.recipe import change_recipe
 from mixtune.space.space import space_from_dict
+from mixtune.stages.keys import stage_keys
 from mixtune.stages.resume import train_shared
 from mixtune.stages.store import StateStore
 from mixtune.training.data import load_training_data
@@ -59,16 +60,15 @@ def searched(
     for trial, params in TRIALS.items():
         recipe = change_recipe(space.recipe, params)
         state = states[trial] = start_state(recipe, load_training_data(recipe))
-        known = set(times.windows)
         for _ in train_shared(state, directory / "stages", times):
             pass
-        for signature in times.windows.keys() - known:
-            ledger.append("step_time", trial=trial, signature=signature, seconds=times.windows[signature][0])
-            ledger.append("step_time_fixed", trial=trial, signature=signature)
+        for signature in state.bill.signatures():
+            ledger.append("step_time", trial=trial, signature=signature, seconds=times.step_time(signature))
         baseline = {"method": trial} if trial == "sl" else {}
         ledger.append("asked", trial=trial, params=params, **({"baseline": trial} if baseline else {}))
         metrics = finite_or_none(measure(state).to_dict())
-        ledger.append("baseline" if baseline else "complete", trial=trial, metrics=metrics, **baseline)
+        stage = stage_keys(recipe, state.data)[-1]
+        ledger.append("baseline" if baseline else "complete", trial=trial, metrics=metrics, stage=stage, **baseline)
     ledger.append("asked", trial="t0003", params={"alpha": 0.9})
     ledger.append("failed", trial="t0003", reason="the loss is nan", metrics={})
     return directory, states
@@ -142,7 +142,9 @@ def test_what_is_not_stored_any_more_is_trained_again_to_the_same_bits(
     shutil.rmtree(run / "stages")
     lines: list[str] = []
     folder = export(run, "t0001", on_line=lines.append)
-    assert lines == ["t0001: 4 of its 4 epochs are not stored any more and are trained again"]
+    assert lines == [
+        "t0001: 4 of its 4 epochs are not stored any more and are trained again: its weights are new, its figures measured again"
+    ]
     assert torch.equal(exported_logits(folder, states["t0001"]), logits(states["t0001"]))
     assert figures(folder)["metrics"]["val_accuracy"] == measure(states["t0001"]).val_accuracy
 
@@ -151,7 +153,9 @@ def test_what_is_not_stored_any_more_is_trained_again_to_the_same_bits(
     store.remove(newest)
     lines.clear()
     again = export(run, "t0001", run.parent / "again", on_line=lines.append)
-    assert re.match(r"t0001: [12] of its 4 epochs are not stored any more and are trained again$", lines[0])
+    assert re.match(
+        r"t0001: [12] of its 4 epochs are not stored any more and are trained again: its weights are new", lines[0]
+    )
     assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
@@ -193,34 +197,35 @@ def test_a_wrong_name_is_one_line_with_the_known_ones(run: Path, trial: str, mes
     with pytest.raises(RequestError, match=message) as refused:
         export(run, trial)
     assert "\n" not in str(refused.value)
-    assert not (run / "models").exists()
-
-
-def test_a_run_without_a_front_has_no_knee(run: Path) -> None:
     (run / "ledger.jsonl").write_text("")
     with pytest.raises(RequestError, match="has no front, so no knee: no trial is complete"):
         export(run)
+    assert not (run / "models").exists()
 
 
-def test_an_export_replaces_its_own_and_refuses_what_is_not(run: Path) -> None:
+def test_an_export_replaces_its_own_files_and_no_others(run: Path) -> None:
     folder = export(run, "t0001")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / MARKER).write_text(json.dumps({"../../space.yaml": "", "notes.txt": ""}))  # not read
+    (folder / "notes.txt").write_text("mine")
+    (folder / "README.md").write_text("half")
     assert export(run, "t0001") == folder
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before | {"notes.txt": b"mine"}
+    assert (run / "space.yaml").exists()
     assert export(run, "t0002", folder) == folder
     assert figures(folder)["name"] == "t0002"
-    (folder / "README.md").write_text("my own words")
-    with pytest.raises(RequestError, match=r"README\.md is not as an export wrote it"):
-        export(run, "t0001")
-    assert figures(folder)["name"] == "t0002"
-    with pytest.raises(RequestError, match=r"digits holds .*, which no export wrote: choose another folder"):
+
+
+def test_a_folder_that_no_export_made_is_refused_and_stays_as_it_was(run: Path) -> None:
+    held = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(RequestError, match=r"digits holds ledger\.jsonl, which no export wrote: choose another folder"):
         export(run, "t0001", run)
-    other = run.parent / "other"
-    train_recipe(change_recipe(mixtune.load_space(run / "space.yaml").recipe, {"epochs.ssl": 0}), out=other)
-    held = {path.name: path.read_bytes() for path in other.iterdir()}
-    with pytest.raises(RequestError, match=r"other holds .*, which no export wrote"):
-        export(run, "t0001", other)
-    assert {path.name: path.read_bytes() for path in other.iterdir()} == held
+    for path in (run / "space.yaml", run / "space.yaml" / "below"):
+        with pytest.raises(RequestError, match=f"{path} cannot be written to .Not a directory.: choose another folder"):
+            export(run, "t0001", path)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == held
+    (run.parent / "empty").mkdir()
+    assert visible(export(run, "t0001", run.parent / "empty")) == FILES
 
 
 def test_a_run_that_is_in_use_is_refused(run: Path) -> None:

@@ -64,22 +64,22 @@ def synthetic(generator, bias, spread, whole_spread, size=400):
     return [[gradient[:100], gradient[100:].view(30, 10)] for gradient in (whole, shortened)]
 
 
-@pytest.mark.parametrize(("bias", "spread"), [(0.0, 2.0), (0.5, 2.0), (2.0, 0.5), (1.0, 0.0)])
-def test_a_known_bias_and_variance_are_found_without_the_bias_of_the_sample(bias, spread):
-    generator, batches, repeats = torch.Generator().manual_seed(0), 6, 200
-    found = []
-    for _ in range(repeats):
-        sums = ErrorSums(1)
-        for _ in range(batches):
-            whole, shortened = synthetic(generator, bias, spread, whole_spread=1.5)
-            sums.add(whole, [shortened])
-        found.append((sums.squared_bias(0), sums.variance(0)))
-    biases, variances = torch.tensor(found, dtype=torch.float64).T
-    error = 4 * biases.std() / math.sqrt(repeats) + 1e-5
-    assert biases.mean() == pytest.approx(bias**2, abs=error.item())
-    assert variances.mean() == pytest.approx(1.5**2 + spread**2, rel=0.03)
-    if spread == 2.0:  # the plain estimate |mean d|^2 would be off by the variance over the batches
-        assert error < 0.5 * spread**2 / batches
+def test_a_known_bias_and_variance_are_found_without_the_bias_of_the_sample():
+    batches, repeats = 6, 200
+    for bias, spread in ((0.0, 2.0), (0.5, 2.0), (2.0, 0.5), (1.0, 0.0)):
+        generator, found = torch.Generator().manual_seed(0), []
+        for _ in range(repeats):
+            sums = ErrorSums(1)
+            for _ in range(batches):
+                whole, shortened = synthetic(generator, bias, spread, whole_spread=1.5)
+                sums.add(whole, [shortened])
+            found.append((sums.squared_bias(0), sums.variance(0)))
+        biases, variances = torch.tensor(found, dtype=torch.float64).T
+        error = 4 * biases.std() / math.sqrt(repeats) + 1e-5
+        assert biases.mean() == pytest.approx(bias**2, abs=error.item()), (bias, spread)
+        assert variances.mean() == pytest.approx(1.5**2 + spread**2, rel=0.03), (bias, spread)
+        if spread == 2.0:  # the plain estimate |mean d|^2 would be off by the variance over the batches
+            assert error < 0.5 * spread**2 / batches
 
 
 def test_the_sums_are_those_of_the_whole_sample():
@@ -117,10 +117,7 @@ def test_memory_does_not_grow_with_the_batches():
 def test_no_compression_is_no_error_and_a_state_stays_as_it_was(objective):
     recipe = recipe_of(objective)
     state = state_of(recipe)
-    before = {
-        name: value.clone()
-        for name, value in [*state.backbone.state_dict().items(), *state.objective.state_dict().items()]
-    }
+    before = {name: value.clone() for name, value in weights_of(state).items()}
     also_none = Strategy(Shortening(0.0, 2), Shortening(0.0, 2))  # the backbone's own patch size, by its number
     whole, same, dropped, larger = measure_errors(state, [also_none, DROPPED, LARGER], batches=3, consumed=0.0)
     assert whole.strategy == UNCOMPRESSED
@@ -155,18 +152,15 @@ def test_what_is_compared_fits_the_images():
     assert len({UNCOMPRESSED, *default_strategies(2, 32)}) <= 8
 
 
-@pytest.mark.parametrize(
-    ("recipe", "batches", "strategies", "said"),
-    [
+def test_a_profile_that_cannot_be_measured_is_one_line():
+    for recipe, batches, strategies, said in (
         (recipe_of(**{"ssl.objective": "mae"}), 2, None, "mae has no ssl.compression"),
         (recipe_of(**{"epochs.ssl": 0}), 2, None, "epochs.ssl is 0"),
         (recipe_of(), 1, None, "at least 2 batches"),
         (recipe_of(), 2, [Strategy(Shortening(i / 10)) for i in range(1, 9)], "at most 8 strategies"),
-    ],
-)
-def test_a_profile_that_cannot_be_measured_is_one_line(recipe, batches, strategies, said):
-    with pytest.raises(RequestError, match=said):
-        next(measure_profile(recipe, CPU, [0.0, 1.0], batches, strategies))
+    ):
+        with pytest.raises(RequestError, match=said):
+            next(measure_profile(recipe, CPU, [0.0, 1.0], batches, strategies))
 
 
 # --- the schedule

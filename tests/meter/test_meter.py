@@ -424,15 +424,6 @@ def test_a_step_time_is_the_median_of_three_windows_and_then_fixed():
     assert times.windows == {"a": [3.0, 1.0, 1.5]}
 
 
-def test_latency_is_steps_times_step_time_over_the_phases():
-    times = StepTimes()
-    times.add("one", 0.5)
-    times.add("two", 0.25)
-    assert times.latency([(10, "one"), (4, "two")]) == 6.0
-    assert math.isnan(times.latency([(10, "one"), (1, "none"), (4, "two")]))
-    assert times.latency([]) == 0.0
-
-
 def test_a_window_takes_what_its_own_steps_take_on_a_device_that_works_behind(path):
     queued = []
 
@@ -622,4 +613,4 @@ def test_metered_training_gives_the_same_bits_and_a_time_for_every_phase(make_re
     assert saved[0] == saved[1]
     signatures = {phase: cost_signature(metered.factors(phase)) for phase in PHASES}
     assert {s: len(w) for s, w in meter.times.windows.items()} == dict.fromkeys(signatures.values(), WINDOWS)
-    assert 0 < meter.times.latency((data.steps, signatures[epoch.phase]) for epoch in make_plan(recipe)) < 60
+    assert 0 < sum(metered.bill.price(meter.times).values()) < 60

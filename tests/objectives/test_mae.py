@@ -3,53 +3,23 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits, load_sample_images
+from vits import SMALL, VITS, make_backbone, real_images
 
 from mixtune.backbone import build_backbone
 from mixtune.errors import RequestError
 from mixtune.objectives import Reconstructs, mae
 from mixtune.space.recipe import Model
 
-SMALL = {"embed_dim": 16, "depth": 2, "num_heads": 2}
-# name -> settings, image size, channels: class token; registers; pre-norm; no class token; positions for patches alone
-VITS = {
-    "digits": (Model(**SMALL, patch_size=2), 8, 1),
-    "fashion": (Model(**SMALL, patch_size=4), 28, 1),
-    "registers": (Model(**SMALL, name="vit_small_patch14_reg4_dinov2", patch_size=3), 12, 3),
-    "clip": (Model(**SMALL, name="vit_base_patch16_clip_224", patch_size=4), 16, 3),
-    "gap": (Model(**SMALL, name="vit_base_patch16_gap_224", patch_size=5, pool="avg"), 15, 3),
-    "reg4_gap": (Model(**SMALL, name="vit_base_patch16_reg4_gap_256", patch_size=4, pool="avg"), 16, 1),
-}
-
 
 @pytest.fixture(params=list(VITS))
 def parts(request):
     """A backbone and four real images for it."""
     return make_backbone(request.param), real_images(request.param)
-
-
-def make_backbone(name):
-    settings, size, channels = VITS[name]
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        backbone = build_backbone(settings, size, channels)
-        for parameter in backbone.parameters():  # timm starts biases at 0 and small scales at 1e-5: show them
-            torch.nn.init.normal_(parameter, mean=1.0 * (parameter.ndim == 1), std=0.3)
-    return backbone
-
-
-def real_images(name, count=4):
-    _, size, channels = VITS[name]
-    if size == 8:
-        pixels = torch.from_numpy(load_digits().images[:count, None] / 16)
-    else:
-        photo = torch.from_numpy(load_sample_images().images[1] / 255).permute(2, 0, 1)[:channels]
-        pixels = torch.stack([photo[:, 90 * i : 90 * i + size, 100 * i : 100 * i + size] for i in range(count)])
-    return ((pixels - pixels.mean()) / pixels.std()).float()
 
 
 def make_objective(backbone, **settings):
@@ -127,18 +97,13 @@ def slow_loss(objective, predicted, images, keep):
 # --- patches
 
 
-def test_patches_are_cut_row_by_row(parts):
+def test_patches_are_cut_row_by_row_and_put_together_again(parts):
     backbone, images = parts
     patches = mae.patchify(images, backbone.patch_size)
     assert patches.shape == (4, backbone.tokens, backbone.patch_size**2 * backbone.channels)
     for image, cut in zip(images, patches, strict=True):
         assert cut.tolist() == slow_patches(image, backbone.patch_size)
         assert torch.equal(slow_unpatchify(cut.tolist(), backbone.patch_size, backbone.channels), image)
-
-
-def test_patches_are_put_together_again(parts):
-    backbone, images = parts
-    patches = mae.patchify(images, backbone.patch_size)
     assert torch.equal(mae.unpatchify(patches, backbone.patch_size), images)
     other = patches.flip(1)  # no images that patchify saw
     assert torch.equal(mae.patchify(mae.unpatchify(other, backbone.patch_size), backbone.patch_size), other)
@@ -157,28 +122,11 @@ def test_a_token_sees_exactly_the_pixels_of_its_patch(parts):
 # --- masks
 
 
-@pytest.mark.parametrize(
-    ("tokens", "ratio", "kept"),
-    [
-        (256, 0.75, 64),
-        (49, 0.75, 12),
-        (10, 0.9, 1),  # 10 * (1 - 0.9) is 0.9999999999999998
-        (100, 0.29, 71),
-        (1000, 0.999, 1),
-        (9, 0.75, 2),
-        (4, 0.99, 1),  # at least one is kept
-        (4, 0.01, 3),  # at least one is masked
-        (2, 0.5, 1),
-    ],
-)
-def test_how_many_patches_are_kept(tokens, ratio, kept):
-    assert mae.kept_tokens(tokens, ratio) == kept
-
-
 def test_the_kept_count_is_exact_for_all_thousandths():
-    for tokens in (10, 16, 49, 196, 256, 1000):
+    assert mae.kept_tokens(10, 0.9) == 1  # 10 * (1 - 0.9) is 0.9999999999999998
+    for tokens in (2, 4, 9, 10, 16, 49, 100, 196, 256, 1000):
         for k in range(1, 1000):
-            exact = tokens * (1000 - k) // 1000
+            exact = tokens * (1000 - k) // 1000  # but at least one is kept, and one is masked
             assert mae.kept_tokens(tokens, k / 1000) == min(max(exact, 1), tokens - 1), (tokens, k)
 
 
@@ -291,49 +239,52 @@ def test_each_place_has_its_own_position_and_rows_differ_from_columns():
 # --- the loss
 
 
-@pytest.mark.parametrize("norm_pix", [False, True])
-@pytest.mark.parametrize("loss_on", ["masked", "unmasked", "all"])
-def test_the_loss_is_the_mean_squared_error_of_the_patches_named(parts, loss_on, norm_pix):
+def test_the_loss_is_the_mean_squared_error_of_the_patches_named(parts):
     backbone, images = parts
-    objective = make_objective(backbone, loss_on=loss_on, norm_pix=norm_pix)
-    keep = objective.draw_kept(4, backbone.tokens, generator())
     predicted = torch.randn(mae.patchify(images, backbone.patch_size).shape, generator=generator(2))
-    expected = slow_loss(objective, predicted, images, keep)
-    assert objective.loss(predicted, images, keep).item() == pytest.approx(expected, rel=1e-4)
+    for loss_on, norm_pix in product(("masked", "unmasked", "all"), (False, True)):
+        objective = make_objective(backbone, loss_on=loss_on, norm_pix=norm_pix)
+        keep = objective.draw_kept(4, backbone.tokens, generator())
+        expected = slow_loss(objective, predicted, images, keep)
+        assert objective.loss(predicted, images, keep).item() == pytest.approx(expected, rel=1e-4), (loss_on, norm_pix)
 
 
-@pytest.mark.parametrize("loss_on", ["masked", "unmasked", "all"])
-def test_a_perfect_prediction_costs_nothing_and_only_the_patches_named_count(loss_on):
+def test_a_perfect_prediction_costs_nothing_and_only_the_patches_named_count():
     backbone, images = make_backbone("digits"), real_images("digits")
-    objective = make_objective(backbone, loss_on=loss_on)
-    keep = objective.draw_kept(4, 16, generator())
     perfect = mae.patchify(images, 2)
-    assert objective.loss(perfect, images, keep).item() == pytest.approx(0, abs=1e-6)
-    kept = torch.zeros(4, 16, 1, dtype=torch.bool).scatter(1, keep[:, :, None], True)
-    for wrong, counts in ((kept, loss_on != "masked"), (~kept, loss_on != "unmasked")):
-        assert (objective.loss(perfect + 2.0 * wrong, images, keep).item() > 0.5) == counts
+    for loss_on in ("masked", "unmasked", "all"):
+        objective = make_objective(backbone, loss_on=loss_on)
+        keep = objective.draw_kept(4, 16, generator())
+        assert objective.loss(perfect, images, keep).item() == pytest.approx(0, abs=1e-6)
+        kept = torch.zeros(4, 16, 1, dtype=torch.bool).scatter(1, keep[:, :, None], True)
+        for wrong, counts in ((kept, loss_on != "masked"), (~kept, loss_on != "unmasked")):
+            assert (objective.loss(perfect + 2.0 * wrong, images, keep).item() > 0.5) == counts, loss_on
 
 
-@pytest.mark.parametrize("joint", [False, True])
-@pytest.mark.parametrize("encode", ["visible", "full"])
-def test_the_whole_objective_is_the_slow_one(parts, encode, joint):
+def slow_features(backbone, image, kept, whole):
+    """Return the features (prefix + K, D) of the kept patches of an image that is encoded whole, or these alone."""
+    if not whole:
+        return slow_encode(backbone, image, kept)
+    encoded = slow_encode(backbone, image, range(backbone.tokens))
+    return torch.cat([encoded[: backbone.prefix], encoded[backbone.prefix :][kept]])
+
+
+def test_the_whole_objective_is_the_slow_one(parts):
     backbone, images = parts
-    objective = make_objective(backbone, encode=encode, norm_pix=True)
-    loss, tokens = objective(backbone, images, generator(3), joint=joint)
-    keep = objective.draw_kept(4, backbone.tokens, generator(3))
-    predicted = []
-    for image, kept in zip(images, keep.tolist(), strict=True):
-        if encode == "visible" and not joint:
-            features = slow_encode(backbone, image, kept)
+    for encode, joint in product(("visible", "full"), (False, True)):
+        objective = make_objective(backbone, encode=encode, norm_pix=True)
+        loss, tokens = objective(backbone, images, generator(3), joint=joint)
+        keep = objective.draw_kept(4, backbone.tokens, generator(3))
+        predicted = []
+        for image, kept in zip(images, keep.tolist(), strict=True):
+            features = slow_features(backbone, image, kept, whole=joint or encode == "full")
+            predicted.append(slow_decode(objective, features, kept, backbone))
+        expected = slow_loss(objective, torch.stack(predicted), images, keep)
+        assert loss.item() == pytest.approx(expected, rel=1e-3), (encode, joint)
+        if joint:
+            torch.testing.assert_close(tokens, backbone(images))
         else:
-            encoded = slow_encode(backbone, image, range(backbone.tokens))
-            features = torch.cat([encoded[: backbone.prefix], encoded[backbone.prefix :][kept]])
-        predicted.append(slow_decode(objective, features, kept, backbone))
-    assert loss.item() == pytest.approx(slow_loss(objective, torch.stack(predicted), images, keep), rel=1e-3)
-    if joint:
-        torch.testing.assert_close(tokens, backbone(images))
-    else:
-        assert tokens is None
+            assert tokens is None
 
 
 def test_both_encodings_draw_the_same_masks_and_differ_in_what_the_encoder_sees():
@@ -354,10 +305,7 @@ def test_both_encodings_draw_the_same_masks_and_differ_in_what_the_encoder_sees(
 
 def slow_reconstruct(objective, backbone, image, kept, whole):
     """Return one image (C, H, W) whose patches but ``kept`` are the decoder's."""
-    encoded = slow_encode(backbone, image, range(backbone.tokens) if whole else kept)
-    if whole:
-        encoded = torch.cat([encoded[: backbone.prefix], encoded[backbone.prefix :][kept]])
-    guesses = slow_decode(objective, encoded, kept, backbone).tolist()
+    guesses = slow_decode(objective, slow_features(backbone, image, kept, whole), kept, backbone).tolist()
     patches = slow_patches(image, objective.patch_size)
     for number in set(range(backbone.tokens)) - set(kept):
         patch, scale, shift = patches[number], 1.0, 0.0
@@ -367,39 +315,34 @@ def slow_reconstruct(objective, backbone, image, kept, whole):
     return slow_unpatchify(patches, objective.patch_size, backbone.channels)
 
 
-@pytest.mark.parametrize("norm_pix", [False, True])
-@pytest.mark.parametrize("whole", [False, True])
-def test_masked_patches_are_the_decoders_and_the_others_stay(parts, whole, norm_pix):
+def test_masked_patches_are_the_decoders_and_the_others_stay(parts):
     backbone, images = parts[0], parts[1][:2]
-    objective = make_objective(backbone, norm_pix=norm_pix)
-    keep = objective.draw_kept(2, backbone.tokens, generator())
-    made = objective.reconstruct(backbone, images, keep, whole)
-    assert made.shape == images.shape
-    assert not made.requires_grad
-    for image, kept, drawn in zip(images, keep.tolist(), made, strict=True):
-        expected = slow_reconstruct(objective, backbone, image, kept, whole)
-        torch.testing.assert_close(drawn, expected, rtol=1e-3, atol=1e-3)
-    index = keep[:, :, None].expand(-1, -1, backbone.patch_size**2 * backbone.channels)
-    cut, drawn = (mae.patchify(i, backbone.patch_size) for i in (images, made))
-    assert torch.equal(cut.gather(1, index), drawn.gather(1, index))
-    assert (cut != drawn).any(dim=-1).sum() == 2 * (backbone.tokens - keep.shape[1])
+    for whole, norm_pix in product((False, True), (False, True)):
+        objective = make_objective(backbone, norm_pix=norm_pix)
+        keep = objective.draw_kept(2, backbone.tokens, generator())
+        made = objective.reconstruct(backbone, images, keep, whole)
+        assert made.shape == images.shape
+        assert not made.requires_grad
+        for image, kept, drawn in zip(images, keep.tolist(), made, strict=True):
+            expected = slow_reconstruct(objective, backbone, image, kept, whole)
+            torch.testing.assert_close(drawn, expected, rtol=1e-3, atol=1e-3)
+        index = keep[:, :, None].expand(-1, -1, backbone.patch_size**2 * backbone.channels)
+        cut, drawn = (mae.patchify(i, backbone.patch_size) for i in (images, made))
+        assert torch.equal(cut.gather(1, index), drawn.gather(1, index)), (whole, norm_pix)
+        assert (cut != drawn).any(dim=-1).sum() == 2 * (backbone.tokens - keep.shape[1])
 
 
-@pytest.mark.parametrize("encode", ["visible", "full"])
-@pytest.mark.parametrize("joint", [False, True])
-def test_the_error_of_a_reconstruction_is_the_loss_of_that_phase(parts, encode, joint):
+def test_the_error_of_a_reconstruction_is_the_loss_of_that_phase(parts):
     backbone, images = parts
-    objective = make_objective(backbone, encode=encode)
-    assert objective.sees_whole(joint) == (joint or encode == "full")
-    keep = objective.draw_kept(4, backbone.tokens, generator(3))
-    made = objective.reconstruct(backbone, images, keep, objective.sees_whole(joint))
-    masked_share = 1 - keep.shape[1] / backbone.tokens
-    loss, _ = objective(backbone, images, generator(3), joint=joint)
-    torch.testing.assert_close((made - images).square().mean() / masked_share, loss.detach(), rtol=1e-4, atol=1e-5)
-
-
-def test_it_can_reconstruct():
-    assert isinstance(make_objective(make_backbone("digits")), Reconstructs)
+    for encode, joint in product(("visible", "full"), (False, True)):
+        objective = make_objective(backbone, encode=encode)
+        assert isinstance(objective, Reconstructs)
+        assert objective.sees_whole(joint) == (joint or encode == "full")
+        keep = objective.draw_kept(4, backbone.tokens, generator(3))
+        made = objective.reconstruct(backbone, images, keep, objective.sees_whole(joint))
+        masked_share = 1 - keep.shape[1] / backbone.tokens
+        loss, _ = objective(backbone, images, generator(3), joint=joint)
+        torch.testing.assert_close((made - images).square().mean() / masked_share, loss.detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_the_decoder_has_the_backbones_width_and_heads_and_the_depth_asked_for():
@@ -409,13 +352,8 @@ def test_the_decoder_has_the_backbones_width_and_heads_and_the_depth_asked_for()
     assert (block.attn.num_heads, block.attn.qkv.in_features, block.mlp.fc1.out_features) == (2, 16, 64)
 
 
-def test_a_single_patch_cannot_be_masked():
-    backbone = build_backbone(Model(**SMALL, patch_size=8), 8, 1)
+def test_a_single_patch_and_a_width_without_2d_positions_are_refused():
     with pytest.raises(RequestError, match=r"model\.patch_size 8 leaves a single one"):
-        make_objective(backbone)
-
-
-def test_a_width_without_2d_positions_is_refused():
-    backbone = build_backbone(Model(embed_dim=6, depth=1, num_heads=3, patch_size=4), 8, 1)
+        make_objective(build_backbone(Model(**SMALL, patch_size=8), 8, 1))
     with pytest.raises(RequestError, match=r"model\.embed_dim that is a multiple of 4, not 6"):
-        make_objective(backbone)
+        make_objective(build_backbone(Model(embed_dim=6, depth=1, num_heads=3, patch_size=4), 8, 1))

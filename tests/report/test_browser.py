@@ -21,7 +21,7 @@ PHONE, DESKTOP = (390, 844), (1280, 900)
 
 @pytest.fixture(scope="module")
 def report(write_run: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_report(write_run(tmp_path_factory.mktemp("made-up") / "run", 40), None)
+    return write_report(load(write_run(tmp_path_factory.mktemp("made-up") / "run", 40)), None)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mixtune.errors import RequestError
-from mixtune.run.ledger import Ledger, TrialRecord, apply_event, finite_or_none, read_ledger, trial_states
+from mixtune.run.ledger import Ledger, RunState, finite_or_none, fold, read_ledger
 
 
 def event(kind: str, trial: str = "t0001", **fields: Any) -> dict[str, Any]:
@@ -37,15 +37,13 @@ def test_append_returns_what_a_reader_will_see(tmp_path: Path) -> None:
 
 def test_records_kept_event_by_event_are_those_of_the_whole_ledger(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.jsonl")
-    records: dict[str, TrialRecord] = {}
+    state = RunState()
     for kind in ("asked", "started", "epoch", "failed", "retried", "started", "complete", "confirmed"):
-        apply_event(records, ledger.append(kind, trial="t0001", metrics={"epoch": 1}, reason="why"))
-        assert records == trial_states(read_ledger(ledger.path))
+        state.apply(ledger.append(kind, trial="t0001", metrics={"epoch": 1}, reason="why"))
+        assert state.records == fold(read_ledger(ledger.path)).records
 
 
-def test_a_crash_at_any_byte_loses_no_whole_line_and_the_next_append_leaves_a_sound_file(
-    tmp_path: Path,
-) -> None:
+def test_a_crash_at_any_byte_loses_no_whole_line_and_the_next_append_leaves_a_sound_file(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     writer = Ledger(path)
     writer.append("asked", trial="t0001", time=1, params={"alpha": 0.25, "epochs.sl": 20})
@@ -62,14 +60,14 @@ def test_a_crash_at_any_byte_loses_no_whole_line_and_the_next_append_leaves_a_so
         assert all(json.loads(line) for line in path.read_bytes().splitlines())
 
 
-@pytest.mark.parametrize("torn", [b"\x00\x00\x00\x00", b"\x00\x00\n", b'{"event": "ask\n', b"[1]\n", b"\xff\n"])
-def test_an_unreadable_last_line_is_skipped_by_readers_and_cut_by_the_writer(tmp_path: Path, torn: bytes) -> None:
-    path = tmp_path / "ledger.jsonl"
-    Ledger(path).append("asked", trial="t0001", time=1)
-    path.write_bytes(path.read_bytes() + torn)
-    assert len(read_ledger(path)) == 1
-    Ledger(path).append("started", trial="t0001", time=2)
-    assert [line["event"] for line in read_ledger(path)] == ["asked", "started"]
+def test_an_unreadable_last_line_is_skipped_by_readers_and_cut_by_the_writer(tmp_path: Path) -> None:
+    for torn in (b"\x00\x00\x00\x00", b"\x00\x00\n", b'{"event": "ask\n', b"[1]\n", b"\xff\n"):
+        path = tmp_path / f"{torn.hex()}.jsonl"
+        Ledger(path).append("asked", trial="t0001", time=1)
+        path.write_bytes(path.read_bytes() + torn)
+        assert len(read_ledger(path)) == 1, torn
+        Ledger(path).append("started", trial="t0001", time=2)
+        assert [line["event"] for line in read_ledger(path)] == ["asked", "started"], torn
 
 
 def test_a_damaged_line_in_the_middle_is_named_by_file_and_number(tmp_path: Path) -> None:
@@ -85,19 +83,14 @@ def test_a_missing_ledger_is_told_by_its_directory(tmp_path: Path) -> None:
     assert str(tmp_path) in str(caught.value)
 
 
-def test_an_empty_ledger_has_no_events(tmp_path: Path) -> None:
-    (tmp_path / "ledger.jsonl").touch()
-    assert read_ledger(tmp_path / "ledger.jsonl") == []
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_a_number_that_is_not_finite_is_refused_and_nothing_is_written(tmp_path: Path, value: float) -> None:
+def test_a_number_that_is_not_finite_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.jsonl")
     ledger.append("asked", trial="t0001")
     before = ledger.path.read_bytes()
-    with pytest.raises(ValueError, match="JSON"):
-        ledger.append("epoch", trial="t0001", metrics={"val_accuracy": value})
-    assert ledger.path.read_bytes() == before
+    for value in (float("nan"), float("inf"), -float("inf")):
+        with pytest.raises(ValueError, match="JSON"):
+            ledger.append("epoch", trial="t0001", metrics={"val_accuracy": value})
+        assert ledger.path.read_bytes() == before, value
 
 
 def test_finite_or_none_makes_any_metrics_fit_for_the_ledger(tmp_path: Path) -> None:
@@ -124,26 +117,20 @@ def test_a_trial_runs_through_its_states() -> None:
         event("epoch", time=3.0, metrics={"epoch": 1, "phase": "ssl", "val_accuracy": None}),
         event("complete", time=9.0, metrics={"val_accuracy": 0.9}),
     ]
-    states = [trial_states(events[:n])["t0001"].state for n in range(1, 5)]
+    states = [fold(events[:n]).records["t0001"].state for n in range(1, 5)]
     assert states == ["asked", "running", "running", "complete"]
-    record = trial_states(events)["t0001"]
+    record = fold(events).records["t0001"]
     assert record.params == {"alpha": 0.5}
     assert record.metrics == {"val_accuracy": 0.9}
     assert (record.asked_time, record.started_time, record.ended_time) == (1.0, 2.0, 9.0)
-    assert trial_states(events[:3])["t0001"].metrics["epoch"] == 1
+    assert fold(events[:3]).records["t0001"].metrics["epoch"] == 1
 
 
-@pytest.mark.parametrize("ending", ["complete", "stopped", "failed", "rejected"])
-def test_the_first_ending_wins(ending: str) -> None:
-    events = [
-        event(ending, reason="first"),
-        event("complete", metrics={"x": 1}),
-        event("failed", reason="late"),
-    ]
-    events += [event("epoch", metrics={"x": 2}), event("started")]
-    record = trial_states(events)["t0001"]
-    assert (record.state, record.reason) == (ending, "first")
-    assert record.epochs == []
+def test_the_first_ending_wins() -> None:
+    late = [event("complete", metrics={"x": 1}), event("failed", reason="late"), event("epoch", metrics={"x": 2})]
+    for ending in ("complete", "stopped", "failed", "rejected"):
+        record = fold([event(ending, reason="first"), *late, event("started")]).records["t0001"]
+        assert (record.state, record.reason, record.epochs) == (ending, "first", [])
 
 
 def test_a_trial_that_failed_and_completed_on_a_retry_is_complete() -> None:
@@ -158,9 +145,9 @@ def test_a_trial_that_failed_and_completed_on_a_retry_is_complete() -> None:
         event("epoch", metrics={"epoch": 2, "phase": "ssl", "loss": 2.5}),
         event("complete", time=8.0, metrics={"val_accuracy": 0.9}),
     ]
-    waiting = trial_states(events[:6])["t0001"]
+    waiting = fold(events[:6]).records["t0001"]
     assert (waiting.state, waiting.ended_time, waiting.metrics["loss"]) == ("asked", None, 2.0)
-    record = trial_states(events)["t0001"]
+    record = fold(events).records["t0001"]
     assert (record.state, record.reason) == ("complete", None)
     assert (record.started_time, record.ended_time) == (5.0, 8.0)
     assert [epoch["loss"] for epoch in record.epochs] == [3.0, 2.5]
@@ -173,7 +160,7 @@ def test_a_baseline_is_complete_under_its_method_name() -> None:
         event("asked", "sl", baseline="sl", params={}),
         event("failed", "sl", reason="nan"),
     ]
-    records = trial_states(events)
+    records = fold(events).records
     assert (records["ssl_sl"].state, records["ssl_sl"].baseline) == ("complete", "ssl_sl")
     assert (records["sl"].state, records["sl"].baseline) == ("failed", "sl")
 
@@ -181,6 +168,6 @@ def test_a_baseline_is_complete_under_its_method_name() -> None:
 def test_events_of_later_versions_are_skipped() -> None:
     events = [event("asked"), event("confirmed"), {"event": "extended", "time": 2.0, "trials": 40}]
     events += [{"event": "step_time", "time": 2.0}, event("confirmed", "t0099")]
-    records = trial_states(events)
+    records = fold(events).records
     assert list(records) == ["t0001"]
     assert records["t0001"].state == "asked"

@@ -263,14 +263,14 @@ def test_a_run_that_ended_before_its_first_trial_is_an_empty_one(make_run: MakeR
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("objectives: [", "no readable YAML"),
-        ("", "no mapping"),
-        ("space: {}", "no objectives"),
-        ("objectives: [val_accuracy]", "'objectives' is a mapping"),
-        ("objectives: {a: max}\nconstraints: [a]", "'constraints' is a mapping"),
+        ("objectives: [", "not valid YAML"),
+        ("", "the file is empty"),
+        ("space: {}", "objectives: missing"),
+        ("objectives: [val_accuracy]", "objectives: should be a mapping"),
+        ("objectives: {a: max}\nconstraints: [a]", "constraints: should be a mapping"),
         ("objectives: {a: max}\nconstraints: {a: 60}", "constraints.a: should be <= and a number"),
-        ("objectives: {a: up}", "'a': the mode is 'max' or 'min'"),
-        ("objectives: {a: max}\nrun: {reference_point: {a: high}}", "reference_point.a is a finite number"),
+        ("objectives: {a: up}", "objectives.a: should be max or min"),
+        ("objectives: {a: max}\nrun: {reference_point: {a: high}}", "reference_point.a should be a finite number"),
     ],
 )
 def test_a_space_that_cannot_be_understood_is_told(make_run: MakeRun, text: str, message: str) -> None:

@@ -12,6 +12,7 @@ import yaml
 
 from mixtune.errors import RequestError
 from mixtune.run.ledger import Ledger
+from mixtune.run.result import load
 from mixtune.run.status import Best, Failure, RunStatus, run_status
 
 MakeRun = Callable[..., Path]
@@ -57,7 +58,7 @@ def test_a_finished_run_in_words(make_searched: MakeRun) -> None:
     (directory / "stages" / "aa.state").write_bytes(bytes(1_500_000))
     (directory / "stages" / ".bb.tmp").write_bytes(bytes(500_000))
     ledger_of(directory).append("extended", trials=3, time=2e9)
-    assert run_status(directory, None).lines() == [
+    assert run_status(load(directory), None).lines() == [
         f"{directory}: finished, 3 of 3 trials done",
         "trials: 3 complete",
         "baselines: 1 complete",
@@ -73,7 +74,7 @@ def test_a_finished_run_in_words(make_searched: MakeRun) -> None:
 
 
 def test_the_figures_behind_the_words(make_searched: MakeRun) -> None:
-    status = run_status(make_searched(THREE), None)
+    status = run_status(load(make_searched(THREE)), None)
     assert (status.trials, status.baselines, status.done, status.budget) == ({"complete": 3}, {}, 3, 3)
     assert (status.front, status.wall_s, status.train_latency_s) == (2, 126, 27)
     assert status.best == {"val_accuracy": Best("t0002", 0.9, None), "train_latency_s": Best("t0001", 5.0, None)}
@@ -89,12 +90,12 @@ def test_what_began_is_running_while_somebody_drives_and_unfinished_after(make_s
     ledger.append("started", trial="t0004")
     ledger.append("epoch", trial="t0004", metrics={"epoch": 1, "val_accuracy": 1.0, "train_latency_s": 0.1})
     ledger.append("asked", trial="sl", baseline="sl", params={})
-    running = run_status(directory, HOLDER)
+    running = run_status(load(directory), HOLDER)
     assert running.lines()[0] == f"{directory}: running ({HOLDER}), 3 of 9 trials done"
     assert running.trials == {"complete": 3, "running": 1, "asked": 1}
     assert running.baselines == {"asked": 1}
     assert running.commands() == []
-    left = run_status(directory, None)
+    left = run_status(load(directory), None)
     assert (left.state, left.trials, left.baselines) == (
         "interrupted",
         {"complete": 3, "unfinished": 2},
@@ -111,11 +112,11 @@ def test_stopped_and_failed_trials_spend_the_budget_and_rejected_ones_and_baseli
     ledger = ledger_of(directory)
     for trial, ending in (("t0002", "stopped"), ("t0003", "rejected")):
         ledger.append(ending, trial=trial, reason="why")
-    assert run_status(directory, None).state == "interrupted"
+    assert run_status(load(directory), None).state == "interrupted"
     fail(directory, "ssl_sl", "why", baseline="ssl_sl")
-    assert run_status(directory, None).state == "interrupted"
+    assert run_status(load(directory), None).state == "interrupted"
     fail(directory, "t0004", "why")
-    status = run_status(directory, None)
+    status = run_status(load(directory), None)
     assert status.state == "finished"
     assert line_of(status, "trials") == "trials: 1 complete, 1 stopped, 1 failed, 1 rejected"
     assert line_of(status, "baselines") == "baselines: 1 complete, 1 failed"
@@ -125,7 +126,7 @@ def test_the_budget_is_what_the_search_was_last_extended_to(make_searched: MakeR
     directory = make_searched(THREE)
     for trials in (10, 4):
         ledger_of(directory).append("extended", trials=trials)
-    assert run_status(directory, None).lines()[0] == f"{directory}: interrupted, 3 of 4 trials done"
+    assert run_status(load(directory), None).lines()[0] == f"{directory}: interrupted, 3 of 4 trials done"
 
 
 @pytest.mark.parametrize(("trials", "more"), [(3, ["mixtune resume {} --trials 6"]), (6, [])])
@@ -133,7 +134,7 @@ def test_a_grid_is_not_extended_beyond_its_end(make_searched: MakeRun, trials: i
     directory = make_searched(THREE * 2, trials=trials, sampler="grid")
     change_space(directory, space={"rho": {"grid_search": [0.0, 0.5, 1.0]}, "epochs.sl": {"qrandint": [10, 20, 10]}})
     commands = [command.format(directory) for command in [*more, "mixtune confirm {}"]]
-    assert run_status(directory, None).commands() == commands
+    assert run_status(load(directory), None).commands() == commands
 
 
 def test_failures_that_differ_in_numbers_alone_are_one(make_searched: MakeRun) -> None:
@@ -145,7 +146,7 @@ def test_failures_that_differ_in_numbers_alone_are_one(make_searched: MakeRun) -
     fail(directory, "sl", "train_latency_s is nan", baseline="sl")
     ledger_of(directory).append("retried", trial="t0005")
     fail(directory, "t0005", None)
-    status = run_status(directory, None)
+    status = run_status(load(directory), None)
     assert status.failures == (
         Failure("out of memory: 1.1 GB asked for in step 10", ("t0001", "t0002", "t0003", "t0004")),
         Failure("train_latency_s is nan", ("t0006", "sl")),
@@ -161,16 +162,16 @@ def test_failures_that_differ_in_numbers_alone_are_one(make_searched: MakeRun) -
 def test_a_finished_run_without_a_front_has_nothing_to_confirm(make_searched: MakeRun) -> None:
     directory = make_searched([], trials=1)
     fail(directory, "t0001", "why")
-    assert run_status(directory, None).commands() == [f"mixtune resume {directory} --trials 21"]
+    assert run_status(load(directory), None).commands() == [f"mixtune resume {directory} --trials 21"]
 
 
 def test_confirmed_seeds_are_counted_once(make_searched: MakeRun) -> None:
     directory = make_searched(THREE)
     for seed in (1, 2, 2):
         ledger_of(directory).append("confirmed", trial="t0001", seed=seed, metrics={})
-    assert line_of(run_status(directory, None), "confirmed") == "confirmed: 1 trial with 2 seeds each"
+    assert line_of(run_status(load(directory), None), "confirmed") == "confirmed: 1 trial with 2 seeds each"
     ledger_of(directory).append("confirmed", trial="t0002", seed=1, metrics={})
-    status = run_status(directory, None)
+    status = run_status(load(directory), None)
     assert status.confirmed == {"t0001": 2, "t0002": 1}
     assert line_of(status, "confirmed") == "confirmed: 2 trials with 1 to 2 seeds each"
 
@@ -180,28 +181,26 @@ def test_a_run_that_has_asked_for_nothing_yet(make_searched: MakeRun, has_ledger
     directory = make_searched([])
     if not has_ledger:
         (directory / "ledger.jsonl").unlink()
-    assert run_status(directory, None).lines() == [
+    assert run_status(load(directory), None).lines() == [
         f"{directory}: interrupted, 0 of 3 trials done",
         f"go on: mixtune resume {directory}",
     ]
-    assert run_status(directory, HOLDER).lines() == [f"{directory}: running ({HOLDER}), 0 of 3 trials done"]
+    assert run_status(load(directory), HOLDER).lines() == [f"{directory}: running ({HOLDER}), 0 of 3 trials done"]
 
 
 def test_a_torn_last_line_changes_nothing(make_searched: MakeRun) -> None:
     directory = make_searched(THREE)
-    before = run_status(directory, None)
+    before = run_status(load(directory), None)
     with (directory / "ledger.jsonl").open("ab") as file:
         file.write(b'{"event": "comp')
-    assert run_status(directory, None) == before
+    assert run_status(load(directory), None) == before
 
 
 def test_a_name_with_a_space_can_be_pasted(make_searched: MakeRun) -> None:
     directory = make_searched([], name="my digits")
-    assert run_status(directory, None).commands() == [f"mixtune resume '{directory}'"]
+    assert run_status(load(directory), None).commands() == [f"mixtune resume '{directory}'"]
 
 
 def test_what_is_no_run_is_told_in_a_line(make_run: MakeRun, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="holds no run"):
-        run_status(tmp_path, None)
-    with pytest.raises(RequestError, match=r"space\.yaml: search\.trials should be a number of trials, got None"):
-        run_status(make_run([]), None)
+        run_status(load(tmp_path), None)

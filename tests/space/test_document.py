@@ -29,11 +29,7 @@ def test_every_key_remembers_its_line() -> None:
         ("space",): 4,
         ("space", "epochs.sl"): 5,
     }
-
-
-def test_a_place_is_the_deepest_key_that_the_file_holds() -> None:
-    document = parse_document("recipe:\n  data:\n    dataset: digits\n", "space.yaml")
-    assert document.where(("recipe", "data", "root", "deeper")) == "space.yaml:2: "
+    assert document.where(("recipe", "data", "root", "deeper")) == "space.yaml:3: "
     assert document.where(("search",)) == "space.yaml: "
 
 
@@ -48,12 +44,9 @@ def test_windows_line_ends_and_a_byte_order_mark_are_no_mistakes() -> None:
     [
         ("1e-3", 0.001),
         ("-1E5", -1e5),
-        ("1.0e-3", 0.001),
         (".5", 0.5),
-        ("2.", 2.0),
         ("1_000", 1000),
         ("0", 0),
-        ("-7", -7),
         (".inf", float("inf")),
         ("true", True),
         ("null", None),
@@ -61,9 +54,7 @@ def test_windows_line_ends_and_a_byte_order_mark_are_no_mistakes() -> None:
         ("1:30", "1:30"),
         ("2026-07-01", "2026-07-01"),
         ("2026-13-41", "2026-13-41"),
-        ("=", "="),
         ("1e", "1e"),
-        ("e5", "e5"),
         ('"5"', "5"),
     ],
 )
@@ -75,18 +66,19 @@ def test_a_plain_number_is_what_everyone_means_by_it(text: str, value: Any) -> N
 
 def test_anchors_and_merge_keys_work_and_keep_their_lines() -> None:
     text = "first: &rates\n  base_lr: 1e-3\n  decay: 0.1\nsecond:\n  base_lr: 2e-3\n  <<: *rates\n"
+    text += "third: &more\n  decay: 0.2\nc:\n  <<: [*rates, *more]\n"
     document = parse_document(text, "space.yaml")
     assert document.values["second"] == {"base_lr": 2e-3, "decay": 0.1}
     assert document.where(("second", "base_lr")) == "space.yaml:5: "
     assert document.where(("second", "decay")) == "space.yaml:3: "
+    assert document.values["c"] == {"base_lr": 1e-3, "decay": 0.1}  # of several the first wins
+    assert document.where(("c", "decay")) == "space.yaml:3: "
 
 
-def test_of_several_merged_mappings_the_first_wins() -> None:
-    text = "a: &a\n  x: 1\nb: &b\n  x: 2\n  y: 3\nc:\n  <<: [*a, *b]\n"
-    document = parse_document(text, "space.yaml")
-    assert document.values["c"] == {"x": 1, "y": 3}
-    assert document.where(("c", "x")) == "space.yaml:2: "
-    assert document.where(("c", "y")) == "space.yaml:5: "
+def test_aliases_that_stand_for_too_much_are_refused_at_once() -> None:
+    text = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
+    text += "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12))
+    assert mistake(text) == "space.yaml: holds more than 50,000 values, with its aliases written out"
 
 
 @pytest.mark.parametrize(
@@ -104,10 +96,9 @@ def test_a_duplicate_key_is_refused_wherever_it_stands(text: str, line: int, key
     assert mistake(text) == f"space.yaml:{line}: duplicate key '{key}': it stands on line {first} already"
 
 
-@pytest.mark.parametrize("key", ["1", "0.5", "true", "on", "null", "[a, b]"])
-@pytest.mark.parametrize("before", ["", "  - "], ids=["in a mapping", "in a list"])
-def test_a_key_that_is_no_text_is_refused(key: str, before: str) -> None:
-    message = mistake(f"recipe:\n{before or '  '}{key}: 2\n")
+@pytest.mark.parametrize("key", ["1", "on", "[a, b]"])
+def test_a_key_that_is_no_text_is_refused(key: str) -> None:
+    message = mistake(f"recipe:\n  - {key}: 2\n")
     assert message.startswith("space.yaml:2: ")
     assert message.endswith("is no text to YAML: keys are names, in quotes if need be")
     assert key.startswith("[") or f"key '{key}'" in message
@@ -138,10 +129,7 @@ def test_a_file_that_holds_no_mapping_is_shown_what_it_holds(text: str, shown: s
     ("text", "begins"),
     [
         ("recipe: {data: [}\n", "space.yaml:1: not valid YAML: while parsing a flow node, expected"),
-        ("a: {b: {c: d}\ne: f\n", "space.yaml:2: not valid YAML: while parsing a flow mapping (begun on line 1), "),
         ("a: 1\nb: 'x\nc: 2\n", "space.yaml:4: not valid YAML: while scanning a quoted scalar (begun on line 2), "),
-        ("alpha:0.5\nrho: 1\n", "space.yaml:2: not valid YAML: mapping values are not allowed here"),
-        ("@foo: 1\n", "space.yaml:1: not valid YAML: while scanning for the next token, found character '@'"),
         ("a: 1\n---\nb: 2\n", "space.yaml:2: not valid YAML: expected a single document"),
         ("a: 1\nb: *nope\n", "space.yaml:2: not valid YAML: found undefined alias 'nope'"),
         ("a: 1\nb: \x00\n", "space.yaml:2: not valid YAML: unacceptable character #x0000"),
@@ -187,17 +175,12 @@ def test_plain_values_survive_pyyaml_and_back() -> None:
         ("1e-3", 0.001),
         ("true", True),
         ("", None),
-        ("null", None),
-        ("[1, 2]", [1, 2]),
         ("{a: 1}", {"a": 1}),
         ('"5"', "5"),
         ("'a b'", "a b"),
         ("C:x", "C:x"),
-        ("C: x", "C: x"),
-        ("/a=b", "/a=b"),
         ("/data #2", "/data #2"),
         ("*.png", "*.png"),
-        ("@home", "@home"),
         ("- a", "- a"),
     ],
 )

@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 
 from mixtune.errors import RequestError
 from mixtune.space.recipe import flatten
-from mixtune.stages import keys as stages
+from mixtune.stages import code
 from mixtune.stages.keys import stage_keys
 from mixtune.training.data import load_training_data
 from mixtune.training.loop import train
@@ -282,7 +282,7 @@ def test_an_objective_whose_file_has_changed_has_other_keys(recipe_with, tmp_pat
         write_objective(tmp_path / "edited_objective.py", start)
         sys.modules.pop("edited_objective", None)
         importlib.invalidate_caches()
-        stages._digest_code.cache_clear()
+        code.digest_code.cache_clear()
         recipe = recipe_with({"ssl.objective": "edited_objective:Own"})
         return stage_keys(recipe, load_training_data(recipe))
 

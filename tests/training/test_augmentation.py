@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
@@ -20,26 +21,19 @@ def images():
     return torch.stack([photo[:, 20 * i : 20 * i + 12, 30 * i : 30 * i + 12] for i in range(20)])
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize(("pad", "flip"), [(4, 0.5), (1, 0.0), (0, 0.5), (3, 1.0), (15, 0.5)])
-def test_crop_and_flip_is_torchvisions_pad_crop_and_flip_for_the_same_draws(images, channels, pad, flip):
-    images = images[:, :channels]
-    done = crop_and_flip(images, pad, flip, torch.Generator().manual_seed(5))
-    draws = torch.Generator().manual_seed(5)
-    top, left = torch.randint(0, 2 * pad + 1, (2, 20, 1), generator=draws)
-    mirrored = torch.rand(20, 1, generator=draws) < flip
-    assert done.dtype == torch.uint8
-    assert done.shape == images.shape
-    for i, image in enumerate(images):
-        expected = TF.crop(TF.pad(image, [pad] * 4), int(top[i]), int(left[i]), 12, 12)
-        assert torch.equal(done[i], TF.horizontal_flip(expected) if mirrored[i] else expected)
-
-
-def test_without_pad_and_flip_nothing_happens(images):
+def test_crop_and_flip_is_torchvisions_pad_crop_and_flip_for_the_same_draws(images):
+    for channels, (pad, flip) in product((1, 3), ((4, 0.5), (1, 0.0), (0, 0.5), (3, 1.0), (15, 0.5))):
+        given = images[:, :channels]
+        done = crop_and_flip(given, pad, flip, torch.Generator().manual_seed(5))
+        draws = torch.Generator().manual_seed(5)
+        top, left = torch.randint(0, 2 * pad + 1, (2, 20, 1), generator=draws)
+        mirrored = torch.rand(20, 1, generator=draws) < flip
+        assert (done.dtype, done.shape) == (torch.uint8, given.shape)
+        for i, image in enumerate(given):
+            expected = TF.crop(TF.pad(image, [pad] * 4), int(top[i]), int(left[i]), 12, 12)
+            expected = TF.horizontal_flip(expected) if mirrored[i] else expected
+            assert torch.equal(done[i], expected), (channels, pad, flip, i)
     assert torch.equal(crop_and_flip(images, 0, 0.0, torch.Generator()), images)
-
-
-def test_flip_1_mirrors_all(images):
     assert torch.equal(crop_and_flip(images, 0, 1.0, torch.Generator()), images.flip(-1))
 
 
@@ -60,32 +54,27 @@ def test_every_offset_and_both_directions_occur_for_each_image():
     assert counts.max() < 2000 / 18 * 1.4
 
 
-@pytest.mark.parametrize(
-    "augment",
-    [
-        lambda images, generator: crop_and_flip(images, 3, 0.5, generator),
-        lambda images, generator: resized_crop_and_flip(images, (0.5, 1.0), (0.8, 1.25), 0.5, generator),
-    ],
-)
-def test_draws_come_from_the_generator_alone(images, augment):
-    one, again, other = (augment(images, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
-    assert torch.equal(one, again)
-    assert not torch.equal(one, other)
+def test_draws_come_from_the_generator_alone(images):
+    for augment in (
+        lambda generator: crop_and_flip(images, 3, 0.5, generator),
+        lambda generator: resized_crop_and_flip(images, (0.5, 1.0), (0.8, 1.25), 0.5, generator),
+    ):
+        one, again, other = (augment(torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+        assert torch.equal(one, again)
+        assert not torch.equal(one, other)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_a_box_is_torchvisions_resized_crop(images, channels):
+def test_a_box_is_torchvisions_resized_crop(images):
     """In float64: for uint8 on a CPU torchvision rounds between its two passes as well."""
     corners = [(0, 0, 12, 12), (0, 0, 5, 7), (7, 4, 5, 8), (0, 6, 9, 6), (6, 0, 6, 11), (11, 11, 1, 1), (0, 0, 1, 12)]
     boxes = torch.tensor(corners + [(i % 4, i % 3, 5 + i % 4, 9 - i % 5) for i in range(20 - len(corners))])
-    images = images[:, :channels]
-    done = crop_boxes(images, boxes)
-    assert done.dtype == torch.uint8
-    assert done.shape == images.shape
-    for image, box, got in zip(images.double(), boxes.tolist(), done, strict=True):
-        size, cubic = [12, 12], TF.InterpolationMode.BICUBIC
-        exact = TF.resized_crop(image, *box, size=size, interpolation=cubic, antialias=False).clamp(0, 255)
-        assert (got - exact).abs().max() < 0.5 + 1e-3, box
+    for given in (images[:, :1], images):
+        done = crop_boxes(given, boxes)
+        assert (done.dtype, done.shape) == (torch.uint8, given.shape)
+        for image, box, got in zip(given.double(), boxes.tolist(), done, strict=True):
+            size, cubic = [12, 12], TF.InterpolationMode.BICUBIC
+            exact = TF.resized_crop(image, *box, size=size, interpolation=cubic, antialias=False).clamp(0, 255)
+            assert (got - exact).abs().max() < 0.5 + 1e-3, box
 
 
 def test_the_whole_image_as_box_changes_nothing_and_flip_1_mirrors_all(images):

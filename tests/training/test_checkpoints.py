@@ -50,17 +50,17 @@ def test_another_seed_gives_other_weights_from_the_start(make_state, uninterrupt
         assert not torch.equal(first[part][name], other[part][name])
 
 
-@pytest.mark.parametrize("epochs", range(7))
-def test_a_saved_state_goes_on_as_if_it_had_not_been_interrupted(make_state, uninterrupted, epochs):
-    state = make_state(LONG)
-    state.load_state_dict(loaded(uninterrupted[epochs]))
-    assert len(state.history) == epochs
-    assert_equal_bits(state.state_dict(), loaded(uninterrupted[epochs]))
-    for after, result in enumerate(train(state), start=epochs + 1):
-        assert result.epoch == after
-        assert_equal_bits(state.state_dict(), loaded(uninterrupted[after]))
-    assert [result.phase for result in state.history] == ["ssl", "ssl", "mix", "mix", "sl", "sl"]
-    assert list(train(state)) == []
+def test_a_saved_state_goes_on_as_if_it_had_not_been_interrupted(make_state, uninterrupted):
+    for epochs, held in enumerate(uninterrupted):
+        state = make_state(LONG)
+        state.load_state_dict(loaded(held))
+        assert len(state.history) == epochs
+        assert_equal_bits(state.state_dict(), loaded(held))
+        for after, result in enumerate(train(state), start=epochs + 1):
+            assert result.epoch == after
+            assert_equal_bits(state.state_dict(), loaded(uninterrupted[after]))
+        assert [result.phase for result in state.history] == ["ssl", "ssl", "mix", "mix", "sl", "sl"]
+        assert list(train(state)) == []
 
 
 def test_a_state_that_has_gone_on_can_be_set_back(make_state, uninterrupted):
@@ -82,23 +82,20 @@ def test_validation_does_not_change_training(make_recipe, uninterrupted):
     assert_equal_bits(state.state_dict(), loaded(uninterrupted[-1]))
 
 
-@pytest.mark.parametrize(
-    ("changes", "shared"),
-    [
+def test_recipes_that_differ_later_agree_until_then_and_no_longer(make_state, uninterrupted):
+    for changes, shared in (
         ({"alpha": 0.9}, 2),  # the SSL phase
         ({"optim.sl.base_lr": 0.1, "optim.sl.weight_decay": 0.3, "optim.sl.betas": (0.8, 0.99)}, 2),
         ({"epochs.sl": 5}, 2),  # e_mix is 2 as well
         ({"rho": 0.25}, 2),  # the SSL phase of 2 epochs is the beginning of that of 3
         ({"rho": 0.75}, 1),
         ({"rho": 0.0}, 2),
-    ],
-)
-def test_recipes_that_differ_later_agree_until_then_and_no_longer(make_state, uninterrupted, changes, shared):
-    other = borders(make_state({**LONG, **changes}))
-    for epochs in range(shared + 1):
-        assert_equal_bits(loaded(uninterrupted[epochs]), loaded(other[epochs]))
-    after = loaded(uninterrupted[shared + 1])["backbone"], loaded(other[shared + 1])["backbone"]
-    assert not all(torch.equal(after[0][name], after[1][name]) for name in after[0])
+    ):
+        other = borders(make_state({**LONG, **changes}))
+        for epochs in range(shared + 1):
+            assert_equal_bits(loaded(uninterrupted[epochs]), loaded(other[epochs]))
+        one, two = loaded(uninterrupted[shared + 1])["backbone"], loaded(other[shared + 1])["backbone"]
+        assert not all(torch.equal(one[name], two[name]) for name in one), changes
 
 
 def test_lambda_comes_into_play_with_the_mix_phase(make_state, write_crops):

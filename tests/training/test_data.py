@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from mixtune.errors import RequestError
 from mixtune.training.augmentation import crop_and_flip, resized_crop_and_flip
 from mixtune.training.data import load_training_data
-from mixtune.training.plan import make_plan
+from mixtune.training.plan import PHASES, make_plan
 from mixtune.training.randaugment import rand_augment
 from mixtune.training.streams import torch_generator
 
@@ -57,19 +57,19 @@ def test_the_images_are_the_digits_that_their_labels_say(make_recipe):
     assert [known[image.tobytes()] for image in source.images.numpy()] == source.labels.tolist()
 
 
-@pytest.mark.parametrize("phase", ["ssl", "mix", "sl"])
-def test_an_epoch_is_one_pass_over_the_training_images_without_the_incomplete_batch(make_recipe, phase):
+def test_an_epoch_is_one_pass_over_the_training_images_without_the_incomplete_batch(make_recipe):
     recipe = make_recipe(STILL | {"rho": 0.5})
     data = load_training_data(recipe)
     assert len(data.tasks[0].train.indices) == 129
-    orders = []
-    for epoch in (epochs_of(recipe, phase)[0], *epochs_of(make_recipe({"rho": 0.0}), phase)[1:]):
-        batches = [images for images, _ in data.batches(recipe, epoch)]
-        assert [len(images) for images in batches] == [32] * 4
-        orders.append(numbers_of(torch.cat(batches), data.tasks[0].train))
-        assert len(set(orders[-1])) == 128
-        assert set(orders[-1]) <= set(data.tasks[0].train.indices.tolist())
-    assert all(order != orders[0] for order in orders[1:])
+    for phase in PHASES:
+        orders = []
+        for epoch in (epochs_of(recipe, phase)[0], *epochs_of(make_recipe({"rho": 0.0}), phase)[1:]):
+            batches = [images for images, _ in data.batches(recipe, epoch)]
+            assert [len(images) for images in batches] == [32] * 4
+            orders.append(numbers_of(torch.cat(batches), data.tasks[0].train))
+            assert len(set(orders[-1])) == 128
+            assert set(orders[-1]) <= set(data.tasks[0].train.indices.tolist())
+        assert all(order != orders[0] for order in orders[1:]), phase
 
 
 def test_validation_images_are_never_trained_on(make_recipe):
@@ -140,15 +140,15 @@ def test_the_split_depends_on_the_seed_alone(make_recipe):
     assert val(seed=1) != first
 
 
-@pytest.mark.parametrize("phase", ["ssl", "mix", "sl"])
-def test_the_order_of_images_depends_on_neither_alpha_nor_lambda(make_recipe, phase):
-    orders = []
-    for changes in ({"alpha": 0.1, "lambda": 0.2}, {"alpha": 0.9, "lambda": 0.7}, {"seed": 1}):
-        recipe = make_recipe({"rho": 0.5, **changes})
-        data = load_training_data(recipe)
-        orders.append(torch.cat([images for images, _ in data.batches(recipe, epochs_of(recipe, phase)[0])]))
-    assert torch.equal(orders[0], orders[1])
-    assert not torch.equal(orders[0], orders[2])
+def test_the_order_of_images_depends_on_neither_alpha_nor_lambda(make_recipe):
+    for phase in PHASES:
+        orders = []
+        for changes in ({"alpha": 0.1, "lambda": 0.2}, {"alpha": 0.9, "lambda": 0.7}, {"seed": 1}):
+            recipe = make_recipe({"rho": 0.5, **changes})
+            data = load_training_data(recipe)
+            orders.append(torch.cat([images for images, _ in data.batches(recipe, epochs_of(recipe, phase)[0])]))
+        assert torch.equal(orders[0], orders[1]), phase
+        assert not torch.equal(orders[0], orders[2]), phase
 
 
 def test_in_one_dataset_the_mixed_image_is_the_supervised_one(make_recipe):
@@ -158,41 +158,33 @@ def test_in_one_dataset_the_mixed_image_is_the_supervised_one(make_recipe):
         assert data.tasks[0].train.labels[numbers_of(images, data.tasks[0].train)].tolist() == labels[0].tolist()
 
 
-@pytest.mark.parametrize("count", [20, 200])  # fewer and more than the 129 supervised images
-@pytest.mark.parametrize("lambda_", [0.0, 0.3, 1.0])
-def test_eq_2_mixes_each_labelled_image_with_a_random_one_of_the_ssl_set(make_recipe, write_crops, count, lambda_):
-    recipe = make_recipe(
-        {
-            "rho": 0.5,
-            "lambda": lambda_,
-            "data.ssl_dataset": "image_folder",
-            "data.ssl_root": write_crops(count),
-            "augment.pad": 1,
-            "augment.flip": 0.5,
-        }
-    )
-    data = load_training_data(recipe)
-    assert data.tasks[0].ssl.images.shape == (count, 1, 8, 8)  # the supervised size and channels, from 24 x 30 RGB
-    assert data.tasks[0].ssl.labels is None
-    epoch = epochs_of(recipe, "mix")[0]
-    batches = list(data.batches(recipe, epoch))
-    assert len(batches) == 4
+def test_eq_2_mixes_each_labelled_image_with_a_random_one_of_the_ssl_set(make_recipe, write_crops):
+    for count, lambda_ in ((20, 0.3), (200, 0.0), (200, 0.3), (200, 1.0)):  # fewer and more than the 129 of SL
+        changes = {"data.ssl_dataset": "image_folder", "data.ssl_root": write_crops(count)}
+        recipe = make_recipe({**changes, "rho": 0.5, "lambda": lambda_, "augment.pad": 1, "augment.flip": 0.5})
+        data = load_training_data(recipe)
+        sl, ssl = data.tasks[0].train, data.tasks[0].ssl
+        assert ssl.images.shape == (count, 1, 8, 8)  # the supervised size and channels, from 24 x 30 RGB
+        assert ssl.labels is None
+        epoch = epochs_of(recipe, "mix")[0]
+        batches = list(data.batches(recipe, epoch))
+        assert len(batches) == 4
 
-    def stream(name):
-        return torch_generator(recipe.seed, name, epoch.index)
+        names = ("order", "augmentation", "ssl_augmentation", "partners")
+        order_draws, draws, ssl_draws, partners = (torch_generator(recipe.seed, name, epoch.index) for name in names)
+        order = sl.indices[torch.randperm(129, generator=order_draws)]
+        for step, (images, labels) in enumerate(batches):
+            chosen = order[32 * step : 32 * step + 32]
+            x_sl = shown(sl, chosen, draws)
+            x_ssl = shown(ssl, torch.randint(count, (32,), generator=partners), ssl_draws)
+            torch.testing.assert_close(images.double(), lambda_ * x_sl + (1 - lambda_) * x_ssl, rtol=1e-5, atol=1e-5)
+            assert labels[0].tolist() == sl.labels[chosen].tolist(), (count, lambda_)
 
-    def shown(source, chosen, draws):
-        pixels = crop_and_flip(source.images[chosen], 1, 0.5, draws).double() / 255
-        return (pixels - source.mean) / source.std
 
-    order = data.tasks[0].train.indices[torch.randperm(129, generator=stream("order"))]
-    draws, ssl_draws, partners = stream("augmentation"), stream("ssl_augmentation"), stream("partners")
-    for step, (images, labels) in enumerate(batches):
-        chosen = order[32 * step : 32 * step + 32]
-        x_sl = shown(data.tasks[0].train, chosen, draws)
-        x_ssl = shown(data.tasks[0].ssl, torch.randint(count, (32,), generator=partners), ssl_draws)
-        torch.testing.assert_close(images.double(), lambda_ * x_sl + (1 - lambda_) * x_ssl, rtol=1e-5, atol=1e-5)
-        assert labels[0].tolist() == data.tasks[0].train.labels[chosen].tolist()
+def shown(source, chosen, draws):
+    """Return normalised images in float64, padded by 1 and half of them mirrored."""
+    pixels = crop_and_flip(source.images[chosen], 1, 0.5, draws).double() / 255
+    return (pixels - source.mean) / source.std
 
 
 def test_lambda_1_shows_the_supervised_batches(make_recipe, write_crops):
@@ -209,21 +201,18 @@ def test_lambda_1_shows_the_supervised_batches(make_recipe, write_crops):
         assert torch.equal(labels, mixed_labels)
 
 
-@pytest.mark.parametrize("count", [20, 128, 200])
-def test_an_ssl_epoch_of_another_set_keeps_the_supervised_pace_and_repeats_no_image_early(
-    make_recipe, write_crops, count
-):
-    changes = {"data.ssl_dataset": "image_folder", "data.ssl_root": write_crops(count), **STILL}
-    recipe = make_recipe(changes)
-    data = load_training_data(recipe)
-    batches = list(data.batches(recipe, epochs_of(recipe, "ssl")[0]))
-    assert [len(images) for images, _ in batches] == [32] * 4
-    assert all(labels is None for _, labels in batches)
-    numbers = numbers_of(torch.cat([images for images, _ in batches]), data.tasks[0].ssl)
-    for start in range(0, 128, count):
-        seen = numbers[start : start + count]
-        assert len(set(seen)) == len(seen)
-    assert len(set(numbers)) == min(count, 128)
+def test_an_ssl_epoch_of_another_set_keeps_the_supervised_pace_and_repeats_no_image_early(make_recipe, write_crops):
+    for count in (20, 128, 200):
+        recipe = make_recipe({"data.ssl_dataset": "image_folder", "data.ssl_root": write_crops(count), **STILL})
+        data = load_training_data(recipe)
+        batches = list(data.batches(recipe, epochs_of(recipe, "ssl")[0]))
+        assert [len(images) for images, _ in batches] == [32] * 4
+        assert all(labels is None for _, labels in batches)
+        numbers = numbers_of(torch.cat([images for images, _ in batches]), data.tasks[0].ssl)
+        for start in range(0, 128, count):
+            seen = numbers[start : start + count]
+            assert len(set(seen)) == len(seen), count
+        assert len(set(numbers)) == min(count, 128)
 
 
 def test_pad_and_flip_by_default_are_an_eighth_and_what_the_images_bear(make_recipe, write_crops):

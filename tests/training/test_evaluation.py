@@ -30,20 +30,21 @@ def accuracy_on(state, indices):
     return tally_answers(state.backbone, state.classifiers[0], pool, "float32").scores().accuracy
 
 
-@pytest.mark.parametrize("images", [1, 144, EVALUATION_BATCH - 1, EVALUATION_BATCH, EVALUATION_BATCH + 1, 1437])
-def test_accuracy_is_the_share_of_images_classified_right(trained, images):
-    source = trained.data.tasks[0].train
-    indices = torch.randperm(1437, generator=torch.Generator().manual_seed(0))[:images]
-    right = []
-    with torch.no_grad():
-        for chosen in indices.split(100):
-            pixels = (source.images[chosen] / 255 - source.mean) / source.std
-            tokens = trained.backbone.vit.forward_features(pixels)[:, 1:].mean(dim=1)
-            guesses = (tokens @ trained.classifiers[0].head.weight.T + trained.classifiers[0].head.bias).argmax(dim=1)
-            right += [int(g) == int(y) for g, y in zip(guesses, source.labels[chosen], strict=True)]
-    assert accuracy_on(trained, indices) == sum(right) / images
-    if images > 100:
-        assert 0.15 < sum(right) / images < 1  # above chance, so that right and wrong are both in it
+def test_accuracy_is_the_share_of_images_classified_right(trained):
+    source, head = trained.data.tasks[0].train, trained.classifiers[0].head
+    for images in (1, 144, EVALUATION_BATCH - 1, EVALUATION_BATCH, EVALUATION_BATCH + 1, 1437):
+        indices = torch.randperm(1437, generator=torch.Generator().manual_seed(0))[:images]
+        right = []
+        with torch.no_grad():
+            for chosen in indices.split(100):
+                pixels = (source.images[chosen] / 255 - source.mean) / source.std
+                tokens = trained.backbone.vit.forward_features(pixels)[:, 1:].mean(dim=1)
+                guesses = (tokens @ head.weight.T + head.bias).argmax(dim=1)
+                right += [int(g) == int(y) for g, y in zip(guesses, source.labels[chosen], strict=True)]
+        assert accuracy_on(trained, indices) == sum(right) / images, images
+        if images > 100:
+            assert 0.15 < sum(right) / images < 1  # above chance, so that right and wrong are both in it
+    assert math.isnan(accuracy_on(trained, torch.zeros(0, dtype=torch.int64)))
 
 
 def test_the_class_token_is_what_pool_token_reads(make_state):
@@ -51,10 +52,6 @@ def test_the_class_token_is_what_pool_token_reads(make_state):
     tokens = torch.randn(2, 17, 16, generator=torch.Generator().manual_seed(0))
     head = state.classifiers[0].head
     torch.testing.assert_close(state.classifiers[0](tokens), tokens[:, 0] @ head.weight.T + head.bias)
-
-
-def test_accuracy_on_no_images_is_not_a_number(trained):
-    assert math.isnan(accuracy_on(trained, torch.zeros(0, dtype=torch.int64)))
 
 
 def test_weights_that_are_no_numbers_have_no_accuracy(make_state):
@@ -65,12 +62,16 @@ def test_weights_that_are_no_numbers_have_no_accuracy(make_state):
     assert all(math.isnan(value) for value in asdict(scores).values())
 
 
-def test_train_recipe_returns_the_final_metrics_and_shows_each_epochs(make_recipe):
-    recipe = make_recipe({"rho": 0.5, "optim.ssl.base_lr": 0.04})
+@pytest.fixture(scope="module")
+def mixed(make_recipe):
+    """A recipe of an SSL epoch, a mixed one and two of SL, trained, and the metrics of each epoch."""
     seen: list[Metrics] = []
-    trained = train_recipe(recipe, on_epoch=seen.append)
+    return train_recipe(make_recipe({"rho": 0.5, "optim.ssl.base_lr": 0.04}), on_epoch=seen.append), seen
+
+
+def test_train_recipe_returns_the_final_metrics_and_shows_each_epochs(mixed):
+    trained, seen = mixed
     metrics = trained.metrics
-    assert trained.recipe == recipe
     assert metrics == seen[-1]
     assert [m.phase for m in seen] == ["ssl", "mix", "sl", "sl"]
     assert [m.epoch for m in seen] == [m.epochs_trained for m in seen] == [1, 2, 3, 4]
@@ -84,26 +85,34 @@ def test_train_recipe_returns_the_final_metrics_and_shows_each_epochs(make_recip
     assert metrics.validation_s == sum(result.validation_seconds for result in trained.history) > 0
 
 
-def test_the_latency_is_the_steps_of_each_phase_times_their_step_time(make_recipe):
-    trained = train_recipe(make_recipe({"rho": 0.5}))  # an SSL epoch, a mixed one and two of SL, of 4 steps each
-    metrics, times = trained.metrics, trained.state.step_times
+def test_the_latency_is_the_steps_of_each_phase_times_their_step_time(mixed):
+    state, metrics = mixed[0].state, mixed[0].metrics
     shares = {
-        phase: 4 * epochs * times.step_time(trained.state.signature(phase))
+        phase: 4 * epochs * state.step_times.step_time(state.signature(phase))
         for phase, epochs in (("ssl", 1), ("mix", 1), ("sl", 2))
     }
     assert {p: getattr(metrics, f"latency_{p}_s") for p in shares} == pytest.approx(shares)
     assert metrics.train_latency_s == pytest.approx(sum(shares.values()))
 
 
-def test_what_a_phase_does_not_measure_is_not_a_number(make_recipe):
-    seen: list[Metrics] = []
-    train_recipe(make_recipe({"rho": 0.5}), on_epoch=seen.append)
+def test_what_a_phase_does_not_measure_is_not_a_number(mixed):
     scores = {f"val_{name}" for name in SCORES}
     missing = {"ssl": {"sl_loss", *scores}, "mix": set(), "sl": {"ssl_loss"}}
-    for metrics in seen:
+    for metrics in mixed[1]:
         found = {name for name in ("ssl_loss", "sl_loss", *scores) if math.isnan(getattr(metrics, name))}
         assert found == missing[metrics.phase]
         assert all(math.isnan(getattr(metrics, f"test_{name}")) for name in SCORES)
+
+
+def test_the_lines_of_a_report_show_what_was_measured(mixed):
+    trained, seen = mixed
+    lines = [epoch_line(metrics) for metrics in seen]
+    assert lines[0].startswith("epoch 1/4  ssl  ssl loss ")
+    assert "val_accuracy" not in lines[0]
+    assert lines[1].startswith("epoch 2/4  mix  ssl loss ")
+    assert "  sl loss " in lines[1]
+    assert f"val_accuracy {trained.metrics.val_accuracy:.3f}" in lines[3]
+    assert final_line(trained.metrics).startswith("mixtraining: val_accuracy ")
 
 
 def test_nested_values_and_overrides_are_trained_too():
@@ -113,17 +122,6 @@ def test_nested_values_and_overrides_are_trained_too():
     assert (trained.recipe.epochs.sl, trained.recipe.optim.batch_size) == (1, 64)
     assert trained.metrics.method == "sl"
     assert len(trained.history) == 1
-
-
-def test_the_lines_of_a_report_show_what_was_measured(make_state):
-    state = make_state({"rho": 0.5})
-    lines = [epoch_line(measure(state)) for _ in train(state)]
-    assert lines[0].startswith("epoch 1/4  ssl  ssl loss ")
-    assert "val_accuracy" not in lines[0]
-    assert lines[1].startswith("epoch 2/4  mix  ssl loss ")
-    assert "  sl loss " in lines[1]
-    assert f"val_accuracy {state.history[-1].accuracies[0]:.3f}" in lines[3]
-    assert final_line(measure(state)).startswith("mixtraining: val_accuracy ")
 
 
 def test_measuring_needs_a_trained_epoch_and_changes_no_weight(make_state):
@@ -151,11 +149,6 @@ def test_an_older_state_has_accuracies_alone_and_goes_on(make_state):
     assert (is_.val_accuracy, is_.val_accuracy_se) == (was.val_accuracy, was.val_accuracy_se)
     assert math.isnan(is_.val_macro_f1)
     assert list(epochs)[-1].scores == list(train(again))[-1].scores
-
-
-def test_a_state_brings_its_scores_back(make_state):
-    state, again = make_state({"epochs.ssl": 1}), make_state({"epochs.ssl": 1})
-    list(train(state))
     again.load_state_dict(state.state_dict())
     assert again.history == state.history
     assert again.history[0].scores is None

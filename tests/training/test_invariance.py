@@ -86,23 +86,22 @@ def equal_weights(one, other):
 # --- the phases
 
 
-@pytest.mark.parametrize("label", PLANNED)
 @each_objective
-def test_a_training_stopped_after_each_epoch_goes_on_bit_for_bit(start, trained, name, label):
-    changes, uninterrupted = values(name, COMPRESSIONS[label]), trained(name, label)
-    for before, after in pairwise(uninterrupted):
-        state = start(changes)
-        state.load_state_dict(copy.deepcopy(before))
-        assert_equal_bits(state.state_dict(), before)
-        next(train(state))
-        assert_equal_bits(state.state_dict(), after)
-    assert [epoch.strategy for epoch in make_plan(state.recipe)] == [*PLANNED[label], None, None]
-    assert [result.phase for result in state.history] == ["ssl", "ssl", "ssl", "mix", "sl", "sl"]
-    for result in state.history:
-        assert (result.ssl_loss is None) == (result.phase == "sl")
-        assert (result.sl_loss is None) == (result.accuracies is None) == (result.phase == "ssl")
-        assert math.isfinite(result.ssl_loss or 0.0)
-        assert math.isfinite(result.sl_loss or 0.0)
+def test_a_training_stopped_after_each_epoch_goes_on_bit_for_bit(start, trained, name):
+    for label, strategies in PLANNED.items():
+        for before, after in pairwise(trained(name, label)):
+            state = start(values(name, COMPRESSIONS[label]))
+            state.load_state_dict(copy.deepcopy(before))
+            assert_equal_bits(state.state_dict(), before)
+            next(train(state))
+            assert_equal_bits(state.state_dict(), after)
+        assert [epoch.strategy for epoch in make_plan(state.recipe)] == [*strategies, None, None]
+        assert [result.phase for result in state.history] == ["ssl", "ssl", "ssl", "mix", "sl", "sl"]
+        for result in state.history:
+            assert (result.ssl_loss is None) == (result.phase == "sl")
+            assert (result.sl_loss is None) == (result.accuracies is None) == (result.phase == "ssl")
+            assert math.isfinite(result.ssl_loss or 0.0)
+            assert math.isfinite(result.sl_loss or 0.0)
 
 
 @each_objective
@@ -171,20 +170,19 @@ def test_two_tasks_are_trained_together(start, name):
     assert all(math.isfinite(result.ssl_loss) for result in results[:4])
 
 
-@pytest.mark.parametrize("name", ["simclr", "mocov3"])
-def test_the_loss_goes_down(start, name):
+def test_the_loss_goes_down(start):
     """DINO's does not say how far it is: its targets become harder as the center follows."""
-    state = start(values(name, CONSTANT, **{"epochs.ssl": 15, "epochs.sl": 1, "rho": 0.0}))
-    losses = [result.ssl_loss for result in train(state)][:15]
-    assert sum(losses[-5:]) < sum(losses[:5]) - 0.04
+    for name in ("simclr", "mocov3"):
+        state = start(values(name, CONSTANT, **{"epochs.ssl": 15, "epochs.sl": 1, "rho": 0.0}))
+        losses = [result.ssl_loss for result in train(state)][:15]
+        assert sum(losses[-5:]) < sum(losses[:5]) - 0.04, name
 
 
 # --- shared stages
 
 
-@pytest.mark.parametrize(
-    ("one", "other", "shared"),
-    [
+def test_recipes_share_the_epochs_whose_strategies_agree(make_recipe):
+    for one, other, shared in (
         ({}, {"schedule": "constant"}, 6),  # which shortens nothing
         ({}, {"schedule": "none", "token_dropout": 0.5}, 6),  # none, whatever else is said
         ({}, {"token_dropout": 0.5}, 0),
@@ -196,17 +194,14 @@ def test_the_loss_goes_down(start, name):
         (AUTO, {**AUTO, "stages": STAGES[:1]}, 1),
         (AUTO, {**AUTO, "stages": [*STAGES, {"from_epoch": 4, "token_dropout": 0.9}]}, 6),  # beyond the budget
         (AUTO, {**AUTO, "stages": [STAGES[0], {**STAGES[1], "from_epoch": 2}, STAGES[2]]}, 1),
-    ],
-)
-def test_recipes_share_the_epochs_whose_strategies_agree(make_recipe, one, other, shared):
-    recipes = [make_recipe(values("simclr", compression)) for compression in (one, other)]
-    data = load_training_data(recipes[0])
-    keys = [stage_keys(recipe, data) for recipe in recipes]
-    assert [len(each) for each in keys] == [7, 7]
-    assert shared_epochs(*keys) == shared
-    agree = [a.strategy == b.strategy for a, b in zip(*map(make_plan, recipes), strict=True)]
-    assert agree[:shared] == [True] * shared
-    assert shared == 6 or not agree[shared]
+    ):
+        recipes = [make_recipe(values("simclr", compression)) for compression in (one, other)]
+        keys = [stage_keys(recipe, load_training_data(recipe)) for recipe in recipes]
+        assert [len(each) for each in keys] == [7, 7]
+        assert shared_epochs(*keys) == shared, (one, other)
+        agree = [a.strategy == b.strategy for a, b in zip(*map(make_plan, recipes), strict=True)]
+        assert agree[:shared] == [True] * shared, (one, other)
+        assert shared == 6 or not agree[shared], (one, other)
 
 
 @each_objective
@@ -223,9 +218,13 @@ def test_where_keys_are_equal_states_are_and_no_longer(start, trained, name):
         assert not equal_weights(one[shared + 1], two[shared + 1])
 
 
-@pytest.mark.parametrize(
-    ("changes", "shared"),
-    [
+def test_what_changes_the_views_changes_every_epoch(make_recipe):
+    def shared(one, other):
+        return shared_epochs(
+            *(stage_keys(recipe, load_training_data(recipe)) for recipe in map(make_recipe, (one, other)))
+        )
+
+    for changes, expected in (
         ({"ssl.temperature": 0.3}, -1),  # an objective's settings are the first weights' too
         ({"ssl.crop_scale": [0.5, 1.0]}, -1),
         ({"ssl.color_jitter": 0.7}, -1),
@@ -233,19 +232,11 @@ def test_where_keys_are_equal_states_are_and_no_longer(start, trained, name):
         ({"alpha": 0.9}, 3),
         ({"augment.flip": 0.5}, 0),
         ({"augment.ssl": False}, 0),
-    ],
-)
-def test_what_changes_the_views_changes_every_epoch(make_recipe, changes, shared):
-    recipes = [make_recipe(values("simclr", AUTO, **each)) for each in ({}, changes)]
-    assert shared_epochs(*(stage_keys(recipe, load_training_data(recipe)) for recipe in recipes)) == shared
-
-
-@pytest.mark.parametrize(("name", "shared"), [("simclr", 0), ("mae", 4)])
-def test_in_the_mix_phase_ssl_without_augmentation_counts_for_views_of_its_own(make_recipe, name, shared):
-    recipes = [
-        make_recipe({"ssl.objective": name, "rho": 1.0, "epochs.sl": 4, "augment.ssl": ssl}) for ssl in (True, False)
-    ]
-    assert shared_epochs(*(stage_keys(recipe, load_training_data(recipe)) for recipe in recipes)) == shared
+    ):
+        assert shared(values("simclr", AUTO), values("simclr", AUTO, **changes)) == expected, changes
+    for name, expected in (("simclr", 0), ("mae", 4)):  # which has views of its own in the mix phase, and which has not
+        mixed = {"ssl.objective": name, "rho": 1.0, "epochs.sl": 4}
+        assert shared(mixed, {**mixed, "augment.ssl": False}) == expected, name
 
 
 def test_auto_without_stages_cannot_be_planned(make_recipe):
@@ -286,33 +277,26 @@ def test_each_strategys_steps_are_timed_by_themselves_and_a_latency_is_their_sum
 
 
 @each_objective
-@pytest.mark.parametrize("compression", [{}, CONSTANT, AUTO], ids=["none", "constant", "auto"])
-def test_a_recipes_operations_are_the_sum_over_its_epochs_strategies(start, name, compression):
-    state = start(values(name, compression))
-    size, images = Size.of(state.data), state.data.epoch_images
-    expected, steps = dict.fromkeys(PHASES, 0.0), []
-    for epoch in make_plan(state.recipe):
-        per_image = phase_flops(state.backbone, state.objective, [10], epoch.strategy)[epoch.phase]
-        expected[epoch.phase] += images * per_image
-        steps.append(32 * per_image)
-        assert state.step_flops(epoch) == 32 * per_image
-    found = recipe_flops(state.recipe, size)
-    assert found == pytest.approx(expected, rel=1e-12)
-    assert state.bill.flops == pytest.approx(sum(found.values()), rel=1e-12)
-    assert step_flops(state.recipe, size) == max(steps)
-
-
-@each_objective
-def test_two_tasks_cost_twice_as_much(start, name):
-    one, two = (start(values(name, AUTO, **{"data.dataset": each})) for each in ("digits", ["digits", "digits"]))
-    assert two.bill.flops == pytest.approx(2 * one.flops())
-    assert sum(recipe_flops(two.recipe, Size.of(two.data)).values()) == pytest.approx(two.bill.flops)
-
-
-@each_objective
-def test_compression_makes_training_cheaper(start, name):
-    costs = [start(values(name, each)).bill.flops for each in ({}, CONSTANT, AUTO)]
+def test_a_recipes_operations_are_the_sum_over_its_epochs_strategies(start, name):
+    costs = []
+    for compression in ({}, CONSTANT, AUTO):
+        state = start(values(name, compression))
+        size, images = Size.of(state.data), state.data.epoch_images
+        expected, steps = dict.fromkeys(PHASES, 0.0), []
+        for epoch in make_plan(state.recipe):
+            per_image = phase_flops(state.backbone, state.objective, [10], epoch.strategy)[epoch.phase]
+            expected[epoch.phase] += images * per_image
+            steps.append(32 * per_image)
+            assert state.step_flops(epoch) == 32 * per_image
+        found = recipe_flops(state.recipe, size)
+        assert found == pytest.approx(expected, rel=1e-12), compression
+        assert step_flops(state.recipe, size) == max(steps)
+        costs.append(state.bill.flops)
+        assert costs[-1] == pytest.approx(sum(found.values()), rel=1e-12)
     assert costs[0] > costs[1] > costs[2]
+    two = start(values(name, AUTO, **{"data.dataset": ["digits", "digits"]}))
+    assert two.bill.flops == pytest.approx(2 * costs[-1])
+    assert sum(recipe_flops(two.recipe, Size.of(two.data)).values()) == pytest.approx(two.bill.flops)
 
 
 def test_each_strategys_first_step_is_compiled_apart(start, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -25,60 +26,44 @@ def slow_rate(base_lr, batch, warmup_epochs, budget, steps, step):
 
 def two_schedules(recipe, steps):
     """Return the SSL rates and the SL rates of a whole recipe, each over its own budget."""
-    ssl, sl, batch = recipe.optim.ssl, recipe.optim.sl, recipe.optim.batch_size
-    return (
+    return [
         [
-            slow_rate(ssl.base_lr, batch, ssl.warmup_epochs, recipe.epochs.ssl, steps, i)
-            for i in range(recipe.epochs.ssl * steps)
-        ],
-        [
-            slow_rate(sl.base_lr, batch, sl.warmup_epochs, recipe.epochs.sl, steps, i)
-            for i in range(recipe.epochs.sl * steps)
-        ],
-    )
+            slow_rate(optim.base_lr, recipe.optim.batch_size, optim.warmup_epochs, budget, steps, step)
+            for step in range(budget * steps)
+        ]
+        for optim, budget in ((recipe.optim.ssl, recipe.epochs.ssl), (recipe.optim.sl, recipe.epochs.sl))
+    ]
 
 
-@pytest.mark.parametrize("rho", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize(("ssl", "sl"), [(4, 6), (7, 3), (10, 10), (0, 4)])
-@pytest.mark.parametrize("warmup", [0, 1, 20])
-def test_each_schedule_spans_its_own_budget_across_the_mix_phase(make_recipe, ssl, sl, rho, warmup):
-    steps = 3
-    changes = {"epochs.ssl": ssl, "epochs.sl": sl, "rho": rho, "optim.batch_size": 48}
-    recipe = make_recipe(
-        changes | {"optim.ssl.warmup_epochs": warmup, "optim.sl.warmup_epochs": warmup, "optim.sl.base_lr": 0.003}
-    )
-    used = [learning_rates(recipe, epoch, step, steps) for epoch in make_plan(recipe) for step in range(steps)]
-    ssl_rates, sl_rates = two_schedules(recipe, steps)
-    assert [rates["ssl"] for rates in used if "ssl" in rates] == pytest.approx(ssl_rates, rel=1e-9)
-    assert [rates["sl"] for rates in used if "sl" in rates] == pytest.approx(sl_rates, rel=1e-9)
+def test_each_schedule_spans_its_own_budget_across_the_mix_phase(make_recipe):
+    for rho, (ssl, sl), warmup in product((0.0, 0.5, 1.0), ((4, 6), (7, 3), (10, 10), (0, 4)), (0, 1, 20)):
+        changes = {"epochs.ssl": ssl, "epochs.sl": sl, "rho": rho, "optim.batch_size": 48, "optim.sl.base_lr": 0.003}
+        warmups = {"optim.ssl.warmup_epochs": warmup, "optim.sl.warmup_epochs": warmup}
+        recipe = make_recipe(changes | warmups)
+        used = used_rates(recipe, 3)
+        expected = dict(zip(("ssl", "sl"), two_schedules(recipe, 3), strict=True))
+        for loss, rates in expected.items():
+            assert used[loss] == pytest.approx(rates, rel=1e-9), (rho, ssl, sl, warmup)
 
 
-@pytest.mark.parametrize(("phase", "losses"), [("ssl", {"ssl"}), ("mix", {"ssl", "sl"}), ("sl", {"sl"})])
-def test_a_phase_has_the_rates_of_its_losses(make_recipe, phase, losses):
-    recipe = make_recipe({"rho": 0.5})
-    epoch = next(epoch for epoch in make_plan(recipe) if epoch.phase == phase)
-    assert set(learning_rates(recipe, epoch, 0, 5)) == losses
+def used_rates(recipe, steps):
+    """Return each loss's rates, of the epochs that have this loss and of no others, step by step."""
+    found = {"ssl": [], "sl": []}
+    for epoch in make_plan(recipe):
+        for step in range(steps):
+            rates = learning_rates(recipe, epoch, step, steps)
+            assert set(rates) == {"mix": {"ssl", "sl"}}.get(epoch.phase, {epoch.phase})
+            for loss, rate in rates.items():
+                found[loss].append(rate)
+    return found
 
 
-def test_the_papers_schedule_warms_up_for_20_of_100_epochs_and_decays_to_nothing(make_recipe):
+def test_the_papers_schedule_warms_up_for_20_epochs_at_most_a_fifth_and_decays_to_nothing(make_recipe):
     schedule = make_recipe({"optim.ssl.warmup_epochs": 20}).optim.ssl
-    assert rate_factor(schedule, 100, 0) == 0
-    assert rate_factor(schedule, 100, 10) == pytest.approx(0.5)
-    assert rate_factor(schedule, 100, 20) == 1
-    assert rate_factor(schedule, 100, 60) == pytest.approx(0.5)
-    assert rate_factor(schedule, 100, 100) == pytest.approx(0, abs=1e-12)
-
-
-def test_the_warm_up_takes_at_most_a_fifth_of_the_budget(make_recipe):
-    schedule = make_recipe({"optim.ssl.warmup_epochs": 20}).optim.ssl
-    assert rate_factor(schedule, 5, 1) == 1
-    assert rate_factor(schedule, 5, 0.5) == pytest.approx(0.5)
-    assert rate_factor(schedule, 5, 3) == pytest.approx(0.5)
-
-
-def test_the_peak_is_the_base_rate_at_batch_256_and_in_proportion_elsewhere(make_recipe):
-    schedule = make_recipe({"optim.sl.base_lr": 1e-3}).optim.sl
-    assert [peak_rate(schedule, batch) for batch in (32, 256, 1024)] == pytest.approx([1.25e-4, 1e-3, 4e-3])
+    factors = [rate_factor(schedule, 100, epoch) for epoch in (0, 10, 20, 60, 100)]
+    assert factors == pytest.approx([0, 0.5, 1, 0.5, 0])
+    assert [rate_factor(schedule, 5, epoch) for epoch in (0.5, 1, 3)] == pytest.approx([0.5, 1, 0.5])
+    assert [peak_rate(schedule, batch) for batch in (32, 256, 1024)] == pytest.approx([0.0025, 0.02, 0.08])
 
 
 @pytest.fixture(scope="module")
@@ -165,26 +150,17 @@ def test_only_matrices_decay_and_no_token_or_position_does(trained):
     )
 
 
-@pytest.mark.parametrize(
-    ("epoch", "phase", "part", "learns"),
-    [
-        (0, "ssl", "backbone", True),
-        (0, "ssl", "objective", True),
-        (0, "ssl", "classifiers", False),
-        (1, "mix", "backbone", True),
-        (1, "mix", "objective", True),
-        (1, "mix", "classifiers", True),
-        (2, "sl", "backbone", True),
-        (2, "sl", "objective", False),
-        (2, "sl", "classifiers", True),
-    ],
-)
-def test_a_phase_changes_every_weight_of_its_parts_and_no_bit_of_the_others(trained, epoch, phase, part, learns):
+def test_a_phase_changes_every_weight_of_its_parts_and_no_bit_of_the_others(trained):
     state, _, weights = trained
-    assert state.history[epoch].phase == phase
-    before, after = weights[epoch][part], weights[epoch + 1][part]
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed == (set(before) if learns else set())
+    learning = {
+        "ssl": {"backbone", "objective"},
+        "mix": {"backbone", "objective", "classifiers"},
+        "sl": {"backbone", "classifiers"},
+    }
+    for result, before, after in zip(state.history, weights, weights[1:], strict=False):
+        for part, held in before.items():
+            changed = {name for name in held if not torch.equal(held[name], after[part][name])}
+            assert changed == (set(held) if part in learning[result.phase] else set()), (result.phase, part)
 
 
 def test_a_step_is_adamws(make_state):
@@ -202,34 +178,29 @@ def test_a_step_is_adamws(make_state):
             torch.testing.assert_close(parameter.detach(), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("mix_schedule", "ssl_share"), [("sl", 0.0), ("ssl", 1.0), ("blend", 0.3)])
-def test_in_the_mix_phase_the_backbone_follows_the_schedule_that_is_named(make_state, mix_schedule, ssl_share):
-    state = make_state({"rho": 1.0, "alpha": 0.3, "optim.mix_schedule": mix_schedule, "optim.ssl.base_lr": 0.01})
-    n, recipe, wanted = state.data.steps, state.recipe, []
-    ssl, sl = two_schedules(recipe, n)
-    for epoch in make_plan(recipe):
-        for step in range(n):
+def test_in_the_mix_phase_the_backbone_follows_the_schedule_that_is_named(make_state):
+    for mix_schedule, ssl_share in (("sl", 0.0), ("ssl", 1.0), ("blend", 0.3)):
+        changes = {"optim.mix_schedule": mix_schedule, "optim.ssl.base_lr": 0.01}
+        state = make_state({"rho": 1.0, "alpha": 0.3, **changes})
+        n, recipe = state.data.steps, state.recipe
+        ssl, sl = two_schedules(recipe, n)
+        plan = make_plan(recipe)
+        assert [epoch.phase for epoch in plan] == ["mix", "mix", "sl"]
+        for epoch, step in product(plan, range(n)):
             set_rates(state.optimizer, recipe, epoch, step, n)
             rates = {group["part"]: group["lr"] for group in state.optimizer.param_groups}
-            supervised = sl[epoch.sl_epoch * n + step]
-            wanted.append(
-                ssl_share * ssl[epoch.ssl_epoch * n + step] + (1 - ssl_share) * supervised
-                if epoch.phase == "mix"
-                else supervised
-            )
-            assert rates["backbone"] == pytest.approx(wanted[-1])
-            assert rates["classifiers"] == pytest.approx(supervised)
-    assert len(wanted) == 3 * n
+            expected = supervised = sl[epoch.sl_epoch * n + step]
+            if epoch.phase == "mix":
+                expected = ssl_share * ssl[epoch.ssl_epoch * n + step] + (1 - ssl_share) * supervised
+            assert rates["backbone"] == pytest.approx(expected), mix_schedule
+            assert rates["classifiers"] == pytest.approx(supervised), mix_schedule
 
 
-@pytest.mark.parametrize(("carry_state", "steps_seen"), [(True, [1, 2, 3, 4]), (False, [1, 1, 1, 2])])
-def test_optimizer_state_is_carried_over_phase_borders_or_starts_anew(make_state, carry_state, steps_seen):
-    state = make_state({"rho": 0.5, "optim.carry_state": carry_state})  # phases: ssl, mix, sl, sl
-    patch_embedding = state.backbone.vit.patch_embed.proj.weight
-    epochs_seen = []
-    for _ in train(state):
-        epochs_seen.append(int(state.optimizer.state[patch_embedding]["step"]) // state.data.steps)
-    assert epochs_seen == steps_seen
+def test_optimizer_state_is_carried_over_phase_borders_or_starts_anew(make_state):
+    for carry_state, steps_seen in ((True, [1, 2, 3, 4]), (False, [1, 1, 1, 2])):
+        state = make_state({"rho": 0.5, "optim.carry_state": carry_state})  # phases: ssl, mix, sl, sl
+        moments, weight = state.optimizer.state, state.backbone.vit.patch_embed.proj.weight
+        assert [int(moments[weight]["step"]) // state.data.steps for _ in train(state)] == steps_seen
 
 
 def wsd_rate(base_lr, batch, warmup_epochs, budget, decay, steps, step):
@@ -239,28 +210,24 @@ def wsd_rate(base_lr, batch, warmup_epochs, budget, decay, steps, step):
     return peak * rise * (1.0 if step < left else 1 - math.sqrt((step - left) / (decay * steps)))
 
 
-@pytest.mark.parametrize("warmup", [0, 2, 20])
-@pytest.mark.parametrize(
-    ("ssl", "sl", "rho", "ssl_decay", "sl_decay"),
-    [
-        (10, 10, 0.5, 2, 2),
-        (10, 10, 0.0, 2, 2),
-        (10, 10, 0.1, 1, 2),
-        (12, 4, 1.0, 3, 1),
-        (0, 1, 0.5, 0, 1),
-        (6, 11, 1.0, 2, 3),
-    ],
-)
-def test_wsd_decays_in_a_budgets_last_fifth_and_ssl_in_its_mix_phase(
-    make_recipe, ssl, sl, rho, ssl_decay, sl_decay, warmup
-):
-    steps = 3
-    changes = {"epochs.ssl": ssl, "epochs.sl": sl, "rho": rho, "optim.batch_size": 48}
-    for loss in ("ssl", "sl"):
-        changes |= {f"optim.{loss}.schedule": "wsd", f"optim.{loss}.warmup_epochs": warmup}
-    recipe = make_recipe(changes)
-    used = [learning_rates(recipe, epoch, step, steps) for epoch in make_plan(recipe) for step in range(steps)]
-    for loss, budget, decay in (("ssl", ssl, ssl_decay), ("sl", sl, sl_decay)):
-        base_lr = getattr(recipe.optim, loss).base_lr
-        expected = [wsd_rate(base_lr, 48, warmup, budget, decay, steps, i) for i in range(budget * steps)]
-        assert [rates[loss] for rates in used if loss in rates] == pytest.approx(expected, rel=1e-9, abs=1e-15)
+def test_wsd_decays_in_a_budgets_last_fifth_and_ssl_in_its_mix_phase(make_recipe):
+    for (ssl, sl, rho, ssl_decay, sl_decay), warmup in product(
+        (
+            (10, 10, 0.5, 2, 2),
+            (10, 10, 0.0, 2, 2),
+            (10, 10, 0.1, 1, 2),
+            (12, 4, 1.0, 3, 1),
+            (0, 1, 0.5, 0, 1),
+            (6, 11, 1.0, 2, 3),
+        ),
+        (0, 2, 20),
+    ):
+        changes = {"epochs.ssl": ssl, "epochs.sl": sl, "rho": rho, "optim.batch_size": 48}
+        for loss in ("ssl", "sl"):
+            changes |= {f"optim.{loss}.schedule": "wsd", f"optim.{loss}.warmup_epochs": warmup}
+        recipe = make_recipe(changes)
+        used = used_rates(recipe, 3)
+        for loss, budget, decay in (("ssl", ssl, ssl_decay), ("sl", sl, sl_decay)):
+            base_lr = getattr(recipe.optim, loss).base_lr
+            expected = [wsd_rate(base_lr, 48, warmup, budget, decay, 3, i) for i in range(budget * 3)]
+            assert used[loss] == pytest.approx(expected, rel=1e-9, abs=1e-15), (ssl, sl, rho, warmup)

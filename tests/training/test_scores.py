@@ -38,19 +38,19 @@ CASES = [(seed, images, classes) for seed, (images, classes) in enumerate([(1, 2
 CASES += [(20, 500, 3), (21, 500, 100), (22, 30, 200)]
 
 
-@pytest.mark.parametrize(("seed", "images", "classes"), CASES)
-def test_accuracies_f1_and_confusion_are_those_of_scikit_learn(seed, images, classes):
-    logits, labels = draw_answers(seed, images, classes)
-    answers = logits.argmax(dim=1)
-    tally = count(logits, labels)
-    assert np.array_equal(tally.confusion, confusion_matrix(labels, answers, labels=range(classes)))
-    scores = tally.scores()
-    assert scores.accuracy == accuracy_score(labels, answers)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "y_pred contains classes not in y_true")
-        warnings.filterwarnings("ignore", "A single label was found")
-        assert scores.balanced_accuracy == pytest.approx(balanced_accuracy_score(labels, answers))
-    assert scores.macro_f1 == pytest.approx(f1_score(labels, answers, average="macro", zero_division=0))
+def test_accuracies_f1_and_confusion_are_those_of_scikit_learn():
+    for seed, images, classes in CASES:
+        logits, labels = draw_answers(seed, images, classes)
+        answers = logits.argmax(dim=1)
+        tally = count(logits, labels)
+        assert np.array_equal(tally.confusion, confusion_matrix(labels, answers, labels=range(classes))), seed
+        scores = tally.scores()
+        assert scores.accuracy == accuracy_score(labels, answers), seed
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "y_pred contains classes not in y_true")
+            warnings.filterwarnings("ignore", "A single label was found")
+            assert scores.balanced_accuracy == pytest.approx(balanced_accuracy_score(labels, answers)), seed
+        assert scores.macro_f1 == pytest.approx(f1_score(labels, answers, average="macro", zero_division=0)), seed
 
 
 def calibration_by_hand(logits, labels):
@@ -68,10 +68,11 @@ def calibration_by_hand(logits, labels):
     return error
 
 
-@pytest.mark.parametrize(("seed", "images", "classes"), CASES)
-def test_calibration_is_that_by_hand(seed, images, classes):
-    logits, labels = draw_answers(seed, images, classes)
-    assert count(logits, labels).scores().calibration_error == pytest.approx(calibration_by_hand(logits, labels))
+def test_calibration_is_that_by_hand():
+    for seed, images, classes in CASES:
+        logits, labels = draw_answers(seed, images, classes)
+        found = count(logits, labels).scores().calibration_error
+        assert found == pytest.approx(calibration_by_hand(logits, labels)), seed
 
 
 def test_a_sure_classifier_that_guesses_is_as_far_off_as_it_is_wrong():
@@ -98,14 +99,11 @@ def test_lower_precision_is_counted_as_what_it_says():
     assert count(rounded, labels).scores() == count(rounded.float(), labels).scores()
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_logit_that_is_no_number_makes_all_figures_so(value):
-    logits, labels = draw_answers(7, 50, 4)
-    logits[13, 2] = value
-    assert all(math.isnan(figure) for figure in asdict(count(logits, labels).scores()).values())
-
-
-def test_no_images_have_no_figures():
+def test_a_logit_that_is_no_number_and_no_images_make_all_figures_so():
+    for value in (math.nan, math.inf, -math.inf):
+        logits, labels = draw_answers(7, 50, 4)
+        logits[13, 2] = value
+        assert all(math.isnan(figure) for figure in asdict(count(logits, labels).scores()).values()), value
     assert all(math.isnan(figure) for figure in asdict(Tally(3, CPU).scores()).values())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import math
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -67,60 +68,43 @@ def slow_jitter(image, brightness, contrast, saturation, turn):
 # --- colours
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize(("strength", "grayscale"), [(0.5, 0.2), (1.0, 0.0), (0.0, 0.5), (2.0, 0.2)])
-def test_colours_change_as_one_image_at_a_time(photos, channels, strength, grayscale):
-    images = photos[:, :channels].float() / 255
-    done = jitter(images.clone(), strength, grayscale, generator())
-    assert done.shape == images.shape
-    for got, image, factors in zip(done, images, draws_of(24, strength, grayscale, generator()), strict=True):
-        np.testing.assert_allclose(got.numpy(), slow_jitter(image.numpy(), *factors), atol=2e-6)
+def test_colours_change_as_one_image_at_a_time(photos):
+    for channels, (strength, grayscale) in product((1, 3), ((0.5, 0.2), (1.0, 0.0), (0.0, 0.5), (2.0, 0.2))):
+        images = photos[:, :channels].float() / 255
+        done = jitter(images.clone(), strength, grayscale, generator())
+        assert done.shape == images.shape
+        for got, image, factors in zip(done, images, draws_of(24, strength, grayscale, generator()), strict=True):
+            np.testing.assert_allclose(got.numpy(), slow_jitter(image.numpy(), *factors), atol=2e-6)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_a_view_is_a_crop_whose_colours_are_changed(photos, channels):
-    images, view, draws = photos[:, :channels], View((0.3, 0.9), 0.5, 0.2), generator()
-    cropped = resized_crop_and_flip(images, (0.3, 0.9), RATIO, 0.5, draws).numpy() / 255
-    done = make_view(images, view, 0.5, generator())
-    assert done.dtype == torch.float32
-    for got, image, factors in zip(done, cropped, draws_of(24, 0.5, 0.2, draws), strict=True):
-        np.testing.assert_allclose(got.numpy(), 255 * slow_jitter(image, *factors), atol=1e-3)
+def test_a_view_is_a_crop_whose_colours_are_changed(photos):
+    for channels, (strength, grayscale) in product((1, 3), ((0.5, 0.2), (0.0, 0.0))):
+        images, draws = photos[:, :channels], generator()
+        cropped = resized_crop_and_flip(images, (0.3, 0.9), RATIO, 0.5, draws).numpy() / 255
+        done = make_view(images, View((0.3, 0.9), strength, grayscale), 0.5, generator())
+        assert done.dtype == torch.float32
+        for got, image, factors in zip(done, cropped, draws_of(24, strength, grayscale, draws), strict=True):
+            np.testing.assert_allclose(got.numpy(), 255 * slow_jitter(image, *factors), atol=1e-3)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_without_jitter_and_grayscale_a_view_is_the_crop(photos, channels):
-    images = photos[:, :channels]
-    done = make_view(images, View((0.3, 0.9), 0.0, 0.0), 0.5, generator())
-    crop = resized_crop_and_flip(images, (0.3, 0.9), RATIO, 0.5, generator())
-    torch.testing.assert_close(done, crop.float(), rtol=0, atol=1e-3)
-
-
-@pytest.mark.parametrize("strength", [0.0, 0.5])
-def test_grayscale_1_leaves_no_colour_and_0_leaves_it(photos, strength):
+def test_grayscale_1_leaves_no_colour_and_0_leaves_it(photos):
     images = photos.float() / 255
-    done = jitter(images.clone(), strength, 1.0, generator())
-    torch.testing.assert_close(done[:, 0], done[:, 1], rtol=0, atol=1e-5)
-    torch.testing.assert_close(done[:, 0], done[:, 2], rtol=0, atol=1e-5)
-    if strength == 0.0:
-        torch.testing.assert_close(done[:, :1], TF.rgb_to_grayscale(images), rtol=0, atol=1e-3)
-    coloured = jitter(images.clone(), strength, 0.0, generator())
-    assert (coloured.amax(dim=1) - coloured.amin(dim=1)).mean() > 0.1
+    for strength in (0.0, 0.5):
+        done = jitter(images.clone(), strength, 1.0, generator())
+        torch.testing.assert_close(done, done[:, :1].expand_as(done), rtol=0, atol=1e-5)
+        if strength == 0.0:
+            torch.testing.assert_close(done[:, :1], TF.rgb_to_grayscale(images), rtol=0, atol=1e-3)
+        coloured = jitter(images.clone(), strength, 0.0, generator())
+        assert (coloured.amax(dim=1) - coloured.amin(dim=1)).mean() > 0.1, strength
+    one, other = (make_view(photos[:, :1], View(WHOLE, 0.5, share), 0.0, generator()) for share in (0.0, 1.0))
+    assert torch.equal(one, other)  # an image of one channel is gray already
 
 
-def test_grayscale_leaves_an_image_of_one_channel(photos):
-    gray = photos[:, :1]
-    one, other = (make_view(gray, View(WHOLE, 0.5, share), 0.0, generator()) for share in (0.0, 1.0))
-    assert torch.equal(one, other)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("strength", [0.5, 1.0, 3.0])
-def test_pixels_stay_between_0_and_255(photos, channels, strength):
-    done = make_view(photos[:, :channels], View((0.1, 1.0), strength, 0.2), 0.5, generator())
-    assert done.isfinite().all()
-    assert done.min() >= 0
-    assert done.max() <= 255
-    assert done.max() > 200
+def test_pixels_stay_between_0_and_255(photos):
+    for channels, strength in product((1, 3), (0.5, 1.0, 3.0)):
+        done = make_view(photos[:, :channels], View((0.1, 1.0), strength, 0.2), 0.5, generator())
+        assert done.isfinite().all()
+        assert 0 <= done.min() < 200 < done.max() <= 255, (channels, strength)
 
 
 # --- draws
@@ -165,14 +149,12 @@ def test_how_often_and_how_far_colours_change():
     assert ((gray.amax(dim=1) - gray.amin(dim=1)) < 1e-5).float().mean() == pytest.approx(0.2, abs=0.015)
 
 
-@pytest.mark.parametrize(("flip", "mirrored"), [(0.0, 0), (1.0, 24)])
-def test_views_are_mirrored_as_often_as_asked(photos, flip, mirrored):
-    done = make_view(photos, View(WHOLE, 0.0, 0.0), flip, generator())
+def test_views_are_mirrored_as_often_as_asked(photos):
     # the whole area, but three to four at most: a box is as high or as wide as the image
     plain = make_view(photos, View(WHOLE, 0.0, 0.0), 0.0, generator())
-    same = [bool((a - b).abs().max() < 1e-3) for a, b in zip(done, plain, strict=True)]
-    turned = [bool((a - b.flip(-1)).abs().max() < 1e-3) for a, b in zip(done, plain, strict=True)]
-    assert (sum(turned), sum(same)) == (mirrored, 24 - mirrored)
+    for flip in (0.0, 1.0):
+        done = make_view(photos, View(WHOLE, 0.0, 0.0), flip, generator())
+        torch.testing.assert_close(done, plain.flip(-1) if flip else plain, rtol=0, atol=1e-3)
 
 
 # --- torchvision
@@ -190,38 +172,36 @@ def only(channel, value):
     return rand
 
 
-@pytest.mark.parametrize("drawn", [0.0, 0.2, 0.7, 1.0])
-@pytest.mark.parametrize(
-    ("channel", "adjust"), [(0, TF.adjust_brightness), (1, TF.adjust_contrast), (2, TF.adjust_saturation)]
-)
-def test_one_change_alone_is_torchvisions(photos, monkeypatch, channel, adjust, drawn):
+def test_one_change_alone_is_torchvisions(photos, monkeypatch):
     """Its weights of brightness are 0.2989, 0.587 and 0.114."""
-    monkeypatch.setattr(torch, "rand", only(channel, drawn))
     images = photos.float() / 255
-    done = jitter(images.clone(), 0.5, 0.0, generator())
-    factor = 1 + 0.8 * 0.5 * (2 * drawn - 1)
-    expected = torch.stack([adjust(image, factor) for image in images])
-    torch.testing.assert_close(done, expected, rtol=0, atol=2e-3)
-    assert (done - images).abs().mean() > 0.01
+    for channel, adjust in enumerate((TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation)):
+        for drawn in (0.0, 0.2, 0.7, 1.0):
+            monkeypatch.setattr(torch, "rand", only(channel, drawn))
+            done = jitter(images.clone(), 0.5, 0.0, generator())
+            factor = 1 + 0.8 * 0.5 * (2 * drawn - 1)
+            expected = torch.stack([adjust(image, factor) for image in images])
+            torch.testing.assert_close(done, expected, rtol=0, atol=2e-3)
+            assert (done - images).abs().mean() > 0.01, (adjust, drawn)
 
 
-@pytest.mark.parametrize("drawn", [0.0, 0.25, 0.75, 1.0])
-def test_hue_turns_by_a_share_of_the_circle_and_keeps_brightness(monkeypatch, drawn):
+def test_hue_turns_by_a_share_of_the_circle_and_keeps_brightness(monkeypatch):
     """HSV's hue is no angle of YIQ: by as much as a mean over the circle, and the other way round, which a draw that is
     symmetric does not tell.
     """
     colours = torch.tensor([colorsys.hsv_to_rgb(h / 12, 0.3, 0.6) for h in range(12)]).view(12, 3, 1, 1)
-    monkeypatch.setattr(torch, "rand", only(3, drawn))
-    done = jitter(colours.clone(), 0.5, 0.0, generator())
-    turn = 0.2 * 0.5 * (1 - 2 * drawn)  # of the circle
     levels = torch.tensor(TO_YIQ[0]).float()
-    torch.testing.assert_close(*(torch.einsum("c,bchw->b", levels, each) for each in (done, colours)))
-    moved = []
-    for before, after in zip(colours, done, strict=True):
-        hues = [colorsys.rgb_to_hsv(*each.flatten().tolist())[0] for each in (before, after)]
-        moved.append((hues[1] - hues[0] + 0.5) % 1 - 0.5)
-    assert np.mean(moved) == pytest.approx(turn, abs=0.02)
-    assert all(move * turn > 0 for move in moved)
+    for drawn in (0.0, 0.25, 0.75, 1.0):
+        monkeypatch.setattr(torch, "rand", only(3, drawn))
+        done = jitter(colours.clone(), 0.5, 0.0, generator())
+        turn = 0.2 * 0.5 * (1 - 2 * drawn)  # of the circle
+        torch.testing.assert_close(*(torch.einsum("c,bchw->b", levels, each) for each in (done, colours)))
+        moved = []
+        for before, after in zip(colours, done, strict=True):
+            hues = [colorsys.rgb_to_hsv(*each.flatten().tolist())[0] for each in (before, after)]
+            moved.append((hues[1] - hues[0] + 0.5) % 1 - 0.5)
+        assert np.mean(moved) == pytest.approx(turn, abs=0.02), drawn
+        assert all(move * turn > 0 for move in moved), drawn
 
 
 # --- batches of an objective with two views
@@ -268,16 +248,13 @@ def shown(pool, chosen, view, draws):
     return (pixels.double() / 255 - pool.mean) / pool.std
 
 
-@pytest.mark.parametrize("name", ["simclr", "mocov3", "dino"])
-@pytest.mark.parametrize("phase", ["ssl", "mix"])
-def test_a_step_has_two_views_of_each_image(make_recipe, name, phase):
-    recipe = make_recipe({**TWO, "ssl.objective": name})
-    batches = batches_of(recipe, phase)
-    assert len(batches) == 4
-    for images, labels in batches:
-        assert images.shape == (2 * 32, 1, 8, 8)
-        assert images.dtype == torch.float32
-        assert labels is None if phase == "ssl" else labels.shape == (1, 32)
+def test_a_step_has_two_views_of_each_image(make_recipe):
+    for name, phase in product(("simclr", "mocov3", "dino"), ("ssl", "mix")):
+        batches = batches_of(make_recipe({**TWO, "ssl.objective": name}), phase)
+        assert len(batches) == 4
+        for images, labels in batches:
+            assert (images.shape, images.dtype) == ((2 * 32, 1, 8, 8), torch.float32), (name, phase)
+            assert labels is None if phase == "ssl" else labels.shape == (1, 32), (name, phase)
 
 
 def test_the_supervised_phase_has_one_view(make_recipe):
@@ -311,17 +288,16 @@ def test_in_the_mix_phase_the_first_view_is_what_masked_autoencoding_gets(make_r
         torch.testing.assert_close(images[32:].double(), second, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("phase", "views"), [("ssl", [False, False]), ("mix", [True, False])])
-def test_views_are_not_mirrored_where_ssl_is_not_augmented_but_the_classifiers_image_is(make_recipe, phase, views):
+def test_views_are_not_mirrored_where_ssl_is_not_augmented_but_the_classifiers_image_is(make_recipe):
     """With flip 1 against flip 0, which make the same draws."""
-    for ssl in (False, True):
-        images = [
+    for phase, ssl in product(("ssl", "mix"), (False, True)):
+        plain, turned = (
             batches_of(make_recipe({**TWO, "augment.ssl": ssl, "augment.flip": flip}), phase)[0][0].view(2, 32, 1, 8, 8)
             for flip in (0.0, 1.0)
-        ]
-        for plain, turned, mirrored in zip(*images, [True, True] if ssl else views, strict=True):
-            expected = plain.flip(-1) if mirrored else plain
-            torch.testing.assert_close(turned, expected, rtol=1e-4, atol=1e-4)
+        )
+        mirrored = (ssl or phase == "mix", ssl)
+        expected = torch.stack([view.flip(-1) if turns else view for view, turns in zip(plain, mirrored, strict=True)])
+        torch.testing.assert_close(turned, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_each_epoch_draws_other_views(make_recipe):
@@ -332,54 +308,45 @@ def test_each_epoch_draws_other_views(make_recipe):
     assert not torch.equal(one.sort(dim=0).values, other.sort(dim=0).values)
 
 
-@pytest.mark.parametrize("lambda_", [0.0, 0.3, 1.0])
-def test_two_datasets_mix_both_views_of_the_same_pair(make_recipe, write_crops, lambda_):
-    recipe = make_recipe(
-        {
-            **TWO,
-            "lambda": lambda_,
-            "data.ssl_dataset": "image_folder",
-            "data.ssl_root": write_crops(20),
-            "ssl.color_jitter": 0.0,
-            "ssl.crop_scale": [1.0, 1.0],
-            "augment.pad": 0,
-            "augment.flip": 0.0,
-        }
-    )
-    data, stream = load_training_data(recipe), streams(recipe, "mix")
-    own, other = data.tasks[0].train, data.tasks[0].ssl
-    order = own.indices[torch.randperm(129, generator=stream("order"))]
-    partners, draws, view = stream("partners"), stream("ssl_augmentation"), recipe.ssl.views(joint=True)[1]
-    for step, (images, labels) in enumerate(batches_of(recipe, "mix", data)):
-        chosen = order[32 * step : 32 * step + 32]
-        drawn = torch.randint(20, (32,), generator=partners)
-        first = lambda_ * own.plain(chosen).double() + (1 - lambda_) * other.plain(other.indices[drawn]).double()
-        torch.testing.assert_close(images[:32].double(), first, rtol=1e-5, atol=1e-5)
-        pair = shown(own, chosen, view, draws), shown(other, other.indices[drawn], view, draws)
-        second = lambda_ * pair[0] + (1 - lambda_) * pair[1]
-        torch.testing.assert_close(images[32:].double(), second, rtol=1e-5, atol=1e-5)
-        assert labels[0].tolist() == own.labels[chosen].tolist()
+def test_two_datasets_mix_both_views_of_the_same_pair(make_recipe, write_crops):
+    other_set = {"data.ssl_dataset": "image_folder", "data.ssl_root": write_crops(20)}
+    still = {"ssl.color_jitter": 0.0, "ssl.crop_scale": [1.0, 1.0], "augment.pad": 0, "augment.flip": 0.0}
+    for lambda_ in (0.0, 0.3, 1.0):
+        recipe = make_recipe({**TWO, **other_set, **still, "lambda": lambda_})
+        data, stream = load_training_data(recipe), streams(recipe, "mix")
+        own, other = data.tasks[0].train, data.tasks[0].ssl
+        order = own.indices[torch.randperm(129, generator=stream("order"))]
+        partners, draws, view = stream("partners"), stream("ssl_augmentation"), recipe.ssl.views(joint=True)[1]
+        for step, (images, labels) in enumerate(batches_of(recipe, "mix", data)):
+            chosen = order[32 * step : 32 * step + 32]
+            drawn = other.indices[torch.randint(20, (32,), generator=partners)]
+            pairs = (
+                (own.plain(chosen), other.plain(drawn)),
+                (shown(own, chosen, view, draws), shown(other, drawn, view, draws)),
+            )
+            for got, (x_sl, x_ssl) in zip(images.chunk(2), pairs, strict=True):
+                mixed = lambda_ * x_sl.double() + (1 - lambda_) * x_ssl.double()
+                torch.testing.assert_close(got.double(), mixed, rtol=1e-5, atol=1e-5)
+            assert labels[0].tolist() == own.labels[chosen].tolist(), lambda_
 
 
-@pytest.mark.parametrize("phase", ["ssl", "mix"])
-def test_two_tasks_keep_their_order_within_each_view(make_recipe, photo_tasks, phase):
+def test_two_tasks_keep_their_order_within_each_view(make_recipe, photo_tasks):
     """Each task's images are made one shade here, which no crop changes."""
     still = {"ssl.color_jitter": 0.0, "ssl.grayscale": 0.0}
     recipe = make_recipe({**photo_tasks, **still, "augment.pad": 0})
     data, tasks = load_training_data(recipe), []
     for task, shade in zip(data.tasks, (50, 200), strict=True):
-        pools = {
-            name: replace(getattr(task, name), images=torch.full_like(task.train.images, shade))
-            for name in ("train", "ssl")
-        }
+        pixels = torch.full_like(task.train.images, shade)
+        pools = {name: replace(getattr(task, name), images=pixels) for name in ("train", "ssl")}
         tasks.append(replace(task, **pools))
     shades = [((shade / 255 - task.train.mean) / task.train.std) for task, shade in zip(tasks, (50, 200), strict=True)]
-    batches = batches_of(recipe, phase, replace(data, tasks=tuple(tasks)))
-    assert len(batches) == 3
-    for (images, labels), (_, answers) in zip(batches, batches_of(recipe, phase, data), strict=True):
-        assert images.shape == (2 * 2 * 8, 3, 12, 12)
-        for number, part in enumerate(images.chunk(4)):
-            torch.testing.assert_close(part, shades[number % 2].expand_as(part), rtol=1e-4, atol=1e-4)
-        if phase == "mix":
-            assert labels.shape == (2, 8)
-            assert torch.equal(labels, answers)
+    for phase in ("ssl", "mix"):
+        batches = batches_of(recipe, phase, replace(data, tasks=tuple(tasks)))
+        assert len(batches) == 3
+        for (images, labels), (_, answers) in zip(batches, batches_of(recipe, phase, data), strict=True):
+            assert images.shape == (2 * 2 * 8, 3, 12, 12)
+            for number, part in enumerate(images.chunk(4)):
+                torch.testing.assert_close(part, shades[number % 2].expand_as(part), rtol=1e-4, atol=1e-4)
+            if phase == "mix":
+                assert labels.shape == (2, 8)
+                assert torch.equal(labels, answers)

@@ -21,7 +21,7 @@ from rich.console import Console
 
 import mixtune
 from mixtune.errors import RequestError
-from mixtune.run.ledger import read_ledger, trial_states
+from mixtune.run.ledger import fold, read_ledger
 from mixtune.run.lock import hold_run
 from mixtune.tuning.run import SearchError, parse_duration, resume
 
@@ -69,7 +69,7 @@ def longer_space(small_space: Any) -> dict[str, Any]:
 
 def assert_the_files_agree(run: Path) -> None:
     """Ledger, tables, study and front of a run say the same."""
-    records = {k: r for k, r in trial_states(read_ledger(run / "ledger.jsonl")).items() if r.baseline is None}
+    records = {k: r for k, r in fold(read_ledger(run / "ledger.jsonl")).records.items() if r.baseline is None}
     table = pd.read_csv(run / "trials.csv").set_index("trial")
     assert list(table.index) == list(records)
     study = optuna.load_study(study_name=None, storage=f"sqlite:///{run / 'study.db'}")
@@ -132,7 +132,7 @@ def test_a_spent_time_budget_leaves_a_run_that_can_be_gone_on_with_and_extended(
     run, console = tmp_path / "run", quiet()
     mixtune.search(longer_space, out=run, time_budget="1s", console=console)
     assert f"of 6 trials done; mixtune resume {run} goes on" in said(console)
-    unfinished = [r for r in trial_states(read_ledger(run / "ledger.jsonl")).values() if not r.ended_time]
+    unfinished = [r for r in fold(read_ledger(run / "ledger.jsonl")).records.values() if not r.ended_time]
     assert all(record.state in ("asked", "running") for record in unfinished)
     result = resume(run, console=quiet())
     assert result.counts() == {"complete": 6, "stopped": 0, "failed": 0, "rejected": 0, "running": 0}
