@@ -44,7 +44,9 @@ from mixtune.run.ledger import read_ledger
 from mixtune.space.recipe import with_values
 from mixtune.space.space import SearchSpace, load_space, space_from_dict
 from mixtune.stages.paths import RecipePaths
+from mixtune.training.bill import Bill
 from mixtune.tuning.search import RunningSearch
+from mixtune.tuning.trial import EpochReport
 
 HERE = Path(__file__).parent
 RESULTS, DIGITS = HERE / "results", HERE.parent / "search_spaces" / "digits.yaml"
@@ -245,10 +247,10 @@ def time_asking(sampler: str, finished: int) -> list[float]:
         accuracy = 0.9 - 0.3 / seconds - (asked.params["alpha"] - 0.5) ** 2
         search.start(asked.trial)
         windows = [("an epoch", 1.0, True, {"device": "none"})]
-        search.report(asked.trial, {"windows": windows, "epochs": [{"epoch": 1, "val_accuracy": accuracy}]})
-        steps = {"sl": {"an epoch": int(seconds)}}
         metrics = {"val_accuracy": accuracy, "epoch": 1, "epochs_asked": 1}
-        search.end(asked.trial, metrics, {"steps": steps, "reused_steps": {}, "infer": "none"})
+        bill = Bill(int(seconds), (("sl", "an epoch", 1.0),), "none")
+        search.report(asked.trial, EpochReport([metrics], metrics, windows, bill))
+        search.end(asked.trial)
         return took
 
     with tempfile.TemporaryDirectory() as scratch:

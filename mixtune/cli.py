@@ -354,7 +354,9 @@ def report(directory: RunFolder) -> None:
 
 def main() -> None:
     """Run a command; exit with 0 done, 1 failed, 2 the request was wrong, 130 interrupted."""
-    logging.basicConfig(format="%(message)s")
+    handler = CurrentStderrHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("mixtune").setLevel(logging.INFO)
     try:
         app()
@@ -362,6 +364,14 @@ def main() -> None:
         _fail(str(error), 2)
     except (DataError, TrainingError) as error:
         _fail(str(error), 1)
+
+
+class CurrentStderrHandler(logging.Handler):
+    """Writes to what sys.stderr is now: above a live view, not into it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line."""
+        print(self.format(record), file=sys.stderr)
 
 
 def _fail(message: str, status: int) -> NoReturn:

@@ -44,6 +44,7 @@ def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         pytest.MonkeyPatch.context() as patch,
         tempfile.TemporaryDirectory(prefix="mt", ignore_cleanup_errors=True) as own,  # short: Ray's sockets lie in it
     ):
+        os.chmod(own, 0o755)  # tests of what root cannot be refused run as another user
         patch.setenv("MIXTUNE_DATA", str(data))
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", os.environ.get("TORCHINDUCTOR_CACHE_DIR", compiled))
         patch.setenv("TMPDIR", own)

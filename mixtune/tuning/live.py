@@ -55,7 +55,8 @@ class Progress:
 
     def update(self, search: RunningSearch, record: TrialRecord) -> None:
         """Show what changed of a record."""
-        if self._live is not None and time.monotonic() - self._drawn_at > REFRESH_S:
+        is_old = record.state in ENDED or time.monotonic() - self._drawn_at > REFRESH_S
+        if self._live is not None and is_old:
             self._drawn_at = time.monotonic()
             self._live.update(view_search(search, self._slots))
         now = record.state, record.started_time

@@ -12,6 +12,7 @@ import os
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from ray.tune.search import Searcher
 
 from mixtune.cost.machine import Machine
 from mixtune.cost.memory import allowed_bytes, is_out_of_memory
-from mixtune.errors import RequestError
+from mixtune.errors import RequestError, one_line
 from mixtune.run.rungs import KEEP, LEVELS
 from mixtune.stages.paths import RecipePaths
 from mixtune.stages.store import MAX_BYTES
@@ -44,6 +45,9 @@ _QUIET = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # the ledger is the one truth; Ray's own state is never read
     "TUNE_WARN_THRESHOLD_S": "10",
 }
+
+
+_log = logging.getLogger("mixtune.tuning")
 
 
 class _DrivenBySearch:
@@ -120,6 +124,35 @@ class SearchCallback(_DrivenBySearch, Callback):  # type: ignore[misc]
         """The trial raised, or its worker died."""
         error = read_error(trial)
         self._search.fail(trial.config["trial"], failure_reason(trial, error), failure_cause(error))
+
+
+class GuardedCallback(Callback):  # type: ignore[misc]
+    """Anyone's callback: one that raises hears no more of a search, which does not end for it, and a warning says so."""
+
+    def __init__(self, callback: Callback) -> None:
+        self._callback, self._is_broken = callback, False
+        self.setup = callback.setup  # what is raised there ends the search
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def _tell(self, hook: str, *given: Any, **info: Any) -> None:
+        if self._is_broken:
+            return
+        try:
+            getattr(self._callback, hook)(*given, **info)
+        except Exception as error:  # noqa: BLE001  anyone's code
+            self._is_broken = True
+            name = type(self._callback).__name__
+            _log.warning("%s raised and hears no more of this search: %s", name, one_line(error))
+
+    on_step_begin = partialmethod(_tell, "on_step_begin")
+    on_step_end = partialmethod(_tell, "on_step_end")
+    on_trial_start = partialmethod(_tell, "on_trial_start")
+    on_trial_result = partialmethod(_tell, "on_trial_result")
+    on_trial_complete = partialmethod(_tell, "on_trial_complete")
+    on_trial_error = partialmethod(_tell, "on_trial_error")
+    on_experiment_end = partialmethod(_tell, "on_experiment_end")
 
 
 class NoReport(ProgressReporter):  # type: ignore[misc]
@@ -207,7 +240,7 @@ def train_trials(
             run_config=tune.RunConfig(
                 name="search",
                 storage_path=scratch,
-                callbacks=[SearchCallback(search), *callbacks],
+                callbacks=[SearchCallback(search), *map(GuardedCallback, callbacks)],
                 stop=SearchStopper(search),
                 progress_reporter=NoReport(),
                 verbose=0,

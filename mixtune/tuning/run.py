@@ -78,8 +78,10 @@ def search(
     ``ray.air.integrations.wandb.WandbLoggerCallback(project="digits")``. An option that is None leaves the space's own
     value.
 
-    A callback sees each trial under the search's id, with its recipe by dotted path as ``config``, and a result for
-    each epoch: the metrics of trials.csv, at the step (``training_iteration``) that is the epoch's number.
+    A callback sees each trial under the search's id, and after each epoch a result with the metrics of trials.csv. Its
+    config holds the base recipe, the dotted parameters over it and what the search tells the worker. The folders that
+    Ray gives to trials are temporary: files of a callback belong in one of your own. Epochs that came from a checkpoint
+    are not told; ``log_to`` draws them too.
 
     Raises RequestError or DataError before anything is trained, DataError when the ledger cannot be written,
     SearchError when not one trial completed or most failed for one reason, and KeyboardInterrupt on Ctrl-C or SIGTERM,

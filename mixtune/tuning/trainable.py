@@ -17,7 +17,7 @@ from mixtune.training.device import choose_device, release_memory
 from mixtune.training.loop import train
 from mixtune.training.measure import measure
 from mixtune.training.state import TrainState, start_state
-from mixtune.tuning.trial import in_original_folder, recipe_from_config, train_trial
+from mixtune.tuning.trial import hold_directory, in_original_folder, recipe_from_config, train_trial
 
 CHECKPOINT = "state.pt"
 REPORT = "report"  # in a search's results: what its driver makes metrics of
@@ -44,6 +44,7 @@ class MixTrainable(tune.Trainable):  # type: ignore[misc]
         device = choose_device() if has_gpu else torch.device("cpu")
         self._in_search, self._given = "search" in config, config
         if self._in_search:
+            hold_directory(config["search"].directory)
             self._reports = train_trial(config, device)
             return
         if resources is not None:

@@ -93,7 +93,6 @@ def train_trial(config: Mapping[str, Any], device: torch.device) -> Generator[Ep
     DivergedError, at the first report for what is wrong with the recipe.
     """
     context: SearchContext = config["search"]
-    hold_directory(context.directory)
     torch.set_num_threads(context.threads)
     limit_memory(device, context.memory_bytes)
     lock = DeviceLock.of(device)

@@ -142,7 +142,7 @@ def test_a_diverged_training_is_told_spoils_its_mean_and_is_not_repeated(
         comparison = compare(small_recipe, seeds=1, overrides=changes, out=tmp_path, on_line=lines.append)
         assert all("diverged" in line and ("(held)" in line) == held for line in lines[1:])
         assert all(math.isnan(accuracy) for accuracy in comparison.frame.accuracy_mean)
-    with pytest.raises(mixtune.RequestError, match="sl-seed0"):
+    with pytest.raises(mixtune.DataError, match="sl-seed0"):
         load_trained(tmp_path / "sl-seed0")
 
 

@@ -142,9 +142,8 @@ def test_what_is_not_stored_any_more_is_trained_again_to_the_same_bits(
     shutil.rmtree(run / "stages")
     lines: list[str] = []
     folder = export(run, "t0001", on_line=lines.append)
-    assert lines == [
-        "t0001: 4 of its 4 epochs are not stored any more and are trained again: its weights are new, its figures measured again"
-    ]
+    (line,) = lines
+    assert line.startswith("t0001: 4 of its 4 epochs are not stored any more and are trained again: its weights are ")
     assert torch.equal(exported_logits(folder, states["t0001"]), logits(states["t0001"]))
     assert figures(folder)["metrics"]["val_accuracy"] == measure(states["t0001"]).val_accuracy
 

@@ -10,8 +10,9 @@ import pytest
 
 from mixtune.cost.model import Cost
 from mixtune.errors import RequestError
+from mixtune.run.ledger import TrialRecord
 from mixtune.space.space import SearchSpace, space_from_dict
-from mixtune.tuning.samplers.cost_aware import FEWEST_COMPLETE
+from mixtune.tuning.samplers.cost_aware import MIN_COMPLETE
 from mixtune.tuning.suggestions import Advice, Suggester
 
 SPACE = {
@@ -62,7 +63,7 @@ def search(space: SearchSpace, advice: Advice, trials: int) -> list[dict[str, An
         asked.append(params)
         cost = float(params["epochs.ssl"] + params["epochs.sl"])
         share = accuracy(params) if space.objectives[learned] == "max" else 1 - accuracy(params)
-        suggester.tell_complete(trial, {learned: share, "train_latency_s": cost})
+        suggester.tell(TrialRecord(trial, "complete", metrics={learned: share, "train_latency_s": cost}))
     return asked
 
 
@@ -75,16 +76,16 @@ def test_suggestions_are_of_the_space_new_and_repeatable(space: SearchSpace) -> 
 
 
 def test_before_much_is_known_it_suggests_what_tpe_does(space: SearchSpace) -> None:
-    tpe = search(space.with_search(sampler="tpe"), Advice(), FEWEST_COMPLETE)
-    assert search(space, Known(), FEWEST_COMPLETE) == tpe
-    assert search(space, Advice(), FEWEST_COMPLETE + 3)[:FEWEST_COMPLETE] == tpe  # and where nothing is known at all
+    tpe = search(space.with_search(sampler="tpe"), Advice(), MIN_COMPLETE)
+    assert search(space, Known(), MIN_COMPLETE) == tpe
+    assert search(space, Advice(), MIN_COMPLETE + 3)[:MIN_COMPLETE] == tpe  # and where nothing is known at all
 
 
 def test_what_is_almost_trained_is_asked_first(space: SearchSpace) -> None:
-    free = search(space, Known(lambda params: params["rho"] == 0.5), 24)[FEWEST_COMPLETE:]
-    dear = search(space, Known(lambda params: params["rho"] == 0.25), 24)[FEWEST_COMPLETE:]
+    free = search(space, Known(lambda params: params["rho"] == 0.5), 24)[MIN_COMPLETE:]
+    expensive = search(space, Known(lambda params: params["rho"] == 0.25), 24)[MIN_COMPLETE:]
     assert sum(params["rho"] == 0.5 for params in free) >= 12
-    assert sum(params["rho"] == 0.25 for params in dear) >= 12
+    assert sum(params["rho"] == 0.25 for params in expensive) >= 12
 
 
 def test_what_is_no_recipe_is_not_asked(space: SearchSpace) -> None:
@@ -92,7 +93,7 @@ def test_what_is_no_recipe_is_not_asked(space: SearchSpace) -> None:
         def costs(self, params: Mapping[str, Any]) -> Cost | None:
             return None if params["ssl.encode"] == "full" else super().costs(params)
 
-    asked = search(space, Picky(), 20)[FEWEST_COMPLETE:]
+    asked = search(space, Picky(), 20)[MIN_COMPLETE:]
     assert {params["ssl.encode"] for params in asked} == {"visible"}
 
 
@@ -100,7 +101,7 @@ def test_another_figure_of_the_validation_split_is_learned_alike(space: SearchSp
     balanced = replace(space, objectives={"val_balanced_accuracy": "max", "train_latency_s": "min"})
     assert search(balanced, Known(), 14) == search(space, Known(), 14)
     calibrated = replace(space, objectives={"val_calibration_error": "min", "train_latency_s": "min"})
-    asked = search(calibrated, Known(lambda params: params["rho"] == 0.5), 24)[FEWEST_COMPLETE:]
+    asked = search(calibrated, Known(lambda params: params["rho"] == 0.5), 24)[MIN_COMPLETE:]
     assert sum(params["rho"] == 0.5 for params in asked) >= 12
 
 

@@ -11,17 +11,24 @@ import optuna
 import pytest
 
 from mixtune import plugins
+from mixtune.cost.model import Cost
 from mixtune.run.ledger import read_ledger
 from mixtune.space.space import SearchSpace, space_from_dict
-from mixtune.tuning.search import MOST_REJECTED, RunningSearch
+from mixtune.training.bill import Bill
+from mixtune.tuning.search import MAX_REJECTED, RunningSearch
+from mixtune.tuning.trial import EpochReport
 
-WHOLE = {"val_accuracy": 0.9, "epoch": 5, "epochs_asked": 5, "device": "a CPU"}
-STEPS = {
-    "steps": {"ssl": {"ssl steps": 10}, "sl": {"sl steps": 20}},
-    "reused_steps": {"ssl": {"ssl steps": 10}},
-    "infer": "inference",
-}
+BILL = Bill(10, (("ssl", "ssl steps", 1.0), ("sl", "sl steps", 1.0), ("sl", "sl steps", 1.0)), "inference")
+WHOLE = {"val_accuracy": 0.9, "epoch": 3, "epochs_asked": 3, "device": "a CPU"}
 WINDOWS = [("ssl steps", 0.1, True, {"device": "a CPU"}), ("sl steps", 0.05, True, {"device": "a CPU"})]
+
+
+def report(*epochs: int, windows: list[Any] | None = None, **fields: Any) -> EpochReport:
+    """Return what a worker reports of epochs, and of the latest of them."""
+    own = {name: fields.pop(name) for name in [*fields] if name in ("val_accuracy", "device", "train_flops")}
+    latest = {**WHOLE, "epoch": epochs[-1] if epochs else 1, **own}
+    told = [{"epoch": epoch, "phase": "ssl"} for epoch in epochs]
+    return EpochReport(told, latest, WINDOWS if windows is None else windows, BILL, reused=1, **fields)
 
 
 @pytest.fixture
@@ -44,7 +51,7 @@ def begin(search: RunningSearch) -> str:
     asked = search.ask()
     assert asked
     search.start(asked.trial)
-    search.report(asked.trial, {"windows": WINDOWS, "epochs": [{"epoch": 1, "phase": "ssl", "state": "a1"}]})
+    search.report(asked.trial, report(1, stored="a1"))
     return asked.trial
 
 
@@ -56,7 +63,8 @@ def first_trial(search: RunningSearch) -> str:
 
 
 def finish(search: RunningSearch, trial: str, accuracy: float = 0.9) -> None:
-    search.end(trial, {**WHOLE, "val_accuracy": accuracy}, STEPS)
+    search.report(trial, report(2, 3, val_accuracy=accuracy, windows=[], stage=f"the end of {trial}"))
+    search.end(trial)
 
 
 def finish_all(search: RunningSearch) -> None:
@@ -86,18 +94,17 @@ def test_every_event_is_on_the_disk_before_anyone_hears_of_it(space: SearchSpace
     search = RunningSearch(space, path, lambda _, record: heard.append((record.trial, len(read_ledger(path)))))
     assert search.ask()
     search.start("sl")
-    search.report("sl", {"windows": WINDOWS, "epochs": [{"epoch": 1}]})
+    search.report("sl", report(1))
     finish(search, "sl")
-    assert heard == [("sl", lines) for lines in (1, 2, 5, 8)]
+    assert heard == [("sl", lines) for lines in (1, 2, 5, 6, 7, 10)]
     events = [event["event"] for event in read_ledger(path)]
     assert events == [
         "asked",
         "started",
         "step_time",
         "step_time",
-        "epoch",
-        "step_time_fixed",
-        "step_time_fixed",
+        *["epoch"] * 3,
+        *["step_time_fixed"] * 2,
         "baseline",
     ]
 
@@ -119,7 +126,7 @@ def test_a_window_that_was_not_quiet_stands_in_until_one_was(search: RunningSear
     search.start(asked.trial)
     times = []
     for seconds, quiet in [(0.4, False), (0.3, False), (0.9, False), (0.1, True), (0.05, False)]:
-        search.report(asked.trial, {"windows": [("sl steps", seconds, quiet, {"device": "a CPU"})], "epochs": []})
+        search.report(asked.trial, report(windows=[("sl steps", seconds, quiet, {"device": "a CPU"})]))
         times.append(search.step_times.step_time("sl steps"))
     assert times == [0.4, 0.3, 0.3, 0.1, 0.1]
     assert again(search, tmp_path).step_times.step_time("sl steps") == 0.1
@@ -135,7 +142,7 @@ def test_a_trial_that_ran_its_recipe_is_complete(search: RunningSearch) -> None:
 def test_seconds_come_from_the_windows_that_came_first_so_equal_recipes_have_equal_ones(search: RunningSearch) -> None:
     one, other = first_trial(search), begin(search)
     later = [("ssl steps", seconds, True, {"device": "a CPU"}) for seconds in (0.2, 0.3, 0.4, 9.0)]
-    search.report(other, {"windows": later, "epochs": []})
+    search.report(other, report(windows=later))
     for trial in (one, other):
         finish(search, trial)
     latencies = [search.records[trial].metrics for trial in (one, other)]
@@ -145,9 +152,28 @@ def test_seconds_come_from_the_windows_that_came_first_so_equal_recipes_have_equ
     assert kept == [0.1, 0.1, 0.1]
 
 
+def test_an_ending_holds_the_key_of_what_was_trained(search: RunningSearch, tmp_path: Path) -> None:
+    trial = first_trial(search)
+    finish(search, trial)
+    assert again(search, tmp_path).records[trial].stage == f"the end of {trial}"
+
+
+def test_training_s_is_priced_when_an_epoch_ends_and_never_revised(small_space: Any, tmp_path: Path) -> None:
+    search, told = RunningSearch(space_from_dict(small_space(baselines=[])), tmp_path / "ledger.jsonl"), []
+    trial = begin(search)
+    for epoch, windows in ((1, []), (2, [("sl steps", 0.01, True, {})] * 2), (3, [])):
+        search.report(trial, report(epoch, windows=windows))
+        told.append(search.figures(trial))
+    assert [round(metrics["train_latency_s"], 9) for metrics in told] == [1.0, 1.1, 1.2]  # the sl steps fell to 0.01 s
+    spent = [metrics["training_s"] for metrics in told]
+    assert spent == sorted(spent)
+    assert [epoch["training_s"] for epoch in again(search, tmp_path).records[trial].epochs] == spent
+
+
 def test_a_trial_ended_early_is_stopped_whatever_it_reported(search: RunningSearch) -> None:
     trial = first_trial(search)
-    search.end(trial, {**WHOLE, "epoch": 4}, STEPS)
+    search.report(trial, report(2))
+    search.end(trial)
     assert search.records[trial].state == "stopped"
     assert optuna_states(search) == [optuna.trial.TrialState.PRUNED]
 
@@ -163,13 +189,15 @@ def test_an_objective_that_is_not_finite_fails_the_trial(search: RunningSearch, 
 
 def test_a_missing_objective_fails_the_trial(search: RunningSearch) -> None:
     trial = first_trial(search)
-    search.end(trial, {"epoch": 5, "epochs_asked": 5}, STEPS)
+    search.report(trial, EpochReport([], {"epoch": 3, "epochs_asked": 3}, [], BILL))
+    search.end(trial)
     assert search.records[trial].reason == "val_accuracy is missing"
 
 
 def test_seconds_of_another_device_are_no_result(search: RunningSearch) -> None:
     trial = first_trial(search)
-    search.end(trial, {**WHOLE, "device": "a GPU"}, STEPS)
+    search.report(trial, report(3, device="a GPU"))
+    search.end(trial)
     assert search.records[trial].state == "failed"
     assert search.records[trial].reason == "trained on a GPU, where seconds are not those of a CPU"
 
@@ -245,8 +273,7 @@ def test_epochs_that_a_stored_state_brings_are_noted_once(search: RunningSearch,
     trial = begin(search)
     going_on = again(search, tmp_path)
     going_on.ask()
-    epochs = [{"epoch": number, "phase": "ssl"} for number in (1, 2, 3)]
-    going_on.report(trial, {"windows": [], "epochs": epochs})
+    going_on.report(trial, report(1, 2, 3))
     assert [epoch["epoch"] for epoch in going_on.records[trial].epochs] == [1, 2, 3]
 
 
@@ -313,11 +340,11 @@ def test_whoever_fails_to_hear_of_a_trials_end_does_not_undo_it(space: SearchSpa
 def test_a_grid_that_a_constraint_cuts_is_trained_once_each(small_space: Any, tmp_path: Path) -> None:
     grid = {"alpha": {"choice": [0.1, 0.3, 0.6, 0.7]}}
     search = RunningSearch(
-        limited(small_space, space=grid, search={"sampler": "grid"}), tmp_path / "ledger.jsonl", forecast=by_alpha
+        limited(small_space, space=grid, search={"sampler": "grid"}), tmp_path / "ledger.jsonl", costs=by_alpha
     )
     while asked := search.ask():
         search.start(asked.trial)
-        search.report(asked.trial, {"windows": WINDOWS, "epochs": []})
+        search.report(asked.trial, report(1))
         finish(search, asked.trial)
     states = {record.params["alpha"]: record.state for record in search.records.values()}
     assert states == {0.1: "complete", 0.3: "complete", 0.6: "rejected", 0.7: "rejected"}
@@ -330,7 +357,8 @@ def test_a_constrained_metric_that_is_not_finite_fails_the_trial(small_space: An
     values = small_space(objectives={"train_flops": "min"}, constraints={"val_accuracy": ">= 0.5"}, baselines=[])
     search = RunningSearch(space_from_dict(values), tmp_path / "ledger.jsonl")
     trial = begin(search)
-    search.end(trial, {**WHOLE, "val_accuracy": math.nan, "train_flops": 1.0}, STEPS)
+    search.report(trial, report(3, val_accuracy=math.nan, train_flops=1.0))
+    search.end(trial)
     assert search.records[trial].reason == "val_accuracy is nan"
     assert again(search, tmp_path).records[trial].state == "failed"
 
@@ -342,9 +370,9 @@ def test_after_its_deadline_a_search_asks_no_more_and_running_trials_stay_unfini
     trial = first_trial(search)
     search.deadline = 0.0
     assert search.ask() is None
-    search.end(trial, {**WHOLE, "epoch": 2}, STEPS)
-    for baseline in search.baselines:
-        search.end(baseline, {**WHOLE, "epoch": 2}, STEPS)
+    for running in (trial, *search.baselines):
+        assert not search.report(running, report(2, after_deadline=True))
+        search.end(running)
     assert search.is_over
     assert not search.is_done
     assert search.records[trial].state == "running"
@@ -354,17 +382,17 @@ def limited(small_space: Any, **sections: Any) -> SearchSpace:
     return space_from_dict(small_space(constraints={"train_latency_s": "<= 2"}, baselines=[], **sections))
 
 
-def by_alpha(params: Any, times: Any) -> dict[str, float]:
+def by_alpha(params: Any, *_: Any) -> Cost:
     """Return a forecast that half of the space's alphas keep."""
-    return {"train_latency_s": 4.0 * params["alpha"]}
+    return Cost({"train_latency_s": 4.0 * params["alpha"]}, 1.0, 1.0)
 
 
 def test_a_suggestion_that_breaks_a_constraint_is_rejected_before_training(small_space: Any, tmp_path: Path) -> None:
-    search = RunningSearch(limited(small_space), tmp_path / "ledger.jsonl", forecast=by_alpha)
+    search = RunningSearch(limited(small_space), tmp_path / "ledger.jsonl", costs=by_alpha)
     while asked := search.ask():
         assert asked.params["alpha"] <= 0.5
         search.start(asked.trial)
-        search.report(asked.trial, {"windows": WINDOWS, "epochs": []})
+        search.report(asked.trial, report(1))
         finish(search, asked.trial)
     rejected = [record for record in search.records.values() if record.state == "rejected"]
     assert rejected
@@ -380,12 +408,12 @@ def test_a_suggestion_that_breaks_a_constraint_is_rejected_before_training(small
 
 
 def test_a_constraint_that_cannot_be_met_ends_the_search_and_is_named(small_space: Any, tmp_path: Path) -> None:
-    never: Callable[..., dict[str, float]] = lambda params, times: {"train_latency_s": 3.0}  # noqa: E731
-    search = RunningSearch(limited(small_space), tmp_path / "ledger.jsonl", forecast=never)
+    never: Callable[..., Cost] = lambda *_: Cost({"train_latency_s": 3.0}, 3.0, 3.0)  # noqa: E731
+    search = RunningSearch(limited(small_space), tmp_path / "ledger.jsonl", costs=never)
     assert search.ask() is None
     assert search.is_over
     assert search.stop_reason == (
-        f"{MOST_REJECTED} suggestions in a row break train_latency_s <= 2: the constraint cannot be met here"
+        f"{MAX_REJECTED} suggestions in a row break train_latency_s <= 2: the constraint cannot be met here"
     )
 
 
@@ -393,8 +421,8 @@ def test_what_a_worker_warns_of_is_logged_once(search: RunningSearch, caplog: py
     trial = first_trial(search)
     for megabytes in (12, 11):
         warning = f"a trial's state cannot be written (no space: {megabytes} MB are free)"
-        search.report(trial, {"windows": [], "epochs": [], "warnings": [warning]})
-    search.report(trial, {"windows": [], "epochs": [], "warnings": ["another one"]})
+        search.report(trial, report(windows=[], warnings=[warning]))
+    search.report(trial, report(windows=[], warnings=["another one"]))
     assert [record.getMessage() for record in caplog.records] == [
         "a trial's state cannot be written (no space: 12 MB are free)",
         "another one",

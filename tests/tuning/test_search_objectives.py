@@ -1,26 +1,24 @@
-"""A search over the objective itself and over its compression: trained, gone on with, exported."""
+"""A search over the objective itself and over its compression: trained, continued, exported."""
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
-from rich.console import Console
+from plain_search import continue_here, search_here
 from safetensors.torch import load_file
 
 import mixtune
 from mixtune.exporting import export
 from mixtune.run.ledger import read_ledger
-from mixtune.tuning.run import resume
 
 STAGES = [{"from_epoch": 0, "patch_size": 4}, {"from_epoch": 1, "token_dropout": 0.5}]
 SPACE: dict[str, Any] = {
     "recipe": {
-        "data": {"dataset": "digits"},
+        "data": {"dataset": "digits", "fraction": 0.3},
         "model": {"patch_size": 2, "embed_dim": 16, "depth": 1, "num_heads": 2},
         "epochs": {"ssl": 3, "sl": 2},
         "ssl": {"objective": "simclr", "compression": {"schedule": "constant", "token_dropout": 0.5, "stages": STAGES}},
@@ -39,11 +37,11 @@ SPACE: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def directory(ray_quietly: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A search of two trials that was gone on with to the whole grid."""
-    out, console = tmp_path_factory.mktemp("runs") / "objectives", Console(file=io.StringIO(), width=100)
-    mixtune.search(SPACE, out=out, console=console)
-    resume(out, trials=6, console=console)
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A search of two trials that was continued to the whole grid."""
+    out = tmp_path_factory.mktemp("runs") / "objectives"
+    search_here(SPACE, out)
+    continue_here(out, trials=6)
     return out
 
 

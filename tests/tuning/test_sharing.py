@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import io
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
+from plain_search import search_here
 
 import mixtune
 from mixtune.run.ledger import read_ledger
 from mixtune.space.space import load_space, space_from_dict
 from mixtune.stages.paths import RecipePaths
 from mixtune.stages.table import TrialPath
-from mixtune.tuning.search import RunningSearch
+from mixtune.training.bill import Bill
+from mixtune.tuning.search import MIN_WAITED_S, RunningSearch
+from mixtune.tuning.trial import EpochReport
 
-STEPS = {"steps": {"sl": {"sl steps": 20}}, "reused_steps": {}, "infer": "inference"}
+BILL = Bill(4, (("sl", "sl steps", 1.0),) * 5, "inference")
 WINDOWS = [("sl steps", 0.05, True, {"device": "a CPU"}), ("inference", 0.01, True, {"device": "a CPU"})]
 
 
@@ -38,16 +40,12 @@ def shared_trunk(small_space: Callable[..., dict[str, Any]]) -> dict[str, Any]:
     return values
 
 
-@pytest.fixture(scope="module", params=[1.0, 0.5], ids=["2 at once", "4 at once"])
+@pytest.fixture(scope="module", params=[1, 4], ids=["one at a time", "4 in turns"])
 def run(
-    request: pytest.FixtureRequest,
-    small_space_values: dict[str, Any],
-    ray_quietly: None,
-    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest, small_space_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> mixtune.Result:
     values = shared_trunk(lambda **sections: {**_copied(small_space_values), **sections})
-    out = tmp_path_factory.mktemp("runs") / "shared"
-    return mixtune.search(values, out=out, cpus_per_trial=request.param, gpus=0, console=Console(file=io.StringIO()))
+    return search_here(values, tmp_path_factory.mktemp("runs") / "shared", slots=request.param)
 
 
 def _copied(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,8 +99,10 @@ SAME = TrialPath("abcdef", {3, 5})
 
 
 def train_epochs(search: RunningSearch, trial: str, *epochs: int, stored: tuple[int, ...] = ()) -> None:
-    told = [{"epoch": e, "phase": "sl", **({"state": f"key{e}"} if e in stored else {})} for e in epochs]
-    search.report(trial, {"windows": WINDOWS, "epochs": told})
+    for epoch in epochs:
+        metrics = {"epoch": epoch, "phase": "sl", "epochs_asked": 5, "val_accuracy": 0.9}
+        key = f"key{epoch}" if epoch in stored else None
+        search.report(trial, EpochReport([metrics], metrics, WINDOWS, BILL, stored=key))
 
 
 def test_nobody_waits_for_more_where_a_state_could_not_be_stored(search: RunningSearch) -> None:
@@ -114,7 +114,7 @@ def test_nobody_waits_for_more_where_a_state_could_not_be_stored(search: Running
     assert second
     assert second.trial == "t0002"
     train_epochs(search, first.trial, 4, 5, stored=(5,))  # there is room again
-    search.end(first.trial, {"epoch": 5, "epochs_asked": 5, "val_accuracy": 0.9}, STEPS)
+    search.end(first.trial)
     third = search.ask()
     assert third
     assert search.stages.stored(third.params) == 5
@@ -150,16 +150,16 @@ def test_a_builder_that_fails_blocks_nobody(search: RunningSearch) -> None:
 
 
 def test_seconds_for_which_slots_wait_are_noted(search: RunningSearch, tmp_path: Path) -> None:
-    import time
-
     first = search.ask()
     assert first
+    began = time.monotonic()
     assert search.ask() is None
-    time.sleep(0.2)
-    train_epochs(search, first.trial, 1, 2, 3, 4, 5, stored=(3, 5))
+    while time.monotonic() - began < 2 * MIN_WAITED_S:
+        train_epochs(search, first.trial, 1)
+    train_epochs(search, first.trial, 2, 3, 4, 5, stored=(3, 5))
     assert search.ask()
     (waited,) = [e for e in read_ledger(tmp_path / "ledger.jsonl") if e["event"] == "waited"]
-    assert 0.2 <= waited["seconds"] < 5
+    assert 2 * MIN_WAITED_S <= waited["seconds"] <= time.monotonic() - began
     assert waited["trial"] == "t0002"
 
 
