@@ -150,8 +150,15 @@ def draw_reconstructions(runs: Sequence[tuple[str, Reconstruction]], path: str |
 
     Raises RequestError where the runs' images or masks differ, and DataError where the file cannot be written.
     """
-    _refuse_different_images(runs)
-    first = runs[0][1]
+    if not runs:
+        raise RequestError("there is no run to draw")
+    name, first = runs[0]
+    for other, made in runs[1:]:
+        alike = made.source == first.source and torch.equal(made.originals, first.originals)
+        if not (alike and torch.equal(made.masked, first.masked)):
+            reasons = "seed, data.val_fraction" if made.source == first.source else f"{first.source}; {made.source}"
+            what = "masks differ: model.patch_size, ssl.mask_ratio" if alike else f"images differ: {reasons}"
+            raise RequestError(f"{name} and {other} cannot share a figure, since their {what}")
     count, _, _, size = first.originals.shape
     times = max(1, round(_SHOWN / size))
     rows = torch.cat([first.originals, first.masked, *(made.reconstructed for _, made in runs)])
@@ -185,21 +192,3 @@ def _caption(runs: Sequence[tuple[str, Reconstruction]]) -> Iterator[str]:
         f"are{given if any('norm_pix' in made.settings for _, made in runs) else ''}. Error: mean squared error on the "
         f"masked patches of {first.sample} such images, normalised; their mean image has {first.mean_image_error:.3f}."
     )
-
-
-def _refuse_different_images(runs: Sequence[tuple[str, Reconstruction]]) -> None:
-    if not runs:
-        raise RequestError("there is no run to draw")
-    name, first = runs[0]
-    for other, made in runs[1:]:
-        if made.source != first.source:
-            raise RequestError(f"{name} and {other} cannot share a figure: {first.source}; {made.source}")
-        if not torch.equal(made.originals, first.originals):
-            raise RequestError(
-                f"{name} and {other} cannot share a figure: their {first.source} are not the same ones "
-                "(recipes of different seeds or data.val_fraction hold out different images)"
-            )
-        if not torch.equal(made.masked, first.masked):
-            raise RequestError(
-                f"{name} and {other} cannot share a figure: their masks differ (model.patch_size or ssl.mask_ratio)"
-            )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import importlib
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -39,14 +38,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep device locks and decoded images apart from the user's and other workers', in subprocesses too."""
-    data, compiled = tmp_path_factory.mktemp("data"), f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}"
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        tempfile.TemporaryDirectory(prefix="mt", ignore_cleanup_errors=True) as own,  # short: Ray's sockets lie in it
-    ):
-        os.chmod(own, 0o755)  # tests of what root cannot be refused run as another user
-        patch.setenv("MIXTUNE_DATA", str(data))
-        patch.setenv("TORCHINDUCTOR_CACHE_DIR", os.environ.get("TORCHINDUCTOR_CACHE_DIR", compiled))
+    shared, own = tempfile.gettempdir(), str(tmp_path_factory.mktemp("tmp"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", shared)  # for sockets, whose paths may not be long
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", f"{shared}/torchinductor_{getpass.getuser()}")
+        patch.setenv("MIXTUNE_DATA", str(tmp_path_factory.mktemp("data")))
         patch.setenv("TMPDIR", own)
         patch.setattr(tempfile, "tempdir", own)
         yield

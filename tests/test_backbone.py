@@ -333,8 +333,6 @@ KINDS = [
     ("vit_base_patch16_reg4_gap_256", "avg"),
 ]
 each_kind = pytest.mark.parametrize(("name", "pool"), KINDS)
-OTHERS = [(12, 4), (12, 6), (12, 12), (12, 5), (12, 7), (9, 3), (24, 3), (16, 4), (15, 4)]  # image, patch; own: 12, 3
-each_other = pytest.mark.parametrize(("size", "patch_size"), OTHERS)
 
 
 def small_backbone(name="vit_tiny_patch16_224", pool="token"):
@@ -379,17 +377,6 @@ def slow_embed(backbone, images, patch_size):
 def test_patches_that_do_not_fill_a_side_are_as_many_as_fit_best(image_size, patch_size, side):
     assert grid(image_size, patch_size) == side
     assert all(abs(image_size / patch_size - side) <= abs(image_size / patch_size - n) for n in range(1, image_size))
-
-
-@pytest.mark.parametrize(("name", "pool"), [KINDS[0], KINDS[-1]])
-@each_other
-def test_any_patches_of_any_image_give_tokens_of_the_same_width(name, pool, size, patch_size):
-    backbone = small_backbone(name, pool)
-    images = photographs(size)
-    side = grid(size, patch_size)
-    assert backbone(images, patch_size=patch_size).shape == (2, backbone.prefix + side**2, 24)
-    keep = torch.tensor([[side**2 - 1], [0]])
-    assert backbone(images, keep, patch_size).shape == (2, backbone.prefix + 1, 24)
 
 
 @each_kind

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,22 @@ def test_importing_mixtune_loads_nothing_heavy() -> None:
     code = f"import mixtune, sys; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_looking_at_a_run_and_checking_a_space_load_no_torch(make_run: Callable[..., Path]) -> None:
+    """A linter does not see an import by name."""
+    run = make_run([(0.5, 5.0), (0.9, 10.0)], {"sl": {"val_accuracy": 0.4, "train_latency_s": 3.0}})
+    code = (
+        "import sys, mixtune\n"
+        "from mixtune.cli import main\n"
+        "for word in ('pareto', 'status', 'report'):\n"
+        f"    sys.argv = ['mixtune', word, {str(run)!r}]\n"
+        "    try:\n        main()\n    except SystemExit as ended:\n        assert not ended.code\n"
+        f"for path in {[str(path) for path in SPACES]!r}:\n    mixtune.load_space(path)\n"
+        "assert not {'torch', 'timm', 'ray'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_training_works_where_ray_and_optuna_are_not_installed() -> None:

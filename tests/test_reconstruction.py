@@ -238,13 +238,12 @@ def test_runs_on_different_images_or_masks_share_no_figure(make_run, mixed, tmp_
     made = reconstruct_images(mixed, 4, 0)
     short = {"epochs.ssl": 1, "epochs.sl": 1}
     others = {
-        "hold out different images": make_run({**short, "seed": 1}),
-        r"their masks differ \(model\.patch_size or ssl\.mask_ratio\)": make_run({**short, "ssl.mask_ratio": 0.5}),
-        "validation images of digits; test images of digits": make_run({**short, "protocol": "paper"}),
-        "validation images of digits in units of imagenet": make_run({**short, "data.statistics": "imagenet"}),
+        "images differ: seed, data.val_fraction": make_run({**short, "seed": 1}),
+        "masks differ: model.patch_size, ssl.mask_ratio": make_run({**short, "ssl.mask_ratio": 0.5}),
+        "images differ: validation images of digits; test images of": make_run({**short, "protocol": "paper"}),
     }
     for reason, run in others.items():
-        with pytest.raises(RequestError, match=f"^one and other cannot share a figure: .*{reason}"):
+        with pytest.raises(RequestError, match=f"^one and other cannot share a figure, since their {reason}"):
             draw_reconstructions([("one", made), ("other", reconstruct_images(run, 4, 0))], tmp_path / "no.png")
     with pytest.raises(RequestError, match="there is no run to draw"):
         draw_reconstructions([], tmp_path / "no.png")

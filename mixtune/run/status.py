@@ -1,4 +1,4 @@
-"""Where a run stands, read from its directory: what is done, what failed and why, and how to go on."""
+"""Where a run stands, read from its directory: what is done, what failed and why, and how to continue."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class RunStatus:
         return sum(self.trials.get(state, 0) for state in COUNTED)
 
     def commands(self) -> list[str]:
-        """Return the commands that go on from here; none while the run goes on by itself."""
+        """Return the commands that continue from here; none while the run continues by itself."""
         name = shlex.quote(str(self.directory))
         if self.state == "running":
             return []
@@ -113,7 +113,7 @@ class RunStatus:
             lines.append(f"stages: {_number(self.stages, 'state')}, {self.stages_mb:,.1f} MB")
         if self.last_event is not None:
             lines.append(f"last event: {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(self.last_event))}")
-        return lines + [f"go on: {command}" for command in self.commands()]
+        return lines + [f"continue: {command}" for command in self.commands()]
 
 
 def run_status(result: Result, holder: str | None) -> RunStatus:

@@ -127,7 +127,7 @@ class SearchCallback(_DrivenBySearch, Callback):  # type: ignore[misc]
 
 
 class GuardedCallback(Callback):  # type: ignore[misc]
-    """Anyone's callback: one that raises hears no more of a search, which does not end for it, and a warning says so."""
+    """Anyone's callback: one that raises hears no more of the search, and a warning says so; the search continues."""
 
     def __init__(self, callback: Callback) -> None:
         self._callback, self._is_broken = callback, False

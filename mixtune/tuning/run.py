@@ -328,7 +328,7 @@ def _extend(search: RunningSearch, trials: int | None) -> None:
 def _what_is_left(search: RunningSearch, slots: Slots, again: int) -> str:
     unfinished = sum(r.state not in ENDED for r in search.records.values()) - again
     said = f"{search.done} of {search.budget} trials are done, " if search.records else ""
-    said += f"{unfinished} go on from their last stored state, " if unfinished else ""
+    said += f"{unfinished} continue from their last checkpoint, " if unfinished else ""
     said += f"{again} failed ones are trained again, " if again else ""
     return f"{said}trials: {slots}"
 

@@ -10,42 +10,31 @@ import numpy as np
 import pytest
 
 import mixtune.datasets
-from mixtune import plugins
 from mixtune.datasets import load_dataset
 from mixtune.errors import DataError, RequestError
 
 
-@pytest.mark.parametrize("module", plugins.modules("datasets"), ids=lambda module: module.__name__)
-def test_every_plugin_describes_itself_and_has_both_functions(module):
-    assert module.__doc__
-    assert callable(module.read)
-    assert callable(module.fingerprint)
+def test_an_unknown_name_gets_the_closest_and_the_known_ones():
+    for given, meant in {
+        "digit": "digits",
+        "cifar10": "CIFAR10",
+        "CIFAR-100": "CIFAR100",
+        "fashion_mnist": "FashionMNIST",
+        "imagefolder": "image_folder",
+        "TinyImageNet": "tiny_imagenet",
+        "svnh": "SVHN",
+    }.items():
+        with pytest.raises(RequestError) as caught:
+            load_dataset(given)
+        message = str(caught.value)
+        assert message.endswith(f"did you mean {meant!r}?")
+        assert "digits, image_folder, tiny_imagenet, any torchvision classification set, such as CIFAR10" in message
 
 
-@pytest.mark.parametrize(
-    ("given", "meant"),
-    [
-        ("digit", "digits"),
-        ("cifar10", "CIFAR10"),
-        ("CIFAR-100", "CIFAR100"),
-        ("fashion_mnist", "FashionMNIST"),
-        ("imagefolder", "image_folder"),
-        ("TinyImageNet", "tiny_imagenet"),
-        ("svnh", "SVHN"),
-    ],
-)
-def test_an_unknown_name_gets_the_closest_and_the_known_ones(given, meant):
-    with pytest.raises(RequestError) as caught:
-        load_dataset(given)
-    message = str(caught.value)
-    assert message.endswith(f"did you mean {meant!r}?")
-    assert "digits, image_folder, tiny_imagenet, any torchvision classification set, such as CIFAR10" in message
-
-
-@pytest.mark.parametrize(("options", "key"), [({"image_size": 0}, "image_size"), ({"channels": 2}, "channels")])
-def test_impossible_sizes_and_channels_are_refused(options, key):
-    with pytest.raises(RequestError, match=rf"data\.{key} must be"):
-        load_dataset("digits", **options)
+def test_impossible_sizes_and_channels_are_refused():
+    for key, value in {"image_size": 0, "channels": 2}.items():
+        with pytest.raises(RequestError, match=rf"data\.{key} must be"):
+            load_dataset("digits", **{key: value})
 
 
 @pytest.fixture
@@ -71,28 +60,19 @@ def test_the_plugin_of_the_docstring_works_as_it_stands(elsewhere, digits):
     assert len(load_dataset("my_scans:Scans", str(elsewhere)).train.images) == 40
 
 
-def test_a_plugin_with_labels_beyond_its_classes_is_told(elsewhere, digits):
+def test_what_is_wrong_with_a_plugin_is_told(elsewhere, digits):
+    for name, message in {
+        "my_scans:Nothing": "cannot be imported",
+        "no_such:Scans": "cannot be imported",
+        "my_scans:np": "no function",
+    }.items():
+        with pytest.raises(RequestError, match=message):
+            load_dataset(name, str(elsewhere))
+    with pytest.raises(DataError, match=r"dataset 'my_scans:Scans' cannot be read: .*scans\.npz"):
+        load_dataset("my_scans:Scans", str(elsewhere))
     np.savez(elsewhere / "scans.npz", x=digits[0], y=digits[1])
     with pytest.raises(ValueError, match="training labels run from 0 to 9, but 2 classes are named"):
         load_dataset("my_scans:Scans", str(elsewhere))
-
-
-def test_a_plugin_whose_file_is_missing_is_a_data_error(elsewhere):
-    with pytest.raises(DataError, match=r"dataset 'my_scans:Scans' cannot be read: .*scans\.npz"):
-        load_dataset("my_scans:Scans", str(elsewhere))
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("my_scans:Nothing", "cannot be imported"),
-        ("no_such:Scans", "cannot be imported"),
-        ("my_scans:np", "no function"),
-    ],
-)
-def test_an_object_that_is_no_plugin_is_refused(elsewhere, name, message):
-    with pytest.raises(RequestError, match=message):
-        load_dataset(name, str(elsewhere))
 
 
 def test_importing_the_package_loads_neither_torch_nor_torchvision_nor_sklearn():

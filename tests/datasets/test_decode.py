@@ -28,28 +28,28 @@ def test_own_size_is_kept_where_images_are_square_equal_and_small(tmp_path, crop
     np.testing.assert_array_equal(images[2], np.roll(crop, 2, axis=0).transpose(2, 0, 1))
 
 
-@pytest.mark.parametrize("shapes", [[(32, 32), (40, 40)], [(32, 40)], [(97, 97)]])
-def test_other_images_become_64_by_64(tmp_path, photos, shapes):
-    for number, (height, width) in enumerate(shapes):
-        Image.fromarray(photos[0][:height, :width]).save(tmp_path / f"{number}.png")
-    assert load_all(tmp_path).shape == (len(shapes), 3, 64, 64)
+def test_other_images_become_64_by_64(tmp_path, photos):
+    for shapes in ([(32, 32), (40, 40)], [(32, 40)], [(97, 97)]):
+        (tmp_path / str(shapes)).mkdir()
+        for number, (height, width) in enumerate(shapes):
+            Image.fromarray(photos[0][:height, :width]).save(tmp_path / str(shapes) / f"{number}.png")
+        assert load_all(tmp_path / str(shapes)).shape == (len(shapes), 3, 64, 64)
 
 
-@pytest.mark.parametrize(("height", "width"), [(128, 256), (300, 150), (64, 96), (20, 40)])
-def test_the_shorter_side_is_resized_and_the_centre_cropped(tmp_path, photos, height, width):
-    photo = Image.fromarray(photos[0][:height, :width])
-    photo.save(tmp_path / "a.png")
-    scale = 64 / min(height, width)
-    large = photo.resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
-    left, top = (large.width - 64) // 2, (large.height - 64) // 2
-    by_hand = np.asarray(large.crop((left, top, left + 64, top + 64))).transpose(2, 0, 1)
-    found = load_all(tmp_path, image_size=64)[0]
-    difference = np.abs(found.astype(int) - by_hand)  # PIL rounds a cropped resize here and there by one
-    assert difference.max() <= 4
-    assert difference.mean() < 0.2
+def test_the_shorter_side_is_resized_and_the_centre_cropped(tmp_path, photos):
+    for height, width in ((128, 256), (300, 150), (64, 96), (20, 40)):
+        photo = Image.fromarray(photos[0][:height, :width])
+        photo.save(tmp_path / "a.png")
+        scale = 64 / min(height, width)
+        large = photo.resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
+        left, top = (large.width - 64) // 2, (large.height - 64) // 2
+        by_hand = np.asarray(large.crop((left, top, left + 64, top + 64))).transpose(2, 0, 1)
+        difference = np.abs(load_all(tmp_path, image_size=64)[0].astype(int) - by_hand)
+        assert difference.max() <= 4, (height, width)  # PIL rounds a cropped resize here and there by one
+        assert difference.mean() < 0.2, (height, width)
 
 
-def test_channels_are_1_where_every_image_is_gray_and_3_otherwise(tmp_path, crop):
+def test_channels_are_1_where_every_image_is_gray_3_otherwise_and_those_asked_for(tmp_path, crop):
     Image.fromarray(crop).convert("L").save(tmp_path / "a.png")
     Image.fromarray(crop).convert("L").convert("P").save(tmp_path / "b.gif")
     assert load_all(tmp_path).shape == (2, 1, 32, 32)
@@ -57,11 +57,7 @@ def test_channels_are_1_where_every_image_is_gray_and_3_otherwise(tmp_path, crop
     images = load_all(tmp_path)
     assert images.shape == (3, 3, 32, 32)
     assert (images[0] == images[0][0]).all()
-
-
-def test_channels_can_be_asked_for(tmp_path, crop):
-    Image.fromarray(crop).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(load_all(tmp_path, channels=1)[0, 0], Image.fromarray(crop).convert("L"))
+    np.testing.assert_array_equal(load_all(tmp_path, channels=1)[2, 0], Image.fromarray(crop).convert("L"))
 
 
 def test_transparency_is_laid_over_white(tmp_path, crop):
@@ -110,20 +106,16 @@ def test_exif_orientation_is_respected(tmp_path, crop):
     np.testing.assert_array_equal(load_all(tmp_path)[0], np.rot90(crop, -1).transpose(2, 0, 1))
 
 
-@pytest.mark.parametrize("damage", ["truncated", "text", "empty", "link"])
-def test_an_unreadable_image_is_named_with_a_remedy(tmp_path, write_photos, damage):
+def test_an_unreadable_image_is_named_with_a_remedy(tmp_path, write_photos):
     victim = write_photos(tmp_path)[3]
-    if damage == "truncated":
-        victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
-    elif damage == "text":
-        victim.write_text("<html>404</html>")
-    elif damage == "empty":
-        victim.write_bytes(b"")
-    else:
+    for content in (victim.read_bytes()[: victim.stat().st_size // 2], b"<html>404</html>", b"", None):
         victim.unlink()
-        victim.symlink_to(tmp_path / "nowhere.jpg")
-    with pytest.raises(DataError, match=rf"{victim} cannot be read .*remove the file or replace it"):
-        load_dataset("image_folder", str(tmp_path))
+        if content is None:
+            victim.symlink_to(tmp_path / "nowhere.jpg")
+        else:
+            victim.write_bytes(content)
+        with pytest.raises(DataError, match=rf"{victim} cannot be read .*remove the file or replace it"):
+            load_dataset("image_folder", str(tmp_path))
 
 
 def test_floating_point_pixels_are_refused_by_name(tmp_path, crop):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from mixtune.datasets import load_dataset, split_indices
+from mixtune.datasets import load_dataset
 
 
 def test_digits_have_1437_training_and_360_test_images_of_8_by_8():
@@ -36,13 +36,6 @@ def test_the_held_out_test_part_is_stratified_and_the_same_each_time(tmp_path, f
     np.testing.assert_array_equal(first.test.images, second.test.images)
     share = np.bincount(first.test.labels) / (np.bincount(first.train.labels) + np.bincount(first.test.labels))
     np.testing.assert_allclose(share, 0.2, atol=1 / 170)
-
-
-def test_a_tenth_for_validation_is_144_images():
-    train = load_dataset("digits").train
-    rng = np.random.default_rng(0)
-    train_idx, val_idx = split_indices(train.labels, train.classes, val_fraction=0.1, fraction=1, rng=rng)
-    assert (len(train_idx), len(val_idx)) == (1293, 144)
 
 
 def test_size_and_channels_are_as_asked():

@@ -53,9 +53,6 @@ def error_of(epoch, consumed, strategy, ca_mse, units=1.0):
     return GradientError(epoch, consumed, strategy, 1.0, units, ca_mse, 0.0, batches=8, batch_size=64)
 
 
-# --- the estimates, on synthetic gradients
-
-
 def synthetic(generator, bias, spread, whole_spread, size=400):
     """Return a batch's uncompressed gradient in two tensors, and one whose difference has that bias and variance."""
     noise = torch.randn(2, size, generator=generator) / math.sqrt(size)
@@ -110,9 +107,6 @@ def test_memory_does_not_grow_with_the_batches():
     assert held(2) == held(20) == 3 * 100_000
 
 
-# --- in a training
-
-
 @pytest.mark.parametrize("objective", ["simclr", "mocov3", "dino"])
 def test_no_compression_is_no_error_and_a_state_stays_as_it_was(objective):
     recipe = recipe_of(objective)
@@ -161,9 +155,6 @@ def test_a_profile_that_cannot_be_measured_is_one_line():
     ):
         with pytest.raises(RequestError, match=said):
             next(measure_profile(recipe, CPU, [0.0, 1.0], batches, strategies))
-
-
-# --- the schedule
 
 
 def test_each_strategy_lasts_until_it_has_consumed_what_lies_before_the_next_point():

@@ -11,8 +11,6 @@ from itertools import product
 import pytest
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 from vits import SMALL, VITS, make_backbone, real_images
 
 from mixtune.backbone import build_backbone
@@ -55,9 +53,6 @@ def cosine(one, other):
 def softmax(values):
     powers = [math.exp(value - max(values)) for value in values]
     return [power / sum(powers) for power in powers]
-
-
-# --- the losses
 
 
 def slow_nt_xent(one, other, temperature):
@@ -128,9 +123,6 @@ def test_losses_are_taken_in_float32_whatever_the_heads_give():
         dino.distil(one, other, torch.zeros(7), 0.1, 0.04),
     ):
         assert loss.dtype == torch.float32
-
-
-# --- the objectives: which view goes where
 
 
 def slow_pool(backbone, tokens):
@@ -204,9 +196,6 @@ def test_dinos_student_says_of_each_view_what_the_teacher_says_of_the_other(vit)
     mean = sum(sum(each.tolist()[i][0] for i in range(4)) for each in teacher) / 8
     first = 0.9 * 0.01 * random_rows(1, 9)[0, 0].item() + 0.1 * mean
     assert objective.center[0].item() == pytest.approx(first, abs=1e-6)
-
-
-# --- momentum copies, center, heads
 
 
 def copies(objective, backbone):
@@ -309,16 +298,6 @@ def test_moco_and_simclr_heads_have_the_layers_of_moco_v3():
     assert sizes(teacher.head) == [(16, 12), (12, 12), (12, 5), (5, 9)]
 
 
-@each_vit
-def test_heads_read_the_class_token_or_else_the_mean_of_the_patches(vit):
-    backbone = make_backbone(vit)
-    tokens = backbone(real_images(vit, 8))
-    torch.testing.assert_close(pool(backbone, tokens), slow_pool(backbone, tokens))
-
-
-# --- compression: what a recipe may ask for
-
-
 def recipe_with(compression, name="simclr", **ssl):
     return parse_recipe({"data": {"dataset": "digits"}, "ssl": {"objective": name, "compression": compression, **ssl}})
 
@@ -339,7 +318,7 @@ def test_a_compression_that_cannot_be_is_refused():
             ".token_droput: unknown key; allowed are token_dropout, key_token_dropout, patch_size, "
             "key_patch_size, schedule, stages; did you mean 'token_dropout'?",
         ),
-        ({"token_dropout": 1.0}, ".token_dropout: should be less than 1, got 1.0"),
+        ({"token_dropout": 1.0}, ".token_dropout: should be below 1.0, got 1.0"),
         ({"patch_size": 0}, ".patch_size: should be at least 1, got 0"),
         (
             {"schedule": "automatic"},
@@ -432,9 +411,6 @@ def test_two_views_of_which_the_classifiers_is_not_one_of_these(name):
     view = View((0.3, 0.9), 1.0, 0.1)
     assert settings.views(joint=False) == (view, view)
     assert settings.views(joint=True) == (None, view)
-
-
-# --- shortened sequences
 
 
 def test_the_kept_count_is_exact_for_all_hundredths():
@@ -538,9 +514,6 @@ def test_views_are_not_dropped_alike(name):
     assert len(set(rows)) == len(rows) == 4 * len(kept)
 
 
-# --- cost
-
-
 @functools.cache
 def vit_tiny(name="vit_tiny_patch16_224"):
     with torch.device("meta"):
@@ -608,16 +581,6 @@ def test_in_operations_costs_are_those_of_blocks_with_attention(name):
         assert found == pytest.approx(expected, rel=0.01)
         linear = objective.forward_units(backbone, Strategy(branch, branch), linear=True)
         assert found < linear  # what is dropped was dearer than the paper says
-
-
-def test_a_trained_pass_costs_the_operations_that_pytorch_counts():
-    """ViT-Tiny at 257 tokens without a head, two images."""
-    backbone = copy.deepcopy(vit_tiny()).to_empty(device="cpu")
-    for branch in (Shortening(), Shortening(0.75), Shortening(0.0, 4), Shortening(0.5, 3)):
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            encode(backbone, torch.zeros(2, 3, 32, 32), branch, generator()).sum().backward()
-        found = 2 * 3 * _invariance._pass_flops(backbone, branch)
-        assert found == pytest.approx(counter.get_total_flops(), rel=0.02), branch
 
 
 @each_objective

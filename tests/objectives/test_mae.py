@@ -94,9 +94,6 @@ def slow_loss(objective, predicted, images, keep):
     return sum(errors) / len(errors)
 
 
-# --- patches
-
-
 def test_patches_are_cut_row_by_row_and_put_together_again(parts):
     backbone, images = parts
     patches = mae.patchify(images, backbone.patch_size)
@@ -117,9 +114,6 @@ def test_a_token_sees_exactly_the_pixels_of_its_patch(parts):
         seen = mae.patchify(pixels.grad != 0, backbone.patch_size)[0].all(dim=1)
         touched = mae.patchify(pixels.grad != 0, backbone.patch_size)[0].any(dim=1)
         assert seen.nonzero().flatten().tolist() == touched.nonzero().flatten().tolist() == [number]
-
-
-# --- masks
 
 
 def test_the_kept_count_is_exact_for_all_thousandths():
@@ -149,9 +143,6 @@ def test_every_patch_is_kept_equally_often_and_independently():
     pairs = (kept.T @ kept / 20_000)[~torch.eye(16, dtype=torch.bool)]
     both = 4 * 3 / (16 * 15)  # of 16 patches, 4 without replacement
     assert (pairs - both).abs().max() < 5 * math.sqrt(both * (1 - both) / 20_000)
-
-
-# --- the encoder
 
 
 def test_visible_encodes_the_kept_tokens_alone(parts):
@@ -202,9 +193,6 @@ def test_masked_pixels_reach_the_encoder_in_full_mode_only(parts):
     assert (whole - changed_whole).abs().min(dim=-1).values.max() > 1e-3
 
 
-# --- the decoder
-
-
 def test_the_decoder_puts_each_kept_feature_at_its_place(parts):
     backbone, images = parts
     objective = make_objective(backbone)
@@ -234,9 +222,6 @@ def test_each_place_has_its_own_position_and_rows_differ_from_columns():
     half = {axis: (grid.diff(dim=axis).abs().amax(dim=(0, 1)) > 1e-6) for axis in (0, 1)}
     assert not (half[0] & half[1]).any()  # a feature tells the row or the column
     assert half[0].sum() == half[1].sum() == 8
-
-
-# --- the loss
 
 
 def test_the_loss_is_the_mean_squared_error_of_the_patches_named(parts):
@@ -298,9 +283,6 @@ def test_both_encodings_draw_the_same_masks_and_differ_in_what_the_encoder_sees(
     }
     assert losses["visible", False] != pytest.approx(losses["full", False], rel=1e-3)
     assert losses["visible", True] == losses["full", True] == pytest.approx(losses["full", False])
-
-
-# --- reconstruction
 
 
 def slow_reconstruct(objective, backbone, image, kept, whole):

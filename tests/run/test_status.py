@@ -68,8 +68,8 @@ def test_a_finished_run_in_words(make_searched: MakeRun) -> None:
         "ended trials took 2:06; training time of their recipes: 10:27",
         "stages: 1 state, 2.0 MB",
         f"last event: {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(2e9))}",
-        f"go on: mixtune resume {directory} --trials 23",
-        f"go on: mixtune confirm {directory}",
+        f"continue: mixtune resume {directory} --trials 23",
+        f"continue: mixtune confirm {directory}",
     ]
 
 
@@ -183,7 +183,7 @@ def test_a_run_that_has_asked_for_nothing_yet(make_searched: MakeRun, has_ledger
         (directory / "ledger.jsonl").unlink()
     assert run_status(load(directory), None).lines() == [
         f"{directory}: interrupted, 0 of 3 trials done",
-        f"go on: mixtune resume {directory}",
+        f"continue: mixtune resume {directory}",
     ]
     assert run_status(load(directory), HOLDER).lines() == [f"{directory}: running ({HOLDER}), 0 of 3 trials done"]
 

@@ -39,11 +39,6 @@ def uninterrupted(make_state):
     return borders(make_state(LONG))
 
 
-def test_the_same_recipe_twice_gives_the_same_bits(make_state, uninterrupted):
-    for one, other in zip(uninterrupted, borders(make_state(LONG)), strict=True):
-        assert_equal_bits(loaded(one), loaded(other))
-
-
 def test_another_seed_gives_other_weights_from_the_start(make_state, uninterrupted):
     first, other = loaded(uninterrupted[0]), make_state({**LONG, "seed": 1}).state_dict()
     for part, name in (("backbone", "vit.pos_embed"), ("objective", "mask_token"), ("classifiers", "0.head.weight")):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from mixtune.errors import RequestError
 from mixtune.training.augmentation import crop_and_flip, resized_crop_and_flip
@@ -48,15 +46,6 @@ def test_a_batch_has_images_in_units_of_standard_deviation_and_their_labels(make
         assert label == source.labels[number]
 
 
-def test_the_images_are_the_digits_that_their_labels_say(make_recipe):
-    held = load_digits()
-    known = {
-        np.round(i * 255 / 16).astype(np.uint8).tobytes(): int(t) for i, t in zip(held.images, held.target, strict=True)
-    }
-    source = load_training_data(make_recipe()).tasks[0].train
-    assert [known[image.tobytes()] for image in source.images.numpy()] == source.labels.tolist()
-
-
 def test_an_epoch_is_one_pass_over_the_training_images_without_the_incomplete_batch(make_recipe):
     recipe = make_recipe(STILL | {"rho": 0.5})
     data = load_training_data(recipe)
@@ -93,14 +82,6 @@ def test_the_supervised_set_named_as_the_ssl_set_is_no_second_set(make_recipe, t
         assert torch.equal(
             data.tasks[0].ssl.indices, data.tasks[0].train.indices
         )  # validation images are not among them
-
-
-def test_smaller_fractions_lie_inside_larger_ones_and_leave_validation_alone(make_recipe):
-    kept = {p: load_training_data(make_recipe({"data.fraction": p})) for p in (0.1, 0.25, 1.0)}
-    sets = [set(data.tasks[0].train.indices.tolist()) for data in kept.values()]
-    assert [len(s) for s in sets] == [129, 323, 1293]
-    assert sets[0] < sets[1] < sets[2]
-    assert len({tuple(data.tasks[0].held_out.indices.tolist()) for data in kept.values()}) == 1
 
 
 def test_ssl_may_see_all_training_images_while_sl_sees_a_tenth_of_the_labels(make_recipe):
@@ -259,13 +240,6 @@ def test_a_supervised_set_without_classes_is_refused(make_recipe, write_crops):
     with pytest.raises(RequestError, match=f"image_folder at {Path(root)} has no classes") as refused:
         load_training_data(make_recipe({"data.dataset": "image_folder", "data.root": root}))
     assert "data.ssl_dataset" in str(refused.value)
-
-
-def test_no_validation_split_leaves_no_validation_images(make_recipe):
-    data = load_training_data(make_recipe({"data.val_fraction": 0.0, "data.fraction": 1.0}))
-    assert len(data.tasks[0].held_out.indices) == 0
-    assert len(data.tasks[0].train.indices) == DIGITS
-    assert data.steps == math.floor(DIGITS / 32)
 
 
 def test_the_papers_tinyimagenet_preprocessing_is_a_recipes_augmentation(make_recipe):

@@ -83,9 +83,6 @@ def equal_weights(one, other):
     return all(torch.equal(value, other[part][name]) for part in parts for name, value in one[part].items())
 
 
-# --- the phases
-
-
 @each_objective
 def test_a_training_stopped_after_each_epoch_goes_on_bit_for_bit(start, trained, name):
     for label, strategies in PLANNED.items():
@@ -178,9 +175,6 @@ def test_the_loss_goes_down(start):
         assert sum(losses[-5:]) < sum(losses[:5]) - 0.04, name
 
 
-# --- shared stages
-
-
 def test_recipes_share_the_epochs_whose_strategies_agree(make_recipe):
     for one, other, shared in (
         ({}, {"schedule": "constant"}, 6),  # which shortens nothing
@@ -244,9 +238,6 @@ def test_auto_without_stages_cannot_be_planned(make_recipe):
     with pytest.raises(RequestError, match=r"^ssl\.compression: schedule auto needs stages: `mixtune gradient-error "):
         make_plan(recipe)
     assert len(make_plan(make_recipe(values("simclr", {"schedule": "auto"}, **{"epochs.ssl": 0})))) == 3
-
-
-# --- costs
 
 
 def test_a_steps_cost_is_told_apart_by_its_strategy_alone(start):

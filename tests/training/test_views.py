@@ -65,9 +65,6 @@ def slow_jitter(image, brightness, contrast, saturation, turn):
     return np.clip(changed, 0, 1)
 
 
-# --- colours
-
-
 def test_colours_change_as_one_image_at_a_time(photos):
     for channels, (strength, grayscale) in product((1, 3), ((0.5, 0.2), (1.0, 0.0), (0.0, 0.5), (2.0, 0.2))):
         images = photos[:, :channels].float() / 255
@@ -105,9 +102,6 @@ def test_pixels_stay_between_0_and_255(photos):
         done = make_view(photos[:, :channels], View((0.1, 1.0), strength, 0.2), 0.5, generator())
         assert done.isfinite().all()
         assert 0 <= done.min() < 200 < done.max() <= 255, (channels, strength)
-
-
-# --- draws
 
 
 def test_draws_come_from_the_generator_alone(photos):
@@ -157,9 +151,6 @@ def test_views_are_mirrored_as_often_as_asked(photos):
         torch.testing.assert_close(done, plain.flip(-1) if flip else plain, rtol=0, atol=1e-3)
 
 
-# --- torchvision
-
-
 def only(channel, value):
     """Return a generator's stand-in for torch.rand: the middle of all draws but one; jitter is applied, gray not."""
 
@@ -203,8 +194,6 @@ def test_hue_turns_by_a_share_of_the_circle_and_keeps_brightness(monkeypatch):
         assert np.mean(moved) == pytest.approx(turn, abs=0.02), drawn
         assert all(move * turn > 0 for move in moved), drawn
 
-
-# --- batches of an objective with two views
 
 TWO = {"ssl.objective": "simclr", "rho": 0.5}
 
