@@ -11,7 +11,7 @@ costs its length, a backward pass two forward passes) and in operations. Goal: 7
 `profile` runs `mixtune gradient-error` for each objective on 2,000 images of CIFAR-10 (a folder of images, a class a
 folder) with a small ViT, at 0, 25, 50, 75 and 100 % of 10 epochs; `accuracy` trains 10 epochs of SSL without
 compression, or as many as cost as much with `constant` (query token dropout 0.75) and with `auto`, whose stages the
-profile found, then 10 epochs of SL, over seeds, each row kept in benchmarks/results/acceleration.csv. Beside it: SL
+profile found, then 10 epochs of SL, over seeds, each row kept in benchmarks/results/acceleration.csv. Alongside it: SL
 alone, and MAE.
 """
 

@@ -2,14 +2,14 @@
 
     python benchmarks/latency_meter.py
 
-trains on scikit-learn's digits, each training in a process of its own with a table of step times of its own, as a
-trial does, and answers beside the naive clock, which is an epoch's wall clock over its steps:
+trains on scikit-learn's digits, each training run in a process of its own with a table of step times of its own, as a
+trial does, and answers alongside the naive clock, which is an epoch's wall clock over its steps:
 
 a. four recipes of different cost, each alone and all four packed on one device: step times within 5 % of those alone;
 b. four copies of one recipe, packed in fresh processes: from a shared table equal latencies, and what each process
    would have had by itself; and the recipe while other processes start, which know nothing of the lock;
 c. searches of 20 trials, four at once: waiting for quiet windows takes under 3 % of the trials' seconds, and the step
-   times that came of it are within 5 % of those alone; what a step border costs, and the loop with the meter against
+   times that came of it are within 5 % of those alone; what a step boundary costs, and the loop with the meter against
    the loop without;
 d. fresh processes, alone: the meter within 3 % of the clock of later epochs, by the number of steps of an epoch, and
    the fewest WARM_UP_STEPS that bring it there.
@@ -87,8 +87,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 COPIED = "SSL+SL, visible"
 
-# Searches: the shipped one's recipe with fewer epochs. FREE changes no step's cost; by the rate no trial goes on from a
-# state of another, whose seconds would count twice.
+# Searches: the shipped one's recipe with fewer epochs. FREE changes no step's cost; by the rate no trial continues from
+# a state of another, whose seconds would count twice.
 FREE: dict[str, Any] = {"alpha": {"uniform": [0.05, 0.95]}, "optim.ssl.base_lr": {"loguniform": [0.01, 0.05]}}
 ONE_SIZE = "one size of model and batch"
 SEARCHES: dict[str, dict[str, Any]] = {
@@ -102,7 +102,7 @@ SEARCHES: dict[str, dict[str, Any]] = {
 
 FRESH_BATCH = 16
 FRESH_FRACTIONS = {8: 0.1, 20: 0.25, 40: 0.5, 80: 1.0}  # steps of an epoch by share of the images; same cost a step
-MOST_WARM_UP = 20
+MAX_WARM_UP = 20
 SHOWN_WARM_UPS = (0, 1, 2, 3, 4, 5, 8, 12, 20)
 SHOWN_STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 40, 80)
 
@@ -114,7 +114,7 @@ class Scale(NamedTuple):
     """How much is done."""
 
     rounds: int = 6  # of alone and packed, in the same processes
-    repeats: int = 2  # of new processes, and of trainings that only one figure comes of
+    repeats: int = 2  # of new processes, and of training runs that only one figure comes of
     fresh: int = 3  # processes, for each number of steps of an epoch
     traces: int = 4  # processes whose every step is timed
     trials: int = 20
@@ -124,7 +124,7 @@ class Scale(NamedTuple):
     fractions: Mapping[int, float] = FRESH_FRACTIONS
     changes: Mapping[str, Any] = MappingProxyType({})  # to every recipe
     searches: tuple[str, ...] = tuple(SEARCHES)
-    packed: int = 4  # trainings at once
+    packed: int = 4  # training runs at once
 
 
 SMALL = Scale(
@@ -229,7 +229,7 @@ def report_packed(alone: Measured, packed: Measured) -> Section:
         max(ratio.most_off for ratio in drift),
     )
     text = [
-        f"Furthest from alone: the meter by {most:.1%}, the naive clock by {naive:.1%}; trainings alone are up to "
+        f"Furthest from alone: the meter by {most:.1%}, the naive clock by {naive:.1%}; training runs alone are up to "
         f"{alone_most:.1%} from their own median. Ratios are of a round's two turns: the median over "
         f"{len(rounds)} rounds, in brackets the lowest and the highest.",
         format_table(ALONE_HEAD, lines),
@@ -249,7 +249,7 @@ def describe_idleness(alone: Measured) -> str:
 
 
 def note(rows: Rows, part: str, what: str, round_: int, process: int, trainings: Iterable[Training]) -> None:
-    """Keep what trainings measured for the CSV file; seconds are of a step."""
+    """Keep what training runs measured for the CSV file; seconds are of a step."""
     for training in trainings:
         for phase in training.phases:
             rows.append((part, what, phase, round_, process, "clock_s", training.clocked(phase)))
@@ -313,7 +313,7 @@ def train_beside_starters(bench: Bench) -> Section:
         beside += run_alone(train_in_turns, job)
         for starter in starters:
             starter.wait()
-        bench.say(f"b. beside processes that start: round {round_} of {bench.scale.repeats}")
+        bench.say(f"b. alongside processes that start: round {round_} of {bench.scale.repeats}")
     alone += run_alone(train_in_turns, job)
     note(bench.rows, "b no starters", COPIED, 1, 0, alone)
     note(bench.rows, "b starters", COPIED, 1, 0, beside)
@@ -328,8 +328,10 @@ def train_beside_starters(bench: Bench) -> Section:
         "alone before, between and after. The starts last as long as the SSL phase, or longer.\n\n"
         f"{format_table(START_HEAD, lines)}"
     )
-    goal = f"beside processes that start, step times are within {PACKED_GOAL:.0%} of alone: off by at most {most:.1%}"
-    return Section("Beside processes that start", text, [(goal, most <= PACKED_GOAL)])
+    goal = (
+        f"alongside processes that start, step times are within {PACKED_GOAL:.0%} of alone: off by at most {most:.1%}"
+    )
+    return Section("Alongside processes that start", text, [(goal, most <= PACKED_GOAL)])
 
 
 # c. Cost.
@@ -344,7 +346,7 @@ LOOP_HEAD = "an epoch with | its seconds to those without the meter"
 
 
 def measure_cost(bench: Bench) -> Section:
-    """Run searches, and time borders, and epochs with and without the meter."""
+    """Run searches, and time boundaries, and epochs with and without the meter."""
     costs, equals, goals, each = [], [], [], list[str]()
     for name in bench.scale.searches:
         before = train_search_recipe(bench, "before") if name == ONE_SIZE else []
@@ -370,7 +372,7 @@ def measure_cost(bench: Bench) -> Section:
             goals.append(goal)
         bench.say(f"c. search: {name}")
     offers = [run_alone(offer_job, bench.job({}), bench.scale.offers) for _ in range(bench.scale.fresh)]
-    bench.rows.extend(("c border", "", "", "", i, "offer_s", seconds) for i, seconds in enumerate(offers))
+    bench.rows.extend(("c boundary", "", "", "", i, "offer_s", seconds) for i, seconds in enumerate(offers))
     text = [
         f"{bench.scale.packed} trials at once. Their seconds are of steps, waiting, held-out images and storing; "
         "baselines are in.",
@@ -381,7 +383,7 @@ def measure_cost(bench: Bench) -> Section:
         format_table(EQUAL_HEAD, equals),
         f"Search, {ONE_SIZE}: the step times that its trials measured, new processes and packed, and the same alone:",
         format_table(CHECK_HEAD, checks),
-        f"A step border at which nobody waits takes {1e6 * median(offers):.2f} microseconds "
+        f"A step boundary at which nobody waits takes {1e6 * median(offers):.2f} microseconds "
         f"({1e6 * min(offers):.2f} to {1e6 * max(offers):.2f}). Alone, epochs that take turns in one process:",
         format_table(LOOP_HEAD, compare_loops(bench)),
     ]
@@ -450,14 +452,14 @@ def compare_equals(trials: pd.DataFrame, varied: list[str]) -> list[str]:
 
 
 def compare_loops(bench: Bench) -> list[list[str]]:
-    """Compare epochs with the meter's borders, and with its windows, with epochs without."""
+    """Compare epochs with the meter's boundaries, and with its windows, with epochs without."""
     epochs = run_alone(compare_job, bench.job({"epochs.ssl": 0, "epochs.sl": 3 * (1 + bench.scale.loops)}))
     lines = []
-    for kind, what in {"borders": "borders", "windows": "borders and up to three windows"}.items():
+    for kind, what in {"borders": "boundaries", "windows": "boundaries and up to three windows"}.items():
         ratios = [with_it / without for with_it, without in zip(epochs[kind], epochs["none"], strict=True)]
         bench.rows.extend(("c loop", kind, "sl", i, 0, "to_without", ratio) for i, ratio in enumerate(ratios))
         lines.append([what, str(Ratio.of(ratios))])
-    bench.say("c. borders and loops")
+    bench.say("c. boundaries and loops")
     return lines
 
 
@@ -501,7 +503,7 @@ def measure_fresh(bench: Bench) -> Section:
 
 
 def fresh_job(bench: Bench, fraction: float, later: int, warm_up_steps: int | None = None) -> Job:
-    """Return a training of all three phases, each of one epoch and ``later`` more."""
+    """Return a training run of all three phases, each of one epoch and ``later`` more."""
     count = 2 * (1 + later)
     changes = {"data.fraction": fraction, "optim.batch_size": FRESH_BATCH, "rho": 0.5}
     return bench.job({**changes, "epochs.ssl": count, "epochs.sl": count}, warm_up_steps=warm_up_steps)
@@ -531,7 +533,7 @@ def start_cells(processes: list[list[float]]) -> list[str]:
 def try_warm_ups(of_phase: dict[Phase, list[list[float]]], steps: int) -> tuple[list[str], int | None]:
     """Return what windows would read at SHOWN_WARM_UPS, and the fewest steps to leave out; None: none is enough."""
     worst = {}
-    for warm_up in range(MOST_WARM_UP + 1):
+    for warm_up in range(MAX_WARM_UP + 1):
         with patch.object(meter, "WARM_UP_STEPS", warm_up):
             windows = [timed_steps(window) for window in meter.place_windows(steps, WINDOWS)]
         reads = [

@@ -1,4 +1,4 @@
-"""The processes of latency_meter.py: trainings that take turns, alone and packed, each with a table of its own."""
+"""The processes of latency_meter.py: training runs that take turns, alone and packed, each with a table of its own."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ ALONE, PACKED_TURN = "alone", "packed"
 
 
 class Job(NamedTuple):
-    """What one process does: trainings, in each turn alone, one process after another, or packed, all at once.
+    """What one process does: training runs, in each turn alone, one process after another, or packed, all at once.
 
-    ``warms_up``: by a training that does not count, as in a worker that had a trial; ``place``: among the processes.
+    ``warms_up``: by a training run that does not count, as in a worker that had a trial; ``place``: among the
+    processes.
     """
 
     recipe: dict[str, Any]
@@ -173,25 +174,25 @@ def trace_job(job: Job) -> list[Trace]:
     """Train a recipe without windows, and time every step of it."""
     recipe = parse_recipe(job.recipe)
     state = know_steps(start_state(recipe, load_training_data(recipe, job.device), job.device))
-    borders: list[tuple[float, float]] = []
+    boundaries: list[tuple[float, float]] = []
     original = meter.Meter.border
 
     def timed_border(self: meter.Meter, step: int) -> None:
         self.lock.synchronise()
-        borders.append((time.perf_counter(), time.process_time()))
+        boundaries.append((time.perf_counter(), time.process_time()))
         original(self, step)
 
     traces = {epoch.phase: Trace(epoch.phase, [], []) for epoch in make_plan(recipe)}
     with patch.object(meter.Meter, "border", timed_border):
         for result in train(state):
             for clock, epochs in enumerate((traces[result.phase].wall, traces[result.phase].cpu)):
-                epochs.append([after[clock] - before[clock] for before, after in pairwise(borders)])
-            borders.clear()
+                epochs.append([after[clock] - before[clock] for before, after in pairwise(boundaries)])
+            boundaries.clear()
     return list(traces.values())
 
 
 def offer_job(job: Job, offers: int) -> float:
-    """Return the seconds of a step border at which nobody waits."""
+    """Return the seconds of a step boundary at which nobody waits."""
     lock = DeviceLock.of(torch.device(job.device))
     with lock.shared():
         started = time.perf_counter()
@@ -201,7 +202,7 @@ def offer_job(job: Job, offers: int) -> float:
 
 
 def compare_job(job: Job) -> dict[str, list[float]]:
-    """Return an epoch's seconds without the meter, with its borders, and with its windows, which take turns."""
+    """Return an epoch's seconds without the meter, with its boundaries, and with its windows, which take turns."""
     recipe = parse_recipe(job.recipe)
     state = start_state(recipe, load_training_data(recipe, job.device), job.device)
     known = know_steps(state).step_times.windows

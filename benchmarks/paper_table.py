@@ -1,4 +1,4 @@
-"""Rows of the paper's tables, trained here and set beside the paper's figures (MixTraining, arXiv 2502.19513).
+"""Rows of the paper's tables, trained here and set alongside the paper's figures (MixTraining, arXiv 2502.19513).
 
     python benchmarks/paper_table.py --root path/to/cifar10 --rows 1:10 1:25 4 5 --seeds 4
     python benchmarks/paper_table.py --root path/to/cifar10 --rows 1:10 --seeds 2 --small
@@ -10,7 +10,7 @@ is the paper's: no validation split, accuracy on the test images after the last 
 100+100 epochs, ``encode: full``, as its Appendix A.2 has it. ``--small`` is a row for a CPU: width 64, depth 4, patch
 4, 20+20 epochs; its figures are not comparable with the paper's, only the order of the methods is. Needs no Ray.
 
-Every training is written to the results file as it ends and not trained again, so the script can be stopped and
+Every training run is written to the results file as it ends and not trained again, so the script can be stopped and
 started. Seeds are trained in turn, all methods of one seed before the next.
 """
 
@@ -108,7 +108,7 @@ def measure(rows: list[Row], options: argparse.Namespace) -> list[Row]:
 
 
 def table(rows: list[Row], lines: list[Row], options: argparse.Namespace) -> str:
-    """Return Markdown: our mean and deviation, seconds and speed-up over SSL+SL, and the paper's."""
+    """Return Markdown: our mean and standard deviation, seconds and speed-up over SSL+SL, and the paper's."""
     header = "| table | data | method | alpha | rho | seeds | test accuracy | training | speed-up | by FLOPs |"
     if not options.small:
         header += " paper: accuracy | training | speed-up |"
@@ -148,7 +148,7 @@ def paper_cells(row: Row, rows: list[Row]) -> list[str]:
 
 
 def select(lines: list[Row], row: Row, options: argparse.Namespace, any_alpha_and_rho: bool = False) -> list[Row]:
-    """Return the trainings of a row, one a seed."""
+    """Return the training runs of a row, one a seed."""
     key = key_of(row, 0, options)
     del key["seed"]
     if any_alpha_and_rho:  # they are idle in SSL+SL

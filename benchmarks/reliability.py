@@ -7,7 +7,7 @@ bit, and disturbs others:
 
 kills       a search and its resumes are killed with SIGKILL at random moments until it has finished, again and again,
             in turn the driver alone and every process of it;
-states      stored states, space.yaml, the ledger, study.db and the tables are cut, emptied, overwritten and exchanged;
+states      checkpoints, space.yaml, the ledger, study.db and the tables are cut, emptied, overwritten and exchanged;
 injections  trials get NaN and infinite weights, raise, exit, are killed and run out of memory while they are set up and
             at a random step of each of six epochs (two of each phase), once and always; a folder of images disappears
             in mid-search;
@@ -80,7 +80,7 @@ def write_report(rows: Sequence[Row], options: argparse.Namespace, seconds: floa
 def parse_options(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--damages", type=int, default=200, help="of stored states; of other files a tenth, each")
+    parser.add_argument("--damages", type=int, default=200, help="of checkpoints; of other files a tenth, each")
     parser.add_argument("--trials", type=int, default=12, help="of a search that is killed, damaged or out of disk")
     parser.add_argument("--epochs", default="0,1,2,3,4,5,6", help="at which faults are injected")
     parser.add_argument("--only", default=",".join(PARTS), help=",".join(PARTS))

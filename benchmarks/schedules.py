@@ -1,11 +1,11 @@
-"""What do `wsd` schedules cost or gain beside `cosine`? With them recipes of different budgets share their stages.
+"""What do `wsd` schedules cost or gain alongside `cosine`? With them recipes of different budgets share their stages.
 
     python benchmarks/schedules.py --root path/to/cifar10
 
 trains every pair of schedules for each seed on 10 % of CIFAR-10 (a folder of images, a class a folder) with a small
 ViT, 20+20 epochs, and adds a row a run to benchmarks/results/schedules.csv; runs that stand there already are not
-trained again. Then, or at once with `--table`, it prints the mean and the deviation over the seeds. All else is the
-default. Accuracies are on 2,500 validation images; a process trains on one thread.
+trained again. Then, or at once with `--table`, it prints the mean and the standard deviation over the seeds. All else
+is the default. Accuracies are on 2,500 validation images; a process trains on one thread.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """How many device-seconds does a search need until it has found what there is to find?
 
-    python benchmarks/search_cost.py record          # 432 trainings on digits, once: the table
+    python benchmarks/search_cost.py record          # 432 training runs on digits, once: the table
     python benchmarks/search_cost.py replay          # searches replayed against it, in simulated time
     python benchmarks/search_cost.py check           # a few of them for real
 
-With `--data cifar10` the same on 10 % of CIFAR-10, 48 trainings; `record` and `check` find its images, a class a
+With `--data cifar10` the same on 10 % of CIFAR-10, 48 training runs; `record` and `check` find its images, a class a
 folder, at `--root`.
 
 `record` trains every recipe of a grid with `mixtune search` (grid sampler, stage tree) and keeps the learning curves
@@ -18,7 +18,7 @@ d. mixtune without the stage tree;  e. without its scheduler;  f. whole;  g. who
 
 each over several seeds, and says after how many device-seconds 95 % of the best known hypervolume was reached: median
 and quartiles. `check` lets a. and f. search for real, and compares both with the replay, and the accuracies with the
-table's. Real schedulers and samplers are called; trainings alone are looked up. Device-seconds are the wall
+table's. Real schedulers and samplers are called; training runs alone are looked up. Device-seconds are the wall
 clock's times the slots, so waiting counts. Results go to benchmarks/results/.
 """
 
@@ -52,7 +52,7 @@ HERE = Path(__file__).parent
 TABLES, RESULTS = HERE / "tables", HERE / "results"
 ENOUGH = 0.95  # of the best known hypervolume
 GOAL = 1 / 3  # of plain Ray Tune's device-seconds
-MOST_TRIALS = 400
+MAX_TRIALS = 400
 REFERENCE_ACCURACY = 0.1  # chance
 
 DIGITS: dict[str, Any] = {
@@ -167,7 +167,7 @@ def replay(table: Table, data: str, seeds: int, slots: int, out: Path) -> None:
         for seed in range(seeds):
             with tempfile.TemporaryDirectory() as scratch:
                 policy = make(table, seed, Path(scratch), reference, slots)
-                outcome = simulate(policy, table, reference, slots, ENOUGH * best, MOST_TRIALS)
+                outcome = simulate(policy, table, reference, slots, ENOUGH * best, MAX_TRIALS)
             outcomes.setdefault(name, []).append(outcome)
         seconds = [o.seconds_until(ENOUGH * best) for o in outcomes[name]]
         print(f"{name}: {statistics.median(seconds):.0f} device-seconds ({min(seconds):.0f} to {max(seconds):.0f})")
@@ -198,7 +198,7 @@ def check(table: Table, data: str, values: dict[str, Any], seeds: int, slots: in
             real = device_seconds(finished, table, reference, slots, enough)
             with tempfile.TemporaryDirectory() as scratch:
                 policy = POLICIES[name](table, seed, Path(scratch), reference, slots)
-                replayed = simulate(policy, table, reference, slots, enough, MOST_TRIALS).seconds_until(enough)
+                replayed = simulate(policy, table, reference, slots, enough, MAX_TRIALS).seconds_until(enough)
             own = [(trial.accuracy, table.curve(trial.params).accuracies[-1]) for trial in finished]
             equal, all_of_them = equal + sum(a == b for a, b in own), all_of_them + len(own)
             most = max(abs(a - (b or 0.0)) for a, b in own)

@@ -1,12 +1,12 @@
-"""How much of what a search's trials ask for does the stage tree save, and what does the search cost beside them?
+"""How much of what a search's trials ask for does the stage tree save, and what does the search cost alongside them?
 
     python benchmarks/stage_tree.py sharing    # 50 random trials on two spaces, with 2 and with 4 at once
     python benchmarks/stage_tree.py overhead   # 200 short trials, and what suggestions take after 1,000
 
 `sharing` searches digits with `wsd` schedules: the budgets of search_spaces/digits.yaml, and an SSL-heavy space with
-four times the SSL epochs and more. It counts epochs and metered device-seconds asked for and trained, how long slots
-had to wait for a stage, and whether any epoch was trained twice; cosine is counted beside it, not trained. One search
-is ended by SIGKILL of a worker amid a shared stage, and must end complete.
+four times the SSL epochs and more. It counts epochs and metered device-seconds requested and trained, how long slots
+had to wait for a stage, and whether any epoch was trained twice; cosine is counted alongside it, not trained. One
+search is ended by SIGKILL of a worker amid a shared stage, and must end complete.
 
 `overhead` compares a search's wall clock, less what its slots waited for stages, with its trials' own steps, held-out
 images and states divided by the slots; and times `ask` of each sampler after so many finished trials.
@@ -112,7 +112,7 @@ def count_epochs(space: SearchSpace) -> tuple[int, int]:
 
 
 SHARING_HEAD = (
-    "space | schedules | at once | epochs asked for | trained | share | seconds of steps asked for | trained | share | "
+    "space | schedules | at once | epochs requested | trained | share | seconds of steps requested | trained | share | "
     "trained twice | slots waited, s | wall, s"
 )
 
@@ -289,7 +289,7 @@ def main() -> None:
         write_report("stage_tree", "What the stage tree saves", parts, goals, options.out)
     else:
         parts, goals = measure_overhead(options.trials or 200, options.finished)
-        write_report("search_overhead", "What a search costs beside its trials", parts, goals, options.out)
+        write_report("search_overhead", "What a search costs alongside its trials", parts, goals, options.out)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ b. one mix epoch against one SSL plus one SL epoch: at most 0.60 with `full` at 
 c. counted operations against PyTorch's counter and against the method's arithmetic: within 2 %.
 
 Every round trains one epoch of each kind by each loop, so a machine that drifts hits all alike; the first round only
-warms up. A ratio is one of median seconds; beside it stand the lowest and the highest ratio of a single round. Both
+warms up. A ratio is one of median seconds; alongside it stand the lowest and the highest ratio of a single round. Both
 loops read the same images, copies in a temporary folder. Not timed is what comes once, before the first epoch: mixtune
 decodes all images, the plain loop starts its workers. Results go to benchmarks/results/.
 """
@@ -167,7 +167,7 @@ def copy_image(path: Path, folder: Path, side: int) -> None:
 
 
 def choose_load(size: Size, options: argparse.Namespace) -> Load:
-    """Return whole batches: those asked for, or the size's own."""
+    """Return whole batches: those requested, or the size's own."""
     own = size.cpu if options.device.type == "cpu" else size.gpu
     batch, images = options.batch or own.batch, options.images or own.images
     if images < batch:

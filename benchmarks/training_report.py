@@ -109,7 +109,7 @@ def speed_rows(measured: Measured, goal: float) -> Iterator[list[str]]:
 
 
 def cost_rows(measured: Measured) -> Iterator[list[str]]:
-    """Compare mixtune's epochs with each other. One that costs less than predicted is no shortfall, but it is said."""
+    """Compare epochs of ours with each other. One that costs less than predicted is no shortfall, but it is said."""
     sl, visible, full, mix = (measured.find(kind) for kind in KINDS)
     tiny = measured.size.vit_tiny
     for over, under, most, tolerance in [

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mixtune.errors import DataError, RequestError, one_line, suggest
 from mixtune.space.recipe import Model
 
-MOST_TOKENS = 256  # the paper's count at patch 2 of 32 pixels and patch 4 of 64
+MAX_TOKENS = 256  # the paper's count at patch 2 of 32 pixels and patch 4 of 64
 
 
 class Backbone(nn.Module):
@@ -79,7 +79,7 @@ class Backbone(nn.Module):
         return vit.pos_drop(tokens + F.pad(positions, (0, 0, tokens.shape[1] - positions.shape[1], 0)))  # type: ignore[no-any-return]
 
     def forward_flops(self, patches: int, patch_size: int | None = None) -> float:
-        """Return the operations of embedding one image's patches and encoding ``patches`` of them.
+        """Return the FLOPs of embedding one image's patches and encoding ``patches`` of them.
 
         patch_size: the backbone's own by default. Resampling weights, once a batch, is left out.
         """
@@ -108,7 +108,7 @@ def choose_patch_size(image_size: int, given: int | None) -> int:
     """
     divisors = [p for p in range(1, image_size + 1) if image_size % p == 0]
     if given is None:
-        return next(p for p in divisors if (image_size // p) ** 2 <= MOST_TOKENS)
+        return next(p for p in divisors if (image_size // p) ** 2 <= MAX_TOKENS)
     if given not in divisors:
         raise RequestError(
             f"model.patch_size {given} does not divide the image size of {image_size} pixels: "
@@ -120,7 +120,7 @@ def choose_patch_size(image_size: int, given: int | None) -> int:
 def build_backbone(settings: Model, image_size: int, channels: int) -> Backbone:
     """Build the ViT for square images, with random weights or the pretrained ones of ``settings.pretrained``.
 
-    timm resamples pretrained patch and position embeddings to the sizes asked for, and fits them to the channels. The
+    timm resamples pretrained patch and position embeddings to the sizes requested, and fits them to the channels. The
     classifier that comes with the weights is left out. On the meta device weights are neither read nor downloaded.
 
     Raises RequestError, naming the field, for settings it cannot have, and DataError where weights cannot be had.
@@ -138,7 +138,7 @@ def build_backbone(settings: Model, image_size: int, channels: int) -> Backbone:
         raise RequestError(f"model: timm cannot build {settings.name} with {sizes}: {one_line(error)}") from error
     oddity = _find_oddity(vit)
     if oddity:
-        raise RequestError(f"model.name {settings.name} is no plain ViT: {oddity}")
+        raise RequestError(f"model.name {settings.name} is not a plain ViT: {oddity}")
     if settings.pool == "token" and vit.cls_token is None:
         raise RequestError(f"model.name {settings.name} has no class token: set model.pool: avg")
     if settings.pretrained is True:
@@ -236,6 +236,6 @@ def linear_flops(tokens: int, inputs: int, outputs: float) -> float:
 
 
 def block_flops(tokens: int, width: int, hidden: float | None = None) -> float:
-    """Return the operations of one transformer block: attention's four matrices, its two products, the MLP."""
+    """Return the FLOPs of one transformer block: attention's four matrices, its two products, the MLP."""
     attention = 4 * linear_flops(tokens, width, width) + 2 * linear_flops(tokens, width, tokens)
     return attention + 2 * linear_flops(tokens, width, 4 * width if hidden is None else hidden)

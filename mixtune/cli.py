@@ -19,7 +19,7 @@ from mixtune.run.directory import RunDirectory
 if TYPE_CHECKING:
     from mixtune.run.result import Result
 
-LOG_WIDTH = 100  # columns, where the output is no terminal
+LOG_WIDTH = 100  # columns, where the output is not a terminal
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -44,7 +44,7 @@ LogTo = Annotated[
     list[str] | None,
     typer.Option(metavar="LOGGER", help="log curves below DIR/logs, such as tensorboard; repeatable"),
 ]
-TimeBudget = Annotated[str | None, typer.Option(metavar="TIME", help="such as 2h or 30m; resume goes on after it")]
+TimeBudget = Annotated[str | None, typer.Option(metavar="TIME", help="such as 2h or 30m; resume continues after it")]
 
 
 @app.command(epilog="Example: `mixtune init path/to/images -o space.yaml`")
@@ -84,14 +84,14 @@ def search(
 ) -> None:
     """Search a space: baselines, trials, front, report.
 
-    What ends it (Ctrl-C, a crash, a spent time budget), `mixtune resume` goes on with.
+    What ends it (Ctrl-C, a crash, a spent time budget), `mixtune resume` continues.
     """
     from mixtune.tuning import prepare, run
     from mixtune.tuning.forecast import forecast_search
 
     options: dict[str, Any] = {
         "gpus": gpus,
-        "gpus_per_trial": _gpu_share(gpus_per_trial),
+        "gpus_per_trial": _gpu_fraction(gpus_per_trial),
         "cpus_per_trial": cpus_per_trial,
         "trials": trials,
         "seed": seed,
@@ -122,7 +122,7 @@ def resume(
 ) -> None:
     """Go on with a search: after a crash, Ctrl-C or a spent time budget, or with more trials.
 
-    Trials that had begun go on from their last stored state.
+    Trials that had begun continue from their last checkpoint.
     """
     from mixtune.tuning import run
 
@@ -134,7 +134,7 @@ def resume(
             trials=trials,
             retry_failed=retry_failed,
             gpus=gpus,
-            gpus_per_trial=_gpu_share(gpus_per_trial),
+            gpus_per_trial=_gpu_fraction(gpus_per_trial),
             cpus_per_trial=cpus_per_trial,
             address=address,
             time_budget=time_budget,
@@ -146,7 +146,7 @@ def resume(
 
 @app.command(epilog="Example: `mixtune status runs/digits`")
 def status(directory: RunFolder) -> None:
-    """Say where a run stands, and how to go on."""
+    """Say where a run stands, and how to continue."""
     from mixtune.run.lock import holder
     from mixtune.run.result import load
     from mixtune.run.status import run_status
@@ -173,14 +173,14 @@ def confirm(
 ) -> None:
     """Train the front's members and the baselines again: fresh seeds, one at a time, accuracies on the test split.
 
-    What was confirmed is kept, so the same command goes on after an interruption, and more seeds add to it.
+    What was confirmed is kept, so the same command continues after an interruption, and more seeds add to it.
     """
     from mixtune.confirmation import confirm as run
 
     try:
         confirmed = run(directory, seeds=seeds, on_line=lambda line: print(line, flush=True))
     except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on", 130)
+        _fail("interrupted; the same command continues", 130)
     console = _console()
     console.print(confirmed.table())
     for note in confirmed.notes:
@@ -202,21 +202,21 @@ def train(
         _fail("interrupted; nothing is kept", 130)
     print(final_line(trained.metrics))
     if out is not None:
-        print(f"kept in {out}")
+        print(f"saved to {out}")
 
 
 @app.command(epilog="Example: `mixtune compare search_spaces/digits.yaml --seeds 4`")
 def compare(
     space: SpaceFile,
-    seeds: Annotated[int, typer.Option(min=1, help="trainings of each method")] = 4,
-    paper: Annotated[bool, typer.Option("--paper", help="the paper's protocol, and its figures beside ours")] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="training runs of each method")] = 4,
+    paper: Annotated[bool, typer.Option("--paper", help="the paper's protocol, and with its figures")] = False,
     set_: Overrides = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="default: runs/compare-SPACE")] = None,
     format_: Annotated[str, typer.Option("--format", metavar="FORMAT", help="table, markdown or csv")] = "table",
 ) -> None:
     """Train SL, and SSL+SL and MixTraining with each encoding: accuracies and speed-ups side by side.
 
-    What DIR holds already is not trained again, so an interrupted comparison goes on.
+    What DIR holds already is not trained again, so an interrupted comparison continues.
     """
     from mixtune.comparison import compare as run
 
@@ -234,7 +234,7 @@ def compare(
             on_line=lambda line: print(line, file=lines, flush=True),
         )
     except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on", 130)
+        _fail("interrupted; the same command continues", 130)
     if format_ == "markdown":
         print(compared.to_markdown(), end="")
     elif format_ == "csv":
@@ -295,7 +295,7 @@ def export(
     try:
         folder = run(directory, trial, out, on_line=lambda line: print(line, flush=True))
     except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on", 130)
+        _fail("interrupted; the same command continues", 130)
     print(f"exported to {folder}")
 
 
@@ -385,7 +385,7 @@ def _console() -> Console:
 
 
 def _print_search(console: Console, run: Callable[[], Result]) -> None:
-    """Run a search and print its front; an interrupted one says how to go on."""
+    """Run a search and print its front; an interrupted one says how to continue."""
     try:
         result = run()
     except KeyboardInterrupt as error:
@@ -410,7 +410,7 @@ def _overrides(given: list[str] | None) -> dict[str, Any]:
     return dict(parse_override(text) for text in given or [])
 
 
-def _gpu_share(given: str | None) -> float | Literal["auto"] | None:
+def _gpu_fraction(given: str | None) -> float | Literal["auto"] | None:
     if given is None:
         return None
     if given == "auto":

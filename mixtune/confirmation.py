@@ -38,13 +38,13 @@ def confirm(
     """Train the front's members and the complete baselines of a run on fresh seeds, and test them; needs no Ray.
 
     seeds: how many, counted from the one after the recipe's own and the same for all. A seed decides weights, order,
-    augmentation and masks; the split stays the search's, so no validation image is trained on. Every training is kept
-    in the run's ledger before the next one starts, those that it holds of this device are not repeated, and a diverged
-    one is kept as such. Of one seed, epochs that recipes have in common are trained once, and step times are measured
-    once, so that a seed's seconds differ by recipes alone. Seeds are taken in turn, so that a machine that slows down
-    slows all members. Where the search
-    trained on CPU, so does this, with as many threads. on_line: told of progress, line by line.
-    Raises RequestError, also while a search runs there, DataError, or TrainingError where a GPU's memory is full.
+    augmentation and masks; the split stays the search's, so no validation image is trained on. Every training run is
+    kept in the run's ledger before the next one starts, those that it holds of this device are not repeated, and a
+    diverged one is kept as such. Of one seed, epochs that recipes have in common are trained once, and step times are
+    measured once, so that a seed's seconds differ by recipes alone. Seeds are taken in turn, so that a machine that
+    slows down slows all members. Where the search trained on CPU, so does this, with as many threads. on_line: receives
+    progress, line by line. Raises RequestError, also while a search runs there, DataError, or TrainingError where a
+    GPU's memory is full.
     """
     directory = Path(directory)
     if seeds < 1:

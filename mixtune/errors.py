@@ -1,4 +1,4 @@
-"""What goes wrong outside our own code, in words for the person who can mend it."""
+"""What goes wrong outside our own code, in words for the person who can fix it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LONGEST = 200  # characters, of another library's error
 
 
 class RequestError(ValueError):
-    """What was asked for is wrong: one line that says what, where and what is allowed (exit status 2)."""
+    """What was requested is wrong: one line that says what, where and what is allowed (exit status 2)."""
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.splitlines()))  # a name that holds a line break keeps its message in one

@@ -30,7 +30,7 @@ _UNITS = {
 class Metric:
     """One metric. A stored value times ``scale`` is in ``unit``: shares of 1 are shown in percent.
 
-    direction: which way is better, None for what is no goal; known: before training, of each epoch (and so in the
+    direction: which way is better, None for what is not a goal; known: before training, of each epoch (and so in the
     ledger's epoch events), or at the end alone; worst: what the hypervolume's reference point takes for the worst that
     counts, None for what has none; forecast: the metric that forecasts this one during training; of_device: whether
     values of two devices cannot be compared; last: whether its column comes last in a table.
@@ -70,7 +70,7 @@ class Metric:
         """Return "97.0 ± 1.4 %" for a stored value and its standard error, "12.3 s", or "-" for no value."""
         if value is None or not math.isfinite(value):
             return "-"
-        write = _one_decimal if self.is_share else significant
+        write = "{:.1f}".format if self.is_share else significant
         number = write(value * self.scale)
         if error is not None and math.isfinite(error):
             number += f" ± {write(error * self.scale)}"
@@ -225,7 +225,3 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def _one_decimal(value: float) -> str:
-    return f"{value:.1f}"

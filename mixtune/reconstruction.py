@@ -35,7 +35,7 @@ class Reconstruction:
     originals, masked, reconstructed: uint8 (N, C, H, W), on the CPU; error: mean squared error on the masked patches
     of ``sample`` images, in units of the normalised images, and mean_image_error: that of their mean image;
     source: which images; whole: whether the encoder saw the masked patches; settings: what the recipe's ``ssl``
-    section has beside its defaults.
+    section has besides its defaults.
     """
 
     originals: Tensor
@@ -102,7 +102,7 @@ def reconstruct_images(run: SavedRun, count: int, seed: int) -> Reconstruction:
 
 
 def _draw_images(run: SavedRun, data: TrainingData, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return held-out images, normalised (S, C, H, W), and the mean and deviation of each (S, C, 1, 1)."""
+    """Return held-out images, normalised (S, C, H, W), and the mean and standard deviation of each (S, C, 1, 1)."""
     if (data.image_size, data.channels) != (run.image_size, run.channels) or run.classes != {
         task.name: task.classes for task in data.tasks
     }:
@@ -185,7 +185,7 @@ def _caption(runs: Sequence[tuple[str, Reconstruction]]) -> Iterator[str]:
         fed = f"{_TITLES[made.method]}, encoder sees {'whole images' if made.whole else 'kept patches'}"
         yield "; ".join(filter(None, [f"{name}: {fed}", made.settings, f"error {made.error:.3f}"]))
     first = runs[0][1]
-    given = "; with norm_pix the mean and deviation of each masked patch are given"
+    given = "; with norm_pix the mean and standard deviation of each masked patch are given"
     yield (
         f"{first.source[0].upper()}{first.source[1:]}; masked patches are grey. The encoder is fed as when the decoder "
         "was last trained: with whole images in a mix epoch, else as ssl.encode says. Kept patches are shown as they "

@@ -62,9 +62,9 @@ def train_recipe(
 
     recipe: a Recipe, nested values, or a search space's file, whose base recipe is trained; overrides: dotted
     values put over it; out: a folder for the recipe, the weights and the metrics (see mixtune.training.saved).
-    One that holds the same recipe already is trained anew. shared: stages to go on from, for trainings that belong
-    together; epochs of a stored beginning are not told to ``on_epoch``.
-    Raises RequestError, DataError, or TrainingError: DivergedError where a loss is NaN or infinite.
+    One that holds the same recipe already is trained again. shared: stages to continue from, for training runs that
+    belong together; epochs of a stored beginning are not told to ``on_epoch``. Raises RequestError, DataError, or
+    TrainingError: DivergedError where a loss is NaN or infinite.
     """
     if isinstance(recipe, str | PathLike):
         recipe = load_space(recipe).recipe
@@ -136,7 +136,7 @@ def train_each(
 
 
 def _claim(folder: Path, recipe: Recipe) -> None:
-    """Refuse, before it costs a training, a folder that cannot be had or holds something else."""
+    """Refuse, before it costs a training run, a folder that cannot be had or holds something else."""
     if RunDirectory(folder).holds_run:
         raise RequestError(f"{folder} holds a search: choose another folder")
     saved_metrics(folder, recipe)  # raises where it holds another recipe's training

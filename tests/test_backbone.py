@@ -102,7 +102,7 @@ def test_an_unknown_name_is_refused_with_the_closest():
 def test_a_model_that_is_no_plain_vit_is_refused_with_the_reason(name, reason):
     with pytest.raises(RequestError) as refused:
         build(name=name, pool="avg", patch_size=4, **SMALL)
-    assert str(refused.value) == f"model.name {name} is no plain ViT: {reason}"
+    assert str(refused.value) == f"model.name {name} is not a plain ViT: {reason}"
 
 
 @pytest.mark.parametrize(
@@ -466,7 +466,7 @@ def test_other_patches_leave_weights_and_own_patches_as_they_were():
 
 @pytest.mark.parametrize("patch_size", [2, 4, 5, 6])
 def test_the_operations_of_other_patches_are_counted(patch_size):
-    """Beside resampling the weights: a matrix product, once a batch."""
+    """Alongside resampling the weights: a matrix product, once a batch."""
     backbone = small_backbone()
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         backbone(photographs(backbone.image_size), patch_size=patch_size)

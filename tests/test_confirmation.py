@@ -1,4 +1,4 @@
-"""`confirm`, end to end on digits: real trainings on fresh seeds, kept in the ledger of a run written by hand."""
+"""`confirm`, end to end on digits: real training runs on fresh seeds, kept in the ledger of a run written by hand."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def test_a_diverged_training_is_kept_with_its_reason_and_not_repeated(make_run: 
     assert [event["reason"].startswith("the loss is ") for event in events] == [True, True]
     assert list(found.frame["p_front"]) == [0.0, 0.0]
     assert found.notes[0] == "1 of 1 members fell off the front: t0001"
-    assert found.notes[1].startswith("2 of 2 trainings diverged")
+    assert found.notes[1].startswith("2 of 2 training runs diverged")
     confirm(directory, seeds=1, on_line=lines.append)
     assert confirmed_events(directory) == events
 

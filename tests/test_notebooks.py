@@ -29,7 +29,7 @@ def said(notebook: Any) -> str:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_from_a_clean_kernel(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every cell of a copy, beside the ready spaces; all that is changed is that a fifth of the images is enough."""
+    """Every cell of a copy, alongside the ready spaces; all that is changed is that a fifth of the images is enough."""
     shutil.copytree(ROOT / "search_spaces", tmp_path / "search_spaces")
     (tmp_path / "notebooks").mkdir()
     monkeypatch.setenv("PLOTLY_RENDERER", "json")

@@ -170,7 +170,7 @@ def check_ledger(events: Events) -> list[str]:
         elif event["event"] == "epoch":
             figures = exact_figures(event["metrics"])
             if epochs.setdefault((trial, figures["epoch"]), figures) != figures:
-                problems.append(f"{trial}, epoch {figures['epoch']}: two trainings of it differ")
+                problems.append(f"{trial}, epoch {figures['epoch']}: two training runs of it differ")
     return problems
 
 
@@ -241,7 +241,7 @@ def read_study(directory: Path, objectives: Mapping[str, str]) -> dict[str, tupl
 
 
 def check_budget(directory: Path, trials: int, baselines: int = 2) -> list[str]:
-    """Return a problem where the run has more or fewer ended trials than asked for."""
+    """Return a problem where the run has more or fewer ended trials than requested."""
     ended = read_endings(read_events(directory))
     own = [trial for trial in ended if trial not in BASELINES]
     if (len(own), len(ended) - len(own)) == (trials, baselines):

@@ -65,7 +65,7 @@ def damage_bytes(content: bytes, others: Sequence[bytes], rng: random.Random) ->
 
 
 def damage_states(folder: Path, rng: random.Random) -> None:
-    """Damage every stored state of a run."""
+    """Damage every checkpoint of a run."""
     files = sorted(folder.glob("*.state"))
     contents = [file.read_bytes() for file in files]
     for file, content in zip(files, contents, strict=True):
@@ -83,7 +83,7 @@ class TrialStates:
 
 
 def read_paths(run: Undisturbed) -> list[TrialStates]:
-    """Return what each trial of a run may go on from."""
+    """Return what each trial of a run may continue from."""
     space = load_space(run.directory / "space.yaml")
     times = fold(read_events(run.directory)).step_times
     paths = []
@@ -103,8 +103,8 @@ def read_paths(run: Undisturbed) -> list[TrialStates]:
 
 
 def check_damaged_store(run: Undisturbed, count: int, rng: random.Random, say: Say) -> list[Row]:
-    """Damage stored states one by one, or several of a trial at once: what is found must be whole, and the trial's."""
-    looked_up = Row("states", "a stored state damaged, looked up", checked="the longest whole prefix, bit for bit")
+    """Damage checkpoints one by one, or several of a trial at once: what is found must be whole, and the trial's."""
+    looked_up = Row("states", "a checkpoint damaged, looked up", checked="the longest whole prefix, bit for bit")
     trained = Row("states", "the same, and trained on", checked="final weights and losses, bit for bit")
     with one_thread(), tempfile.TemporaryDirectory() as scratch:
         folder = shutil.copytree(run.directory / "stages", Path(scratch) / "stages")

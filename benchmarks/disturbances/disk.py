@@ -80,7 +80,7 @@ def one_warning(log: str, words: str) -> list[str]:
 def fill_while_searching(harness: Harness, undisturbed: Undisturbed, leave: int, say: Say) -> Row:
     """Fill the disk in mid-search: nothing fits any more, or with some bytes left the ledger alone does."""
     row = Row("disk", f"full in mid-search but for {leave / 1e6:.0f} MB" if leave else "full in mid-search", times=1)
-    row.checked = "it goes on" if leave else "it ends with one line that says so"
+    row.checked = "it continues" if leave else "it ends with one line that says so"
     row.checked += "; resume with room: equal to the undisturbed run"
     with timed(row), small_disk(harness.folder / f"filled-{leave}", 120) as disk:
         directory = disk / "run"
@@ -102,7 +102,7 @@ def fill_while_searching(harness: Harness, undisturbed: Undisturbed, leave: int,
 
 
 def check_full(answer: Answer) -> list[str]:
-    """Return a problem where a search does not end with one line that says how to go on."""
+    """Return a problem where a search does not end with one line that says how to continue."""
     is_clear = answer.is_refusal() and "cannot be written" in answer.message
     return [] if is_clear else [f"{answer} {answer.trace}"]
 

@@ -63,7 +63,7 @@ SIX_FAULTS: tuple[Fault | None, ...] = (
     *(Fault(kind, always) for kind in (*CRASHES, "oom") for always in (False, True)),
     None,
 )
-MOST_RETRIES = 2  # search.max_failures
+MAX_RETRIES = 2  # search.max_failures
 EPOCHS, STEPS = 6, 8  # two epochs of each phase; epoch 0 stands for the time before the first
 
 
@@ -128,7 +128,7 @@ def fault_space(faults: Sequence[Fault | None]) -> tuple[Values, dict[float, Fau
     space = small_space(trials=len(by_rate), baselines=[], space={"optim.ssl.base_lr": {"choice": list(by_rate)}})
     space["recipe"]["epochs"] = {"ssl": 4, "sl": 4}
     space["recipe"]["rho"] = 0.5
-    space["search"] = {"sampler": "grid", "max_failures": MOST_RETRIES}
+    space["search"] = {"sampler": "grid", "max_failures": MAX_RETRIES}
     space["resources"] = {"cpus_per_trial": 1, "gpus_per_trial": 0.25}
     return space, by_rate
 
@@ -195,17 +195,17 @@ def check_fault(
     if fault is not None and fault.kind == "oom":
         shares = [0.5, 1.0] if fault.always else [0.5]
     elif fault is not None and fault.kind in CRASHES:
-        shares = [None] * (MOST_RETRIES if fault.always else 1)
+        shares = [None] * (MAX_RETRIES if fault.always else 1)
     fails = fault is not None and fault.always
     found = {
         "state": ENDINGS[ending["event"]],
-        "shares of a GPU for each retry": [e.get("gpus_per_trial") for e in retries],
+        "fraction of a GPU for each retry": [e.get("gpus_per_trial") for e in retries],
         "strikes": struck,
         "figures": None if fails else exact_figures(ending["metrics"]),
     }
     expected = {
         "state": "failed" if fails else "complete",
-        "shares of a GPU for each retry": shares,
+        "fraction of a GPU for each retry": shares,
         "strikes": 0 if fault is None else len(shares) + fault.always,
         "figures": None if fails else wanted,
     }
@@ -230,8 +230,8 @@ def inject_all(harness: Harness, epochs: Sequence[int], rng: random.Random, say:
 
 
 def fail_all(harness: Harness, rng: random.Random, say: Say) -> Row:
-    """Let every trial raise: the search stops and says why, and once the cause is gone it can be gone on with."""
-    row = Row("injections", "every trial raises", times=1, checked="the search stops early, says why, and can go on")
+    """Let every trial raise: the search stops and says why, and once the cause is gone it can be continued."""
+    row = Row("injections", "every trial raises", times=1, checked="the search stops early, says why, and can continue")
     faults = [Fault("exception")] * 8
     space, by_rate = fault_space(faults)
     plan = {str(rate): {"kind": "exception", "always": True, "epoch": 2, "step": 0} for rate in by_rate}
@@ -262,7 +262,7 @@ def fail_all(harness: Harness, rng: random.Random, say: Say) -> Row:
 def lose_images(harness: Harness, say: Say) -> Row:
     """Remove the folder of images in mid-search, and kill a worker, so that a new one has to look for them."""
     row = Row("injections", "the folder of images removed in mid-search", times=1)
-    row.checked = "it goes on, or says what is missing; with the images back it ends as an undisturbed search"
+    row.checked = "it continues, or says what is missing; with the images back it ends as an undisturbed search"
     with timed(row):
         images = harness.folder / "images"
         write_images(images)

@@ -26,7 +26,7 @@ def kill_searches(
 ) -> list[Row]:
     """Kill searches until there were so many kills; every run is brought to its end and compared.
 
-    damaged: after which share of the kills all stored states are damaged too.
+    damaged: after which share of the kills all checkpoints are damaged too.
     """
     alone, all_of_it = Row("kills", "SIGKILL of the driver"), Row("kills", "SIGKILL of all processes")
     alone.checked = all_of_it.checked = "what had ended is there again, bit for bit"

@@ -1,1 +1,1 @@
-"""Searches replayed in simulated time against a recorded table of trainings."""
+"""Searches replayed in simulated time against a recorded table of training runs."""

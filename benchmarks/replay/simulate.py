@@ -12,7 +12,7 @@ from replay.table import Curve, Params, Table, front_volume
 
 @dataclass(frozen=True)
 class Asked:
-    """A trial to train: its parameters, and how many of its epochs a stored state has."""
+    """A trial to train: its parameters, and how many of its epochs a checkpoint has."""
 
     trial: str
     params: Params
@@ -20,13 +20,13 @@ class Asked:
 
 
 class Policy(Protocol):
-    """A search algorithm: what to train, and whether to go on with it."""
+    """A search algorithm: what to train, and whether to continue it."""
 
     def ask(self) -> Asked | None:
         """Return the next trial; None: nothing now."""
 
     def report(self, trial: str, epoch: int, curve: Curve) -> bool:
-        """Hear of an epoch; return whether the trial goes on."""
+        """Hear of an epoch; return whether the trial continues."""
 
     def end(self, trial: str, epoch: int, curve: Curve) -> None:
         """Hear of a trial's end after so many epochs: complete after all of them, else stopped."""

@@ -1,4 +1,4 @@
-"""A table of trainings: the learning curve of every recipe of a grid, and what its steps cost."""
+"""A table of training runs: the learning curve of every recipe of a grid, and what its steps cost."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Table:
 
 
 def front_volume(curves: list[Curve], reference: Mapping[str, float]) -> float:
-    """Return the hypervolume of whole trainings: validation accuracy against seconds."""
+    """Return the hypervolume of whole training runs: validation accuracy against seconds."""
     rows = [(curve.accuracies[-1], curve.latency) for curve in curves]
     frame = pd.DataFrame(rows, columns=["val_accuracy", "train_latency_s"])
     return hypervolume(frame, {"val_accuracy": "max", "train_latency_s": "min"}, reference)

@@ -41,7 +41,7 @@ from mixtune.training.saved import save_diverged, saved_metrics
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison measured: a :class:`Run` for each training, and the paper's rows where they were asked for.
+    """What a comparison measured: a :class:`Run` for each training run, and the paper's rows where they were requested.
 
     split: what accuracies are of, ``val`` or ``test``; remarks: what the recipe itself has to be told, a line each.
     """
@@ -53,7 +53,7 @@ class Comparison:
 
     @property
     def frame(self) -> pd.DataFrame:
-        """A row a method and encoding: means, deviations, speed-ups (see mixtune.comparison.table.summarise)."""
+        """A row a method and encoding: means, standard deviations, speed-ups; see comparison.table.summarise."""
         return summarise(self.runs)
 
     def table(self, width: int) -> Table:
@@ -70,7 +70,7 @@ class Comparison:
         return comparison_csv(self.frame, self.paper)
 
     def notes(self) -> list[str]:
-        """Return what a reader needs beside the numbers, a line each."""
+        """Return what a reader needs alongside the numbers, a line each."""
         return [*comparison_notes(self.frame, self.paper), *self.remarks]
 
 
@@ -86,11 +86,11 @@ def compare(
     """Train SL, and SSL+SL and MixTraining with each encoding, on ``seeds`` seeds each; needs no Ray.
 
     space: a Recipe or a search space's file, whose base recipe is compared; seeds: counted from the recipe's own.
-    paper: follow the paper's protocol (no validation split, test accuracy) and put its figures beside ours.
+    paper: follow the paper's protocol (no validation split, test accuracy) and put its figures alongside ours.
     out: a folder for the trained recipes (see mixtune.training.saved) and the tables, ``compare.md`` and
-    ``compare.csv``; trainings that it holds already are not repeated, so an interrupted comparison goes on.
+    ``compare.csv``; training runs that it holds already are not repeated, so an interrupted comparison continues.
     Of one seed, epochs that recipes have in common are trained once, and step times are measured once.
-    on_line: told of progress, line by line. The seeds of all methods are trained in turn, so that a machine that
+    on_line: receives progress, line by line. The seeds of all methods are trained in turn, so that a machine that
     slows down slows all of them. Raises RequestError or DataError.
     """
     recipe = space if isinstance(space, Recipe) else load_space(space).recipe

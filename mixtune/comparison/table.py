@@ -31,7 +31,7 @@ Row = dict[Hashable, Any]
 
 @dataclass(frozen=True)
 class Run:
-    """One training of a comparison. Accuracies are shares in [0, 1] of one split, NaN where the training diverged.
+    """One training run of a comparison. Accuracies are shares in [0, 1] of one split, NaN where the training diverged.
 
     method: "sl", "ssl_sl" or "mixtraining"; encode: "visible" or "full", None for sl and for SSL objectives without
     that choice; task_accuracies: by task, in the recipe's order; latency_s: seconds of training.
@@ -54,8 +54,8 @@ def summarise(runs: Sequence[Run]) -> pd.DataFrame:
     of seconds and ``_by_flops``: ``speedup_same_encoding`` for MixTraining, against SSL+SL at its encoding;
     ``speedup_fastest`` for SSL+SL and MixTraining, against the SSL+SL of the fewest seconds (that one's FLOPs, too).
 
-    Deviations are the sample's over seeds, NaN for one. A diverged run makes the accuracies NaN; seconds and FLOPs are
-    those of the runs that did not diverge, because a diverged one stops early. What cannot be had is NaN.
+    Standard deviations are the sample's over seeds, NaN for one. A diverged run makes the accuracies NaN; seconds and
+    FLOPs are those of the runs that did not diverge, because a diverged one stops early. What cannot be had is NaN.
     """
     assert all((run.method, run.encode) in _ORDER for run in runs)
     tasks = list(dict.fromkeys(task for run in runs for task in run.task_accuracies))
@@ -199,7 +199,7 @@ def _seed_notes(rows: Sequence[Row]) -> list[str]:
     if fewer := [f"{row['label']} {row['seeds']}" for row in rows if row["seeds"] < most]:
         notes.append(f"not every seed is in: {', '.join(fewer)} of {most}")
     if single := [str(row["label"]) for row in rows if row["seeds"] == 1]:
-        notes.append(f"a deviation needs two seeds: {', '.join(single) if most > 1 else 'there is only one'}")
+        notes.append(f"a standard deviation needs two seeds: {', '.join(single) if most > 1 else 'there is only one'}")
     for row in rows:
         if row["diverged"]:
             kept = row["seeds"] - row["diverged"]
@@ -247,7 +247,7 @@ def _title(frame: pd.DataFrame) -> str:
         return "no training is complete yet"
     if seeds == [1]:
         return "one seed"
-    return f"mean ± deviation over {' to '.join(map(str, dict.fromkeys([seeds[0], seeds[-1]])))} seeds"
+    return f"mean ± standard deviation over {' to '.join(map(str, dict.fromkeys([seeds[0], seeds[-1]])))} seeds"
 
 
 def _headers(frame: pd.DataFrame, split: str) -> list[str]:
@@ -263,7 +263,7 @@ def _cells(frame: pd.DataFrame, row: Row) -> list[str]:
         accuracy.text(row["accuracy_mean"], row.get("accuracy_std")),
         *(accuracy.text(row.get(name)) for name in _task_columns(frame)),
         _seconds(row["latency_mean_s"], row.get("latency_std_s", math.nan)),
-        *(_times(row.get(name, math.nan)) for name in _speedups(frame).values()),
+        *(f"{row[name]:.2f}x" if math.isfinite(row.get(name, math.nan)) else "-" for name in _speedups(frame).values()),
     ]
 
 
@@ -286,7 +286,7 @@ def _task_names(frame: pd.DataFrame) -> list[str]:
 
 
 def _seconds(mean: float, deviation: float) -> str:
-    """Return "12.3 ± 0.4 s", the deviation with as many decimals as the mean."""
+    """Return "12.3 ± 0.4 s", the standard deviation with as many decimals as the mean."""
     if not math.isfinite(mean):
         return "-"
     text = significant(mean)
@@ -294,10 +294,6 @@ def _seconds(mean: float, deviation: float) -> str:
         decimals = 0 if "e" in text else len(text.partition(".")[2])
         text += f" ± {deviation:.{decimals}f}"
     return f"{text} s"
-
-
-def _times(ratio: float) -> str:
-    return f"{ratio:.2f}x" if math.isfinite(ratio) else "-"
 
 
 def _tables(names: Sequence[str] | pd.Series[str]) -> str:

@@ -1,4 +1,4 @@
-"""What a recipe will cost, before it trains: its operations, and a few timed steps."""
+"""What a recipe will cost, before it trains: its FLOPs, and a few timed steps."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _label(phase: Phase, strategy: Strategy | None) -> str:
 
 @dataclass(frozen=True)
 class Size:
-    """What a recipe's cost depends on beside the recipe: the data's shape.
+    """What a recipe's cost depends on besides the recipe: the data's shape.
 
     classes and images are of each task; images counts all before the split.
     """
@@ -87,7 +87,7 @@ def step_flops(recipe: Recipe, size: Size) -> float:
 
 
 def image_flops(recipe: Recipe, size: Size, strategy: Strategy | None) -> dict[Phase, float]:
-    """Return the training operations of one image in each phase, with an epoch's strategy."""
+    """Return the training FLOPs of one image in each phase, with an epoch's strategy."""
     image_size = recipe.data.image_size or size.image_size
     return _model_flops(recipe.model, recipe.ssl, image_size, size.channels, size.classes, strategy)
 
@@ -108,14 +108,14 @@ def _model_flops(
 
 
 def most_expensive_recipe(space: SearchSpace, size: Size) -> Recipe:
-    """Return the recipe of the space that needs the most operations; see _costliest for how surely."""
+    """Return the recipe of the space that needs the most FLOPs; see _costliest for how certain that is."""
     return _costliest(space, lambda recipe: (sum(recipe_flops(recipe, size).values()),))
 
 
 def largest_recipe(space: SearchSpace, size: Size) -> Recipe:
-    """Return the recipe of the space whose training needs the most memory: that with the most operations in a step.
+    """Return the recipe of the space whose training needs the most memory: that with the most FLOPs in a step.
 
-    What a step computes it keeps for the backward pass. See _costliest for how surely it is found.
+    What a step computes it keeps for the backward pass. See _costliest for how certain that is.
     """
 
     def cost(recipe: Recipe) -> tuple[float, ...]:
@@ -146,7 +146,7 @@ def _costliest(space: SearchSpace, cost: Callable[[Recipe], tuple[float, ...]]) 
 
 
 def measure_speeds(recipe: Recipe, data: TrainingData, device: torch.device) -> dict[Phase, float]:
-    """Return the operations per second of each phase's training steps, measured here and now over a few of them."""
+    """Return the FLOPs per second of each phase's training steps, measured here and now over a few of them."""
     batch = recipe.optim.batch_size if device.type == "cuda" else min(recipe.optim.batch_size, TIMED_BATCH)
     small = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"batch_size": batch})})
     state = start_state(small, replace(data, batch_size=batch), device)

@@ -23,8 +23,8 @@ from mixtune.training.data import load_training_data, place_images
 from mixtune.training.device import choose_device, choose_dtype, describe_device, release_memory
 from mixtune.training.plan import Phase
 
-MOST_A_GPU = 16  # trials
-MOST_CONTEXT = 2 * 2**30  # bytes; more is other processes' memory, which is not there for ever
+MAX_TRIALS_PER_GPU = 16  # trials
+MAX_CONTEXT = 2 * 2**30  # bytes; more is other processes' memory, which is not there for ever
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Machine:
     """Where a search trains, as it was found before the first trial.
 
     device: as describe_device() says it; threads: of each trial; precision: of ``precision: auto``; speeds: FLOP/s of
-    the base recipe's steps by phase; gpu_bytes: of the GPU, what a process holds of it beside its tensors, and what
+    the base recipe's steps by phase; gpu_bytes: of the GPU, what a process holds of it besides its tensors, and what
     the largest recipe of the space needs for these; None on a CPU.
     """
 
@@ -42,15 +42,16 @@ class Machine:
     speeds: dict[Phase, float]
     gpu_bytes: dict[str, int] | None = None
 
-    def auto_share(self, most: int) -> float:
-        """Return the share of a GPU that ``gpus_per_trial: auto`` stands for: the least that fits every recipe.
+    def auto_fraction(self, most: int) -> float:
+        """Return the fraction of a GPU that ``gpus_per_trial: auto`` stands for: the least that fits every recipe.
 
         most: how many trials a GPU should have at most, as many as there are CPUs for.
         """
         if self.gpu_bytes is None:
             return 1.0
         known = self.gpu_bytes
-        return 1.0 / largest_packing(known["total"], known["context"], known["peak"], max(1, min(most, MOST_A_GPU)))
+        most = max(1, min(most, MAX_TRIALS_PER_GPU))
+        return 1.0 / largest_packing(known["total"], known["context"], known["peak"], most)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for a file; Machine(**values) reads them."""
@@ -88,7 +89,7 @@ def _measure_memory(largest: Recipe, device: torch.device) -> dict[str, int]:
         peak = peak_memory(largest, load_training_data(largest, device), device)
     except torch.OutOfMemoryError:
         peak = total
-    return {"total": total, "context": min(context_bytes(device), MOST_CONTEXT), "peak": peak}
+    return {"total": total, "context": min(context_bytes(device), MAX_CONTEXT), "peak": peak}
 
 
 def _release(recipe: Recipe) -> None:
@@ -110,7 +111,7 @@ def device_here(threads: int, on_gpu: bool) -> str:
 def as_in_search(base: Recipe, machine: Mapping[str, Any]) -> Iterator[tuple[Recipe, torch.device]]:
     """Compute as a search's trials did; yield its base recipe, at their precision, and the device.
 
-    machine: ``run.machine`` of its space.yaml. On a CPU the same bits come out, so its stored states can be gone on
+    machine: ``run.machine`` of its space.yaml. On a CPU the same bits come out, so its checkpoints can be continued
     from. Raises TrainingError where a GPU's memory is full.
     """
     device = choose_device() if machine.get("gpu_bytes") else torch.device("cpu")

@@ -9,18 +9,18 @@ import torch
 
 from mixtune.space.recipe import Recipe
 from mixtune.training.data import TrainingData
-from mixtune.training.evaluation import EVALUATION_BATCH, tally_answers
+from mixtune.training.evaluation import EVALUATION_BATCH, tally_predictions
 from mixtune.training.loop import train_step
 from mixtune.training.plan import make_plan
 from mixtune.training.state import start_state
 from mixtune.training.streams import torch_generator
 
 HEADROOM = 1.15  # ours: fragmentation, and workspaces that cuDNN and cuBLAS choose differently another time
-LEAST_SHARE = 0.1  # of a trial's share, which the allocator gets however large the context is
+MIN_FRACTION = 0.1  # of a trial's fraction, which the allocator gets however large the context is
 
 _OUT_OF_MEMORY = (
     "CUDA out of memory",
-    "CUDA error: out of memory",  # beside the allocator: a context or a kernel that finds no room
+    "CUDA error: out of memory",  # besides the allocator: a context or a kernel that finds no room
     "CUDNN_STATUS_ALLOC_FAILED",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
@@ -40,7 +40,7 @@ def peak_memory(recipe: Recipe, data: TrainingData, device: torch.device) -> int
 
 
 def rehearse(recipe: Recipe, data: TrainingData, device: torch.device) -> None:
-    """Do what a training's memory depends on: steps of each phase that it has, and a batch of evaluation."""
+    """Do what a training run's memory depends on: steps of each phase that it has, and a batch of evaluation."""
     state = start_state(recipe, data, device)
     epochs = {epoch.work: epoch for epoch in make_plan(recipe)}
     for epoch in epochs.values():
@@ -51,11 +51,11 @@ def rehearse(recipe: Recipe, data: TrainingData, device: torch.device) -> None:
             train_step(state, epoch, images, labels, masks)
     held_out = data.tasks[0].held_out
     first = replace(held_out, indices=held_out.indices[:EVALUATION_BATCH])
-    tally_answers(state.backbone, state.classifiers[0], first, recipe.precision)
+    tally_predictions(state.backbone, state.classifiers[0], first, recipe.precision)
 
 
 def context_bytes(device: torch.device) -> int:
-    """Return the bytes of a GPU that this process holds beside the allocator's: the CUDA context, kernels.
+    """Return the bytes of a GPU that this process holds besides the allocator's: the CUDA context, kernels.
 
     To be asked when no other process uses the GPU, whose memory would count as this one's, and after a step, which
     loads the kernels.
@@ -73,12 +73,12 @@ def largest_packing(total_bytes: int, context_bytes: int, peak_bytes: int, most:
     return max(1, min(most, total_bytes // need))
 
 
-def allowed_bytes(share: float, total_bytes: int, context_bytes: int) -> int | None:
-    """Return what a trial with a share of a GPU may allocate beside its context; None for whole GPUs: no limit."""
-    if share >= 1:
+def allowed_bytes(fraction: float, total_bytes: int, context_bytes: int) -> int | None:
+    """Return what a trial with a fraction of a GPU may allocate besides its context; None for whole GPUs: no limit."""
+    if fraction >= 1:
         return None
-    own = share * total_bytes
-    return int(max(own - context_bytes, own * LEAST_SHARE))
+    own = fraction * total_bytes
+    return int(max(own - context_bytes, own * MIN_FRACTION))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

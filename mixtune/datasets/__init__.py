@@ -1,4 +1,4 @@
-"""Datasets: from a name to uint8 arrays, decoded once, cached beside the data, shared between trials.
+"""Datasets: from a name to uint8 arrays, decoded once, cached next to the data, shared between trials.
 
 `load_dataset` is the way in. A file in this folder without a leading underscore is a plug-in; its name is
 the dataset's name, unless it lists names of its own with ``dataset_names() -> list[str]`` (as

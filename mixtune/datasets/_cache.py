@@ -107,7 +107,7 @@ def build_cache(parts: Parts, image_size: int, channels: int, places: Sequence[P
 
 
 def _start(places: Sequence[Path]) -> tuple[Path, Path]:
-    """Return the first place that can be written and a new scratch folder beside it."""
+    """Return the first place that can be written and a new scratch folder next to it."""
     failures = []
     for place in places:
         scratch = place.parent / f"{_SCRATCH}{uuid.uuid4().hex}"

@@ -31,7 +31,7 @@ def choose_layout(parts: Parts, image_size: int | None, channels: int | None) ->
                 break
             with open_image(images, index, part) as image:
                 own = own or image.size
-                keeps_size = keeps_size and image.size == own and _is_small_square(own)
+                keeps_size = keeps_size and image.size == own and own[0] == own[1] <= LARGEST_OWN_SIZE
                 gray = gray and is_gray(image)
     found_size = own[0] if own and keeps_size else DEFAULT_SIZE
     found_channels = 1 if gray else 3
@@ -105,10 +105,6 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
     return image.convert("L" if gray else "RGB")
-
-
-def _is_small_square(size: tuple[int, int]) -> bool:
-    return size[0] == size[1] <= LARGEST_OWN_SIZE
 
 
 def _images_by_part(parts: Parts) -> list[tuple[str, Images]]:

@@ -57,7 +57,7 @@ def load_dataset(
 
 
 def find_source(name: str, root: str | None, download: bool = True) -> tuple[Plugin, Source]:
-    """Return dataset ``name``'s plug-in and what it is to be asked for; see load_dataset(). Raises RequestError."""
+    """Return dataset ``name``'s plug-in and the request to it; see load_dataset(). Raises RequestError."""
     folder = Path(os.path.abspath(Path(root).expanduser())) if root is not None else default_root()
     return find_plugin(name), Source(name=name, root=folder, root_given=root is not None, download=download)
 
@@ -120,7 +120,7 @@ def _load(source: Source, fingerprint: str, image_size: int | None, channels: in
 
 
 def _places(source: Source, fingerprint: str, image_size: int | None, channels: int | None) -> list[Path]:
-    """Return where the cache may be: beside the data, or in the default folder where that is read-only."""
+    """Return where the cache may be: next to the data, or in the default folder where that is read-only."""
     wanted = f"{source.name}\n{fingerprint}\n{image_size}\n{channels}"
     label = re.sub(r"\W", "_", source.name)
 

@@ -52,7 +52,7 @@ def survey_dataset(name: str, root: str | None = None) -> Survey:
     if train.labels is None or dataset.test is None:
         raise RequestError(
             f"{root or name} has images but no classes: training needs a folder for each class (images without "
-            "classes can serve as data.ssl_dataset beside such a set)"
+            "classes can serve as data.ssl_dataset alongside such a set)"
         )
     plugin, source = find_source(name, root)
     files = plugin.read(source).train.images

@@ -9,7 +9,7 @@ train/<class>/... or <class>/...                training part; a stratified fift
 images, or train/ with images                   images without labels, for self-supervised learning
 ==============================================  ============================================================
 
-Images inside a class folder may be nested. Hidden files and files that are no images are ignored.
+Images inside a class folder may be nested. Hidden files and files that are not images are ignored.
 """
 
 from __future__ import annotations

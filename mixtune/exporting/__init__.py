@@ -35,7 +35,7 @@ from mixtune.stages.resume import train_shared
 from mixtune.stages.store import StateStore
 from mixtune.training.data import TrainingData, load_training_data
 from mixtune.training.device import choose_device
-from mixtune.training.evaluation import tally_answers
+from mixtune.training.evaluation import tally_predictions
 from mixtune.training.measure import score_metrics
 from mixtune.training.plan import PHASES, make_plan
 from mixtune.training.saved import load_trained
@@ -240,7 +240,7 @@ def _measure(trained: _Trained) -> tuple[ModelFacts, dict[str, bytes]]:
         files[f"{at}config.json"] = _json(config)
         files[f"{at}model.safetensors"] = safetensors.torch.save(weights, {"format": "pt"})
         files[f"{at}classify.py"] = Path(classify.__file__).read_bytes()
-        tally = tally_answers(backbone, classifier, task.held_out, recipe.precision)
+        tally = tally_predictions(backbone, classifier, task.held_out, recipe.precision)
         scores.append(tally.scores())
         facts = TaskFacts(
             name=task.name,
@@ -283,6 +283,6 @@ def _measure(trained: _Trained) -> tuple[ModelFacts, dict[str, bytes]]:
 
 
 def _json(values: Mapping[str, Any]) -> bytes:
-    """Return readable JSON, null for what is no number, each row of numbers on one line."""
+    """Return readable JSON, null for what is not a number, each row of numbers on one line."""
     text = json.dumps(finite_or_none(values), indent=2, ensure_ascii=False, allow_nan=False)
     return (re.sub(r"\[\n(?:[\s\d,.e+-]|null)+\]", lambda row: re.sub(r"\s+", " ", row[0]), text) + "\n").encode()

@@ -11,8 +11,8 @@ import jinja2
 from mixtune.metrics import find_metric, significant
 from mixtune.space.recipe import Recipe, flatten
 
-MOST_CLASSES = 20  # whose tables are shown in full
-LOWEST, MOST_CONFUSED = 10, 15  # rows of the tables that stand for them where there are more
+MAX_CLASSES = 20  # whose tables are shown in full
+LOWEST, MAX_CONFUSED = 10, 15  # rows of the tables that stand for them where there are more
 
 _SCORES = {
     "accuracy": "accuracy, top-1 (± standard error)",
@@ -71,7 +71,7 @@ class TaskFacts:
         numbered = ((n, i, j) for i, row in enumerate(self.confusion) for j, n in enumerate(row) if n and i != j)
         return [
             [self.classes[i], self.classes[j], f"{n} of {sum(self.confusion[i])}"]
-            for n, i, j in sorted(numbered, reverse=True)[:MOST_CONFUSED]
+            for n, i, j in sorted(numbered, reverse=True)[:MAX_CONFUSED]
         ]
 
 
@@ -127,7 +127,7 @@ def model_card(facts: ModelFacts) -> str:
         costs=[f"{find_metric(name).title} {find_metric(name).text(value)}" for name, value in costs.items() if value],
         settings=list(_settings(facts)),
         find_metric=find_metric,
-        MOST_CLASSES=MOST_CLASSES,
+        MAX_CLASSES=MAX_CLASSES,
         LOWEST=LOWEST,
     )
 

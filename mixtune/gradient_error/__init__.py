@@ -29,7 +29,7 @@ from mixtune.training.device import choose_device
 
 @dataclass(frozen=True)
 class GradientErrors:
-    """The errors at each point of a training, and the schedule of the strategies with the least CA-MSE."""
+    """The errors at each point of a training run, and the schedule of the strategies with the least CA-MSE."""
 
     errors: tuple[tuple[GradientError, ...], ...]
     stages: tuple[Period, ...]
@@ -76,7 +76,7 @@ def measure_gradient_errors(
 
     space: a Recipe or a search space's file, whose base recipe is trained, without mix and SL epochs; batches: of the
     recipe's batch size, at each point, with every strategy; out: a folder for ``profile.csv``, ``profile.html`` and
-    ``stages.yaml``; on_line: told of progress. Raises RequestError, DataError or TrainingError.
+    ``stages.yaml``; on_line: receives progress. Raises RequestError, DataError or TrainingError.
     """
     recipe = space if isinstance(space, Recipe) else load_space(space).recipe
     recipe = override(recipe, overrides or {})

@@ -1,4 +1,4 @@
-"""What shortening the sequences does to the gradient: bias and variance at points of a training.
+"""What shortening the sequences does to the gradient: bias and variance at points of a training run.
 
 After *Accelerating Augmentation Invariance Pretraining* (Lin et al., NeurIPS 2024, arXiv 2410.22364); the estimators,
 the strategies compared and the rule that makes a schedule of them are a reconstruction (ours).
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mixtune.errors import RequestError
 from mixtune.objectives._invariance import InvarianceObjective
-from mixtune.space.compression import MOST_SHAPES, Period
+from mixtune.space.compression import MAX_SHAPES, Period
 from mixtune.space.objectives import InvarianceSettings
 from mixtune.space.recipe import Recipe, change_recipe
 from mixtune.space.views import UNCOMPRESSED, Shortening, Strategy
@@ -35,7 +35,7 @@ class GradientError:
     """How a strategy's gradient differs from the uncompressed one, after ``epoch`` epochs.
 
     consumed: the budget spent until then, in forward passes of the whole backbone for each image; cost: of the
-    strategy's training step, relative to an uncompressed one's, in operations; units: forward passes that an epoch of
+    strategy's training step, relative to an uncompressed one's, in FLOPs; units: forward passes that an epoch of
     the strategy costs for each image; squared_bias: of the mean over batches,
     its sampling bias taken off, so it may come out below 0; variance: of one batch's gradient; batches: how many pairs
     were compared; batch_size: images of each.
@@ -196,8 +196,8 @@ def measure_profile(
     assert isinstance(objective, InvarianceObjective)
     if strategies is None:
         strategies = default_strategies(backbone.patch_size, backbone.image_size)
-    if len({UNCOMPRESSED, *strategies}) > MOST_SHAPES:
-        raise RequestError(f"at most {MOST_SHAPES} strategies can be compared, the uncompressed one included")
+    if len({UNCOMPRESSED, *strategies}) > MAX_SHAPES:
+        raise RequestError(f"at most {MAX_SHAPES} strategies can be compared, the uncompressed one included")
     whole = objective.forward_units(backbone, UNCOMPRESSED)
     due = sorted({round(share * plain.epochs.ssl) for share in shares})
     training = train(state)

@@ -26,9 +26,9 @@ class DeviceLock:
     alone by a measurer from before it waits until it is through, and shared for a moment by whoever goes in.
 
     No deadlock: the gate comes first and nobody waits with the device in hand, so a measurer waits only for processes
-    that wait for nobody. No starvation: a shut gate lets no stepper in, and those inside come out at their next border;
-    measurers queue at the gate and measure a signature three times only, so steppers are not kept out for long. The
-    kernel frees what a dead holder held; a holder that hangs, hangs its neighbours.
+    that wait for nobody. No starvation: a shut gate lets no stepper in, and those inside come out at their next
+    boundary; measurers queue at the gate and measure a signature three times only, so steppers are not kept out for
+    long. The kernel frees what a dead holder held; a holder that hangs, hangs its neighbours.
 
     path: of the files, without their suffixes; synchronise: waits until the device has done what this process asked;
     on_cpu: whether the device is the CPU that this process runs on.
@@ -62,7 +62,7 @@ class DeviceLock:
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """Use the device beside others, for a stretch of work within which nobody is waited for; stretches nest."""
+        """Use the device alongside others, for a stretch of work within which nobody is waited for; stretches nest."""
         if self._shares:
             yield
             return
@@ -74,11 +74,11 @@ class DeviceLock:
 
     @property
     def used(self) -> float:
-        """The seconds in which this process had the device until now, alone or beside others."""
+        """The seconds in which this process had the device until now, alone or alongside others."""
         return self._used + (0.0 if math.isnan(self._since) else time.perf_counter() - self._since)
 
     def offer(self) -> None:
-        """Let a waiting measurer go first, at a border in a shared stretch; an open gate costs one try at it."""
+        """Let a waiting measurer go first, at a boundary in a shared stretch; an open gate costs one try at it."""
         assert self._shares
         try:  # shared, so that steppers do not take each other for a measurer
             fcntl.flock(self._gate, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -110,7 +110,7 @@ class DeviceLock:
 
     def _enter(self) -> None:
         try:
-            self._wait(fcntl.LOCK_SH)  # through the gate, the device is to be had: who has it alone has both
+            self._wait(fcntl.LOCK_SH)  # through the gate, the device is available: who has it alone has both
         finally:
             fcntl.flock(self._gate, fcntl.LOCK_UN)
         self._shares = True

@@ -13,7 +13,7 @@ class StepTimes:
     """Seconds of a step by cost signature: the median of its windows.
 
     It changes no more after three windows, or once it is fixed, because the latency of a whole training was computed
-    from it: trainings of equal cost have equal latencies. Until a window was quiet, the shortest one that was not
+    from it: training runs of equal cost have equal latencies. Until a window was quiet, the shortest one that was not
     stands in.
 
     ``windows``: the quiet ones, by signature; ``disturbed``: the shortest that was not quiet; ``fixed``: signatures.

@@ -13,8 +13,8 @@ from mixtune.meter.times import StepTimes
 OnWindow = Callable[[str, float, bool], None]
 WINDOW_STEPS = 4
 SETTLE_STEPS = 2  # alone, but not timed: what the neighbours left in the caches goes
-MOST_DISTURBED = 6  # windows of an epoch that are made again
-MOST_WAITING = 0.02  # of a process's time on the device; above, a signature that is known gets no more windows
+MAX_DISTURBED = 6  # windows of an epoch that are made again
+MAX_WAITING = 0.02  # of a process's time on the device; above, a signature that is known gets no more windows
 WARM_UP_STEPS = 3  # of every epoch, not timed: kernels load, memory is allocated, the epoch's order is drawn
 
 
@@ -38,15 +38,15 @@ class Meter:
     """Times some of a loop's own steps, alone on the device; nothing is computed that would not be otherwise.
 
     times: what is known already; it grows. ``on_window(signature, seconds, quiet)`` is told of each window that counts,
-    once the neighbours go on; it is called within the shared stretch, so it should not wait. A signature's first window
-    is made at once, the others while this process has waited for its neighbours less than MOST_WAITING of its time:
-    they make it wait as it makes them. On a CPU, where others than those that know the lock may run, a window that was
-    not quiet (mixtune.meter.quiet) is made again, a few times an epoch; until one was, the shortest stands in. ::
+    once the neighbours continue; it is called within the shared stretch, so it should not wait. A signature's first
+    window is made at once, the others while this process has waited for its neighbours less than MAX_WAITING of its
+    time: they make it wait as it makes them. On a CPU, where others than those that know the lock may run, a window
+    that was not quiet (mixtune.meter.quiet) is made again, a few times an epoch; until one was, the shortest counts. ::
 
         with meter.epoch(signature, steps):
             for step in range(steps):
-                meter.border(step)
-                images, labels = next(batches)  # after the border: a step's time includes its batch
+                meter.boundary(step)
+                images, labels = next(batches)  # after the boundary: a step's time includes its batch
                 train_step(...)
     """
 
@@ -60,9 +60,9 @@ class Meter:
         self._due = place_windows(steps, self.times.missing(signature))
         with self.lock.shared(), ExitStack() as self._window:
             yield
-            self.border(steps)
+            self.boundary(steps)
 
-    def border(self, step: int) -> None:
+    def boundary(self, step: int) -> None:
         """Say that ``step`` steps are done: a window ends or begins, or waiting neighbours get theirs."""
         if self._due and step == self._due[0].stop:
             self._end_window(step)
@@ -79,7 +79,7 @@ class Meter:
             self._timed_from, self._began = step, Moment.now()
 
     def _is_worth_waiting(self) -> bool:
-        return self._signature not in self.times.windows or self.lock.waited < MOST_WAITING * self.lock.used
+        return self._signature not in self.times.windows or self.lock.waited < MAX_WAITING * self.lock.used
 
     def _end_window(self, step: int) -> None:
         self.lock.synchronise()
@@ -91,6 +91,6 @@ class Meter:
         if self.times.add(self._signature, seconds, quiet):
             self.on_window(self._signature, seconds, quiet)
         self._disturbed += not quiet
-        if not quiet and self._disturbed <= MOST_DISTURBED:
+        if not quiet and self._disturbed <= MAX_DISTURBED:
             again = place_windows(self._steps - step, self.times.missing(self._signature))
             self._due = [range(step + window.start, step + window.stop) for window in again]

@@ -30,11 +30,11 @@ class Objective(nn.Module, ABC):
         images: float32 (V * B, C, H, W), augmented and normalised: the V views that the settings ask for, one after the
         other; generator: this epoch's stream of masks; joint: the mix phase, in which the backbone sees the first
         view whole, once, and its tokens (B, prefix + L, D) serve the classifier too; strategy: the settings' of this
-        epoch. What the state depends on is changed in :meth:`after_step` alone: a loss may be asked for twice.
+        epoch. What the state depends on is changed in :meth:`after_step` alone: a loss may be requested twice.
         """
 
     def after_step(self, backbone: Backbone) -> None:
-        """Bring up to date what is no gradient's, after an optimizer step of this loss: a teacher's weights, say."""
+        """Bring up to date what no gradient updates, after an optimizer step of this loss: a teacher's weights, say."""
         return
 
     @abstractmethod

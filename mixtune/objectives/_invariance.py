@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator
 from fractions import Fraction
 from itertools import pairwise
 from typing import NamedTuple
@@ -40,7 +39,7 @@ class InvarianceObjective(Objective):
 
     @abstractmethod
     def head_flops(self) -> float:
-        """Return the operations of all heads' forward and backward passes for one image."""
+        """Return the FLOPs of all heads' forward and backward passes for one image."""
 
     def train_flops(self, backbone: Backbone, joint: bool, strategy: Strategy | None = None) -> float:
         """See :class:`Objective`."""
@@ -50,7 +49,7 @@ class InvarianceObjective(Objective):
     def forward_units(self, backbone: Backbone, strategy: Strategy, joint: bool = False, linear: bool = False) -> float:
         """Return the encoders' cost for one image in forward passes of the whole, uncompressed backbone.
 
-        A forward pass costs c(L) of L tokens, a backward pass 2 c(L). c is counted in operations; ``linear``: as the
+        A forward pass costs c(L) of L tokens, a backward pass 2 c(L). c is counted in FLOPs; ``linear``: as the
         paper takes it, c = L / L0, class and register tokens included.
         """
         whole = _pass_flops(backbone, Shortening())
@@ -110,12 +109,9 @@ def mlp(sizes: list[int]) -> nn.Sequential:
 
 
 def mlp_flops(head: nn.Module) -> float:
-    """Return the operations of a head's linear layers for one image."""
-    return sum(linear_flops(1, layer.in_features, layer.out_features) for layer in _linear_layers(head))
-
-
-def _linear_layers(head: nn.Module) -> Iterator[nn.Linear]:
-    return (layer for layer in head.modules() if isinstance(layer, nn.Linear))
+    """Return the FLOPs of a head's linear layers for one image."""
+    layers = (layer for layer in head.modules() if isinstance(layer, nn.Linear))
+    return sum(linear_flops(1, layer.in_features, layer.out_features) for layer in layers)
 
 
 @torch.no_grad()

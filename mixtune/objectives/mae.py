@@ -63,8 +63,8 @@ class MaskedAutoencoder(Objective):
 
         images: float32 (B, C, H, W), normalised; keep: int64 (B, K), the patches that stay as they are; whole:
         whether the encoder sees all patches before features are dropped, or the kept ones alone. With ``norm_pix``
-        each prediction is brought to the mean and deviation of the very patch that it stands for, which no decoder
-        knows, as He et al. (2022) do for display.
+        each prediction is brought to the mean and standard deviation of the very patch that it stands for, which no
+        decoder knows, as He et al. (2022) do for display.
         """
         _, features = encode(backbone, images, keep, whole)
         predicted, patches = self.decode(features, keep, backbone).float(), patchify(images, self.patch_size)
@@ -170,7 +170,7 @@ def unpatchify(patches: Tensor, patch_size: int) -> Tensor:
 
 
 def _patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each patch's mean and deviation, (B, L, 1), of patches (B, L, p * p * C); no deviation is 0."""
+    """Return the mean and standard deviation, never 0, of patches (B, L, p * p * C): each (B, L, 1)."""
     variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
     return mean, (variance + 1e-6).sqrt()
 

@@ -18,10 +18,10 @@ SHAPES = (  # smallest first; the last two are the paper's ViT-Tiny
     Shape(192, 12, 3, tokens=64, images=20_000),
     Shape(192, 12, 3, tokens=256, images=20_000),
 )
-FEWEST_TRIALS, TRIALS, MOST_TRIALS = 8, 20, 50
-FEWEST_EPOCHS, ENOUGH_EPOCHS, MOST_EPOCHS = 8, 20, 100  # supervised ones of the base recipe; ENOUGH for a larger model
+MIN_TRIALS, TRIALS, MAX_TRIALS = 8, 20, 50
+MIN_EPOCHS, ENOUGH_EPOCHS, MAX_EPOCHS = 8, 20, 100  # supervised ones of the base recipe; ENOUGH for a larger model
 FRACTIONS = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)  # of the training images
-LEAST_OF_A_CLASS = 20  # training images that a fraction leaves
+MIN_PER_CLASS = 20  # training images that a fraction leaves
 
 
 def propose_space(data: str, root: str | None = None, hours: float = 1.0) -> Proposal:
@@ -60,7 +60,7 @@ def find_data(data: str, root: str | None) -> tuple[str, str | None]:
     if near in siblings:
         near = str(folder.parent / near)
     meant = f"; did you mean {near!r}?" if near else ""
-    raise RequestError(f"{data} is no folder and no dataset, such as digits or CIFAR10{meant}")
+    raise RequestError(f"{data} is neither a folder nor a dataset, such as digits or CIFAR10{meant}")
 
 
 def _choose_shape(survey: Survey, seconds: float) -> tuple[Draft, SearchForecast]:
@@ -85,12 +85,12 @@ def _choose_shape(survey: Survey, seconds: float) -> tuple[Draft, SearchForecast
 def _choose_budget(draft: Draft, forecast: SearchForecast, seconds: float) -> Draft:
     """Return the draft with as many epochs, and if need be so small a share of the images, that it takes the time."""
     smallest = min(draft.survey.counts.values())
-    fractions = [fraction for fraction in FRACTIONS if fraction == 1 or fraction * smallest >= LEAST_OF_A_CLASS]
+    fractions = [fraction for fraction in FRACTIONS if fraction == 1 or fraction * smallest >= MIN_PER_CLASS]
     affordable = {fraction: _epochs_within(seconds, draft, forecast, fraction) for fraction in fractions}
-    fraction = next((f for f, epochs in affordable.items() if epochs >= FEWEST_EPOCHS), fractions[-1])
+    fraction = next((f for f, epochs in affordable.items() if epochs >= MIN_EPOCHS), fractions[-1])
     step = 4 if affordable[fraction] < 40 else 20
     epochs = int(affordable[fraction]) // step * step
-    return replace(draft, fraction=fraction, epochs=min(max(epochs, FEWEST_EPOCHS), MOST_EPOCHS))
+    return replace(draft, fraction=fraction, epochs=min(max(epochs, MIN_EPOCHS), MAX_EPOCHS))
 
 
 def _epochs_within(seconds: float, draft: Draft, forecast: SearchForecast, fraction: float) -> float:
@@ -107,4 +107,4 @@ def _fill_with_trials(draft: Draft, forecast: SearchForecast, seconds: float) ->
     baselines_s = wall_seconds(draft, replace(forecast, trials=0))
     trial_s = wall_seconds(draft, replace(forecast, trials=1)) - baselines_s
     trials = round((seconds - baselines_s) / trial_s)
-    return replace(draft, trials=min(max(trials, FEWEST_TRIALS), MOST_TRIALS))
+    return replace(draft, trials=min(max(trials, MIN_TRIALS), MAX_TRIALS))

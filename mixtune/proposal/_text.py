@@ -17,7 +17,7 @@ from mixtune.training.plan import PHASES, make_plan
 from mixtune.tuning.forecast import SearchForecast
 from mixtune.tuning.prepare import Prepared
 
-BESIDE_TRAINING = 0.15  # of the seconds of the training steps: starts, quiet windows, stored states, busy neighbours
+OVERHEAD_OF_TRAINING = 0.15  # of the seconds of the training steps: starts, quiet windows, checkpoints, busy neighbours
 COLUMN = 48  # where comments begin
 
 
@@ -54,13 +54,16 @@ class Proposal:
             f"{describe_data(self.draft.survey)}.",
             f"{found.trials} trials and {found.baselines} baselines, {found.slots}: about {say_time(self.wall_s)} on",
             f"{found.device}; less where trials have epochs in common, which are trained once.",
-            "After a change, --dry-run forecasts anew.",
+            "After a change, --dry-run forecasts again.",
         ]
-        body = [_commented(line, comments.get(name)) for name, line in self.draft.lines().items()]
+        body = [
+            f"{line:<{COLUMN - 2}}  # {comments[name]}" if comments.get(name) else line
+            for name, line in self.draft.lines().items()
+        ]
         return "\n".join([*(f"# {line}" for line in head), *body]) + "\n"
 
     def _comments(self) -> dict[str, str]:
-        """Return what is said beside the draft's lines, by their names."""
+        """Return what is said alongside the draft's lines, by their names."""
         draft, survey, found = self.draft, self.draft.survey, self.forecast
         epoch = {phase: f"{seconds:.2g} s" for phase, seconds in self._epoch_seconds().items()}
         flip = "0.0 where a mirrored image means something else, such as text"
@@ -72,7 +75,7 @@ class Proposal:
             "epochs": f"an epoch takes {epoch['ssl']} (SSL), {epoch['mix']} (both), {epoch['sl']} (supervised)",
             "augment": flip if survey.mirror else "mirrored, these images mean something else",
             "batch_size": "the rate used is base_lr * batch_size / 256",
-            "ssl": "wsd: longer budgets go on from shorter ones",
+            "ssl": "wsd: longer budgets continue from shorter ones",
             "space": "what trials vary: [lowest, highest, step]",
             "alpha": "weight of the self-supervised loss where both are trained",
             "rho": "share of the epochs that train both losses at once",
@@ -97,7 +100,7 @@ class Proposal:
         return {phase: flops[phase] / self.machine.speeds[phase] / count[phase] for phase in PHASES}
 
     def _wider(self) -> float:
-        """Return how many times the operations of the base recipe one of twice the width has."""
+        """Return how many times the FLOPs of the base recipe one of twice the width has."""
         size, space = Size.of(self.prepared.data), self.prepared.space
         wider = space.recipe_at({"model.embed_dim": 2 * self.draft.shape.width})
         return sum(recipe_flops(wider, size).values()) / sum(recipe_flops(space.recipe, size).values())
@@ -123,7 +126,7 @@ def wall_seconds(draft: Draft, forecast: SearchForecast) -> float:
     A validation takes about half the time of training on its images. Trials that share a GPU slow each other down.
     """
     validation = 0.5 * draft.val_images / draft.epoch_images
-    return (1.0 + BESIDE_TRAINING + validation) * forecast.device_s / workers(forecast)
+    return (1.0 + OVERHEAD_OF_TRAINING + validation) * forecast.device_s / workers(forecast)
 
 
 def workers(forecast: SearchForecast) -> float:
@@ -150,7 +153,3 @@ def say_time(seconds: float) -> str:
 
 def _sizes(survey: Survey) -> str:
     return " to ".join(dict.fromkeys(f"{width}x{height}" for width, height in (survey.smallest, survey.largest)))
-
-
-def _commented(line: str, comment: str | None) -> str:
-    return f"{line:<{COLUMN - 2}}  # {comment}" if comment else line

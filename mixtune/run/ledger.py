@@ -68,7 +68,7 @@ class TrialRecord:
     ``state`` is asked, running, complete, stopped, rejected or failed. ``metrics`` are those of the ending
     event, before that of the latest epoch. ``epochs`` holds each epoch's metrics once, the latest report of
     it. ``started_time`` is the latest start, so that ended - started is the wall time of the last attempt.
-    ``crashes`` counts attempts that ended so and were made again; ``gpus`` is the share of a GPU that the next one
+    ``crashes`` counts attempts that ended so and were made again; ``gpus`` is the fraction of a GPU that the next one
     gets, where it is not the search's; ``sampler`` is what the sampler wants to find with its trial again.
     ``follows`` is the earlier trial whose path through the stage tree this one's begins with, and for how many epochs;
     None where there is none. ``stored`` are the keys of its checkpoints by how many epochs are behind them, the latest

@@ -94,7 +94,9 @@ class RunStatus:
         by = f" ({self.holder})" if self.holder else ""
         lines = [f"{self.directory}: {self.state}{by}, {self.done} of {self.budget} trials done"]
         counts = {"trials": self.trials, "baselines": self.baselines}
-        lines += [f"{kind}: {_counted(found)}" for kind, found in counts.items() if found]
+        for kind, found in counts.items():
+            if found:
+                lines.append(f"{kind}: {', '.join(f'{count} {state}' for state, count in found.items())}")
         if self.front:
             lines.append(f"front: {_number(self.front, 'member')}")
         lines += [
@@ -200,10 +202,6 @@ def _measure_stages(folder: Path) -> tuple[int, float]:
             with suppress(FileNotFoundError):
                 total += path.stat().st_size
     return sum(1 for _ in folder.glob(_STATE_FILES)), total / 1e6
-
-
-def _counted(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {state}" for state, count in counts.items())
 
 
 def _listed(trials: Sequence[str]) -> str:

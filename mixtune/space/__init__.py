@@ -1,4 +1,4 @@
-"""What is asked for: recipes, search spaces and their files; needs no torch."""
+"""What is requested: recipes, search spaces and their files; needs no torch."""
 
 from mixtune.space.recipe import Recipe, parse_recipe
 from mixtune.space.space import SearchSpace, load_space

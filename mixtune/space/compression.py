@@ -15,7 +15,7 @@ from mixtune.errors import RequestError
 from mixtune.space.section import Count, PositiveCount, Section, ShareBelowOne
 from mixtune.space.views import UNCOMPRESSED, Shortening, Strategy
 
-MOST_SHAPES = 8  # strategies of a schedule: each has a memory layout, a compiled step and a step time of its own
+MAX_SHAPES = 8  # strategies of a schedule: each has a memory layout, a compiled step and a step time of its own
 
 
 class Shortenings(Section):
@@ -62,8 +62,8 @@ class Compression(Shortenings):
         if any(one >= other for one, other in pairwise(starts)):
             raise ValueError(f"the stages' from_epoch should ascend, not {', '.join(map(str, starts))}")
         shapes = {stage.to_strategy() for stage in self.stages}
-        if len(shapes) > MOST_SHAPES:
-            raise ValueError(f"stages should have at most {MOST_SHAPES} different strategies, not {len(shapes)}")
+        if len(shapes) > MAX_SHAPES:
+            raise ValueError(f"stages should have at most {MAX_SHAPES} different strategies, not {len(shapes)}")
         return self
 
     def strategy(self, ssl_epoch: int) -> Strategy:

@@ -47,7 +47,8 @@ def parse_constraint(metric: str, given: Any, sense: Sense) -> Constraint:
     if match is None:
         raise RequestError(f"should be {sense} and a number, {example}, got {show(given)}")
     if match[1] != sense:
-        raise RequestError(f"should be {sense}, {example}, got {show(given)}: less {metric} is {_what_less_is(sense)}")
+        less = "better" if sense == "<=" else "worse"
+        raise RequestError(f"should be {sense}, {example}, got {show(given)}: less {metric} is {less}")
     try:
         bound = float(match[2])
     except ValueError:
@@ -57,7 +58,3 @@ def parse_constraint(metric: str, given: Any, sense: Sense) -> Constraint:
     if not math.isfinite(bound):
         raise RequestError(f"should be {sense} and a finite number, {example}, got {show(given)}")
     return Constraint(metric, sense, bound)
-
-
-def _what_less_is(sense: Sense) -> str:
-    return "better" if sense == "<=" else "worse"

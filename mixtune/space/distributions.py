@@ -159,7 +159,7 @@ def _check_step(kind: str, low: float, high: float, q: float) -> None:
         raise RequestError(f"{kind} should have a q above 0, got {q}")
     for name, bound in (("low", low), ("high", high)):
         if not _is_multiple(bound, q):
-            raise RequestError(f"{kind} has {name} {bound}, which is no multiple of its q {q}")
+            raise RequestError(f"{kind} has {name} {bound}, which is not a multiple of its q {q}")
 
 
 def _is_multiple(value: float, step: float) -> bool:

@@ -15,7 +15,7 @@ import yaml
 from mixtune.errors import RequestError, show, suggest
 
 KeyPath = tuple[str, ...]
-MOST_VALUES = 50_000  # of a document whose aliases are written out: nine lines of them can stand for a billion
+MAX_VALUES = 50_000  # of a document whose aliases are written out: nine lines of them can stand for a billion
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def read_document(path: str | PathLike[str]) -> Document:
     """Read a YAML mapping with its line numbers.
 
     Raises RequestError, naming file and line, for a missing or empty file, tabs, duplicate keys, aliases that stand
-    for more than MOST_VALUES, and what is no YAML mapping.
+    for more than MAX_VALUES, and what is not a YAML mapping.
     """
     file = Path(path)
     try:
@@ -75,7 +75,7 @@ def read_document(path: str | PathLike[str]) -> Document:
     except FileNotFoundError as error:
         raise RequestError(f"{path}: no such file{_nearby(file)}") from error
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+        reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
         raise RequestError(f"{path}: cannot be read as YAML: {reason}") from error
     return parse_document(text, str(path))
 
@@ -121,9 +121,9 @@ def parse_value(text: str) -> Any:
 
 
 def _index(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], name: str, count: Iterator[int]) -> None:
-    """Note the line of every key below ``node``; refuse keys that stand twice or are no text, and too many values."""
-    if next(count) > MOST_VALUES:
-        raise RequestError(f"{name}: holds more than {MOST_VALUES:,} values, with its aliases written out")
+    """Note the line of every key below ``node``; refuse keys that stand twice or are not text, and too many values."""
+    if next(count) > MAX_VALUES:
+        raise RequestError(f"{name}: holds more than {MAX_VALUES:,} values, with its aliases written out")
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
             _index(item, path, {}, name, count)
@@ -142,7 +142,7 @@ def _index(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], name: str,
             continue
         if key.tag != f"{_TAG}str":
             given = f"key {key.value!r}" if isinstance(key, yaml.ScalarNode) else "a key"
-            raise RequestError(f"{name}:{line}: {given} is no text to YAML: keys are names, in quotes if need be")
+            raise RequestError(f"{name}:{line}: {given} is not text to YAML: keys are names, in quotes if need be")
         if key.value in own:
             path, first = (*path, key.value), own[key.value][0].start_mark.line + 1
             raise RequestError(f"{name}:{line}: duplicate key {'.'.join(path)!r}: it stands on line {first} already")

@@ -50,7 +50,7 @@ class Data(Section):
     ssl_dataset: str | None = None  # default: the supervised training images
     ssl_root: str | None = None  # of `ssl_dataset`
     ssl_fraction: PositiveShare | None = None  # share of the SSL images; default: `fraction`, or all of `ssl_dataset`
-    statistics: Literal["own", "imagenet"] = "own"  # mean and deviation that images are normalised by
+    statistics: Literal["own", "imagenet"] = "own"  # mean and standard deviation that images are normalised by
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -106,11 +106,11 @@ class SlSchedule(Schedule):
 
 
 class Optim(Section):
-    """AdamW, with one schedule for each loss. Ours are the defaults that did best in benchmarks/phase_borders.py."""
+    """AdamW, with one schedule for each loss. Ours are the defaults that did best in benchmarks/phase_boundaries.py."""
 
     batch_size: PositiveCount = 256
     mix_schedule: Literal["sl", "ssl", "blend"] = "sl"  # the backbone's in the mix phase; blend: by alpha (ours)
-    carry_state: bool = True  # AdamW's moments go on over phase borders (ours)
+    carry_state: bool = True  # AdamW's moments continue across phase boundaries (ours)
     ssl: SslSchedule = SslSchedule()
     sl: SlSchedule = SlSchedule()
 
@@ -184,7 +184,7 @@ def _check_together(recipe: Recipe) -> None:
     if augment.crop_scale is None and augment.crop_ratio != Augment().crop_ratio:
         raise RecipeError(("augment", "crop_ratio"), "has no effect without augment.crop_scale: add it ([0.6, 1], say)")
     if augment.crop_scale is not None and augment.pad is not None:
-        raise RecipeError(("augment", "pad"), "has no effect beside augment.crop_scale: drop one")
+        raise RecipeError(("augment", "pad"), "has no effect alongside augment.crop_scale: drop one")
     for name in ("crop_scale", "crop_ratio"):
         bounds = getattr(augment, name)
         if bounds is not None and bounds[0] > bounds[1]:

@@ -47,5 +47,5 @@ class SslSettings(Section):
         return None
 
     def constants(self) -> dict[str, Any]:
-        """Return the plain values that hold in every epoch, beside :meth:`strategy`."""
+        """Return the plain values that hold in every epoch, besides :meth:`strategy`."""
         return self.model_dump(mode="json")

@@ -71,7 +71,7 @@ class SearchSpace:
 
     @functools.cached_property
     def recipe(self) -> Recipe:
-        """The base recipe, validated when it is first asked for. Raises RecipeError."""
+        """The base recipe, validated when it is first requested. Raises RecipeError."""
         return parse_recipe(self.values)
 
     def with_recipe(self, recipe: Recipe) -> SearchSpace:
@@ -167,7 +167,7 @@ def read_run_space(document: Document) -> SearchSpace:
     """Return the space of a run's own file: what an earlier version of mixtune wrote is not judged by today's rules.
 
     Metrics, samplers and recipe fields may be ones that this version does not know; the recipe is validated when it is
-    first asked for. Raises RequestError for what cannot be read at all.
+    first requested. Raises RequestError for what cannot be read at all.
     """
     objectives = _mapping(document, "objectives")
     for name, mode in objectives.items():

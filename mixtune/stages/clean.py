@@ -14,7 +14,7 @@ from mixtune.stages.store import StateStore
 
 
 def clean_run(directory: Path, max_bytes: int | None) -> tuple[int, int]:
-    """Remove states that no unfinished trial of a run goes on from; see clean_states.
+    """Remove states that no unfinished trial of a run continues from; see clean_states.
 
     Raises RequestError where the directory holds no run, and while somebody drives it.
     """

@@ -19,7 +19,7 @@ from pathlib import Path
 import mixtune.training
 from mixtune import plugins
 
-COMPUTING = (  # beside mixtune.training, whose modules all count but those below
+COMPUTING = (  # besides mixtune.training, whose modules all count but those below
     "mixtune.backbone",
     "mixtune.datasets._mix",
     "mixtune.space.compression",
@@ -29,11 +29,11 @@ COMPUTING = (  # beside mixtune.training, whose modules all count but those belo
 )
 NOT_COMPUTING = {  # modules and packages that a training run executes, and why their code is in no key
     "mixtune.training.bill": "says what steps cost",
-    "mixtune.training.flops": "counts operations",
+    "mixtune.training.flops": "counts FLOPs",
     "mixtune.training.measure": "reports what was trained",
     "mixtune.training.saved": "writes trained recipes to files",
     "mixtune.cost": "forecasts",
-    "mixtune.datasets": "what it reads is in the keys: pixels, labels, the images of each split, mean and deviation",
+    "mixtune.datasets": "what it reads is in the keys: pixels, labels, the images of each split, statistics",
     "mixtune.errors": "words",
     "mixtune.files": "writes files",
     "mixtune.meter": "decides when a step runs, not what it computes",

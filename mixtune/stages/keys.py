@@ -69,7 +69,7 @@ def _describe_start(recipe: Recipe, data: TrainingData, device: torch.device) ->
     of a recipe without SSL. ``model.pool`` is not here: it is the classifier's input alone.
     """
     return {
-        "versions": _versions(),
+        "versions": {package: version(package) for package in _PACKAGES},
         "device": describe_device(device),
         "instructions": torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else None,
         "dtype": str(choose_dtype(recipe.precision, device)),
@@ -88,12 +88,8 @@ def _describe_start(recipe: Recipe, data: TrainingData, device: torch.device) ->
 
 
 @functools.cache
-def _versions() -> dict[str, str]:
-    return {package: version(package) for package in _PACKAGES}
-
-
 def _describe_epoch(recipe: Recipe, epoch: Epoch, steps: int) -> dict[str, Any]:
-    """Return what an epoch depends on beside its images and the state that it begins with."""
+    """Return what an epoch depends on besides its images and the state that it begins with."""
     told = {*range(0, steps, max(1, steps // _RATES_TOLD)), steps - 1}
     rates = [learning_rates(recipe, epoch, step, steps) for step in sorted(told)]
     description: dict[str, Any] = {

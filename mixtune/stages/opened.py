@@ -84,12 +84,12 @@ class Opened:
 
 
 def refuse_other_device(before: str, here: str, space: SearchSpace) -> None:
-    """Raise RequestError where figures of another device would stand beside those of a run's own."""
+    """Raise RequestError where figures of another device would stand alongside those of a run's own."""
     bound = [name for name in (*space.objectives, *space.constraints) if find_metric(name).of_device]
     if bound and before != here:
         raise RequestError(
             f"{bound[0]} of this run is of {before}, and here is {here}: figures of two devices do not compare; "
-            "continue it there, or search anew by train_flops"
+            "continue it there, or search again by train_flops"
         )
 
 

@@ -1,4 +1,4 @@
-"""The paths of a space's recipes through the stage tree, and where they part: what later trials will go on from."""
+"""The paths of a space's recipes through the stage tree, and where they part: what later trials will continue from."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mixtune.stages.table import TrialPath
 from mixtune.training.data import TrainingData, load_training_data
 from mixtune.training.plan import Phase, decay_start, make_plan, mix_epochs, warmup_length
 
-MOST_BUDGETS = 4_000  # of a space; of more a part is looked at, and where a branch is missed epochs are trained again
+MAX_BUDGETS = 4_000  # of a space; of more a part is looked at, and where a branch is missed epochs are trained again
 
 Path = tuple[tuple[tuple[Any, ...], int], ...]  # stretches: what their epochs have in common, and how many they are
 
@@ -46,8 +46,8 @@ class Branches:
 
     def __init__(self, space: SearchSpace) -> None:
         budgets = sorted(_budgets(space))
-        if len(budgets) > MOST_BUDGETS:
-            budgets = random.Random(0).sample(budgets, MOST_BUDGETS)
+        if len(budgets) > MAX_BUDGETS:
+            budgets = random.Random(0).sample(budgets, MAX_BUDGETS)
         self._budgets = budgets
         self._paths = functools.cache(self._all_paths)
         self._epochs = functools.lru_cache(maxsize=4096)(self._branch_epochs)
@@ -95,10 +95,10 @@ class RecipePaths:
 
     def _path(self, recipe: Recipe) -> TrialPath:
         plan = make_plan(recipe)
-        borders = [epoch.index for before, epoch in pairwise(plan) if before.phase != epoch.phase]
+        boundaries = [epoch.index for before, epoch in pairwise(plan) if before.phase != epoch.phase]
         return TrialPath(
             keys=stage_keys(recipe, self._data_of(recipe)),
-            stored_after=frozenset((*borders, *self.branches.of(recipe), len(plan))),
+            stored_after=frozenset((*boundaries, *self.branches.of(recipe), len(plan))),
         )
 
 
@@ -108,9 +108,9 @@ def budget_path(budgets: Budgets, ssl: Schedule, sl: Schedule) -> Path:
     ssl_turns = _turns(ssl, budgets.ssl, decay_start(budgets.ssl, budgets.mix))
     sl_turns = [(mix_from + at, rule) for at, rule in _turns(sl, budgets.sl, decay_start(budgets.sl))]
     ends = {mix_from, budgets.ssl, mix_from + budgets.sl}
-    borders = sorted({0, *ends, *(at for at, _ in ssl_turns + sl_turns)})
+    boundaries = sorted({0, *ends, *(at for at, _ in ssl_turns + sl_turns)})
     stretches = []
-    for start, end in pairwise(borders):
+    for start, end in pairwise(boundaries):
         phase: Phase = "ssl" if start < mix_from else "mix" if start < budgets.ssl else "sl"
         rules = [
             next(rule for at, rule in reversed(turns) if at <= start) if has else None
@@ -145,8 +145,8 @@ def _budgets(space: SearchSpace) -> set[Budgets]:
     base = space.recipe
     ssl, sl = (_whole_numbers(space.space.get(f"epochs.{loss}"), getattr(base.epochs, loss)) for loss in ("ssl", "sl"))
     pairs = list(product(ssl, sl))
-    if len(pairs) > MOST_BUDGETS:
-        pairs = random.Random(0).sample(pairs, MOST_BUDGETS)
+    if len(pairs) > MAX_BUDGETS:
+        pairs = random.Random(0).sample(pairs, MAX_BUDGETS)
     found = {Budgets(e, s, mix) for e, s in pairs for mix in _mixes(space.space.get("rho"), base.rho, e, s)}
     return found | {Budgets.of(space.recipe_at(params)) for params in space.baseline_params().values()}
 

@@ -1,4 +1,4 @@
-"""A training that goes on from its last stored state, whatever ended the process before."""
+"""A training run that continues from its last checkpoint, whatever ended the process before."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from mixtune.stages.store import MAX_BYTES, StateStore
 from mixtune.training.loop import train
 from mixtune.training.state import EpochResult, TrainState
 
-SAVE_EVERY_S = 60.0  # the most that a crash costs, between the states at phase borders
-SAVE_SHARE = 0.05  # of the time that storing may take, between phase borders
+SAVE_EVERY_S = 60.0  # the most that a crash costs, between the states at phase boundaries
+SAVE_SHARE = 0.05  # of the time that storing may take, between phase boundaries
 
 
 def train_shared(
@@ -21,8 +21,8 @@ def train_shared(
 ) -> Iterator[EpochResult]:
     """Train a fresh state as train() does, from what a folder of states has of its beginning, and store there.
 
-    step_times: what is known of trainings whose seconds belong together; it grows. others: keys (stage_keys) of the
-    recipes that may go on from this one's states. The epochs of a stored beginning are not yielded.
+    step_times: what is known of training runs whose seconds belong together; it grows. others: keys (stage_keys) of the
+    recipes that may continue from this one's states. The epochs of a stored beginning are not yielded.
     """
     state.step_times = step_times
     stored = Recovery(state, folder, MAX_BYTES)
@@ -33,11 +33,11 @@ def train_shared(
 
 
 class Recovery:
-    """Brings a fresh state to the longest stored beginning of its recipe, and stores it as training goes on.
+    """Brings a fresh state to the longest stored beginning of its recipe, and stores it as training continues.
 
-    States are stored at phase borders, after ``branches`` epochs, since others may go on from there, and at the end;
-    and every SAVE_EVERY_S seconds between, where the one before is then removed; after ``deadline`` (unix seconds) at
-    each epoch's end: ``after_deadline`` says whether the latest epoch was one of these. folder, max_bytes: see
+    States are stored at phase boundaries, after ``branches`` epochs, since others may continue from there, and at the
+    end; and every SAVE_EVERY_S seconds between, where the one before is then removed; after ``deadline`` (unix seconds)
+    at each epoch's end: ``after_deadline`` says whether the latest epoch was one of these. folder, max_bytes: see
     StateStore.
     """
 
@@ -69,14 +69,14 @@ class Recovery:
     def save_if_due(self) -> str | None:
         """Store the state where that is due; return its key if it is stored now."""
         done = len(self._state.history)
-        is_border = done == len(self._plan) or self._plan[done].phase != self._plan[done - 1].phase
-        is_border |= done in self.branches
+        is_boundary = done == len(self._plan) or self._plan[done].phase != self._plan[done - 1].phase
+        is_boundary |= done in self.branches
         now = time.monotonic()
         due = now - self._saved_at > max(SAVE_EVERY_S, self._took / SAVE_SHARE)
         self.after_deadline = self._deadline is not None and time.time() > self._deadline
-        if not (is_border or due or self.after_deadline):
+        if not (is_boundary or due or self.after_deadline):
             return None
-        is_shared = is_border or self.keys[done] in self._store  # another trial's border, perhaps
+        is_shared = is_boundary or self.keys[done] in self._store  # another trial's boundary, perhaps
         if not self._store.save(self.keys[done], self._state.state_dict()):
             return None
         if self._rolling is not None:

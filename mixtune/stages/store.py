@@ -24,7 +24,7 @@ from mixtune.errors import DataError, RequestError
 from mixtune.files import make_folder, remove_temporary, write_whole
 
 MAX_BYTES = 20 * 10**9  # of all states of a run
-KEPT_FREE = 64 * 2**20  # bytes of the disk that a state leaves to others: a search's ledger has to go on
+KEPT_FREE = 64 * 2**20  # bytes of the disk that a state leaves to others: a search's ledger has to continue
 
 _SUFFIX = ".state"
 _HEADER = 2 * hashlib.sha256().digest_size + 1  # bytes
@@ -115,7 +115,7 @@ class StateStore:
             self._path(key).unlink()
 
     def sizes(self) -> dict[str, int]:
-        """Return the bytes of each stored state by its key, the one not used for longest first."""
+        """Return the bytes of each checkpoint by its key, the one not used for longest first."""
         found = []
         with suppress(OSError):
             for path in self.folder.glob(f"*{_SUFFIX}"):
@@ -152,6 +152,6 @@ class StateStore:
 
 
 def _header(key: str, content: bytes | memoryview) -> bytes:
-    digest = hashlib.sha256(key.encode())  # of the key too: a file is not taken for another's
+    digest = hashlib.sha256(key.encode())  # of the key too: a file is not read as another's
     digest.update(content)
     return f"{digest.hexdigest()}\n".encode()

@@ -98,7 +98,7 @@ def crop_boxes(images: Tensor, boxes: Tensor) -> Tensor:
 def _bicubic_weights(start: Tensor, size: Tensor, count: int) -> Tensor:
     """Return (B, count, count): the weights of the old pixels, start <= i < start + size, in each of the new ones.
 
-    The kernel is Keys' (1981) of four pixels with a = -0.75, as PyTorch's; a box's outermost pixels go on beyond it.
+    The kernel is Keys' (1981) of four pixels with a = -0.75, as PyTorch's; a box's outermost pixels continue beyond it.
     """
     device = start.device
     at = (torch.arange(count, device=device) + 0.5) * (size[:, None] / count) - 0.5  # (B, count), from the box's start

@@ -64,7 +64,7 @@ class ImagePool:
 class TaskData:
     """One supervised task. ``held_out`` are its validation images, or the test images under ``protocol: paper``.
 
-    ``ssl`` is what the self-supervised loss sees beside the task: its own training images, or another dataset's.
+    ``ssl`` is what the self-supervised loss sees alongside the task: its own training images, or another dataset's.
     """
 
     name: str
@@ -269,7 +269,7 @@ def _split(images: ImageSet, recipe: Recipe, fraction: float) -> tuple[Indices, 
 def _other_ssl_pool(recipe: Recipe, supervised: Sequence[ImageSet], device: torch.device) -> ImagePool | None:
     """Return the SSL set, brought to the supervised image size and channels, or None where there is no own one.
 
-    A supervised set itself, under whatever root, is no other set: its held-out images must not be trained on.
+    A supervised set itself, under whatever root, is not another set: its held-out images must not be trained on.
     """
     section = recipe.data
     if section.ssl_dataset is None:

@@ -23,11 +23,11 @@ def measure_scores(
     pools = [task.held_out for task in state.data.tasks] if pools is None else pools
     parts = zip(state.classifiers, pools, strict=True)
     precision = state.recipe.precision
-    return tuple(tally_answers(state.backbone, *part, precision, before_batch).scores() for part in parts)
+    return tuple(tally_predictions(state.backbone, *part, precision, before_batch).scores() for part in parts)
 
 
 @torch.no_grad()
-def tally_answers(
+def tally_predictions(
     backbone: Backbone,
     classifier: nn.Module,
     pool: ImagePool,
@@ -43,7 +43,7 @@ def tally_answers(
     for chosen in torch.split(pool.indices, EVALUATION_BATCH):
         before_batch()
         with autocast(precision, device):
-            # forward is not compiled: the last batch is smaller, and each new shape would be compiled anew
+            # forward is not compiled: the last batch is smaller, and each new shape would be compiled again
             logits = classifier(backbone.forward(pool.plain(chosen)))
         tally.add(logits, pool.labels[chosen])
     return tally

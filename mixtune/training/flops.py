@@ -13,7 +13,7 @@ from mixtune.training.plan import Phase
 def phase_flops(
     backbone: Backbone, objective: Objective, classes: Sequence[int], strategy: Strategy | None = None
 ) -> dict[Phase, float]:
-    """Return the training operations (forward and backward) of one image in each phase.
+    """Return the training FLOPs (forward and backward) of one image in each phase.
 
     classes: of each task; a step has as many images of one task as of another. strategy: an epoch's.
     """

@@ -30,7 +30,7 @@ def train(state: TrainState, on_window: OnWindow = lambda *_: None) -> Iterator[
     """Train the epochs that the state has not seen yet, yielding after each; the state is whole at every yield.
 
     What state.step_times lacks is measured meanwhile, alone on the device, and ``on_window`` told of it; the device is
-    shared with other trainings of this machine, but never held while this generator waits for its caller.
+    shared with other training runs of this machine, but never held while this generator waits for its caller.
     Raises DivergedError, naming epoch, step and phase, at the end of an epoch with a NaN or infinite loss.
     """
     meter = Meter(DeviceLock.of(state.device), state.step_times, on_window)
@@ -59,7 +59,7 @@ def time_inference(state: TrainState, meter: Meter) -> None:
     state.backbone.eval()
     with meter.epoch(signature, INFERENCE_STEPS):
         for step in range(INFERENCE_STEPS):
-            meter.border(step)
+            meter.boundary(step)
             with state.autocast():
                 state.classifiers[0](state.backbone.forward(task.train.plain(task.train.indices[:1])))
 
@@ -119,7 +119,7 @@ def _train_epoch(state: TrainState, epoch: Epoch, meter: Meter, last: bool) -> E
         with meter.epoch(state.bill.epochs[epoch.index][1], steps):
             batches = state.data.batches(state.recipe, epoch)
             for step in range(steps):
-                meter.border(step)
+                meter.boundary(step)
                 images, labels = next(batches)
                 set_rates(state.optimizer, state.recipe, epoch, step, steps)
                 losses[step, 0], losses[step, 1] = train_step(state, epoch, images, labels, masks)

@@ -119,7 +119,7 @@ def load_trained(directory: str | os.PathLike[str], device: torch.device | str =
 def saved_metrics(directory: str | os.PathLike[str], recipe: Recipe) -> dict[str, Any] | None:
     """Return the metrics of a recipe that a folder holds trained and whole, or None where the folder does not.
 
-    Of a training that diverged they are what save_diverged() was given. Raises RequestError where the folder holds
+    Of a training run that diverged they are what save_diverged() was given. Raises RequestError where the folder holds
     another recipe's training, which a new one would replace.
     """
     folder = Path(directory)

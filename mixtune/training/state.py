@@ -133,7 +133,7 @@ class TrainState:
         return cost_signature(self.factors(phase, strategy))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return tensors and plain values that load_state_dict() goes on from, bit for bit on CPU."""
+        """Return tensors and plain values that load_state_dict() continues from, bit for bit on CPU."""
         return {
             "backbone": self.backbone.state_dict(),
             "objective": self.objective.state_dict(),

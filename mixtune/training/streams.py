@@ -1,6 +1,6 @@
 """Named random streams: every draw is a function of (seed, stream, epoch), and of nothing else.
 
-So an interrupted run goes on as if it had not been, and two recipes that agree up to an epoch draw the same there.
+So an interrupted run continues as if it had not been, and two recipes that agree up to an epoch draw the same there.
 """
 
 from __future__ import annotations

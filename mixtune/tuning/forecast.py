@@ -84,7 +84,7 @@ def forecast_search(prepared: Prepared, machine: Machine | None = None) -> Searc
         baselines_s=sum(costs.latency(recipe, times) for recipe in baselines),
         epochs=epochs + sum(len(make_plan(recipe)) for recipe in baselines),
         stored_bytes=(space.budget + len(baselines)) * _mean(_stored_bytes(recipe, size) for recipe in drawn),
-        slots=plan_slots(space.resources, nodes, machine.auto_share(trials_for_a_gpu(space.resources, nodes))),
+        slots=plan_slots(space.resources, nodes, machine.auto_fraction(trials_for_a_gpu(space.resources, nodes))),
         device=machine.device,
     )
 
@@ -99,7 +99,7 @@ def _recipes_at_random(space: SearchSpace, size: Size) -> Iterator[Recipe]:
 
 
 def _stored_bytes(recipe: Recipe, size: Size) -> float:
-    """Return the bytes of the states that a trial stores: float32 weights and AdamW's two moments, at each border."""
+    """Return the bytes of the states that a trial stores: float32 weights and AdamW's two moments, at each boundary."""
     weights = _count_weights(Recipe(data=recipe.data, model=recipe.model, ssl=recipe.ssl), size)
     return 3 * 4.0 * weights * len({epoch.phase for epoch in make_plan(recipe)})
 

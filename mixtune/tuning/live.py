@@ -20,7 +20,7 @@ from mixtune.run.ledger import COUNTED, ENDED, TrialRecord
 from mixtune.run.result import Result
 from mixtune.tuning.search import RunningSearch
 
-SHOWN = ("failed", "rejected")  # of the states, beside running
+SHOWN = ("failed", "rejected")  # of the states, besides running
 ROWS = 8  # of the front
 REFRESH_S = 0.5  # between two views
 

@@ -29,7 +29,7 @@ class Prepared:
     data: TrainingData
     cpus: int
     gpus: int
-    no_gpu_here: bool  # GPUs were asked for, and the machine has none
+    no_gpu_here: bool  # GPUs were requested, and the machine has none
 
     def describe(self) -> str:
         """Return the lines that open a search: its data and its budget."""
@@ -72,7 +72,7 @@ def prepare(
     resolved = _resolve(space, overrides or {})
     resolved = resolved.with_search(**_given(trials=trials, seed=seed))
     resolved = resolved.with_resources(**_given(gpus_per_trial=gpus_per_trial, cpus_per_trial=cpus_per_trial))
-    resolved = _with_absolute_paths(resolved)
+    resolved = resolved.with_recipe(with_absolute_paths(resolved.recipe))  # a worker has a folder of its own
     data = load_training_data(resolved.recipe)
     _check_recipes(resolved, data)
     cpu_count, gpu_count = usable_cpus(), usable_gpus(gpus)
@@ -120,8 +120,3 @@ def _check_recipes(space: SearchSpace, data: TrainingData) -> None:
                     load_training_data(recipe)
             except RequestError as error:
                 raise RequestError(f"space.{path} at {value!r}: {error}") from error
-
-
-def _with_absolute_paths(space: SearchSpace) -> SearchSpace:
-    """Return the space with paths that mean the same in every worker's folder."""
-    return space.with_recipe(with_absolute_paths(space.recipe))

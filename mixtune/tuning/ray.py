@@ -207,24 +207,24 @@ def train_trials(
     """
 
     def context(asked: Asked) -> SearchContext:
-        share = max(slots.gpus, asked.gpus or 0.0) if slots.gpus else 0.0
+        fraction = max(slots.gpus, asked.gpus or 0.0) if slots.gpus else 0.0
         known = machine.gpu_bytes
         return SearchContext(
             directory=str(directory.resolve()),
             cpus=slots.cpus,
-            gpus=share,
+            gpus=fraction,
             threads=machine.threads,
             precision=machine.precision,
             step_times=search.step_times.copy(),
-            memory_bytes=allowed_bytes(share, known["total"], known["context"]) if known else None,
+            memory_bytes=allowed_bytes(fraction, known["total"], known["context"]) if known else None,
             deadline=search.deadline,
             states_bytes=MAX_BYTES,
             branches=tuple(paths(asked.params).stored_after),
         )
 
     def resources(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
-        share: SearchContext = config["search"]
-        return tune.PlacementGroupFactory([{"CPU": share.cpus, **({"GPU": share.gpus} if share.gpus else {})}])
+        context: SearchContext = config["search"]
+        return tune.PlacementGroupFactory([{"CPU": context.cpus, **({"GPU": context.gpus} if context.gpus else {})}])
 
     with tempfile.TemporaryDirectory(prefix="mixtune-ray-", ignore_cleanup_errors=True) as scratch:
         tuner = tune.Tuner(
@@ -304,7 +304,7 @@ class ParetoASHA(FIFOScheduler):  # type: ignore[misc]
     objectives: result key -> "max" or "min"; what is known at the end alone, such as a training time, should be given
     by its forecast. progress: the result key of the share of its training that a trial has behind it, in [0, 1]; with
     MixTrainable that of its supervised epochs, so nothing ends in vanilla SSL, where accuracy means nothing. levels:
-    the rungs, as such shares; keep: the share of a rung's trials that go on. exempt: ids of trials that are neither
+    the rungs, as such shares; keep: the share of a rung's trials that continue. exempt: ids of trials that are neither
     ended nor compared with. A trial that no peer dominates is never ended, and NaN never beats anyone. Raises
     RequestError for shares that are not between 0 and 1. ::
 

@@ -1,4 +1,4 @@
-"""Run a search or go on with one: Ray Tune trains what Optuna suggests, the run directory keeps what came of it."""
+"""Run a search or continue one: Ray Tune trains what Optuna suggests, the run directory keeps what came of it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from mixtune.tuning.loggers import Logger
 from mixtune.tuning.prepare import AnySpace, Prepared, prepare
 from mixtune.tuning.ray import ray_session, train_trials
 from mixtune.tuning.search import RunningSearch
-from mixtune.tuning.slots import Nodes, Slots, double_share, plan_slots, trials_for_a_gpu
+from mixtune.tuning.slots import Nodes, Slots, double_fraction, plan_slots, trials_for_a_gpu
 from mixtune.tuning.study_file import StudyFile
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -48,7 +48,7 @@ _log = logging.getLogger("mixtune.tuning")
 
 
 class SearchError(TrainingError):
-    """A search ran, and not one of its trials completed, or it made no sense to go on."""
+    """A search ran, and not one of its trials completed, or it made no sense to continue."""
 
 
 def search(
@@ -70,18 +70,18 @@ def search(
     """Search a space and return what was found; the same as ``mixtune search``.
 
     space: a file, plain values in the form of the file, or a SearchSpace; gpus: how many of this machine's (default
-    all); gpus_per_trial, cpus_per_trial: each trial's share; overrides: dotted recipe values; address: a Ray
+    all); gpus_per_trial, cpus_per_trial: for each trial, fractions too; overrides: dotted recipe values; address: a Ray
     cluster's; time_budget: seconds, or text such as "2h", after which no trial is begun and running ones stop at their
-    next epoch, to be gone on with by ``resume``; out: the run directory (default: a new one below ``runs/``); log_to:
+    next epoch, to be continued by ``resume``; out: the run directory (default: a new one below ``runs/``); log_to:
     loggers by name, such as "tensorboard", with files below ``logs/`` in the run directory; callbacks: Ray Tune's or
     your own, such as ``ray.air.integrations.mlflow.MLflowLoggerCallback(tracking_uri, experiment_name="digits")`` or
     ``ray.air.integrations.wandb.WandbLoggerCallback(project="digits")``. An option that is None leaves the space's own
     value.
 
-    A callback sees each trial under the search's id, and after each epoch a result with the metrics of trials.csv. Its
+    A callback receives each trial under the search's id, and after each epoch the metrics of trials.csv. Its
     config holds the base recipe, the dotted parameters over it and what the search tells the worker. The folders that
     Ray gives to trials are temporary: files of a callback belong in one of your own. Epochs that came from a checkpoint
-    are not told; ``log_to`` draws them too.
+    are not reported; ``log_to`` draws them too.
 
     Raises RequestError or DataError before anything is trained, DataError when the ledger cannot be written,
     SearchError when not one trial completed or most failed for one reason, and KeyboardInterrupt on Ctrl-C or SIGTERM,
@@ -170,7 +170,7 @@ def _run(
 ) -> Result:
     """Train what is left of the budget in the present Ray session, and write the run directory's tables."""
     space = prepared.space
-    slots = plan_slots(space.resources, nodes, machine.auto_share(trials_for_a_gpu(space.resources, nodes)))
+    slots = plan_slots(space.resources, nodes, machine.auto_fraction(trials_for_a_gpu(space.resources, nodes)))
     costs, paths = CostModel(space, prepared.data, machine), RecipePaths(space)
     study = StudyFile(run.study_file)
     scheduler = plugins.find("tuning.schedulers", space.search.scheduler, "scheduler").build(space)
@@ -194,7 +194,7 @@ def _run(
             on_change,
             state=run.state,
             deadline=None if seconds is None else time.time() + seconds,
-            larger_share=lambda share: double_share(slots.gpus if share is None else share),
+            larger_fraction=lambda fraction: double_fraction(slots.gpus if fraction is None else fraction),
             paths=paths,
             slots=slots.count,
             costs=costs.cost,
@@ -304,7 +304,7 @@ def _where_trials_run(space: SearchSpace, nodes: Nodes, function: Callable[..., 
 def _machine_to_go_on_with(space: SearchSpace, machine: Machine, nodes: Nodes) -> Machine:
     """Return the machine that a run began on, or this one with the threads and the precision of that.
 
-    Raises RequestError where seconds of this machine would stand beside those of another one.
+    Raises RequestError where seconds of this machine would stand alongside those of another one.
     """
     here = _where_trials_run(space, nodes, device_here, machine.threads)
     if here == machine.device:

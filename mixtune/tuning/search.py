@@ -37,7 +37,7 @@ Cause = Literal["crash", "out of memory", "permanent"]
 Costs = Callable[[Mapping[str, Any], StepTimes, int, float], Cost | None]
 OnChange = Callable[["RunningSearch", TrialRecord], None]
 
-MAX_REJECTED = 200  # suggestions in a row; then the constraints are taken for ones that cannot be met
+MAX_REJECTED = 200  # suggestions in a row; then the constraints are treated as ones that cannot be met
 MIN_ALIKE = 4  # failures of one kind, and more than half of the trials that ended: then the search stops
 MIN_WAITED_S = 0.1  # of slots, to be noted
 OPTIMISM = 0.5  # of a forecast by FLOPs: before anything was timed a constraint rejects only what is far too expensive
@@ -55,7 +55,7 @@ class Scheduler(Protocol):
 
 @dataclass(frozen=True)
 class Asked:
-    """A trial to train: its id, its dotted parameters, and its share of a GPU where that is not the search's."""
+    """A trial to train: its id, its dotted parameters, and its fraction of a GPU where that is not the search's."""
 
     trial: str
     params: dict[str, Any]
@@ -66,7 +66,7 @@ class RunningSearch:
     """Baselines first, then trials t0001, t0002, ... until the budget has ended; unfinished ones before new ones.
 
     ledger: its file; state: what it says, read from it by default; deadline: unix seconds, after which the search
-    drains; larger_share: a share of a GPU that is larger than one which was too small (None: the search's), or None
+    drains; larger_fraction: of a GPU, larger than one which was too small (None: the search's), or None
     where there is no larger one; paths: of dotted parameters through the stage tree, by which a trial waits for a stage
     that another one trains; slots: how many run at once; costs: what is known of dotted parameters, of whose recipe so
     many epochs are reused and whose untimed steps take such a share of their forecast; reference: the hypervolume's;
@@ -82,7 +82,7 @@ class RunningSearch:
         *,
         state: RunState | None = None,
         deadline: float | None = None,
-        larger_share: Callable[[float | None], float | None] = lambda share: None,
+        larger_fraction: Callable[[float | None], float | None] = lambda fraction: None,
         paths: Paths = lambda params: TrialPath(()),
         slots: int = 1,
         costs: Costs = lambda params, times, reused, untimed: None,
@@ -94,7 +94,7 @@ class RunningSearch:
         self.stop_reason: str | None = None
         self.error: Exception | None = None
         self.deadline = deadline
-        self._larger_share, self._on_change, self._costs = larger_share, on_change, costs
+        self._larger_fraction, self._on_change, self._costs = larger_fraction, on_change, costs
         self._scheduler = scheduler
         self._ledger = Ledger(ledger)
         if state is None:
@@ -146,7 +146,7 @@ class RunningSearch:
 
     @property
     def _wants_more(self) -> bool:
-        """Whether a new trial has to be asked for, to meet the budget."""
+        """Whether a new trial has to be requested, to meet the budget."""
         records = (r for r in self.records.values() if r.trial not in self.baselines)
         return sum(r.state not in ENDED or r.state in COUNTED for r in records) < self._wanted
 
@@ -190,7 +190,7 @@ class RunningSearch:
 
     @property
     def is_draining(self) -> bool:
-        """Whether no more trials are asked for, and running ones should stop at their next epoch, unfinished."""
+        """Whether no more trials are requested, and running ones should stop at their next epoch, unfinished."""
         return bool(self.stop_reason) or (self.deadline is not None and time.time() > self.deadline)
 
     def open(self, facts: Mapping[str, Any]) -> None:
@@ -281,17 +281,17 @@ class RunningSearch:
     def fail(self, trial: str, reason: str, cause: Cause = "permanent") -> None:
         """Note that a trial has no result, and why; it is tried again where that can help.
 
-        A crash is retried up to ``search.max_failures`` times, out of memory as long as a larger share of a GPU is
+        A crash is retried up to ``search.max_failures`` times, out of memory as long as a larger fraction of a GPU is
         available; both continue from the last checkpoint.
         """
         record = self.records[trial]
         if record.state in ENDED:  # what failed is not the trial, but something that heard of its end
             self._leave(trial)
             return
-        share = self._larger_share(record.gpus) if cause == "out of memory" else None
-        if share is not None or (cause == "crash" and record.crashes < self.space.search.max_failures):
+        fraction = self._larger_fraction(record.gpus) if cause == "out of memory" else None
+        if fraction is not None or (cause == "crash" and record.crashes < self.space.search.max_failures):
             self._leave(trial)
-            larger = {} if share is None else {"gpus_per_trial": share}
+            larger = {} if fraction is None else {"gpus_per_trial": fraction}
             self._write("retried", trial, reason=reason, cause=cause, **larger)
             self._waiting.insert(0, trial)
         else:
@@ -308,7 +308,7 @@ class RunningSearch:
         return {**{name: seconds[name] for name in names}, "training_s": spent}
 
     def _start(self, trial: str) -> Asked:
-        """Hand out a trial, which is asked for in the ledger already, unless it is a baseline's first time."""
+        """Hand out a trial, which is requested in the ledger already, unless it is a baseline's first time."""
         if trial not in self.records:
             self._write("asked", trial, baseline=trial, params=self.baselines[trial])
         if self._idle_s > MIN_WAITED_S:

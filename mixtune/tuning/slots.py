@@ -33,15 +33,15 @@ class Slots:
         return f"{self.count} at once with {' and '.join(share)} each"
 
 
-def plan_slots(resources: Resources, nodes: Nodes, auto_share: float = 1.0) -> Slots:
+def plan_slots(resources: Resources, nodes: Nodes, auto_fraction: float = 1.0) -> Slots:
     """Return the packing of trials on one machine or several, none of which a trial can span.
 
-    GPU fractions are per device: 0.15 of 8 GPUs is 48 slots, not 53. auto_share: what gpus_per_trial ``auto`` stands
+    GPU fractions are per device: 0.15 of 8 GPUs is 48 slots, not 53. auto_fraction: what gpus_per_trial ``auto`` stands
     for. Where no node has a GPU the CPUs train, else only nodes with GPUs do. Raises RequestError where not one trial
     fits.
     """
     cpus = resources.cpus_per_trial
-    gpus = auto_share if resources.gpus_per_trial == "auto" else resources.gpus_per_trial
+    gpus = auto_fraction if resources.gpus_per_trial == "auto" else resources.gpus_per_trial
     if gpus > 1 and not float(gpus).is_integer():
         raise RequestError(f"{gpus:g} GPUs a trial: above 1 it should be a whole number")
     most_cpus, most_gpus = (max(counts) for counts in zip(*nodes, strict=True))
@@ -52,13 +52,19 @@ def plan_slots(resources: Resources, nodes: Nodes, auto_share: float = 1.0) -> S
         return Slots(cpus, 0.0, sum(_fitting(cpus, node_cpus) for node_cpus, _ in nodes))
     if gpus > most_gpus:
         raise RequestError(f"{gpus:g} GPUs a trial: {where} {most_gpus}; lower --gpus-per-trial")
-    share = _countable(gpus)
-    count = sum(min(_fitting(cpus, node_cpus), _fitting_gpus(share, node_gpus)) for node_cpus, node_gpus in nodes)
+    fraction = _countable(gpus)
+    count = sum(
+        min(
+            _fitting(cpus, node_cpus),
+            _fitting(fraction, 1) * node_gpus if fraction <= 1 else _fitting(fraction, node_gpus),
+        )
+        for node_cpus, node_gpus in nodes
+    )
     if count == 0:
         raise RequestError(
             f"{cpus:g} CPUs and {gpus:g} GPUs a trial: no node has both; lower --cpus-per-trial or --gpus-per-trial"
         )
-    return Slots(cpus, share, count)
+    return Slots(cpus, fraction, count)
 
 
 def trials_for_a_gpu(resources: Resources, nodes: Nodes) -> int:
@@ -67,26 +73,22 @@ def trials_for_a_gpu(resources: Resources, nodes: Nodes) -> int:
     return max([1, *counts])
 
 
-def double_share(share: float) -> float | None:
-    """Return the share of a GPU for another try of a trial that ran out of its memory: twice as much, at most one GPU.
+def double_fraction(fraction: float) -> float | None:
+    """Return the fraction of a GPU for another try of a trial that ran out of memory: twice as much, at most one GPU.
 
     None where it had a whole GPU, or none.
     """
-    return min(1.0, 2.0 * share) if 0.0 < share < 1.0 else None
+    return min(1.0, 2.0 * fraction) if 0.0 < fraction < 1.0 else None
 
 
-def _fitting_gpus(share: float, gpus: int) -> int:
-    return _fitting(share, 1) * gpus if share <= 1 else _fitting(share, gpus)
+def _countable(fraction: float) -> float:
+    """Return a fraction rounded down to what Ray counts in: eleven trials of 1/11 are not one too many for it."""
+    return max(1, math.floor(Fraction(str(fraction)) * RAY_GRAINS)) / RAY_GRAINS
 
 
-def _countable(share: float) -> float:
-    """Return a share rounded down to what Ray counts in, so that eleven trials of 1/11 are not one too many for it."""
-    return max(1, math.floor(Fraction(str(share)) * RAY_GRAINS)) / RAY_GRAINS
-
-
-def _fitting(share: float, whole: int) -> int:
-    """Return how often a share goes into a whole, in decimals: 0.1 into 1 ten times, whatever floats say."""
-    return math.floor(whole / Fraction(str(share)))
+def _fitting(fraction: float, whole: int) -> int:
+    """Return how often a fraction goes into a whole, in decimals: 0.1 into 1 ten times, whatever floats say."""
+    return math.floor(whole / Fraction(str(fraction)))
 
 
 def usable_gpus(wanted: int | None) -> int:

@@ -1,6 +1,6 @@
 """Optuna's side of a search: what to try next, and what came of it.
 
-A suggestion depends only on the trials before it: the sampler is built anew for every trial, from the search's seed
+A suggestion depends only on the trials before it: a new sampler is built for every trial, from the search's seed
 and the trial's number.
 """
 
@@ -91,7 +91,7 @@ class Suggester:
             self.study.enqueue_trial({path: encode(value) for path, value in params.items()})
 
     def notes(self, trial: str) -> dict[str, Any]:
-        """Return what the sampler has put down while it was asked for a trial, for ask_again(): once for each trial."""
+        """Return what the sampler has put down while it was asked, for ask_again(): once for each trial."""
         storage, study = self.study._storage, self.study._study_id
         own = storage.get_trial_system_attrs(self._asked[trial]._trial_id)
         notes = {
@@ -102,7 +102,7 @@ class Suggester:
         return {about: what for about, what in notes.items() if what}
 
     def ask_again(self, trial: str, params: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
-        """Open a trial of a search that goes on, as ask() left it; to be called in the order of the first asking.
+        """Open a trial of a search that continues, as ask() left it; to be called in the order of the first asking.
 
         Where the space does not hold the parameters any more, Optuna does not hear of the trial.
         """
@@ -145,7 +145,7 @@ class Suggester:
         self.study.tell(asked, values, state=_STATES[record.state])
 
     def _attributes(self, record: TrialRecord) -> dict[str, Any]:
-        """Return what study.db shows of a trial beside its parameters and objectives."""
+        """Return what study.db shows of a trial besides its parameters and objectives."""
         shown = {name: value for name, value in record.metrics.items() if isinstance(value, int | float | str)}
         return {**shown, "state": record.state, **({"reason": record.reason} if record.reason else {})}
 

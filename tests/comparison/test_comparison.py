@@ -211,7 +211,7 @@ def test_the_commands_compare_train_and_reconstruct(
     assert (status, len(out.splitlines()), err.count("(held)")) == (0, 6, 5)
 
     status, out, _ = run_mixtune("train", "small.yaml", "--set", "rho=0", "--out", "one")
-    assert (status, out.splitlines()[-1]) == (0, "kept in one")
+    assert (status, out.splitlines()[-1]) == (0, "saved to one")
     status, out, _ = run_mixtune("reconstruct", "one", "runs/compare-small/mixtraining-full-seed0", "--out", "x.png")
     assert (status, out.splitlines()[-1]) == (0, "picture: x.png")
     with Image.open(tmp_path / "x.png") as picture:

@@ -1,4 +1,4 @@
-"""Means, deviations and speed-ups against sums done by hand; tables that fit, Markdown and CSV that read back."""
+"""Means, standard deviations and speed-ups against sums done by hand; tables that fit, Markdown and CSV."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_what_is_missing_leaves_gaps_and_never_divides_by_zero() -> None:
     assert frame["speedup_fastest"]["MixTraining (full)"] == 1.0
     instant = [Run(m, "full", 0, 0.5, {}, 0.0, 0.0) for m in ("ssl_sl", "mixtraining")]
     assert summarise(instant).filter(like="speedup").isna().all(axis=None)
-    assert comparison_notes(summarise(instant)) == ["a deviation needs two seeds: there is only one"]
+    assert comparison_notes(summarise(instant)) == ["a standard deviation needs two seeds: there is only one"]
     for runs in ([], [run("sl", None)], [run("mixtraining", "full")]):
         frame = summarise(runs)
         assert len(frame) == len(runs)
@@ -115,13 +115,13 @@ def test_seeds_that_are_missing_or_single_are_counted_and_have_no_deviation() ->
     frame = summarise(five(seeds=1))
     assert frame[["accuracy_std", "latency_std_s"]].isna().all(axis=None)
     assert not any("±" in line for line in printed(frame))
-    assert comparison_notes(frame)[0] == "a deviation needs two seeds: there is only one"
+    assert comparison_notes(frame)[0] == "a standard deviation needs two seeds: there is only one"
     frame = summarise([*five(seeds=1), run("ssl_sl", "full", 1), run("sl", None, 1)])
-    assert "mean ± deviation over 1 to 2 seeds" in printed(frame)[0]
+    assert "mean ± standard deviation over 1 to 2 seeds" in printed(frame)[0]
     few = "SSL+SL (visible)", "MixTraining (visible)", "MixTraining (full)"
     assert comparison_notes(frame)[:2] == [
         f"not every seed is in: {', '.join(f'{label} 1' for label in few)} of 2",
-        f"a deviation needs two seeds: {', '.join(few)}",
+        f"a standard deviation needs two seeds: {', '.join(few)}",
     ]
 
 

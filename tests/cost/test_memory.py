@@ -36,7 +36,7 @@ def test_as_many_are_packed_as_fit_with_their_contexts_and_may_allocate_what_the
         (24 * GIB, 10 * GIB, 2),  # exactly
         (24 * GIB - 1, 10 * GIB, 1),
         (8 * GIB, 10 * GIB, 1),  # not even one
-        (80 * GIB, GIB // 10, 16),  # no more than asked for
+        (80 * GIB, GIB // 10, 16),  # no more than requested
     ):
         assert largest_packing(total, GIB // 2, peak) == packed, (total, peak)
     assert largest_packing(80 * GIB, GIB // 2, GIB // 10, most=4) == 4
@@ -132,7 +132,7 @@ def test_a_rehearsal_goes_through_every_phase_and_evaluates(make_recipe, monkeyp
     from mixtune.cost import memory
 
     seen = []
-    step, evaluate = memory.train_step, memory.tally_answers
+    step, evaluate = memory.train_step, memory.tally_predictions
 
     def watched_step(state, epoch, images, *others):
         seen.append((epoch.phase, len(images)))

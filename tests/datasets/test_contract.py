@@ -39,7 +39,7 @@ def test_impossible_sizes_and_channels_are_refused():
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
-    """Make the example of the package's docstring importable as my_scans, beside a file it reads."""
+    """Make the example of the package's docstring importable as my_scans, alongside a file it reads."""
     _, _, indented = mixtune.datasets.__doc__.partition("::\n")
     example = indented.partition("\n`Part.images`")[0]
     (tmp_path / "my_scans.py").write_text(textwrap.dedent(example))

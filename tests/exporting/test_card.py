@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from mixtune.exporting.card import LOWEST, MOST_CONFUSED, ModelFacts, TaskFacts, model_card
+from mixtune.exporting.card import LOWEST, MAX_CONFUSED, ModelFacts, TaskFacts, model_card
 from mixtune.space.recipe import parse_recipe
 
 SCORES = {
@@ -82,8 +82,8 @@ def test_of_many_classes_the_worst_and_the_most_confused_are_shown() -> None:
     assert (len(lowest), lowest[0]) == (LOWEST, "| class17 | 200 | 25.0 % |")
     shares = [float(row.split("|")[3].removesuffix(" % ")) for row in lowest]
     assert shares == sorted(shares)
-    confused = card.partition("| class | taken for | images |")[2].partition("\n\n")[0].splitlines()[2:]
-    assert (len(confused), confused[0]) == (MOST_CONFUSED, "| class17 | class18 | 150 of 200 |")
+    confused = card.partition("| class | predicted as | images |")[2].partition("\n\n")[0].splitlines()[2:]
+    assert (len(confused), confused[0]) == (MAX_CONFUSED, "| class17 | class18 | 150 of 200 |")
     assert "The 10 of 120 classes with the lowest recall; `metrics.json` has all" in card
     assert "# 120 classes: class0, class1, " in card
     assert len(card.splitlines()) <= 102
@@ -100,7 +100,7 @@ def test_a_confirmed_recipe_says_whose_figures_those_are() -> None:
 
 def test_test_images_are_named_so() -> None:
     card = model_card(facts(split="test", choice=None))
-    assert "Measured on the 81 test images; one training, of seed 5." in card
+    assert "Measured on the 81 test images; one training run, of seed 5." in card
     assert "validation images" not in card
     assert "It is " not in card
 

@@ -188,7 +188,7 @@ def test_the_knee_and_the_best_are_found_and_said_on_the_card(run: Path) -> None
             "known are knee, best:val_accuracy, best:train_latency_s, t0001, t0002, sl; did you mean 'knee'",
         ),
         ("t0012", "has no trial 't0012': known are .*; did you mean 't0002'"),
-        ("best:val_acuracy", "'val_acuracy' is no objective of this run: .*; did you mean 'val_accuracy'"),
+        ("best:val_acuracy", "'val_acuracy' is not an objective of this run: .*; did you mean 'val_accuracy'"),
         ("t0003", "t0003 is failed .the loss is nan.: only complete trials and baselines can be exported"),
     ],
 )

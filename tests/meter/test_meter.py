@@ -23,7 +23,7 @@ from mixtune.errors import TrainingError
 from mixtune.meter.lock import DeviceLock
 from mixtune.meter.quiet import Moment
 from mixtune.meter.times import WINDOWS, StepTimes
-from mixtune.meter.windows import MOST_DISTURBED, SETTLE_STEPS, WARM_UP_STEPS, WINDOW_STEPS, Meter, place_windows
+from mixtune.meter.windows import MAX_DISTURBED, SETTLE_STEPS, WARM_UP_STEPS, WINDOW_STEPS, Meter, place_windows
 from mixtune.training.data import load_training_data
 from mixtune.training.loop import train_step
 from mixtune.training.optimizer import set_rates
@@ -102,7 +102,7 @@ def has_written(log_path, pid, entries):
 
 
 def step_and_measure(path, log_path, windows, barrier, stop):
-    """Step, offering at each border, until the windows are measured; where there are none, until told to stop."""
+    """Step, offering at each boundary, until the windows are measured; where there are none, until told to stop."""
     log = os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     lock = DeviceLock(path)
     if barrier is not None:  # not where killed, maybe within it
@@ -142,7 +142,7 @@ def crowd(tmp_path_factory):
         for entries, pid in enumerate((process.pid for process in doomed), start=4):
             await_true(partial(has_written, folder / "log", pid, entries), "it wrote too little")
             os.kill(pid, signal.SIGKILL)
-        await_exit(measurers)  # while the steppers go on
+        await_exit(measurers)  # while the steppers continue
         stop.set()
         await_exit(steppers)
     entries = {process.pid: [] for process in (*steppers, *measurers, *doomed)}
@@ -376,7 +376,7 @@ def run_epoch(meter, steps, step=lambda number: None, waited=0.0):
     with meter.epoch("a", steps):
         for number in range(steps):
             meter.lock.waited = waited
-            meter.border(number)
+            meter.boundary(number)
             step(number)
 
 
@@ -472,7 +472,7 @@ def test_where_no_window_was_quiet_the_shortest_counts(path, monkeypatch):
     assert list(seconds) == sorted(seconds, reverse=True)
     assert meter.times.step_time("a") == seconds[-1]
     assert meter.times.missing("a") == WINDOWS
-    assert MOST_DISTURBED <= clock.windows <= MOST_DISTURBED + WINDOWS
+    assert MAX_DISTURBED <= clock.windows <= MAX_DISTURBED + WINDOWS
 
 
 def test_one_window_is_enough_where_more_would_keep_the_neighbours_waiting(path):
@@ -491,7 +491,7 @@ def test_what_a_ledger_knows_is_not_measured_again(path):
     meter = Meter(DeviceLock(path, lambda: synchronised.append(1)), times, lambda *_: pytest.fail("measured again"))
     with meter.epoch("known", 50):
         for step in range(50):
-            meter.border(step)
+            meter.boundary(step)
     assert len(synchronised) == 1  # as it leaves
     assert times.step_time("known") == 2.0
 
@@ -501,7 +501,7 @@ def test_the_device_is_held_alone_in_a_window_and_shared_elsewhere(path):
     seen = {}
     with meter.epoch("a", 7):
         for step in range(7):
-            meter.border(step)
+            meter.boundary(step)
             if step in (2, 3, 6):
                 seen[step] = seen_from_outside(path)
     assert seen == {2: ("free", "held"), 3: ("held", "held"), 6: ("free", "held")}  # windows of one step: 3, 4, 5
@@ -514,7 +514,7 @@ def test_a_window_that_an_error_cuts_short_does_not_count(path):
     def fail_in_the_last_step():
         with meter.epoch("a", 8):
             for step in range(8):
-                meter.border(step)
+                meter.boundary(step)
                 if step == 7:
                     raise ZeroDivisionError
 
@@ -525,7 +525,7 @@ def test_a_window_that_an_error_cuts_short_does_not_count(path):
 
 
 def train_metered(state, meter):
-    """Train as the loop does, with the meter at its borders."""
+    """Train as the loop does, with the meter at its boundaries."""
     data, steps = state.data, state.data.steps
     for epoch in make_plan(state.recipe):
         masks = torch_generator(state.recipe.seed, "masks", epoch.index)
@@ -533,7 +533,7 @@ def train_metered(state, meter):
         state.backbone.train()
         with meter.epoch(state.signature(epoch.phase), steps):
             for step in range(steps):
-                meter.border(step)
+                meter.boundary(step)
                 images, labels = next(batches)
                 set_rates(state.optimizer, state.recipe, epoch, step, steps)
                 train_step(state, epoch, images, labels, masks)
@@ -544,7 +544,7 @@ class Unmetered:
     def epoch(self, signature, steps):
         yield
 
-    def border(self, step):
+    def boundary(self, step):
         pass
 
 

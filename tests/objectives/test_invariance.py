@@ -446,7 +446,7 @@ def test_dropped_patches_are_drawn_without_replacement_and_no_other_token_is_dro
         assert len(row) == len(set(row)) == backbone.prefix + backbone.tokens // 2
         assert set(row) <= set(range(backbone.prefix + backbone.tokens))
         patches |= {frozenset(row)}
-    assert len(patches) > 8  # drawn anew for each image
+    assert len(patches) > 8  # drawn again for each image
     assert set().union(*patches) == set(range(backbone.prefix + backbone.tokens))
 
 
@@ -561,7 +561,7 @@ def test_costs_in_forward_passes_are_the_papers():
 
 @each_objective
 def test_in_operations_costs_are_those_of_blocks_with_attention(name):
-    """c(L) is proportional to L * (12 d^2 + 2 L d), beside the embedding of all patches, a thousandth here."""
+    """c(L) is proportional to L * (12 d^2 + 2 L d), alongside the embedding of all patches, a thousandth here."""
     backbone = vit_tiny()
     objective, d = on_meta(name, backbone), 192
 
@@ -580,7 +580,7 @@ def test_in_operations_costs_are_those_of_blocks_with_attention(name):
         expected = c(length) / c(257) * objective.forward_units(backbone, UNCOMPRESSED)
         assert found == pytest.approx(expected, rel=0.01)
         linear = objective.forward_units(backbone, Strategy(branch, branch), linear=True)
-        assert found < linear  # what is dropped was dearer than the paper says
+        assert found < linear  # what is dropped was more expensive than the paper says
 
 
 @each_objective

@@ -17,7 +17,7 @@ from mixtune.cli import main
 from mixtune.datasets import Survey
 from mixtune.errors import DataError, RequestError
 from mixtune.proposal import Draft, propose_space, refuse_existing
-from mixtune.proposal._choice import MOST_EPOCHS, MOST_TRIALS, SHAPES, _choose_budget, _fill_with_trials, find_data
+from mixtune.proposal._choice import MAX_EPOCHS, MAX_TRIALS, SHAPES, _choose_budget, _fill_with_trials, find_data
 from mixtune.proposal._text import wall_seconds
 from mixtune.tuning.forecast import SearchForecast
 from mixtune.tuning.slots import Slots
@@ -114,7 +114,7 @@ def test_what_is_no_data_is_one_line(digit_folder: Callable[..., Path], tmp_path
     (tmp_path / "file.zip").write_bytes(b"")
     (tmp_path / "empty").mkdir()
     wrong: dict[tuple[str, str | None], str] = {
-        ("digitz", None): "digitz is no folder and no dataset, such as digits or CIFAR10; did you mean 'digits'",
+        ("digitz", None): "digitz is neither a folder nor a dataset, such as digits or CIFAR10; did you mean 'digits'",
         (str(tmp_path / "digit"), None): f"did you mean '{folder}'",
         (str(folder), "/data"): f"--root /data goes with a dataset's name, and {folder} is a folder",
         (str(tmp_path / "file.zip"), None): "file.zip is a file: name the folder of the images",
@@ -153,7 +153,7 @@ def test_patches_divide_images_of_any_size_into_16_or_more() -> None:
 
 def test_epochs_trials_and_images_take_the_time_that_there_is() -> None:
     for trial_s, fraction, epochs, trials in (
-        (10.0, 1.0, 100, MOST_TRIALS),  # little to do: long trainings and many of them
+        (10.0, 1.0, 100, MAX_TRIALS),  # little to do: long training runs and many of them
         (130.0, 1.0, 36, 22),
         (250.0, 1.0, 20, 21),
         (1_000.0, 0.5, 8, 24),  # all images would give five epochs
@@ -164,7 +164,7 @@ def test_epochs_trials_and_images_take_the_time_that_there_is() -> None:
         scaled = forecast(trial_s * draft.epochs / 20 * draft.fraction)
         draft = _fill_with_trials(draft, scaled, 3600.0)
         assert (draft.fraction, draft.epochs, draft.trials) == (fraction, epochs, trials)
-        if trials < MOST_TRIALS and epochs < MOST_EPOCHS and trial_s < 1e6:
+        if trials < MAX_TRIALS and epochs < MAX_EPOCHS and trial_s < 1e6:
             assert wall_seconds(draft, replace(scaled, trials=draft.trials)) == pytest.approx(3600.0, rel=0.1), trial_s
 
 

@@ -144,9 +144,12 @@ def test_a_mistake_says_what_was_given_and_what_is_allowed() -> None:
         ({"uniform": [0.9, 0.1]}, "uniform has low 0.9 above high 0.1"),
         ({"lograndint": [5, 5]}, "lograndint [5, 5] is empty: as in Ray Tune its upper bound is exclusive"),
         ({"loguniform": [0, 1]}, "loguniform is logarithmic, so low should be above 0, got 0"),
-        ({"qrandint": [5, 12, 5]}, "qrandint has high 12, which is no multiple of its q 5"),
-        ({"quniform": [0.1, 1, 0.25]}, "quniform has low 0.1, which is no multiple of its q 0.25"),
-        ({"qrandint": [10**12 + 1, 10**12 + 1, 2]}, f"qrandint has low {10**12 + 1}, which is no multiple of its q 2"),
+        ({"qrandint": [5, 12, 5]}, "qrandint has high 12, which is not a multiple of its q 5"),
+        ({"quniform": [0.1, 1, 0.25]}, "quniform has low 0.1, which is not a multiple of its q 0.25"),
+        (
+            {"qrandint": [10**12 + 1, 10**12 + 1, 2]},
+            f"qrandint has low {10**12 + 1}, which is not a multiple of its q 2",
+        ),
         ({"quniform": [0, 1, -0.5]}, "quniform should have a q above 0, got -0.5"),
         ({"choice": [[1, 2], [1, 2]]}, "choice names [1, 2] twice"),
     ]

@@ -100,7 +100,7 @@ def test_a_duplicate_key_is_refused_wherever_it_stands(text: str, line: int, key
 def test_a_key_that_is_no_text_is_refused(key: str) -> None:
     message = mistake(f"recipe:\n  - {key}: 2\n")
     assert message.startswith("space.yaml:2: ")
-    assert message.endswith("is no text to YAML: keys are names, in quotes if need be")
+    assert message.endswith("is not text to YAML: keys are names, in quotes if need be")
     assert key.startswith("[") or f"key '{key}'" in message
 
 
@@ -145,7 +145,7 @@ def test_what_is_no_yaml_is_named_with_its_line(text: str, begins: str) -> None:
 def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path) -> None:
     binary = tmp_path / "model.bin"
     binary.write_bytes(bytes(range(256)))
-    with pytest.raises(RequestError, match=r"model\.bin: cannot be read as YAML: it is no text in UTF-8$"):
+    with pytest.raises(RequestError, match=r"model\.bin: cannot be read as YAML: it is not text in UTF-8$"):
         read_document(binary)
     with pytest.raises(RequestError, match=rf"^{tmp_path}: cannot be read as YAML: Is a directory$"):
         read_document(tmp_path)

@@ -195,7 +195,7 @@ def test_a_list_of_datasets_is_a_task_each_with_its_own_name_and_folder() -> Non
         ),
         (
             {"augment.pad": 2, "augment.crop_scale": [0.6, 1.0]},
-            "augment.pad: has no effect beside augment.crop_scale: drop one",
+            "augment.pad: has no effect alongside augment.crop_scale: drop one",
         ),
         ({"augment.crop_scale": [1.0, 0.6]}, "augment.crop_scale: its low end 1 is above its high end 0.6"),
     ],

@@ -1,4 +1,4 @@
-"""The code that computes a training run is in its keys: all of it, and nothing that only stands beside it."""
+"""The code that computes a training run is in its keys: all of it, and nothing that only stands alongside it."""
 
 from __future__ import annotations
 

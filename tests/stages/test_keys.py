@@ -1,4 +1,4 @@
-"""Keys are equal where states are: every recipe field is changed in real trainings and the bits are compared."""
+"""Keys are equal where states are: every recipe field is changed in real training runs and the bits are compared."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mixtune.training.state import start_state
 
 # an epoch of each phase, 4 tokens, one block
 BASE = {"epochs.ssl": 2, "epochs.sl": 2, "rho": 0.5, "model.patch_size": 4, "model.depth": 1}
-NONE, START, SSL, ALL = -1, 0, 1, 99  # epochs after which two trainings are still the same
+NONE, START, SSL, ALL = -1, 0, 1, 99  # epochs after which two training runs are still the same
 FOLDER = {"data.dataset": "image_folder", "data.root": "<labelled>", "data.fraction": 1.0}
 PARTNERS = {"data.ssl_dataset": "image_folder", "data.ssl_root": "<images>"}
 
@@ -40,7 +40,7 @@ class Case:
     beside: dict[str, Any] = field(default_factory=dict)  # values that both have
 
     def __str__(self) -> str:
-        beside = "".join(f" beside {path} {value}" for path, value in self.beside.items())
+        beside = "".join(f" alongside {path} {value}" for path, value in self.beside.items())
         return f"{self.path} {self.value}{beside}"
 
 
@@ -93,7 +93,7 @@ CASES = [
     Case("optim.mix_schedule", "ssl", SSL),
     Case("optim.mix_schedule", "blend", SSL),
     Case("optim.carry_state", False, SSL),
-    Case("optim.carry_state", False, ALL, {"epochs.ssl": 0}),  # no border
+    Case("optim.carry_state", False, ALL, {"epochs.ssl": 0}),  # no boundary
     Case("optim.ssl.base_lr", 0.03, START),
     Case("optim.ssl.weight_decay", 0.5, START),
     Case("optim.ssl.betas", [0.8, 0.95], START),

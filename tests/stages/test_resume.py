@@ -1,4 +1,4 @@
-"""A training goes on from its last stored state, and a lost step time is measured again."""
+"""A training continues from its last checkpoint, and a lost step time is measured again."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def gone_on(make_state, folder, times):
     return state
 
 
-def test_states_are_stored_at_phase_borders_and_at_the_end(make_state, tmp_path):
+def test_states_are_stored_at_phase_boundaries_and_at_the_end(make_state, tmp_path):
     assert train_and_store(make_state(PHASES), tmp_path) == [2, 4, 6]
     assert len(StateStore(tmp_path).sizes()) == 3
 
@@ -56,7 +56,7 @@ def test_between_borders_the_latest_state_replaces_the_one_before(make_state, tm
     monkeypatch.setattr(recovery, "SAVE_EVERY_S", 0.0)
     monkeypatch.setattr(recovery, "SAVE_SHARE", float("inf"))  # storing may take any time
     assert train_and_store(make_state(PHASES), tmp_path, epochs=5) == [1, 2, 3, 4, 5]
-    assert len(StateStore(tmp_path).sizes()) == 3  # of two borders, and after the fifth epoch
+    assert len(StateStore(tmp_path).sizes()) == 3  # of two boundaries, and after the fifth epoch
 
 
 def test_after_the_deadline_every_epoch_may_be_the_last(make_state, tmp_path):

@@ -1,4 +1,4 @@
-"""A state goes on bit for bit, and depends on nothing that comes later."""
+"""A state continues bit for bit, and depends on nothing that comes later."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def loaded(held):
     return torch.load(io.BytesIO(held), weights_only=True)
 
 
-def borders(state):
-    """Train to the end; return the saved state at each epoch border, the start included."""
+def boundaries(state):
+    """Train to the end; return the saved state at each epoch boundary, the start included."""
     return [saved(state), *(saved(state) for _ in train(state))]
 
 
@@ -36,7 +36,7 @@ LONG = {"epochs.ssl": 4, "epochs.sl": 4, "rho": 0.5}  # two epochs of each phase
 
 @pytest.fixture(scope="module")
 def uninterrupted(make_state):
-    return borders(make_state(LONG))
+    return boundaries(make_state(LONG))
 
 
 def test_another_seed_gives_other_weights_from_the_start(make_state, uninterrupted):
@@ -86,7 +86,7 @@ def test_recipes_that_differ_later_agree_until_then_and_no_longer(make_state, un
         ({"rho": 0.75}, 1),
         ({"rho": 0.0}, 2),
     ):
-        other = borders(make_state({**LONG, **changes}))
+        other = boundaries(make_state({**LONG, **changes}))
         for epochs in range(shared + 1):
             assert_equal_bits(loaded(uninterrupted[epochs]), loaded(other[epochs]))
         one, two = loaded(uninterrupted[shared + 1])["backbone"], loaded(other[shared + 1])["backbone"]
@@ -95,7 +95,7 @@ def test_recipes_that_differ_later_agree_until_then_and_no_longer(make_state, un
 
 def test_lambda_comes_into_play_with_the_mix_phase(make_state, write_crops):
     folder = {"data.ssl_dataset": "image_folder", "data.ssl_root": write_crops(20)}
-    one, other = (borders(make_state({**LONG, **folder, "lambda": value})) for value in (0.3, 0.7))
+    one, other = (boundaries(make_state({**LONG, **folder, "lambda": value})) for value in (0.3, 0.7))
     assert_equal_bits(loaded(one[2]), loaded(other[2]))
     assert not torch.equal(
         loaded(one[3])["classifiers"]["0.head.weight"], loaded(other[3])["classifiers"]["0.head.weight"]
@@ -103,7 +103,7 @@ def test_lambda_comes_into_play_with_the_mix_phase(make_state, write_crops):
 
 
 def test_supervised_epochs_do_not_depend_on_the_ssl_objective(make_state):
-    one, other = (borders(make_state({"epochs.ssl": 0, **changes})) for changes in ({}, {"ssl.mask_ratio": 0.5}))
+    one, other = (boundaries(make_state({"epochs.ssl": 0, **changes})) for changes in ({}, {"ssl.mask_ratio": 0.5}))
     assert_equal_bits(loaded(one[-1])["backbone"], loaded(other[-1])["backbone"])
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mixtune.single import epoch_line, final_line, train_recipe
-from mixtune.training.evaluation import EVALUATION_BATCH, measure_scores, tally_answers
+from mixtune.training.evaluation import EVALUATION_BATCH, measure_scores, tally_predictions
 from mixtune.training.loop import train
 from mixtune.training.measure import Metrics, measure
 from mixtune.training.scores import SCORES, standard_error
@@ -27,7 +27,7 @@ def trained(make_state):
 
 def accuracy_on(state, indices):
     pool = replace(state.data.tasks[0].train, indices=indices)
-    return tally_answers(state.backbone, state.classifiers[0], pool, "float32").scores().accuracy
+    return tally_predictions(state.backbone, state.classifiers[0], pool, "float32").scores().accuracy
 
 
 def test_accuracy_is_the_share_of_images_classified_right(trained):

@@ -1,4 +1,4 @@
-"""Two views and shortened sequences in real trainings: phases, bits after a stop, shared stages, costs by strategy."""
+"""Two views and shortened sequences in training runs: phases, bits after a stop, shared stages, costs by strategy."""
 
 from __future__ import annotations
 
@@ -66,15 +66,15 @@ def start(make_recipe):
     return new
 
 
-def borders(state):
-    """Train to the end; return the state at each epoch border, the start included."""
+def boundaries(state):
+    """Train to the end; return the state at each epoch boundary, the start included."""
     return [copy.deepcopy(state.state_dict()), *(copy.deepcopy(state.state_dict()) for _ in train(state))]
 
 
 @pytest.fixture(scope="module")
 def trained(start):
-    """borders() of an objective with a compression of COMPRESSIONS; each is trained once."""
-    return functools.cache(lambda name, label: borders(start(values(name, COMPRESSIONS[label]))))
+    """boundaries() of an objective with a compression of COMPRESSIONS; each is trained once."""
+    return functools.cache(lambda name, label: boundaries(start(values(name, COMPRESSIONS[label]))))
 
 
 def equal_weights(one, other):

@@ -68,7 +68,7 @@ def test_the_papers_schedule_warms_up_for_20_epochs_at_most_a_fifth_and_decays_t
 
 @pytest.fixture(scope="module")
 def trained(make_state):
-    """A real training of phases ssl, mix, sl, sl: the optimizer's groups at each step, weights at each border."""
+    """A real training of phases ssl, mix, sl, sl: the optimizer's groups at each step, weights at each boundary."""
     state = make_state(
         {
             "rho": 0.5,
@@ -196,7 +196,7 @@ def test_in_the_mix_phase_the_backbone_follows_the_schedule_that_is_named(make_s
             assert rates["classifiers"] == pytest.approx(supervised), mix_schedule
 
 
-def test_optimizer_state_is_carried_over_phase_borders_or_starts_anew(make_state):
+def test_optimizer_state_is_carried_over_phase_boundaries_or_starts_anew(make_state):
     for carry_state, steps_seen in ((True, [1, 2, 3, 4]), (False, [1, 1, 1, 2])):
         state = make_state({"rho": 0.5, "optim.carry_state": carry_state})  # phases: ssl, mix, sl, sl
         moments, weight = state.optimizer.state, state.backbone.vit.patch_embed.proj.weight

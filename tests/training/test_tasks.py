@@ -163,12 +163,12 @@ def test_an_interrupted_training_of_three_tasks_goes_on_bit_for_bit(make_recipe,
     data = load_training_data(recipe)
 
     whole = start_state(recipe, data)
-    borders = [deepcopy(whole.state_dict()), *(deepcopy(whole.state_dict()) for _ in train(whole))]
-    for border in borders[:-1]:
+    boundaries = [deepcopy(whole.state_dict()), *(deepcopy(whole.state_dict()) for _ in train(whole))]
+    for boundary in boundaries[:-1]:
         resumed = start_state(recipe, data)
-        resumed.load_state_dict(border)
+        resumed.load_state_dict(boundary)
         list(train(resumed))
-        assert_equal_bits(resumed.state_dict(), borders[-1])
+        assert_equal_bits(resumed.state_dict(), boundaries[-1])
 
 
 def test_each_tasks_images_are_mixed_with_another_sets_by_eq_2(make_recipe, three_tasks, write_crops):

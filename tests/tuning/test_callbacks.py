@@ -1,4 +1,4 @@
-"""Loggers and other Ray callbacks beside a search; what its files are to other programs."""
+"""Loggers and other Ray callbacks alongside a search; what its files are to other programs."""
 
 from __future__ import annotations
 

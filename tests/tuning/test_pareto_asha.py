@@ -1,4 +1,4 @@
-"""The scheduler that understands a front: who goes on, who never ends early, NaN, resumption, anyone's Tuner."""
+"""The scheduler that understands a front: who continues, who never ends early, NaN, resumption, anyone's Tuner."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def test_failing_trials_say_why_and_never_reach_the_front(small_space: Any, tmp_
     values["recipe"]["epochs"] = {"ssl": 0, "sl": 2}
     result = search_here(values, tmp_path / "run")
     assert result.counts()["complete"] == 1
-    assert result.counts()["failed"] == 1  # the grid holds two recipes, so four trials are not to be had
+    assert result.counts()["failed"] == 1  # the grid holds two recipes, so four trials are not available
     failed = result.trials[result.trials["state"] == "failed"].iloc[0]
     assert failed["optim.sl.base_lr"] == 1e30
     assert failed["reason"].startswith("DivergedError: the loss is nan in epoch 1 (sl phase), step ")
@@ -235,7 +235,7 @@ def mixtune_command(*words: str) -> list[str]:
 
 
 def test_the_command_prints_its_own_lines_and_nothing_of_rays(small_space: Any, tmp_path: Path) -> None:
-    """One process end to end, as a user runs it, GPUs asked for on whatever machine this is."""
+    """One process end to end, as a user runs it, GPUs requested on whatever machine this is."""
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(small_space(search={"trials": 3})))
     command = mixtune_command("search", "space.yaml", "--out", "run", "--set", "epochs.ssl=1", "--gpus", "0")
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""What a search notes, in which order, what it tells Optuna, and how it goes on; no Ray needed."""
+"""What a search notes, in which order, what it tells Optuna, and how it continues; no Ray needed."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def finish_all(search: RunningSearch) -> None:
 
 
 def optuna_states(search: RunningSearch) -> list[optuna.trial.TrialState]:
-    """Return the states of the trials that Optuna has been asked for."""
+    """Return the states of the trials that Optuna was asked for."""
     return [trial.state for trial in search.suggester.study.trials]
 
 
@@ -230,14 +230,14 @@ def test_a_trial_that_no_retry_can_help_fails_at_once(search: RunningSearch) -> 
     assert optuna_states(search) == [optuna.trial.TrialState.FAIL]
 
 
-def test_out_of_memory_gets_larger_shares_until_there_is_none(space: SearchSpace, tmp_path: Path) -> None:
+def test_out_of_memory_gets_larger_fractions_until_there_is_none(space: SearchSpace, tmp_path: Path) -> None:
     shares: dict[float | None, float | None] = {None: 0.5, 0.5: 1.0, 1.0: None}
-    search = RunningSearch(space, tmp_path / "ledger.jsonl", larger_share=shares.__getitem__)
+    search = RunningSearch(space, tmp_path / "ledger.jsonl", larger_fraction=shares.__getitem__)
     trial = first_trial(search)
     given = []
     while search.records[trial].state != "failed":
         search.fail(trial, "OutOfMemoryError: CUDA out of memory", "out of memory")
-        search = again(search, tmp_path, larger_share=shares.__getitem__)  # a larger share outlives the driver
+        search = again(search, tmp_path, larger_fraction=shares.__getitem__)  # a larger share outlives the driver
         if search.records[trial].state != "failed":
             asked = next(a for a in iter(search.ask, None) if a.trial == trial)
             given.append(asked.gpus)

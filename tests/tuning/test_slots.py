@@ -7,7 +7,7 @@ import pytest
 from mixtune.errors import RequestError
 from mixtune.space.space import Resources
 from mixtune.tuning.ray import ray_session
-from mixtune.tuning.slots import Nodes, Slots, double_share, plan_slots, usable_cpus, usable_gpus
+from mixtune.tuning.slots import Nodes, Slots, double_fraction, plan_slots, usable_cpus, usable_gpus
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_a_trial_that_cannot_fit_is_refused(given: dict[str, float], cpus: int, 
 
 @pytest.mark.parametrize("trials", range(1, 17))
 def test_auto_packs_exactly_as_many_as_its_share_says_and_ray_counts_the_same(trials: int) -> None:
-    slots = plan_slots(Resources(), [(64, 2)], auto_share=1 / trials)
+    slots = plan_slots(Resources(), [(64, 2)], auto_fraction=1 / trials)
     assert slots.count == 2 * trials
     grains = slots.gpus * 10_000
     assert grains == pytest.approx(round(grains), abs=1e-9)
@@ -55,8 +55,8 @@ def test_auto_packs_exactly_as_many_as_its_share_says_and_ray_counts_the_same(tr
 
 
 def test_a_given_share_is_not_autos() -> None:
-    assert plan_slots(Resources(gpus_per_trial=0.5), [(8, 1)], auto_share=0.25) == Slots(1.0, 0.5, 2)
-    assert plan_slots(Resources(), [(8, 0)], auto_share=0.25) == Slots(1.0, 0.0, 8)
+    assert plan_slots(Resources(gpus_per_trial=0.5), [(8, 1)], auto_fraction=0.25) == Slots(1.0, 0.5, 2)
+    assert plan_slots(Resources(), [(8, 0)], auto_fraction=0.25) == Slots(1.0, 0.0, 8)
 
 
 @pytest.mark.parametrize(
@@ -92,8 +92,8 @@ def test_a_trial_that_no_machine_holds_is_refused(given: dict[str, float], nodes
 
 
 def test_out_of_memory_a_trial_gets_twice_the_share_up_to_a_whole_gpu() -> None:
-    assert [double_share(share) for share in (0.125, 0.3, 0.5, 0.6)] == [0.25, 0.6, 1.0, 1.0]
-    assert [double_share(share) for share in (1.0, 2.0, 0.0)] == [None, None, None]
+    assert [double_fraction(share) for share in (0.125, 0.3, 0.5, 0.6)] == [0.25, 0.6, 1.0, 1.0]
+    assert [double_fraction(share) for share in (1.0, 2.0, 0.0)] == [None, None, None]
 
 
 def test_a_running_cluster_elsewhere_does_not_disturb_a_plain_search(monkeypatch: pytest.MonkeyPatch) -> None:

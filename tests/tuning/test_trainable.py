@@ -33,8 +33,8 @@ def test_each_result_has_every_metric_and_the_last_says_done(recipe: dict[str, A
     assert len({frozenset(r) for r in results}) == 1
     assert math.isnan(results[0]["val_accuracy"])
     assert all(0 <= r["val_accuracy"] <= 1 for r in results[1:])
-    latencies = [r["train_latency_s"] for r in results]
-    assert latencies == sorted(latencies)
+    spent = [r["training_s"] for r in results]  # a later window may lower train_latency_s, but not this
+    assert spent == sorted({0.0, *spent})[1:]
     trainable.stop()
 
 

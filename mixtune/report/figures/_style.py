@@ -66,14 +66,14 @@ def template(dark: bool = False) -> go.layout.Template:
 def new_figure(heading: Heading, x_title: str, y_title: str) -> go.Figure:
     """Return a figure with titles and axes; one with nothing to show says why."""
     figure = go.Figure()
-    dress(figure, heading)
+    style_figure(figure, heading)
     figure.update_layout(
         xaxis={"title": {"text": html.escape(x_title)}}, yaxis={"title": {"text": html.escape(y_title)}}
     )
     return figure
 
 
-def dress(figure: go.Figure, heading: Heading) -> None:
+def style_figure(figure: go.Figure, heading: Heading) -> None:
     """Give a figure its template, its title, and the reason why it is empty where it is."""
     title = {"text": f"<b>{html.escape(heading.title)}</b>", "subtitle": {"text": heading.subtitle}}
     figure.update_layout(template=template(), title=title)

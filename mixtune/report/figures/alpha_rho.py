@@ -17,10 +17,10 @@ from mixtune.report.figures._style import (
     PURPLE,
     Heading,
     dots,
-    dress,
     hover_texts,
     run_subtitle,
     scaled,
+    style_figure,
 )
 from mixtune.report.paper import paper_sweep
 from mixtune.run.result import Result
@@ -68,7 +68,7 @@ def compute(result: Result) -> AlphaRhoData:
 def draw(data: AlphaRhoData) -> go.Figure:
     """Draw what ``compute`` found."""
     figure = make_subplots(cols=max(1, len(data.panels)), shared_yaxes=True, horizontal_spacing=0.04)
-    dress(figure, data.heading)
+    style_figure(figure, data.heading)
     for column, panel in enumerate(data.panels, start=1):
         named = {"showlegend": column == 1}
         for is_front, name, marker in (

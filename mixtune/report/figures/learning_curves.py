@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from mixtune.metrics import find_metric
-from mixtune.report.figures._style import GREY, SERIES, Heading, dots, dress, hover_texts, run_subtitle
+from mixtune.report.figures._style import GREY, SERIES, Heading, dots, hover_texts, run_subtitle, style_figure
 from mixtune.run.ledger import TrialRecord
 from mixtune.run.result import Result
 
@@ -62,7 +62,7 @@ def compute(result: Result) -> CurvesData:
 def draw(data: CurvesData) -> go.Figure:
     """Draw what ``compute`` found; a bar across a curve is where a phase begins."""
     figure = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.06, row_heights=[0.65, 0.35])
-    dress(figure, data.heading)
+    style_figure(figure, data.heading)
     for metric, row in PANELS.items():
         xs, ys = _joined(data.others, metric)
         figure.add_scatter(

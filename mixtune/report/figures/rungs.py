@@ -16,9 +16,9 @@ from mixtune.report.figures._style import (
     VERMILLION,
     Heading,
     dots,
-    dress,
     hover_texts,
     run_subtitle,
+    style_figure,
 )
 from mixtune.run.ledger import TrialRecord
 from mixtune.run.result import Result
@@ -61,7 +61,7 @@ def draw(data: RungsData) -> go.Figure:
     levels = sorted(set(data.points["level"])) or [1.0]
     titles = [_title(level) for level in levels]
     figure = make_subplots(cols=len(levels), shared_yaxes=True, horizontal_spacing=0.03, subplot_titles=titles)
-    dress(figure, data.heading)
+    style_figure(figure, data.heading)
     named = set()
     for column, level in enumerate(levels, start=1):
         for standing, marker in STANDINGS.items():
