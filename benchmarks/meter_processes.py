@@ -175,15 +175,15 @@ def trace_job(job: Job) -> list[Trace]:
     recipe = parse_recipe(job.recipe)
     state = know_steps(start_state(recipe, load_training_data(recipe, job.device), job.device))
     boundaries: list[tuple[float, float]] = []
-    original = meter.Meter.border
+    original = meter.Meter.boundary
 
-    def timed_border(self: meter.Meter, step: int) -> None:
+    def timed_boundary(self: meter.Meter, step: int) -> None:
         self.lock.synchronise()
         boundaries.append((time.perf_counter(), time.process_time()))
         original(self, step)
 
     traces = {epoch.phase: Trace(epoch.phase, [], []) for epoch in make_plan(recipe)}
-    with patch.object(meter.Meter, "border", timed_border):
+    with patch.object(meter.Meter, "boundary", timed_boundary):
         for result in train(state):
             for clock, epochs in enumerate((traces[result.phase].wall, traces[result.phase].cpu)):
                 epochs.append([after[clock] - before[clock] for before, after in pairwise(boundaries)])
@@ -212,14 +212,14 @@ def compare_job(job: Job) -> dict[str, list[float]]:
         for kind, taken in seconds.items():
             known.clear()
             known.update({} if kind == "windows" else full)
-            with patch.object(meter.Meter, "border", _no_border if kind == "none" else meter.Meter.border):
+            with patch.object(meter.Meter, "boundary", _no_boundary if kind == "none" else meter.Meter.boundary):
                 result = next(epochs)
             if round_ > 0:
                 taken.append(result.seconds)
     return seconds
 
 
-def _no_border(self: meter.Meter, step: int) -> None:
+def _no_boundary(self: meter.Meter, step: int) -> None:
     pass
 
 

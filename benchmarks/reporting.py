@@ -2,9 +2,11 @@
 
     python benchmarks/reporting.py --trials 5000
 
-writes a run directory as a search with pareto_asha would (made-up recipes, accuracies and seconds; nothing is trained),
-loads it, computes and draws each figure, and writes its report. Goals at 5,000 trials: load under 3 s, report under
-15 s. Results go to benchmarks/results/reporting.md.
+writes a run directory as a search with pareto_asha would (made-up recipes, accuracies and seconds; nothing is trained)
+and then three times, each in a new process: loads it, writes its report, and draws each figure of it, loaded again. Of
+each time the least counts, because nothing but other processes makes one longer. The report's has in it what is
+imported for it alone, as scikit-learn. Goals at 5,000 trials: load under 3 s, report, loading not included, under 3 s.
+Results go to benchmarks/results/reporting.md.
 """
 
 from __future__ import annotations
@@ -12,10 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import multiprocessing
 import platform
 import random
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +34,8 @@ from mixtune.report.page import write_report
 from mixtune.run.rungs import LEVELS
 
 RESULTS = Path(__file__).parent / "results"
-LOAD_GOAL_S, REPORT_GOAL_S = 3.0, 15.0
+LOAD_GOAL_S, REPORT_GOAL_S = 3.0, 3.0
+REPEATS = 3
 EPOCH_S = {"ssl": 0.4, "mix": 0.6, "sl": 0.45}
 SPACE = {
     "alpha": {"uniform": [0.05, 0.95]},
@@ -151,28 +156,22 @@ def _add_trial(
         ledger.append("complete", trial=trial, metrics=metrics)
 
 
-def measure(trials: int) -> tuple[list[list[str]], list[tuple[str, bool]]]:
-    """Return a row for each thing timed, and the goals."""
-    rows = []
-    with tempfile.TemporaryDirectory() as scratch:
-        directory = write_run(Path(scratch) / "run", trials)
+def measure(directory: Path) -> dict[str, tuple[float, str]]:
+    """Return the seconds of each thing timed, and how large it is."""
+    times = {}
+    started = time.perf_counter()
+    result = mixtune.load(directory)
+    size = f"{(directory / 'ledger.jsonl').stat().st_size / 1e6:.0f} MB of ledger"
+    times["load"] = time.perf_counter() - started, size
+    started = time.perf_counter()
+    report = write_report(result, None)
+    times["report, all of it"] = time.perf_counter() - started, f"{report.stat().st_size / 1e6:.1f} MB"
+    result = mixtune.load(directory)
+    for name in plugins.names("report.figures"):
         started = time.perf_counter()
-        result = mixtune.load(directory)
-        load_s = time.perf_counter() - started
-        rows.append(["load", f"{load_s:.2f}", f"{(directory / 'ledger.jsonl').stat().st_size / 1e6:.0f} MB of ledger"])
-        for name in plugins.names("report.figures"):
-            started = time.perf_counter()
-            text = result.plot(name).to_json()
-            rows.append([f"figure {name}", f"{time.perf_counter() - started:.2f}", f"{len(text) / 1e6:.1f} MB"])
-        started = time.perf_counter()
-        report = write_report(directory, None)
-        report_s = time.perf_counter() - started
-        rows.append(["report, all of it", f"{report_s:.2f}", f"{report.stat().st_size / 1e6:.1f} MB"])
-    goals = [
-        (f"load under {LOAD_GOAL_S:g} s: {load_s:.2f} s", load_s < LOAD_GOAL_S),
-        (f"report under {REPORT_GOAL_S:g} s: {report_s:.2f} s", report_s < REPORT_GOAL_S),
-    ]
-    return rows, goals
+        text = result.plot(name).to_json()
+        times[f"figure {name}"] = time.perf_counter() - started, f"{len(text) / 1e6:.1f} MB"
+    return times
 
 
 def main() -> None:
@@ -180,12 +179,25 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=5000)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    rows, goals = measure(options.trials)
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as processes,
+    ):
+        directory = write_run(Path(scratch) / "run", options.trials)
+        measured = list(processes.map(measure, [directory] * REPEATS))
+    least = {name: min(times[name] for times in measured) for name in measured[0]}
+    rows = [[name, f"{seconds:.2f}", size] for name, (seconds, size) in least.items()]
+    load_s, report_s = least["load"][0], least["report, all of it"][0]
+    goals = [
+        (f"load under {LOAD_GOAL_S:g} s: {load_s:.2f} s", load_s < LOAD_GOAL_S),
+        (f"report under {REPORT_GOAL_S:g} s: {report_s:.2f} s", report_s < REPORT_GOAL_S),
+    ]
     verdicts = "\n".join(f"- {'met' if met else 'missed'}: {what}" for what, met in goals)
     about = f"{cpu_model()}, Python {platform.python_version()}, plotly {version('plotly')}, pandas {version('pandas')}"
     text = (
         f"# A run of {options.trials:,} made-up trials: loading and reporting\n\n"
-        f"Printed by benchmarks/reporting.py. {about}, {date.today().isoformat()}.\n\n{verdicts}\n\n"
+        f"Printed by benchmarks/reporting.py, the least of {REPEATS} runs. {about}, {date.today().isoformat()}.\n\n"
+        f"{verdicts}\n\n"
         f"{format_table('what | seconds | size', rows)}\n"
     )
     options.out.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 Direction = Literal["max", "min"]
@@ -46,7 +47,7 @@ class Metric:
     last: bool = False
     about: str = ""
 
-    @property
+    @cached_property
     def unit(self) -> str:
         """The unit for people, which follows from how the name ends, as in ``_ms``."""
         return next((unit for end, unit in _UNITS.items() if self.name == end[1:] or self.name.endswith(end)), "")
@@ -173,7 +174,7 @@ DEFAULT_OBJECTIVES: dict[str, Direction] = {"val_accuracy": "max", "train_latenc
 def find_metric(name: str) -> Metric:
     """Return a metric's row, with its name for a title where it has none; one of its own for an unknown name."""
     row = METRICS.get(name) or Metric(name)
-    return row if row.title else Metric(**{**vars(row), "title": name})
+    return row if row.title else replace(row, title=name)
 
 
 def directions() -> dict[str, Direction]:

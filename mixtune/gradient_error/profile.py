@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from rich.table import Table
 
-from mixtune.report.figures._style import GREY, SERIES, SYMBOLS, Heading, style_figure
+from mixtune.report.figures._style import GREY, SERIES, SYMBOLS, Heading, apply_template
 
 UNCOMPRESSED = "uncompressed"
 PARTS = {
@@ -61,7 +61,7 @@ def profile_figure(frame: pd.DataFrame, subtitle: str) -> go.Figure:
     """Draw squared bias, cost-adjusted variance and their sum over the consumed budget, a line a strategy."""
     shown = relative(frame)
     figure = make_subplots(rows=1, cols=len(PARTS), subplot_titles=list(PARTS.values()), horizontal_spacing=0.07)
-    style_figure(figure, Heading("Error of the gradient with shortened sequences", subtitle))
+    apply_template(figure, Heading("Error of the gradient with shortened sequences", subtitle))
     for number, (strategy, rows) in enumerate(shown.groupby("strategy", sort=False), start=-1):  # uncompressed is first
         hover = f"{strategy}, cost {rows['cost'].iloc[0]:.2f}<br>%{{y:.3g}} after %{{x:.3g}}<extra></extra>"
         colour = GREY if strategy == UNCOMPRESSED else SERIES[number % len(SERIES)]

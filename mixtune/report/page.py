@@ -6,7 +6,6 @@ import json
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -54,31 +53,30 @@ def report_page(result: Result, status: RunStatus) -> str:
     page = environment.from_string(folder.joinpath("report.html").read_text(encoding="utf-8"))
     names = plugins.names("report.figures")
     order = [*(name for name in FIRST if name in names), *(name for name in names if name not in FIRST)]
-    figures = {name: _figure(result, name) for name in order}
     return page.render(
         name=result.directory.resolve().name,
         state=words.state(result, status),
-        cards=list(words.cards(result)),
+        cards=list(words.cards(result, status)),
         constraints=" and ".join(str(constraint) for constraint in result.constraints.values()),
         front=words.front(result),
         knee=words.knee(result),
         baselines=list(words.baselines(result)),
-        sure=list(words.sure(result)),
-        confirm_command=next((c for c in status.commands() if c.startswith("mixtune confirm")), None)
-        if not result.state.confirmed
-        else None,
+        confidence=list(words.confidence(result)),
+        confirm_commands=[]
+        if result.state.confirmed
+        else [c for c in status.commands() if c.startswith("mixtune confirm")],
         searched=list(words.searched(result)),
         cost=list(words.cost(result, status)),
         failures=[
             {"reason": f.reason, "count": len(f.trials), "trials": words.some(f.trials)} for f in status.failures
         ],
-        figures=figures,
+        figures={name: _figure(result, name) for name in order},
         measured=list(words.measured(result)),
         footer=f"Made by mixtune {__version__} from the ledger of {result.directory.resolve().name}.",
         templates=_script(json.dumps({kind: template(kind == "dark").to_plotly_json() for kind in ("light", "dark")})),
         plotly=Markup(get_plotlyjs()),
-        css=_part(folder, "report.css"),
-        js=_part(folder, "report.js"),
+        css=Markup(folder.joinpath("report.css").read_text(encoding="utf-8")),
+        js=Markup(folder.joinpath("report.js").read_text(encoding="utf-8")),
     )
 
 
@@ -96,7 +94,3 @@ def _figure(result: Result, name: str) -> Figure:
 def _script(text: str) -> Markup:
     """Return JSON that cannot end the script element that it stands in."""
     return Markup(text.replace("<", "\\u003c"))
-
-
-def _part(folder: Any, name: str) -> Markup:
-    return Markup(folder.joinpath(name).read_text(encoding="utf-8"))

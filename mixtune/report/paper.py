@@ -1,6 +1,6 @@
 """The paper's figures for a setting (MixTraining, arXiv 2502.19513, Tables 1 to 6 and 8 to 16).
 
-``paper_results.csv`` beside this file holds them: accuracies in percent, seconds of training, one ``epochs`` for
+``paper_results.csv`` alongside this file holds them: accuracies in percent, seconds of training, one ``epochs`` for
 both budgets. Several tasks stand under their datasets joined by "+": the mean accuracy in Table 3, a row a task
 (``dataset``) in the others. Tables 4 and 5 sweep alpha and rho for MixTraining alone, without latencies.
 """
@@ -75,7 +75,7 @@ def paper_rows(
 def paper_rows_of(recipe: Mapping[str, Any]) -> pd.DataFrame:
     """Return ``paper_rows`` at the setting of a recipe's plain values, as ``Recipe.to_dict`` gives them."""
     data, epochs = recipe["data"], recipe["epochs"]
-    if (objective := _objective(recipe)) != _OBJECTIVE:
+    if (objective := recipe.get("ssl", {}).get("objective", _OBJECTIVE)) != _OBJECTIVE:
         raise NoPaperRowsError(f"the paper's SSL objective is {_OBJECTIVE}, not {objective}")
     if data["ssl_fraction"] not in (None, data["fraction"]) and data["ssl_dataset"] is None:
         raise NoPaperRowsError("the paper's SSL sees the labelled images alone")
@@ -100,14 +100,10 @@ def paper_sweep(recipe: Mapping[str, Any], parameter: str) -> pd.DataFrame:
     rows, data = _read(), recipe["data"]
     key = _key(_split(data["dataset"]))
     rows = rows[(rows["table"] == _SWEEPS[parameter]) & (rows["tasks_key"] == key)]
-    if data["ssl_dataset"] is not None or _objective(recipe) != _OBJECTIVE:
+    if data["ssl_dataset"] is not None or recipe.get("ssl", {}).get("objective", _OBJECTIVE) != _OBJECTIVE:
         rows = rows[:0]
     means = rows.groupby(parameter, as_index=False)["accuracy_percent"].mean()
     return pd.DataFrame({parameter: means[parameter], "accuracy": means["accuracy_percent"] / 100})
-
-
-def _objective(recipe: Mapping[str, Any]) -> str:
-    return str(recipe.get("ssl", {}).get("objective", _OBJECTIVE))
 
 
 def _select(
@@ -126,9 +122,8 @@ def _select(
     ssl_names = names if ssl_dataset is None else _split(ssl_dataset)
     at = (rows["tasks_key"] == _key(names)) & (rows["ssl_key"] == _key(ssl_names))
     if not at.any():
-        return rows[
-            at
-        ], f"the paper has no training on {_trained(names, ssl_names)}: it has {_listed(rows['trained'].unique())}"
+        known = _listed(rows["trained"].unique())
+        return rows[at], f"the paper has no training on {_trained(names, ssl_names)}: it has {known}"
     rows = rows[at]
     trained = f"the paper has {rows['trained'].iloc[0]}"
     if _key(names) != _key(ssl_names) and not math.isclose(lambda_, _LAMBDA):
@@ -192,4 +187,4 @@ def _trained(names: Sequence[str], ssl_names: Sequence[str]) -> str:
 
 
 def _listed(values: Iterable[object]) -> str:
-    return ", ".join(str(value) for value in values)
+    return ", ".join(map(str, values))

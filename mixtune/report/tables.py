@@ -1,7 +1,8 @@
-"""The front for a terminal and as CSV, and what should be said beside it."""
+"""The front for a terminal and as CSV, and what should be said alongside it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -16,13 +17,13 @@ WIDTH = 100
 
 
 def front_table(result: Result, width: int = WIDTH) -> Table:
-    """Return the front, a row a member, the knee marked; under a line the baselines beside it.
+    """Return the front, a row a member, the knee marked; under a line the baselines alongside it.
 
     Columns: trial, the objectives with their standard errors, the parameters that vary among the trials.
     Where that is wider than ``width`` characters the parameters share one column that wraps.
     """
-    table = _table(result, share_column=False)
-    return table if fits(table, width) else _table(result, share_column=True)
+    wide = _table(result, varying_parameters(result), share_column=False)
+    return wide if fits(wide, width) else _table(result, varying_parameters(result), share_column=True)
 
 
 def front_notes(result: Result) -> list[str]:
@@ -47,8 +48,15 @@ def front_csv(result: Result) -> str:
     return csv_text(result.pareto_front())
 
 
-def _table(result: Result, share_column: bool) -> Table:
-    members, varying, knee = result.pareto_front(), varying_parameters(result), result.knee()
+def objective_cells(result: Result, metrics: Mapping[str, Any] | pd.Series[Any]) -> list[str]:
+    """Return a trial's objectives with their standard errors, as text."""
+    return [find_metric(name).text(metrics[name], metrics.get(f"{name}_se")) for name in result.objectives]
+
+
+def _table(result: Result, varying: list[str], share_column: bool) -> Table:
+    members, knee = result.pareto_front(), result.knee()
+    styles = {i: "dim" for i in range(len(members), len(members) + len(result.baselines))}
+    styles |= {i: "bold" for i, trial in enumerate(members["trial"]) if trial == knee}
     mark = "knee" if len(result.objectives) > 1 else "best"
     heads = [f"{trial} ({mark})" if trial == knee else str(trial) for trial in members["trial"]]
     heads += [
@@ -56,29 +64,22 @@ def _table(result: Result, share_column: bool) -> Table:
         for method, state in zip(result.baselines["method"], result.baselines["state"], strict=True)
     ]
     rows = [row for frame in (members, result.baselines) for _, row in frame.iterrows()]
-    styles = {i: "bold" if row["trial"] == knee else "dim" for i, row in enumerate(rows)}
+    params = [result.records[row["trial"]].params for row in rows]
+    settings = [[setting(own.get(name)) for name in varying] for own in params]
+    if share_column:
+        settings = [[" ".join(f"{name}={setting(own[name])}" for name in varying if name in own)] for own in params]
     caption = f"no trial is complete yet{' and keeps the constraints' if result.constraints else ''}"
-    count = 1 + len(result.objectives)
     return terminal_table(
         ["trial", *result.objectives, *(["parameters"] if share_column else varying)],
-        [[head, *_cells(result, row, varying, share_column)] for head, row in zip(heads, rows, strict=True)],
+        [[head, *objective_cells(result, row), *own] for head, row, own in zip(heads, rows, settings, strict=True)],
         title=f"the front: {len(members)} of {result.counts()['complete']} complete trials",
         caption=caption if members.empty else None,
-        styles={i: style for i, style in styles.items() if style == "bold" or i >= len(members)},
+        styles=styles,
         rules={len(members)},
-        wrapped={count} if share_column else (),
+        wrapped={1 + len(result.objectives)} if share_column else (),
     )
 
 
 def varying_parameters(result: Result) -> list[str]:
     """Return the parameters with more than one value, compared as text because a value may be a list."""
     return [name for name in result.parameters if result.trials[name].astype(str).nunique() > 1]
-
-
-def _cells(result: Result, row: pd.Series[Any], varying: list[str], share_column: bool) -> list[str]:
-    params = result.records[row["trial"]].params
-    objectives = [find_metric(name).text(row[name], row.get(f"{name}_se")) for name in result.objectives]
-    settings = [setting(params.get(name)) for name in varying]
-    if share_column:
-        settings = [" ".join(f"{name}={setting(params[name])}" for name in varying if name in params)]
-    return [*objectives, *settings]

@@ -10,11 +10,10 @@ import pandas as pd
 import yaml
 
 from mixtune.metrics import find_metric, setting, significant
-from mixtune.report.tables import front_notes, varying_parameters
+from mixtune.report.tables import front_notes, objective_cells, varying_parameters
 from mixtune.run.confirmed import confirmation
 from mixtune.run.result import Result
 from mixtune.run.status import RunStatus
-from mixtune.space.distributions import Distribution
 from mixtune.space.recipe import with_values
 
 _KNEE = (
@@ -31,28 +30,23 @@ def state(result: Result, status: RunStatus) -> str:
         return f"A finished search: {done}."
     if status.state == "running":
         return f"A search that is still running: {done}. What stands here is what was known when this page was made."
-    return f"An interrupted search: {done}. mixtune resume {_quoted(result)} goes on with it."
+    return f"An interrupted search: {done}. mixtune resume {_quoted(result)} continues it."
 
 
-def cards(result: Result) -> Iterator[dict[str, str]]:
+def cards(result: Result, status: RunStatus) -> Iterator[dict[str, str]]:
     """Yield the figures at the top: name, value, and a note where there is one."""
-    members = result.pareto_front()
-    for name, mode in result.objectives.items():
-        if len(members):
-            best = members.sort_values(name, ascending=mode == "min", kind="stable").iloc[0]
-            yield {
-                "name": f"best {find_metric(name).title}",
-                "value": find_metric(name).text(best[name]),
-                "note": best["trial"],
-            }
-    yield {"name": "on the front", "value": str(len(members)), "note": f"of {len(result.complete()):,} complete trials"}
-    if (volume := result.hypervolume()) is not None and len(members):
+    for name, best in status.best.items():
+        metric = find_metric(name)
+        yield {"name": f"best {metric.title}", "value": metric.text(best.value), "note": best.trial}
+    complete = f"of {len(result.complete()):,} complete trials"
+    yield {"name": "on the front", "value": str(status.front), "note": complete}
+    if (volume := result.hypervolume()) is not None and status.front:
         point = ", ".join(find_metric(name).text(value) for name, value in result.reference_point.items())
         yield {"name": "hypervolume", "value": significant(volume), "note": f"up to {point}"}
-    account = result.account()
+    account = status.account
     if account.epochs_asked:
         share = 100 * account.epochs_trained / account.epochs_asked
-        yield {"name": "epochs trained", "value": f"{share:.0f} %", "note": f"of {account.epochs_asked:,} asked for"}
+        yield {"name": "epochs trained", "value": f"{share:.0f} %", "note": f"of {account.epochs_asked:,} requested"}
 
 
 def front(result: Result) -> dict[str, Any]:
@@ -64,38 +58,24 @@ def front(result: Result) -> dict[str, Any]:
     if confirmed:
         columns += ["test accuracy", "on the front"]
 
-    def row(trial: pd.Series[Any], kind: str, mark: str) -> dict[str, Any]:
+    def row(trial: pd.Series[Any], mark: str) -> dict[str, Any]:
         record = result.records[str(trial["trial"])]
-        cells = [find_metric(name).text(trial[name], trial.get(f"{name}_se")) for name in result.objectives]
-        if confirmed:
-            again = confirmed.get(record.trial)
-            cells += (
-                ["", ""]
-                if again is None
-                else [
-                    find_metric("test_accuracy").text(again["test_accuracy"], again["test_accuracy_se"]),
-                    "fell off" if again["fell_off"] and kind != "baseline" else f"{100 * again['p_front']:.0f} %",
-                ]
-            )
+        cells = objective_cells(result, trial)
+        if again := confirmed.get(record.trial):
+            share = f"{100 * again['p_front']:.0f} %"
+            cells.append(find_metric("test_accuracy").text(again["test_accuracy"], again["test_accuracy_se"]))
+            cells.append("fell off" if again["fell_off"] and mark != "baseline" else share)
+        elif confirmed:
+            cells += ["", ""]
         cells += [setting(record.params.get(name)) for name in varying]
-        return {
-            "trial": record.trial,
-            "name": record.baseline or record.trial,
-            "kind": kind,
-            "mark": mark,
-            "cells": cells,
-        }
+        return {"trial": record.trial, "name": record.baseline or record.trial, "mark": mark, "cells": cells}
 
-    knee = result.knee()
-    complete = result.complete_baselines
-    rows = [
-        row(member, *(("knee", "knee") if member["trial"] == knee and len(result.objectives) > 1 else ("", "")))
-        for _, member in result.pareto_front().iterrows()
-    ]
+    knee = result.knee() if len(result.objectives) > 1 else None
+    members = [member for _, member in result.pareto_front().iterrows()]
     return {
         "columns": [*columns, *varying],
-        "rows": rows,
-        "baselines": [row(baseline, "baseline", "baseline") for _, baseline in complete.iterrows()],
+        "rows": [row(member, "knee" if member["trial"] == knee else "") for member in members],
+        "baselines": [row(baseline, "baseline") for _, baseline in result.complete_baselines.iterrows()],
         "notes": [line[:1].upper() + line[1:] + "." for line in front_notes(result)],
     }
 
@@ -106,14 +86,11 @@ def knee(result: Result) -> dict[str, Any] | None:
     if trial is None or not result.space.values:
         return None
     record = result.records[trial]
-    found = [
-        find_metric(name).text(record.metrics[name], record.metrics.get(f"{name}_se")) for name in result.objectives
-    ]
     recipe = with_values(result.space.values, record.params)
     return {
         "trial": trial,
         "title": "The knee" if len(result.objectives) > 1 else "The best trial",
-        "says": f"{', '.join(found)}{_KNEE if len(result.objectives) > 1 else '.'}",
+        "says": f"{', '.join(objective_cells(result, record.metrics))}{_KNEE if len(result.objectives) > 1 else '.'}",
         "commands": [
             f"mixtune export {_quoted(result)} --trial {trial} --out {trial}",
             f"mixtune train {trial}/recipe.yaml --set epochs.sl={2 * recipe['epochs']['sl']} --out longer",
@@ -129,8 +106,8 @@ def baselines(result: Result) -> Iterator[str]:
     if not {accuracy, cost} <= set(members.columns):
         return
     for _, baseline in result.complete_baselines.iterrows():
-        figures = [find_metric(name).text(baseline[name]) for name in (accuracy, cost)]
-        reached = f"{baseline['method']}: {' in '.join(figures)}"
+        reached = " in ".join(find_metric(name).text(baseline[name]) for name in (accuracy, cost))
+        reached = f"{baseline['method']}: {reached}"
         as_good = members[members[accuracy] >= baseline[accuracy]].sort_values(cost, kind="stable")
         if as_good.empty:
             yield f"{reached}. No trial on the front is as accurate."
@@ -143,7 +120,7 @@ def baselines(result: Result) -> Iterator[str]:
         )
 
 
-def sure(result: Result) -> Iterator[str]:
+def confidence(result: Result) -> Iterator[str]:
     """Yield what speaks for the front: confirmed on fresh seeds or not, and what that says."""
     found = confirmation(result)
     if found is None:
@@ -170,7 +147,10 @@ def searched(result: Result) -> Iterator[tuple[str, str]]:
         images = f"{task['train_images']:,} training and {task['val_images']:,} validation images"
         yield "data", f"{name}: {images}, {task['classes']:,} classes"
     for path, distribution in result.space.space.items():
-        yield path, _describe(distribution)
+        step = "" if distribution.step in (None, 1) else f" in steps of {setting(distribution.step)}"
+        log = ", logarithmic" if distribution.log else ""
+        bounds = f"{setting(distribution.low)} to {setting(distribution.high)}{step}{log}"
+        yield path, ", ".join(map(setting, distribution.values)) if distribution.values else bounds
     directions = {"max": "as high as possible", "min": "as low as possible"}
     yield (
         "objectives",
@@ -185,29 +165,21 @@ def searched(result: Result) -> Iterator[tuple[str, str]]:
         yield "versions", ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
-def _describe(distribution: Distribution) -> str:
-    if distribution.values:
-        return ", ".join(setting(value) for value in distribution.values)
-    step = "" if distribution.step in (None, 1) else f" in steps of {setting(distribution.step)}"
-    log = ", logarithmic" if distribution.log else ""
-    return f"{setting(distribution.low)} to {setting(distribution.high)}{step}{log}"
-
-
 def cost(result: Result, status: RunStatus) -> Iterator[tuple[str, str]]:
     """Yield (name, value) of trials, epochs, seconds and disk."""
     counts = {state: count for state, count in result.counts().items() if count}
     yield "trials", ", ".join(f"{count:,} {state}" for state, count in counts.items()) or "none has started"
-    account = result.account()
+    account = status.account
     if account.epochs_asked:
         spared = account.epochs_asked - account.epochs_trained - account.epochs_reused
         ended_early = f", {spared:,} spared by ending trials early" if spared else ""
         yield (
             "epochs",
-            f"{account.epochs_asked:,} asked for, {account.epochs_trained:,} trained, {account.epochs_reused:,} reused "
+            f"{account.epochs_asked:,} requested, {account.epochs_trained:,} trained, {account.epochs_reused:,} reused "
             f"from the stage tree{ended_early}",
         )
         seconds = [find_metric("x_s").text(value) for value in (account.asked_s, account.trained_s, account.reused_s)]
-        yield "training steps", "{} asked for, {} trained, {} reused".format(*seconds)
+        yield "training steps", "{} requested, {} trained, {} reused".format(*seconds)
         yield "waiting", f"{find_metric('x_s').text(account.waited_s)} of slots that waited for a stage"
     if status.stages_mb:
         yield "disk", f"{status.stages:,} training states, {status.stages_mb:,.0f} MB"
@@ -220,7 +192,7 @@ def measured(result: Result) -> Iterator[str]:
     if "train_latency_s" in result.objectives:
         yield (
             "Training time is what a recipe's training steps take from scratch on a device of their own: the seconds "
-            "of a step are measured in short windows in which the trials beside it hold still. Epochs that another "
+            "of a step are measured in short windows in which the trials alongside it hold still. Epochs that another "
             "trial had trained cost this search nothing, and count here in full."
         )
     yield (

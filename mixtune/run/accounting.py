@@ -1,13 +1,12 @@
-"""What a search's trials asked for, and what of it had to be trained: epochs and device-seconds."""
+"""What a search's trials requested, and what of it had to be trained: epochs and device-seconds."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mixtune.metrics import significant
+from mixtune.metrics import metric_value, significant
 from mixtune.run.ledger import ENDED, TrialRecord
 
 
@@ -31,38 +30,30 @@ class Account:
 
     def __str__(self) -> str:
         """Return one line for people."""
+        sums = ((self.epochs_trained, self.epochs_asked), (self.trained_s, self.asked_s))
+        epochs, seconds = (f"{100 * trained / asked:.0f} %" if asked > 0 else "-" for trained, asked in sums)
         return (
-            f"epochs: {self.epochs_asked:,} asked for, {self.epochs_trained:,} trained ({self._share('epochs')}), "
-            f"{self.epochs_reused:,} reused; seconds of training steps: {significant(self.asked_s)} asked for, "
-            f"{significant(self.trained_s)} trained ({self._share('seconds')}); "
+            f"epochs: {self.epochs_asked:,} requested, {self.epochs_trained:,} trained ({epochs}), "
+            f"{self.epochs_reused:,} reused; seconds of training steps: {significant(self.asked_s)} requested, "
+            f"{significant(self.trained_s)} trained ({seconds}); "
             f"slots waited {significant(self.waited_s)} s for a stage"
         )
-
-    def _share(self, of: str) -> str:
-        trained, asked = (self.epochs_trained, self.epochs_asked) if of == "epochs" else (self.trained_s, self.asked_s)
-        return f"{100 * trained / asked:.0f} %" if asked > 0 else "-"
 
 
 def account(records: Iterable[TrialRecord], waited_s: float = 0.0) -> Account:
     """Return the sums over the records that have ended with an epoch behind them."""
     metrics = [record.metrics for record in records if record.state in ENDED and record.metrics.get("epochs_asked")]
-    trained = [trained_seconds(m) for m in metrics]
     return Account(
         epochs_asked=sum(m["epochs_asked"] for m in metrics),
         epochs_trained=sum(m["epochs_trained"] for m in metrics),
         epochs_reused=sum(m["epochs_reused"] for m in metrics),
-        asked_s=sum(_number(m, "forecast_latency_s") for m in metrics),
-        trained_s=sum(trained),
-        reused_s=sum(_number(m, "latency_reused_s") for m in metrics),
+        asked_s=sum(metric_value(m, "forecast_latency_s") for m in metrics),
+        trained_s=sum(map(trained_seconds, metrics)),
+        reused_s=sum(metric_value(m, "latency_reused_s") for m in metrics),
         waited_s=waited_s,
     )
 
 
 def trained_seconds(metrics: Mapping[str, Any]) -> float:
     """Return the metered seconds of training steps that a trial took itself; NaN where it was not timed."""
-    return _number(metrics, "train_latency_s") - _number(metrics, "latency_reused_s")
-
-
-def _number(metrics: Mapping[str, Any], name: str) -> float:
-    value = metrics.get(name)
-    return math.nan if value is None else float(value)
+    return metric_value(metrics, "train_latency_s") - metric_value(metrics, "latency_reused_s")

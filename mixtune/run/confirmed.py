@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,18 +56,18 @@ _COLUMNS = [
 
 @dataclass(frozen=True, eq=False)
 class Confirmation:
-    """What a run's trainings on fresh seeds say; ``confirmation`` makes one.
+    """What training runs on fresh seeds say of a run; ``confirmation`` makes one.
 
-    frame: a row for each member of the present front and each baseline that has such trainings, in the front's order,
-    the baselines last. Columns: trial; method (a baseline's, else None); seeds and diverged, trainings and how many of
-    them diverged; test_accuracy, its mean over the others; test_accuracy_std, the sample's deviation over seeds, NaN
-    for one; test_accuracy_se, the mean's standard error (see mixtune.run.estimates); test_sampling_se, the
-    binomial standard error of one training's accuracy on that many test images, common to all rows; train_latency_s,
-    train_latency_std_s and train_latency_se_s, the same in seconds; test_balanced_accuracy and the like, with _std and
-    _se, where an objective or a constraint is of their kind; every other objective and search_*, as the search
-    found them; p_front; fell_off, whether another row's means dominate this one's or they break a constraint, or all
-    its trainings diverged.
-    notes: what a reader needs beside the numbers, a line each. device: what the trainings ran on, None without any.
+    frame: a row for each member of the present front and each baseline that has such training runs, in the front's
+    order, the baselines last. Columns: trial; method (a baseline's, else None); seeds and diverged, training runs and
+    how many of them diverged; test_accuracy, its mean over the others; test_accuracy_std, the sample's standard
+    standard deviation over seeds, NaN for one; test_accuracy_se, the mean's standard error (see mixtune.run.estimates);
+    test_sampling_se, the binomial standard error of one training run's accuracy on that many test images, common to all
+    rows; train_latency_s, train_latency_std_s and train_latency_se_s, the same in seconds; test_balanced_accuracy and
+    the like, with _std and _se, where an objective or a constraint is of their kind; every other objective and
+    search_*, as the search found them; p_front; fell_off, whether another row's means dominate this one's or they break
+    a constraint, or all its training runs diverged.
+    notes: what a reader needs alongside the numbers, a line each. device: what they trained on, None without any.
     """
 
     result: Result
@@ -82,7 +82,21 @@ class Confirmation:
 
     def table(self) -> Table:
         """Return the frame for a terminal, means with standard errors; under a line the baselines."""
-        return _table(self)
+        frame = self.frame
+        extra = [name for name in self.objectives if name not in ("test_accuracy", "train_latency_s")]
+        counts = [str(count) for count in sorted({*frame["seeds"]})] or ["no"]
+        seeds = " to ".join(dict.fromkeys([counts[0], counts[-1]]))
+        names = ("test_accuracy", "train_latency_s", *extra)
+        titles = [find_metric(name).title.replace(" ", "\n", 1) for name in names]
+        rows = frame.to_dict("records")
+        is_baseline = [row["method"] is not None for row in rows]
+        return terminal_table(
+            ["trial", *titles, "search:\naccuracy", "search:\ntime", "on the\nfront"],
+            [_cells(row, extra) for row in rows],
+            title=f"the front on {seeds} fresh {'seed' if counts == ['1'] else 'seeds'}: mean ± standard error",
+            styles={i: "dim" for i, row in enumerate(rows) if row["fell_off"] or is_baseline[i]},
+            rules={is_baseline.index(True)} if any(is_baseline) else (),
+        )
 
     def to_csv(self) -> str:
         """Return the frame as CSV with a header, in full precision."""
@@ -100,9 +114,9 @@ class Confirmation:
 
 
 def confirmation(result: Result) -> Confirmation | None:
-    """Return what trainings on fresh seeds say of a run's front and its baselines, None where there are none.
+    """Return what training runs on fresh seeds say of a run's front and its baselines, None where there are none.
 
-    Of a trial's trainings with one seed the latest counts, and only those of the latest one's device.
+    Of a trial's training runs with one seed the latest counts, and only those of the latest one's device.
     """
     return _confirmation(result, len(result.state.confirmed)) if result.state.confirmed else None
 
@@ -112,11 +126,10 @@ def _confirmation(result: Result, count: int) -> Confirmation:
     events = result.state.confirmed
     counted = counted_trainings(events)
     device = _device(next(reversed(counted.values()))) if counted else None
-    asked = members_and_baselines(result)
     by_trial: dict[str, list[Event]] = {}
     for (trial, _), event in counted.items():
         by_trial.setdefault(trial, []).append(event)
-    kept = [record for record in asked if record.trial in by_trial]
+    kept = [record for record in members_and_baselines(result) if record.trial in by_trial]
     trainings = [by_trial[record.trial] for record in kept]
     named = dict.fromkeys(_column(name) for name in (*result.objectives, *result.constraints))
     tested = ["test_accuracy", *(name for name in named if name.startswith("test_") and name != "test_accuracy")]
@@ -128,7 +141,7 @@ def _confirmation(result: Result, count: int) -> Confirmation:
         *_front_notes(frame),
         *_constraint_notes(frame, result),
         *_spread_notes(frame, accuracies, latencies),
-        *_missing_notes(frame, asked),
+        *_missing_notes(frame, members_and_baselines(result)),
         *_device_notes(events, counted, device, kept),
     ]
     return Confirmation(result, frame, tuple(notes), device)
@@ -205,74 +218,64 @@ def _estimate_score(trainings: Sequence[Sequence[Event]], name: str) -> Estimate
 
 
 def _sampling_errors(trainings: Sequence[Sequence[Event]], name: str) -> Floats:
-    """Return each row's mean standard error of one training's figure on that many images, (rows,)."""
+    """Return each row's mean standard error of one training run's figure on that many images, (rows,)."""
     return np.array([mean_of(_finished(own, f"{name}_se")) for own in trainings])
 
 
-def _front_notes(frame: pd.DataFrame) -> list[str]:
-    notes = []
-    if fallen := _ids(frame[frame["fell_off"] & frame["method"].isna()]):
+def _front_notes(frame: pd.DataFrame) -> Iterator[str]:
+    if fallen := list(frame["trial"][frame["fell_off"] & frame["method"].isna()]):
         members = int(frame["method"].isna().sum())
-        notes.append(f"{len(fallen)} of {members} members fell off the front: {', '.join(fallen)}")
+        yield f"{len(fallen)} of {members} members fell off the front: {', '.join(fallen)}"
     if total := int(frame["diverged"].sum()):
         rows = frame[frame["diverged"] > 0]
-        each = (f"{t} {d} of {n}" for t, d, n in zip(_ids(rows), rows["diverged"], rows["seeds"], strict=True))
-        notes.append(
-            f"{total} of {frame['seeds'].sum()} trainings diverged ({', '.join(each)}): means are of the others, and "
-            "a diverged one counts as not on the front"
+        each = (f"{t} {d} of {n}" for t, d, n in zip(rows["trial"], rows["diverged"], rows["seeds"], strict=True))
+        yield (
+            f"{total} of {frame['seeds'].sum()} training runs diverged ({', '.join(each)}): means are of the others, "
+            "and a diverged one counts as not on the front"
         )
-    return notes
 
 
-def _constraint_notes(frame: pd.DataFrame, result: Result) -> list[str]:
-    notes = []
+def _constraint_notes(frame: pd.DataFrame, result: Result) -> Iterator[str]:
     for metric, constraint in result.constraints.items():
         name = _column(metric)
         if name not in frame:  # no seed changes it, so members keep it
             continue
         members = frame[frame["method"].isna() & frame[name].notna()]
-        broken = [t for t, mean in zip(_ids(members), members[name], strict=True) if not constraint.holds(mean)]
+        broken = [t for t, mean in zip(members["trial"], members[name], strict=True) if not constraint.holds(mean)]
         if broken:
-            notes.append(f"{name} {constraint.to_yaml()} does not hold on fresh seeds: {', '.join(broken)}")
-    return notes
+            yield f"{name} {constraint.to_yaml()} does not hold on fresh seeds: {', '.join(broken)}"
 
 
-def _spread_notes(frame: pd.DataFrame, accuracies: Estimate, latencies: Estimate) -> list[str]:
-    """Return what ± is, and what is not in it."""
-    sampling = frame["test_sampling_se"].mean()
-    if frame.empty or math.isnan(sampling):
-        return []
-    points = 100 * sampling
+def _spread_notes(frame: pd.DataFrame, accuracies: Estimate, latencies: Estimate) -> Iterator[str]:
+    """Yield what ± is, and what is not in it."""
+    points = 100 * frame["test_sampling_se"].mean()
+    if math.isnan(points):
+        return
     if not accuracies.pooled_degrees:
-        return [
+        yield (
             f"one seed has no spread: ± is the binomial standard error of the test images, {points:.1f} points, and "
             "training times are taken as exact; more --seeds tell more"
-        ]
-    notes = [
-        f"all rows share the test images: their common sampling error, {points:.1f} points, is not in the spread",
-    ]
-    if (frame["seeds"] - frame["diverged"]).min() < FEW_SEEDS:
-        notes.insert(
-            0,
-            f"± is the standard error over seeds, from deviations pooled over the rows: {100 * accuracies.pooled:.2g} "
-            f"points of accuracy, {100 * latencies.pooled:.2g} % of the training time "
-            f"({accuracies.pooled_degrees} degree{'s' * (accuracies.pooled_degrees > 1)} of freedom)",
         )
-    return notes
+        return
+    if (frame["seeds"] - frame["diverged"]).min() < FEW_SEEDS:
+        yield (
+            "± is the standard error over seeds, from standard deviations pooled over the rows: "
+            f"{100 * accuracies.pooled:.2g} points of accuracy, {100 * latencies.pooled:.2g} % of the training time "
+            f"({accuracies.pooled_degrees} degree{'s' * (accuracies.pooled_degrees > 1)} of freedom)"
+        )
+    yield f"all rows share the test images: their common sampling error, {points:.1f} points, is not in the spread"
 
 
-def _missing_notes(frame: pd.DataFrame, asked: Sequence[TrialRecord]) -> list[str]:
+def _missing_notes(frame: pd.DataFrame, asked: Sequence[TrialRecord]) -> Iterator[str]:
     if frame.empty:
-        return []
-    notes = []
+        return
     if missing := [record.trial for record in asked if record.trial not in set(frame["trial"])]:
-        notes.append(f"not confirmed yet, so not compared with: {', '.join(missing)}")
+        yield f"not confirmed yet, so not compared with: {', '.join(missing)}"
     most = frame["seeds"].max()
     fewer = frame[frame["seeds"] < most]
     if len(fewer):
-        each = (f"{trial} {seeds}" for trial, seeds in zip(_ids(fewer), fewer["seeds"], strict=True))
-        notes.append(f"not every seed is in: {', '.join(each)} of {most}")
-    return notes
+        each = (f"{trial} {seeds}" for trial, seeds in zip(fewer["trial"], fewer["seeds"], strict=True))
+        yield f"not every seed is in: {', '.join(each)} of {most}"
 
 
 def _device_notes(
@@ -280,53 +283,30 @@ def _device_notes(
     counted: Mapping[tuple[str, int], Event],
     device: str | None,
     records: Sequence[TrialRecord],
-) -> list[str]:
-    notes = []
+) -> Iterator[str]:
     others = Counter(_device(event) for event in events if _device(event) != device)
     if others:
         named = ", ".join(f"{count} on {other}" for other, count in others.items())
-        notes.append(f"of the trainings on {device} alone; left out: {named}")
+        yield f"of the training runs on {device} alone; left out: {named}"
     searched = {record.metrics.get("device") for record in records} - {None, device}
     if counted and searched:
-        notes.append(f"confirmed on {device}; the search's seconds are of {', '.join(sorted(map(str, searched)))}")
-    return notes
-
-
-def _table(confirmed: Confirmation) -> Table:
-    frame = confirmed.frame
-    extra = [name for name in confirmed.objectives if name not in ("test_accuracy", "train_latency_s")]
-    counts = [str(count) for count in sorted({*frame["seeds"]})] or ["no"]
-    seeds = " to ".join(dict.fromkeys([counts[0], counts[-1]]))
-    titles = [find_metric(name).title.replace(" ", "\n", 1) for name in ("test_accuracy", "train_latency_s", *extra)]
-    rows = frame.to_dict("records")
-    is_baseline = [row["method"] is not None for row in rows]
-    return terminal_table(
-        ["trial", *titles, "search:\naccuracy", "search:\ntime", "on the\nfront"],
-        [_cells(row, extra) for row in rows],
-        title=f"the front on {seeds} fresh {'seed' if counts == ['1'] else 'seeds'}: mean ± standard error",
-        styles={i: "dim" for i, row in enumerate(rows) if row["fell_off"] or is_baseline[i]},
-        rules={is_baseline.index(True)} if any(is_baseline) else (),
-    )
+        yield f"confirmed on {device}; the search's seconds are of {', '.join(sorted(map(str, searched)))}"
 
 
 def _cells(row: Mapping[Any, Any], extra: Sequence[str]) -> list[str]:
     name = str(row["trial"]) if row["method"] is None else f"{row['method']} (baseline)"
+    mean, error = row["train_latency_s"], row["train_latency_se_s"]
+    exact = not (math.isfinite(mean) and error > 0)  # a time that has no spread stands alone
+    seconds = find_metric("train_latency_s").text(mean) if exact else f"{significant(mean)} ± {significant(error, 1)} s"
     return [
         f"{name} (fell off)" if row["fell_off"] and row["method"] is None else name,
         find_metric("test_accuracy").text(row["test_accuracy"], row["test_accuracy_se"]),
-        _seconds(row["train_latency_s"], row["train_latency_se_s"]),
+        seconds,
         *(find_metric(objective).text(row[objective], row.get(f"{objective}_se")) for objective in extra),
         find_metric("val_accuracy").text(row["search_val_accuracy"], row["search_val_accuracy_se"]),
         find_metric("train_latency_s").text(row["search_train_latency_s"]),
         f"{100 * row['p_front']:.0f} %",
     ]
-
-
-def _seconds(mean: float, error: float) -> str:
-    """Return "12.3 ± 0.04 s"; a time that has no spread stands alone."""
-    if not (math.isfinite(mean) and error > 0):
-        return find_metric("train_latency_s").text(mean)
-    return f"{significant(mean)} ± {significant(error, 1)} s"
 
 
 def _column(objective: str) -> str:
@@ -343,14 +323,10 @@ def _has_diverged(event: Event) -> bool:
 
 
 def _finished(trainings: Iterable[Event], metric: str) -> Floats:
-    """Return a metric of the trainings that did not diverge, (trainings,), NaN where it was not measured."""
+    """Return a metric of the training runs that did not diverge, (runs,), NaN where it was not measured."""
     return np.array([event["metrics"].get(metric) for event in trainings if not _has_diverged(event)], dtype=float)
 
 
 def _searched(records: Sequence[TrialRecord], name: str) -> Floats:
     """Return what the search found of a metric, (rows,), NaN where it did not."""
     return np.array([record.metrics.get(name) for record in records], dtype=float)
-
-
-def _ids(frame: pd.DataFrame) -> list[str]:
-    return [str(trial) for trial in frame["trial"]]

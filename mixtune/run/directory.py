@@ -34,7 +34,7 @@ class RunFacts:
 
 
 class RunDirectory:
-    """A run's folder. Its files are read when they are first asked for, once."""
+    """A run's folder. Its files are read when they are first requested, once."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)

@@ -1,16 +1,17 @@
 """How certain means over a few seeds are, and how probably a row is on the true front.
 
-A row's mean over n seeds is uncertain by its standard error, deviation / sqrt(n). The deviation is pooled over all
-rows with fewer than ``FEW_SEEDS`` trainings: of accuracies the squared differences to each row's own mean, summed and
-divided by the sum of all n - 1, which are its degrees of freedom; of seconds the same in shares of each row's mean,
-because a long training varies by more seconds than a short one. A row with more trainings has its own deviation.
+A row's mean over n seeds is uncertain by its standard error, the standard deviation / sqrt(n). That standard deviation
+is pooled over all rows with fewer than ``FEW_SEEDS`` training runs: of accuracies the squared differences to each row's
+own mean, summed and divided by the sum of all n - 1, which are its degrees of freedom; of seconds the same in shares of
+each row's mean, because a long training varies by more seconds than a short one. A row with more training runs has its
+own standard deviation.
 
 ``p_front`` comes from ``DRAWS`` draws with a fixed seed. In each, every mean is moved by its standard error times a
-draw of Student's t with the deviation's degrees of freedom (the rows that share a deviation share its chi-square),
-other objectives stay as the search found them, and rows take part with the share of their seeds that did not diverge,
-where they keep the search's constraints. ``p_front`` is how often a row takes part and no other dominates it. Rows are
-drawn independently of each other: that they have their seeds in common makes differences more certain than this
-assumes, if anything.
+draw of Student's t with the standard deviation's degrees of freedom (the rows that share a standard deviation share its
+chi-square), other objectives stay as the search found them, and rows take part with the share of their seeds that did
+not diverge, where they keep the search's constraints. ``p_front`` is how often a row takes part and no other dominates
+it. Rows are drawn independently of each other: that they have their seeds in common makes differences more certain than
+this assumes, if anything.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from mixtune.space.constraints import Constraint
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
-FEW_SEEDS = 10  # below, a row's own deviation is too uncertain: by a quarter with 9
+FEW_SEEDS = 10  # below, a row's own standard deviation is too uncertain: by a quarter with 9
 DRAWS = 10_000
 
 
@@ -36,9 +37,10 @@ DRAWS = 10_000
 class Estimate:
     """Rows' means and how certain they are, each (rows,).
 
-    means: NaN where all diverged; deviations: each row's own, NaN below two trainings; errors: of the means; degrees:
-    of freedom of the rows with a deviation of their own, NaN for those that share the pooled one, whose are
-    ``pooled_degrees``, 0 where there is no spread at all; pooled: that deviation, a share of the mean for seconds.
+    means: NaN where all diverged; standard deviations: each row's own, NaN below two training runs; errors: of the
+    means; degrees: of freedom of the rows with a standard deviation of their own, NaN for those that share the pooled
+    one, whose are ``pooled_degrees``, 0 where there is no spread at all; pooled: that standard deviation, a share of
+    the mean for seconds.
     """
 
     means: Floats
@@ -57,7 +59,7 @@ class Estimate:
 
 
 def estimate(samples: Sequence[Floats], relative: bool) -> Estimate:
-    """Return what trainings of each row say of its mean; ``relative``: deviations grow with the mean."""
+    """Return what training runs of each row say of its mean; ``relative``: standard deviations grow with the mean."""
     counts = np.array([len(sample) for sample in samples], dtype=float)
     means = np.array([mean_of(sample) for sample in samples])
     deviations = np.array([sample.std(ddof=1) if len(sample) > 1 else math.nan for sample in samples])

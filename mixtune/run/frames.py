@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -22,13 +22,16 @@ def trial_frame(
     """
     records = list(records)
     objectives = list(objectives)
-    rows = [_row(record) for record in records]
+    rows: list[dict[str, Any]] = []
+    for record in records:
+        fields = {"trial": record.trial, "state": record.state, "reason": record.reason}
+        fields |= {} if record.baseline is None else {"method": record.baseline}
+        rows.append({**record.metrics, "wall_s": record.wall_s, **record.params, **fields})
     asked = dict.fromkeys([*parameters, *(name for record in records for name in record.params)])
-    fixed = dict.fromkeys([*named, *asked, *objectives])
-    others = [name for row in rows for name in row]
     last = last_columns()
-    columns = [name for name in dict.fromkeys([*fixed, *others]) if name not in last] + last
-    frame = pd.DataFrame([{**{name: None for name in columns}, **row} for row in rows], columns=columns)
+    found = dict.fromkeys([*named, *asked, *objectives, *(name for row in rows for name in row)])
+    columns = [name for name in found if name not in last] + last
+    frame = pd.DataFrame([dict.fromkeys(columns) | row for row in rows], columns=columns)
     for name in (*objectives, *last):
         frame[name] = pd.to_numeric(frame[name], errors="coerce")
     return frame.astype(dict.fromkeys(objectives, float))
@@ -43,10 +46,3 @@ def plain(value: Any) -> Any:
     """Return a table's cell as plain Python for JSON: numpy's types unwrapped, None for a missing number."""
     value = value.item() if hasattr(value, "item") else value
     return None if isinstance(value, float) and value != value else value
-
-
-def _row(record: TrialRecord) -> Mapping[str, Any]:
-    fields = {"trial": record.trial, "state": record.state, "reason": record.reason}
-    if record.baseline is not None:
-        fields["method"] = record.baseline
-    return {**record.metrics, "wall_s": record.wall_s, **record.params, **fields}

@@ -27,15 +27,12 @@ def pareto_front(df: pd.DataFrame, objectives: Mapping[str, str]) -> pd.DataFram
     there is none by the first objective, descending. Raises RequestError for a column that is unknown or not
     numeric, a mode that is neither "max" nor "min", and no objectives.
     """
-    values = _objective_values(df, objectives)
-    finite = np.isfinite(values).all(axis=1)
-    rows = np.flatnonzero(finite)
-    kept = moocore.is_nondominated(values[finite], maximise=_maximise(objectives), keep_weakly=True)
-    rows, values = rows[kept], values[finite][kept]
+    values = costs(df, objectives)
+    rows = np.flatnonzero(np.isfinite(values).all(axis=1))
+    rows = rows[moocore.is_nondominated(values[rows], keep_weakly=True)]
     modes = list(objectives.values())
     by = modes.index("min") if "min" in modes else 0
-    best_first = values[:, by] if modes[by] == "min" else -values[:, by]
-    front: pd.DataFrame = df.iloc[rows[np.argsort(best_first, kind="stable")]]
+    front: pd.DataFrame = df.iloc[rows[np.argsort(values[rows, by], kind="stable")]]
     return front
 
 
@@ -45,14 +42,13 @@ def hypervolume(df: pd.DataFrame, objectives: Mapping[str, str], reference: Mapp
     A row that is not better than the reference in every objective adds nothing. Raises RequestError where the
     reference of an objective is missing or not finite, and as ``pareto_front`` does.
     """
-    values = _objective_values(df, objectives)
+    values = costs(df, objectives)
     for name in objectives:
         bound = reference.get(name)
         if bound is None or not math.isfinite(bound):
             raise RequestError(f"the hypervolume needs a finite reference for {name!r}, not {bound}")
-    bounds = [float(reference[name]) for name in objectives]
-    values = values[np.isfinite(values).all(axis=1)]
-    return float(moocore.hypervolume(values, ref=bounds, maximise=_maximise(objectives)))
+    bounds = [float(reference[name]) for name in objectives] * _signs(objectives)
+    return float(moocore.hypervolume(values[np.isfinite(values).all(axis=1)], ref=bounds))
 
 
 def knee(front: pd.DataFrame, objectives: Mapping[str, str]) -> Hashable | None:
@@ -71,14 +67,20 @@ def knee(front: pd.DataFrame, objectives: Mapping[str, str]) -> Hashable | None:
     front = pareto_front(front, objectives)
     if front.empty:
         return None
-    costs = _objective_values(front, objectives) * np.where(_maximise(objectives), -1.0, 1.0)
-    low, spread = costs.min(axis=0), np.ptp(costs, axis=0)
-    normal = (costs - low) / np.where(spread > 0, spread, 1.0)
+    values = costs(front, objectives)
+    low, spread = values.min(axis=0), np.ptp(values, axis=0)
+    normal = (values - low) / np.where(spread > 0, spread, 1.0)
     # Rounded, so that members of a straight front tie in spite of rounding errors.
     distance = np.maximum(0.0, 1.0 - normal.sum(axis=1)).round(12) / math.sqrt(len(objectives))
     order = np.lexsort((normal[:, 0], -distance))
     label: Hashable = front.index[order[0]]
     return label
+
+
+def costs(df: pd.DataFrame, objectives: Mapping[str, str]) -> Floats:
+    """Return the objectives' values, shape (rows, objectives), all to be small. Raises as ``pareto_front`` does."""
+    check_objectives(objectives)
+    return np.column_stack([numeric_column(df, name) for name in objectives]) * _signs(objectives)
 
 
 def check_objectives(objectives: Mapping[str, str]) -> None:
@@ -99,28 +101,15 @@ def numeric_column(df: pd.DataFrame, name: str) -> Floats:
     column = df[name]
     if isinstance(column, pd.DataFrame):
         raise RequestError(f"there is more than one column {name!r}")
-    if not _is_numeric(column):
+    is_number = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_complex_dtype(column)
+    present = () if is_number else column.dropna()
+    if pd.api.types.is_bool_dtype(column) or not all(isinstance(v, Real) and not isinstance(v, bool) for v in present):
         raise RequestError(f"column {name!r} is not numeric: its type is {column.dtype}")
     return np.asarray(column.to_numpy(dtype=float, na_value=np.nan), dtype=np.float64)
 
 
-def _is_numeric(column: pd.Series) -> bool:
-    if pd.api.types.is_bool_dtype(column) or pd.api.types.is_complex_dtype(column):
-        return False
-    if pd.api.types.is_numeric_dtype(column):
-        return True
-    present = column.dropna()
-    return all(isinstance(value, Real) and not isinstance(value, bool) for value in present)
-
-
-def _objective_values(df: pd.DataFrame, objectives: Mapping[str, str]) -> Floats:
-    """Return the objectives' values, shape (rows, objectives)."""
-    check_objectives(objectives)
-    return np.column_stack([numeric_column(df, name) for name in objectives])
-
-
-def _maximise(objectives: Mapping[str, str]) -> list[bool]:
-    return [mode == "max" for mode in objectives.values()]
+def _signs(objectives: Mapping[str, str]) -> Floats:
+    return np.array([-1.0 if mode == "max" else 1.0 for mode in objectives.values()])
 
 
 def _listed(names: Iterable[str], limit: int = 20) -> str:

@@ -42,7 +42,7 @@ class Ledger:
         """Write one line and return it, as a reader will see it, once it is on the disk.
 
         ``time`` (unix seconds) is added if not given.
-        Raises ValueError for a NaN or an infinity (see ``finite_or_none``) and TypeError for what is no JSON;
+        Raises ValueError for a NaN or an infinity (see ``finite_or_none``) and TypeError for what is not JSON;
         neither writes anything. After an OSError (a full disk) the next call first cuts off what was left.
         """
         line = json.dumps({"event": event, "time": time.time(), **fields}, allow_nan=False)

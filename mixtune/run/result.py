@@ -63,7 +63,7 @@ class Result:
 
     @cached_property
     def trials(self) -> pd.DataFrame:
-        """A row a trial, in the order in which they were asked for."""
+        """A row a trial, in the order in which they were requested."""
         trials = (record for record in self.records.values() if record.baseline is None)
         return trial_frame(trials, self.parameters, self.space.objectives, ["trial", "state", "reason"])
 
@@ -141,7 +141,7 @@ class Result:
         return front.hypervolume(self._feasible, self.objectives, reference)
 
     def account(self) -> Account:
-        """Return epochs and seconds that trials and baselines asked for, trained and reused."""
+        """Return epochs and seconds that trials and baselines requested, trained and reused."""
         return account(self.records.values(), self.state.waited_s)
 
     def knee(self) -> str | None:
@@ -173,13 +173,13 @@ class Result:
 
         ``metric`` is an objective, which says what is better. A bound is inclusive: a least value for a "max"
         objective, a largest value for a "min" objective and for any other metric. Equals are ordered by the
-        other objectives. Raises RequestError where ``metric`` is no objective, a bounded metric is unknown,
+        other objectives. Raises RequestError where ``metric`` is not an objective, a bounded metric is unknown,
         or no complete trial is left.
         """
         if metric not in self.objectives:
             hint = suggest(metric, self.objectives)
             known = ", ".join(self.objectives)
-            raise RequestError(f"best: {metric!r} is no objective of this run: they are {known}{hint}")
+            raise RequestError(f"best: {metric!r} is not an objective of this run: they are {known}{hint}")
         rows = self.feasible()
         rows = rows[np.isfinite(rows[metric])]
         if rows.empty:
@@ -201,17 +201,12 @@ class Result:
 
     def beaten_by_baselines(self) -> dict[str, int]:
         """Return how many front members each complete baseline dominates; baselines that beat none are left out."""
-        names = list(self.objectives)
-        beaten = {}
-        for _, baseline in self.complete_baselines.iterrows():
-            pairs = (
-                pd.DataFrame([baseline[names], member[names]], index=["baseline", "member"], dtype=float)
-                for _, member in self.pareto_front().iterrows()
-            )
-            count = sum("member" not in front.pareto_front(pair, self.objectives).index for pair in pairs)
-            if count:
-                beaten[str(baseline["method"])] = count
-        return beaten
+        members, baselines = (front.costs(rows, self.objectives) for rows in (self._front, self.complete_baselines))
+        found = {
+            str(method): int(((own <= members).all(axis=1) & (own < members).any(axis=1)).sum())
+            for method, own in zip(self.complete_baselines["method"], baselines, strict=True)
+        }
+        return {method: count for method, count in found.items() if count}
 
     def noise_warning(self) -> str | None:
         """Return one line where neighbours on the front differ by less than their standard error, else None.

@@ -1,4 +1,4 @@
-"""Rungs for several objectives: who goes on at a share of its training, by non-dominated sorting and crowding."""
+"""Rungs for several objectives: who continues at a share of its training, by non-dominated sorting and crowding."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ KEEP = 1 / 3  # of the trials that reach a rung
 
 
 class Rungs:
-    """What trials had reached at the same share of their training, and who was worth going on with.
+    """What trials had reached at the same share of their training, and who was worth continuing.
 
-    levels: the shares, in (0, 1); keep: the share of peers that go on; objectives: name -> "max" or "min". A rung with
-    fewer than ``1 / keep`` trials stops nobody.
+    levels: the shares, in (0, 1); keep: the share of peers that continue; objectives: name -> "max" or "min". A rung
+    with fewer than ``1 / keep`` trials stops nobody.
     """
 
     def __init__(self, levels: Sequence[float], keep: float, objectives: Mapping[str, str]) -> None:
@@ -27,10 +27,10 @@ class Rungs:
         self.reached: dict[float, dict[str, Floats]] = {level: {} for level in self.levels}
 
     def goes_on(self, trial: str, progress: float, metrics: Mapping[str, float | None]) -> bool:
-        """Note a trial's metrics at ``progress`` of its training, in [0, 1]; return whether it is worth going on with.
+        """Note a trial's metrics at ``progress`` of its training, in [0, 1]; return whether it is worth continuing.
 
-        A trial is judged once at each rung, at its first report there. One that no peer dominates always goes on. What
-        is not finite is worse than anything that is, and no peer to others.
+        A trial is judged once at each rung, at its first report there. One that no peer dominates always continues.
+        What is not finite is worse than anything that is, and no peer to others.
         """
         due = [level for level in self.levels if level <= progress and trial not in self.reached[level]]
         costs = self._costs(metrics)

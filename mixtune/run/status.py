@@ -6,24 +6,22 @@ import re
 import shlex
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from mixtune.metrics import duration, find_metric
-from mixtune.run.accounting import Account, account
+from mixtune.run.accounting import Account
 from mixtune.run.directory import RunDirectory
 from mixtune.run.frames import plain
 from mixtune.run.ledger import COUNTED, ENDED, TrialRecord
 from mixtune.run.result import Result
 from mixtune.space.space import SearchSpace
 
-Event = Mapping[str, Any]
 MORE_TRIALS = 20  # suggested for a finished search
 _IDS_SHOWN = 3
-_STATE_FILES = "*.state"
 
 
 @dataclass(frozen=True)
@@ -94,18 +92,24 @@ class RunStatus:
         by = f" ({self.holder})" if self.holder else ""
         lines = [f"{self.directory}: {self.state}{by}, {self.done} of {self.budget} trials done"]
         counts = {"trials": self.trials, "baselines": self.baselines}
-        for kind, found in counts.items():
-            if found:
-                lines.append(f"{kind}: {', '.join(f'{count} {state}' for state, count in found.items())}")
+        lines += [
+            f"{kind}: {', '.join(f'{count} {state}' for state, count in found.items())}"
+            for kind, found in counts.items()
+            if found
+        ]
         if self.front:
             lines.append(f"front: {_number(self.front, 'member')}")
         lines += [
             f"best {name}: {find_metric(name).text(best.value, best.error)} ({best.trial})"
             for name, best in self.best.items()
         ]
-        lines += [f"failed: {len(f.trials)} x {f.reason} ({_listed(f.trials)})" for f in self.failures]
+        for failure in self.failures:
+            trials = [*failure.trials[:_IDS_SHOWN], *(["..."] if len(failure.trials) > _IDS_SHOWN else [])]
+            lines.append(f"failed: {len(failure.trials)} x {failure.reason} ({', '.join(trials)})")
         if self.confirmed:
-            lines.append(f"confirmed: {_seeds(self.confirmed)}")
+            few, many = min(self.confirmed.values()), max(self.confirmed.values())
+            seeds = f"{few} to {many} seeds" if few < many else _number(many, "seed")
+            lines.append(f"confirmed: {_number(len(self.confirmed), 'trial')} with {seeds} each")
         if self.wall_s:
             training = duration(self.train_latency_s)
             lines.append(f"ended trials took {duration(self.wall_s)}; training time of their recipes: {training}")
@@ -128,6 +132,10 @@ def run_status(result: Result, holder: str | None) -> RunStatus:
     done = sum(counts.get(state, 0) for state in COUNTED)
     ended = [record for record in records if record.state in ENDED]
     stages, stages_mb = _measure_stages(RunDirectory(result.directory).stages)
+    seeds: dict[str, set[Any]] = {}  # one that was trained again counts once
+    for event in result.state.confirmed:
+        if event.get("trial") is not None:
+            seeds.setdefault(str(event["trial"]), set()).add(event.get("seed"))
     return RunStatus(
         directory=result.directory,
         state="running" if holder else "finished" if done >= budget and len(ended) == len(records) else "interrupted",
@@ -142,15 +150,15 @@ def run_status(result: Result, holder: str | None) -> RunStatus:
         last_event=result.state.last_time,
         wall_s=sum(record.wall_s or 0.0 for record in ended),
         train_latency_s=sum(r.metrics.get("train_latency_s") or 0.0 for r in ended),
-        account=account(ended, result.state.waited_s),
+        account=result.account(),
         stages=stages,
         stages_mb=stages_mb,
-        confirmed=_count_confirmed(result.state.confirmed),
+        confirmed={trial: len(known) for trial, known in seeds.items()},
     )
 
 
 def _more_trials(space: SearchSpace, budget: int) -> int | None:
-    """Return what the budget may be extended to, or None where a grid is asked for in full."""
+    """Return what the budget may be extended to, or None where a grid is requested in full."""
     size = space.grid_size() if space.search.sampler == "grid" else None
     if size is None:
         return budget + MORE_TRIALS
@@ -185,15 +193,6 @@ def _group_failures(records: Iterable[TrialRecord]) -> tuple[Failure, ...]:
     return tuple(sorted(failures, key=lambda failure: -len(failure.trials)))
 
 
-def _count_confirmed(events: Iterable[Event]) -> dict[str, int]:
-    """Return how many seeds each trial was confirmed with; one that was trained again counts once."""
-    seeds: dict[str, set[Any]] = {}
-    for event in events:
-        if event.get("trial") is not None:
-            seeds.setdefault(str(event["trial"]), set()).add(event.get("seed"))
-    return {trial: len(known) for trial, known in seeds.items()}
-
-
 def _measure_stages(folder: Path) -> tuple[int, float]:
     """Return how many states are stored, and the megabytes of all files; a search may remove some meanwhile."""
     total = 0
@@ -201,17 +200,7 @@ def _measure_stages(folder: Path) -> tuple[int, float]:
         for path in folder.iterdir():
             with suppress(FileNotFoundError):
                 total += path.stat().st_size
-    return sum(1 for _ in folder.glob(_STATE_FILES)), total / 1e6
-
-
-def _listed(trials: Sequence[str]) -> str:
-    return ", ".join(trials[:_IDS_SHOWN]) + (", ..." if len(trials) > _IDS_SHOWN else "")
-
-
-def _seeds(confirmed: Mapping[str, int]) -> str:
-    few, many = min(confirmed.values()), max(confirmed.values())
-    seeds = f"{few} to {many} seeds" if few < many else _number(many, "seed")
-    return f"{_number(len(confirmed), 'trial')} with {seeds} each"
+    return sum(1 for _ in folder.glob("*.state")), total / 1e6
 
 
 def _number(count: int, word: str) -> str:

@@ -143,7 +143,7 @@ def test_a_rehearsal_goes_through_every_phase_and_evaluates(make_recipe, monkeyp
         return evaluate(backbone, classifier, pool, precision)
 
     monkeypatch.setattr(memory, "train_step", watched_step)
-    monkeypatch.setattr(memory, "tally_answers", watched_evaluation)
+    monkeypatch.setattr(memory, "tally_predictions", watched_evaluation)
     recipe = make_recipe({"optim.batch_size": 64, "rho": 0.5})
     rehearse(recipe, load_training_data(recipe), CPU)
     assert seen == [(phase, 64) for phase in ("ssl", "ssl", "mix", "mix", "sl", "sl")] + [("evaluation", 144)]

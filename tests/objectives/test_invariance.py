@@ -318,7 +318,7 @@ def test_a_compression_that_cannot_be_is_refused():
             ".token_droput: unknown key; allowed are token_dropout, key_token_dropout, patch_size, "
             "key_patch_size, schedule, stages; did you mean 'token_dropout'?",
         ),
-        ({"token_dropout": 1.0}, ".token_dropout: should be below 1.0, got 1.0"),
+        ({"token_dropout": 1.0}, ".token_dropout: should be less than 1, got 1.0"),
         ({"patch_size": 0}, ".patch_size: should be at least 1, got 0"),
         (
             {"schedule": "automatic"},

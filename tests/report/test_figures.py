@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import importlib
 import json
 from collections.abc import Callable
@@ -36,32 +37,35 @@ def computed(name: str, result: Result) -> Any:
     return module_of(name).compute(result)
 
 
-@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("trials", [1, 60])
 @pytest.mark.parametrize("running", [False, True])
 def test_every_figure_is_drawn_of_one_trial_of_many_and_of_a_running_search(
-    write_run: MakeRun, tmp_path: Path, name: str, trials: int, running: bool
+    write_run: MakeRun, tmp_path: Path, trials: int, running: bool
 ) -> None:
     result = load(write_run(tmp_path / "run", trials, running))
-    data = computed(name, result)
-    figure = module_of(name).draw(data)
-    drawn = json.loads(figure.to_json())
-    assert data.heading.title in figure.layout.title.text
-    if data.heading.missing is None:
-        assert any(trace.get("x") is not None for trace in drawn["data"])
-        axes = [axis for key, axis in drawn["layout"].items() if key.startswith(("xaxis", "yaxis"))]
-        assert any((axis.get("title") or {}).get("text") for axis in axes)
-    else:
-        assert data.heading.missing in [note["text"] for note in drawn["layout"]["annotations"]]
-    if trials == 60:
-        assert data.heading.missing is None
+    for name in NAMES:
+        heading = computed(name, result).heading
+        figure = result.plot(name)
+        drawn = json.loads(figure.to_json())
+        assert heading.title in figure.layout.title.text, name
+        if heading.missing is None:
+            assert any(trace.get("x") is not None for trace in drawn["data"]), name
+            axes = [axis for key, axis in drawn["layout"].items() if key.startswith(("xaxis", "yaxis"))]
+            assert any((axis.get("title") or {}).get("text") for axis in axes), name
+        else:
+            assert heading.missing in [note["text"] for note in drawn["layout"]["annotations"]], name
+            assert trials == 1, name
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_figure_of_a_run_without_trials_says_why_it_is_empty(make_run: MakeRun, name: str) -> None:
-    result = load(make_run([]))
-    assert computed(name, result).heading.missing
-    assert result.plot(name).layout.annotations
+@pytest.mark.parametrize("objectives", [{"val_accuracy": "max"}, {"val_accuracy": "max", "train_latency_s": "min"}])
+def test_every_figure_of_a_run_without_trials_says_why_it_is_empty(
+    make_run: MakeRun, objectives: dict[str, str]
+) -> None:
+    result = load(make_run([], objectives=objectives))
+    for name in NAMES:
+        notes = [html.unescape(note.text) for note in result.plot(name).layout.annotations]
+        assert computed(name, result).heading.missing in notes, name
+    assert computed("pareto", result).heading.missing == "no trial is complete yet"
 
 
 def test_every_figure_works_with_five_thousand_trials_and_shows_no_more_than_can_be_read(
@@ -70,25 +74,23 @@ def test_every_figure_works_with_five_thousand_trials_and_shows_no_more_than_can
     result = load(write_run(tmp_path / "run", 5000))
     figures = {name: computed(name, result) for name in NAMES}
     assert not any(data.heading.missing for data in figures.values())
-    assert len(figures["phases"].bars) == module_of("phases").MOST_BARS
-    assert len(figures["stage_tree"].ends) == module_of("stage_tree").MOST_TRIALS
+    assert len(figures["phases"].bars) == module_of("phases").MAX_BARS
+    assert len(figures["stage_tree"].ends) == module_of("stage_tree").MAX_TRIALS
     curves = figures["learning_curves"]
     assert (len(curves.named), len(curves.others)) == (12, 100)
     assert "112 of 5,002 curves" in curves.heading.subtitle
 
 
-def test_an_unknown_figure_lists_the_known_ones(make_run: MakeRun) -> None:
+def test_an_unknown_figure_lists_the_known_ones_as_the_method_does(make_run: MakeRun) -> None:
     with pytest.raises(RequestError, match=r"unknown figure 'phase'.*alpha_rho, .*did you mean 'phases'"):
         load(make_run([])).plot("phase")
+    assert all(name in (Result.plot.__doc__ or "") for name in NAMES)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_result_names_every_figure(name: str) -> None:
-    assert name in (Result.plot.__doc__ or "")
-
-
-def test_hypervolume_grows_to_the_runs_own(searched: Result) -> None:
-    steps = computed("hypervolume", searched).steps
+def test_hypervolume_grows_to_the_runs_own_over_the_seconds_that_were_trained(searched: Result) -> None:
+    data = computed("hypervolume", searched)
+    steps = data.steps
+    assert data.end_s == pytest.approx(searched.account().trained_s)
     assert steps["hypervolume"].is_monotonic_increasing
     assert steps["device_s"].is_monotonic_increasing
     assert steps["hypervolume"].iloc[-1] == pytest.approx(searched.hypervolume())
@@ -99,13 +101,13 @@ def test_hypervolume_grows_to_the_runs_own(searched: Result) -> None:
     assert front.hypervolume(before, searched.objectives, reference) == pytest.approx(half["hypervolume"])
 
 
-def test_the_hypervolume_figure_ends_at_the_seconds_that_were_trained(searched: Result) -> None:
-    assert computed("hypervolume", searched).end_s == pytest.approx(searched.account().trained_s)
-
-
-def test_a_hypervolume_without_a_reference_point_says_so(make_run: MakeRun) -> None:
-    data = computed("hypervolume", load(make_run([(0.9, 5.0)], reference=None)))
-    assert "no reference point" in data.heading.missing
+def test_a_hypervolume_without_a_reference_point_says_so_and_a_trial_without_an_objective_adds_none(
+    make_run: MakeRun,
+) -> None:
+    untimed = {"val_accuracy": 0.99, "train_latency_s": None}
+    assert "no reference point" in computed("hypervolume", load(make_run([(0.9, 5.0)], reference=None))).heading.missing
+    steps = computed("hypervolume", load(make_run([(0.9, 5.0), untimed], name="untimed"))).steps
+    assert list(steps["trial"]) == ["t0001"]
 
 
 def test_alpha_and_rho_have_a_panel_each_with_all_complete_trials(searched: Result) -> None:
@@ -153,7 +155,7 @@ def test_importance_finds_what_the_made_up_accuracies_and_seconds_come_from(sear
 def test_learning_curves_mark_where_phases_begin(searched: Result) -> None:
     data = computed("learning_curves", searched)
     curve = next(curve for curve in data.named if curve.name == "ssl_sl")
-    assert (curve.epochs, curve.borders) == (list(range(1, 31)), [10])
+    assert (curve.epochs, curve.boundaries) == (list(range(1, 31)), [10])
     assert curve.val_accuracy[:10] == [None] * 10
     assert curve.ssl_loss[9] == pytest.approx(0.4)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import json
 import re
-import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -111,13 +110,10 @@ def test_failures_are_grouped_by_their_reason(run: Path) -> None:
     assert "sl_loss is nan in epoch 1 2 t0101, t0102" in text_of(run)
 
 
-def test_a_front_that_is_not_confirmed_says_so_and_how_to(run: Path) -> None:
+def test_a_front_says_how_to_confirm_it_and_then_test_accuracies_and_who_fell_off(run: Path) -> None:
     text = text_of(run)
     assert "Not confirmed." in text
     assert f"mixtune confirm {run}" in text
-
-
-def test_a_confirmed_front_shows_test_accuracies_and_who_fell_off(run: Path) -> None:
     ledger = Ledger(run / "ledger.jsonl")
     for trial, accuracy, seconds in (("t0001", 0.5, 5.0), ("t0002", 0.6, 10.0), ("t0004", 0.4, 30.0)):
         for seed in (1, 2):
@@ -156,12 +152,4 @@ def test_what_users_named_is_escaped(make_run: MakeRun) -> None:
     data = re.search(r'<script type="application/json" id="data-pareto">(.*?)</script>', page, re.DOTALL)
     assert data
     assert "&lt;img" in json.dumps(json.loads(data[1]))
-
-
-def test_the_report_is_made_without_ray_torch_or_a_ledger_that_is_whole(run: Path, tmp_path: Path) -> None:
-    """A torn last line is what a crash leaves."""
-    copied = tmp_path / "copied"
-    shutil.copytree(run, copied)
-    with (copied / "ledger.jsonl").open("a") as file:
-        file.write('{"event": "asked", "tri')
-    assert "5 of 5 trials done" in text_of(copied)
+    assert load(directory).plot_pareto().layout.title.subtitle.text.startswith("a&lt;b&gt;&amp;c")

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
-import pytest
 from rich.console import Console
 
 from mixtune.metrics import find_metric, setting, significant
@@ -67,12 +66,10 @@ def test_many_parameters_share_a_column_and_the_table_stays_within_100_columns(m
     assert "[bold]" in text
 
 
-def test_an_empty_front_says_so(make_run: MakeRun) -> None:
+def test_an_empty_front_says_so_and_one_objective_marks_the_best(make_run: MakeRun) -> None:
     assert any("no trial is complete yet" in line for line in printed(load(make_run([]))))
-
-
-def test_one_objective_marks_the_best(make_run: MakeRun) -> None:
-    result = load(make_run([{"val_accuracy": 0.5}, {"val_accuracy": 0.7}], objectives={"val_accuracy": "max"}))
+    rows = [{"val_accuracy": 0.5}, {"val_accuracy": 0.7}]
+    result = load(make_run(rows, objectives={"val_accuracy": "max"}, name="one"))
     assert any("t0002 (best)" in line for line in printed(result))
 
 
@@ -83,50 +80,37 @@ def test_the_csv_keeps_full_precision(make_run: MakeRun) -> None:
     assert list(frame.columns) == list(result.trials.columns)
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
+def test_numbers_are_written_with_three_significant_digits_and_what_is_missing_as_a_dash_or_blank() -> None:
+    for value, text in (
         (0, "0"), (0.41234, "0.412"), (12.0, "12.0"), (9.999, "10.0"), (99.96, "100"), (123.4, "123"),
         (1234.5, "1230"), (1.5e15, "1.5e+15"), (-0.05, "-0.0500"), (2e-7, "2e-07"),
-    ],
-)  # fmt: skip
-def test_three_significant_digits(value: float, text: str) -> None:
-    assert significant(value) == text
-
-
-@pytest.mark.parametrize(
-    ("name", "title"),
-    [
-        ("val_accuracy", "validation accuracy (%)"),
-        ("val_balanced_accuracy", "balanced validation accuracy (%)"),
-        ("val_macro_f1", "validation macro F1 (%)"),
-        ("test_calibration_error", "test calibration error (%)"),
-        ("train_latency_s", "training time (s)"),
-        ("latency_ssl_s", "latency_ssl_s (s)"),
-        ("infer_latency_ms", "inference time (ms)"),
-        ("loss", "loss"),
-    ],
-)
-def test_axes_carry_their_units(name: str, title: str) -> None:
-    assert find_metric(name).axis_title == title
-
-
-def test_what_is_missing_is_a_dash_or_blank() -> None:
+    ):  # fmt: skip
+        assert significant(value) == text
     assert find_metric("val_accuracy").text(float("nan")) == "-"
-    assert setting(None) == ""
-    assert setting(True) == "True"
+    assert (setting(None), setting(True)) == ("", "True")
+
+
+def test_axes_carry_their_units() -> None:
+    for name, title in {
+        "val_accuracy": "validation accuracy (%)",
+        "val_balanced_accuracy": "balanced validation accuracy (%)",
+        "val_macro_f1": "validation macro F1 (%)",
+        "test_calibration_error": "test calibration error (%)",
+        "train_latency_s": "training time (s)",
+        "latency_ssl_s": "latency_ssl_s (s)",
+        "infer_latency_ms": "inference time (ms)",
+        "loss": "loss",
+    }.items():
+        assert find_metric(name).axis_title == title
 
 
 def test_baselines_that_beat_front_members_are_said_in_words(make_run: MakeRun) -> None:
     points = [(0.90, 10.0), (0.95, 20.0), (0.97, 30.0)]
-    faster_and_better = {"val_accuracy": 0.96, "train_latency_s": 9.0}
-    equal = {"val_accuracy": 0.97, "train_latency_s": 30.0}
-    slower = {"val_accuracy": 0.5, "train_latency_s": 31.0}
-    result = load(make_run(points, {"sl": faster_and_better, "ssl_sl": equal}))
+    found = {"sl": (0.96, 9.0), "ssl_sl": (0.97, 30.0), "slower": (0.5, 31.0)}  # better and faster, equal, neither
+    baselines = {name: {"val_accuracy": a, "train_latency_s": t} for name, (a, t) in found.items()}
+    result = load(make_run(points, baselines))
     assert result.beaten_by_baselines() == {"sl": 2}
     assert "the baseline sl dominates 2 of the 3 front members" in front_notes(result)
-    beaten = load(make_run(points, {"sl": slower}, name="other"))
-    assert beaten.beaten_by_baselines() == {}
 
 
 def test_knee_and_hypervolume_are_noted_with_the_reference_point(make_run: MakeRun) -> None:

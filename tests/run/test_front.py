@@ -59,31 +59,24 @@ def test_the_hypervolume_is_the_count_of_dominated_cells() -> None:
         assert hypervolume(frame, objectives, reference) == pytest.approx(cells), (modes, seed)
 
 
-def test_all_columns_and_labels_are_kept_and_rows_go_by_the_first_min_objective() -> None:
+def test_columns_and_labels_are_kept_and_rows_go_by_the_first_min_objective_or_the_first() -> None:
     frame = pd.DataFrame({"id": list("abcd"), "acc": [3, 1, 2, 0], "time": [30, 10, 20, 25]}, index=[7, 5, 3, 1])
     front = pareto_front(frame, TWO)
     assert list(front["id"]) == ["b", "c", "a"]
     assert list(front.index) == [5, 3, 7]
     assert list(front.columns) == ["id", "acc", "time"]
+    no_min = pd.DataFrame({"a": [1, 3, 2], "b": [3, 1, 2]})
+    assert list(pareto_front(no_min, {"a": "max", "b": "max"})["a"]) == [3, 2, 1]
+    equal = pd.DataFrame({"acc": [1, 1, 0], "time": [2, 2, 2]})
+    assert list(pareto_front(equal, TWO).index) == [0, 1]
 
 
-def test_without_a_min_objective_rows_go_by_the_first_objective_best_first() -> None:
-    frame = pd.DataFrame({"a": [1, 3, 2], "b": [3, 1, 2]})
-    assert list(pareto_front(frame, {"a": "max", "b": "max"})["a"]) == [3, 2, 1]
-
-
-def test_rows_with_equal_objectives_are_all_kept() -> None:
-    frame = pd.DataFrame({"acc": [1, 1, 0], "time": [2, 2, 2]})
-    assert list(pareto_front(frame, TWO).index) == [0, 1]
-
-
-def test_rows_that_are_not_finite_take_no_part() -> None:
+def test_rows_that_are_not_finite_take_no_part_and_those_beyond_the_reference_add_nothing() -> None:
     frame = pd.DataFrame({"acc": [0.5, np.nan, np.inf, 0.9], "time": [2.0, 1.0, 1.0, -np.inf]})
     assert list(pareto_front(frame, TWO).index) == [0]
     assert hypervolume(frame, TWO, {"acc": 0.0, "time": 4.0}) == pytest.approx(1.0)
-
-
-def test_columns_with_none_or_pandas_own_missing_values_are_read() -> None:
+    frame = pd.DataFrame({"acc": [0.5, 0.05, 0.9], "time": [10.0, 1.0, 60.0]})
+    assert hypervolume(frame, TWO, {"acc": 0.1, "time": 60.0}) == pytest.approx(0.4 * 50)
     for acc in (pd.Series([0.5, None], dtype=object), pd.Series([0.5, None], dtype="Float64")):
         assert list(pareto_front(pd.DataFrame({"acc": acc, "time": [1, 0]}), TWO).index) == [0], acc.dtype
 
@@ -95,12 +88,7 @@ def test_an_empty_table_has_an_empty_front_with_its_columns() -> None:
     assert knee(frame, TWO) is None
 
 
-def test_points_not_better_than_the_reference_add_nothing() -> None:
-    frame = pd.DataFrame({"acc": [0.5, 0.05, 0.9], "time": [10.0, 1.0, 60.0]})
-    assert hypervolume(frame, TWO, {"acc": 0.1, "time": 60.0}) == pytest.approx(0.4 * 50)
-
-
-def test_a_wrong_objective_is_told() -> None:
+def test_a_wrong_objective_or_reference_is_told() -> None:
     frame = pd.DataFrame({"id": ["a"], "acc": [1.0], "time": [1.0]})
     for objectives, message in (
         ({"accc": "max"}, "no column 'accc': columns are id, acc, time; did you mean 'acc'"),
@@ -113,10 +101,6 @@ def test_a_wrong_objective_is_told() -> None:
                 ask(frame, objectives)
     with pytest.raises(RequestError, match="column 'ok' is not numeric"):
         pareto_front(frame.assign(ok=[True]), {"ok": "max"})
-
-
-def test_a_hypervolume_without_a_whole_reference_is_refused() -> None:
-    frame = pd.DataFrame({"acc": [1.0], "time": [1.0]})
     for reference in ({"acc": 0.1}, {"acc": 0.1, "time": float("inf")}):
         with pytest.raises(RequestError, match="finite reference for 'time'"):
             hypervolume(frame, TWO, reference)
@@ -142,11 +126,8 @@ def test_where_nothing_bulges_the_knee_is_the_best_in_the_first_objective() -> N
         assert knee(frame, {"time": "min", "acc": "max"}) == 0, acc
 
 
-def test_the_knee_of_three_objectives_is_nearest_to_the_ideal_corner() -> None:
+def test_the_knee_of_three_objectives_is_nearest_to_the_ideal_corner_and_of_one_its_best() -> None:
     corners = [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)]
     frame = pd.DataFrame([*corners, (0.3, 0.3, 0.3), (0.2, 0.2, 0.25)], columns=["a", "b", "c"])
     assert knee(frame, {"a": "min", "b": "min", "c": "min"}) == 4
-
-
-def test_the_knee_of_one_objective_is_its_best() -> None:
     assert knee(pd.DataFrame({"acc": [1, 3, 2]}), {"acc": "max"}) == 1

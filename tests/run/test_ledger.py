@@ -17,22 +17,15 @@ def event(kind: str, trial: str = "t0001", **fields: Any) -> dict[str, Any]:
     return {"event": kind, "time": 1.0, "trial": trial, **fields}
 
 
-def test_what_is_appended_is_read_back_in_order(tmp_path: Path) -> None:
+def test_what_is_appended_is_returned_as_readers_will_see_it_in_order(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.jsonl")
-    ledger.append("asked", trial="t0001", params={"alpha": 0.5, "note": "ümläut\nnewline"})
-    ledger.append("started", trial="t0001", time=12.5)
-    first, second = read_ledger(tmp_path / "ledger.jsonl")
-    assert first["params"] == {"alpha": 0.5, "note": "ümläut\nnewline"}
-    assert first["time"] > 1e9
-    assert second == {"event": "started", "time": 12.5, "trial": "t0001"}
-
-
-def test_append_returns_what_a_reader_will_see(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "ledger.jsonl")
-    metrics = {"val_accuracy": 0.5, "shape": (1, 2)}
-    written = ledger.append("epoch", trial="t0001", metrics=metrics)
-    metrics["val_accuracy"] = 0.9
-    assert read_ledger(ledger.path) == [written]
+    params = {"alpha": 0.5, "note": "ümläut\nnewline", "shape": (1, 2)}
+    written = [ledger.append("asked", trial="t0001", params=params), ledger.append("started", trial="t0001", time=12.5)]
+    params["alpha"] = 0.9
+    assert read_ledger(ledger.path) == written
+    assert written[0]["params"] == {"alpha": 0.5, "note": "ümläut\nnewline", "shape": [1, 2]}
+    assert written[0]["time"] > 1e9
+    assert written[1] == {"event": "started", "time": 12.5, "trial": "t0001"}
 
 
 def test_records_kept_event_by_event_are_those_of_the_whole_ledger(tmp_path: Path) -> None:
@@ -70,30 +63,16 @@ def test_an_unreadable_last_line_is_skipped_by_readers_and_cut_by_the_writer(tmp
         assert [line["event"] for line in read_ledger(path)] == ["asked", "started"], torn
 
 
-def test_a_damaged_line_in_the_middle_is_named_by_file_and_number(tmp_path: Path) -> None:
+def test_a_missing_ledger_is_told_by_its_directory_and_a_damaged_line_by_its_number(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
+    with pytest.raises(RequestError, match=rf"{tmp_path} holds no run: ledger\.jsonl is missing"):
+        read_ledger(path)
     path.write_text('{"event": "asked"}\n{"event": "star\n{"event": "started"}\n')
     with pytest.raises(RequestError, match=r"ledger\.jsonl, line 2 is damaged"):
         read_ledger(path)
 
 
-def test_a_missing_ledger_is_told_by_its_directory(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"holds no run: ledger\.jsonl is missing") as caught:
-        read_ledger(tmp_path / "ledger.jsonl")
-    assert str(tmp_path) in str(caught.value)
-
-
-def test_a_number_that_is_not_finite_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "ledger.jsonl")
-    ledger.append("asked", trial="t0001")
-    before = ledger.path.read_bytes()
-    for value in (float("nan"), float("inf"), -float("inf")):
-        with pytest.raises(ValueError, match="JSON"):
-            ledger.append("epoch", trial="t0001", metrics={"val_accuracy": value})
-        assert ledger.path.read_bytes() == before, value
-
-
-def test_finite_or_none_makes_any_metrics_fit_for_the_ledger(tmp_path: Path) -> None:
+def test_a_number_that_is_not_finite_is_refused_and_finite_or_none_makes_any_metrics_fit(tmp_path: Path) -> None:
     metrics = {
         "a": np.float32(0.5),
         "b": [np.int64(3), float("nan"), (np.float64("inf"), True)],
@@ -107,7 +86,13 @@ def test_finite_or_none_makes_any_metrics_fit_for_the_ledger(tmp_path: Path) -> 
     }
     assert type(plain["b"][0]) is int
     assert type(plain["c"]["f"]) is bool
-    Ledger(tmp_path / "ledger.jsonl").append("epoch", metrics=plain)
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.append("epoch", metrics=plain)
+    before = ledger.path.read_bytes()
+    for value in (float("nan"), float("inf"), -float("inf")):
+        with pytest.raises(ValueError, match="JSON"):
+            ledger.append("epoch", trial="t0001", metrics={"val_accuracy": value})
+        assert ledger.path.read_bytes() == before, value
 
 
 def test_a_trial_runs_through_its_states() -> None:
@@ -120,8 +105,7 @@ def test_a_trial_runs_through_its_states() -> None:
     states = [fold(events[:n]).records["t0001"].state for n in range(1, 5)]
     assert states == ["asked", "running", "running", "complete"]
     record = fold(events).records["t0001"]
-    assert record.params == {"alpha": 0.5}
-    assert record.metrics == {"val_accuracy": 0.9}
+    assert (record.params, record.metrics) == ({"alpha": 0.5}, {"val_accuracy": 0.9})
     assert (record.asked_time, record.started_time, record.ended_time) == (1.0, 2.0, 9.0)
     assert fold(events[:3]).records["t0001"].metrics["epoch"] == 1
 

@@ -22,12 +22,7 @@ MakeRun = Callable[..., Path]
 
 def add_unfinished(directory: Path) -> None:
     ledger = Ledger(directory / "ledger.jsonl")
-    for trial, ending in (
-        ("t0101", "stopped"),
-        ("t0102", "failed"),
-        ("t0103", "rejected"),
-        ("t0104", "started"),
-    ):
+    for trial, ending in (("t0101", "stopped"), ("t0102", "failed"), ("t0103", "rejected"), ("t0104", "started")):
         ledger.append("asked", trial=trial, params={"alpha": 0.7, "epochs.sl": 30})
         # Better than every complete trial, so that a leak to the front would show.
         ledger.append(ending, trial=trial, reason="why", metrics={"val_accuracy": 1.0, "train_latency_s": 0.1})
@@ -37,16 +32,8 @@ def add_unfinished(directory: Path) -> None:
 
 
 def test_the_columns_of_trials_stand_in_the_promised_order(make_run: MakeRun) -> None:
-    metrics = {
-        "train_flops": 1e9,
-        "latency_sl_s": 2.0,
-        "train_latency_s": 12.3,
-        "val_accuracy": 0.9,
-        "val_accuracy_se": 0.02,
-        "epochs_asked": 30,
-        "epochs_trained": 20,
-        "epochs_reused": 10,
-    }
+    metrics = {"train_flops": 1e9, "latency_sl_s": 2.0, "train_latency_s": 12.3, "val_accuracy": 0.9}
+    metrics |= {"val_accuracy_se": 0.02, "epochs_asked": 30, "epochs_trained": 20, "epochs_reused": 10}
     trials = load(make_run([metrics])).trials
     head = ["trial", "state", "reason", "alpha", "epochs.sl", "val_accuracy", "train_latency_s"]
     assert list(trials.columns) == [*head, "train_flops", "val_accuracy_se", *COSTS]
@@ -78,7 +65,12 @@ def test_only_complete_trials_reach_the_front(make_run: MakeRun) -> None:
 
 
 def test_a_run_without_a_complete_trial_has_an_empty_front(make_run: MakeRun) -> None:
+    """Nor has one that ended before its ledger's first line."""
+    assert repr(load(make_run(FIVE, name="five"))).endswith("five': 5 complete)")
     directory = make_run([])
+    ledger = directory / "ledger.jsonl"
+    ledger.unlink()
+    assert "no trial has started" in repr(load(directory))
     for _ in range(2):
         result = load(directory)
         assert result.pareto_front().empty
@@ -89,6 +81,7 @@ def test_a_run_without_a_complete_trial_has_an_empty_front(make_run: MakeRun) ->
         with pytest.raises(RequestError, match=r"no trial of .* is complete yet"):
             result.best("val_accuracy")
         result.write_tables()
+        ledger.touch()
         add_unfinished(directory)
 
 
@@ -129,13 +122,12 @@ def test_the_json_has_the_documented_schema(make_run: MakeRun) -> None:
     }
 
 
-@pytest.mark.parametrize("reference", [None, {}, {"val_accuracy": 0.1}, {"val_accuracy": 0.1, "train_latency_s": None}])
-def test_without_a_whole_reference_point_there_is_no_hypervolume(
-    make_run: MakeRun, reference: dict[str, float] | None
-) -> None:
-    document = load(make_run(FIVE, reference=reference)).to_json_dict()
-    assert document["hypervolume"] is None
-    assert document["reference_point"]["train_latency_s"] is None
+def test_without_a_whole_reference_point_there_is_no_hypervolume(make_run: MakeRun) -> None:
+    partial = {"val_accuracy": 0.1}
+    for i, reference in enumerate([None, {}, partial, {**partial, "train_latency_s": None}]):
+        document = load(make_run(FIVE, reference=reference, name=str(i))).to_json_dict()
+        assert document["hypervolume"] is None
+        assert document["reference_point"]["train_latency_s"] is None
 
 
 def test_best_keeps_to_the_bounds_in_each_objectives_own_sense(make_run: MakeRun) -> None:
@@ -144,28 +136,21 @@ def test_best_keeps_to_the_bounds_in_each_objectives_own_sense(make_run: MakeRun
     assert result.best("val_accuracy", {"train_latency_s": 30})["trial"] == "t0004"
     assert result.best("train_latency_s", {"val_accuracy": 0.9})["trial"] == "t0002"
     assert result.best("val_accuracy", {"alpha": 0.35})["trial"] == "t0002"
+    equals = load(make_run([(0.9, 20.0), (0.9, 10.0), (0.9, 15.0)], name="equals"))
+    assert equals.best("val_accuracy")["trial"] == "t0002"
 
 
-def test_best_of_equals_is_not_dominated(make_run: MakeRun) -> None:
-    result = load(make_run([(0.9, 20.0), (0.9, 10.0), (0.9, 15.0)]))
-    assert result.best("val_accuracy")["trial"] == "t0002"
-
-
-@pytest.mark.parametrize(
-    ("metric", "bounds", "message"),
-    [
-        ("val_acuracy", {}, "'val_acuracy' is no objective .*did you mean 'val_accuracy'"),
+def test_a_request_that_best_cannot_meet_says_why(make_run: MakeRun) -> None:
+    result = load(make_run(FIVE))
+    for metric, bounds, message in (
+        ("val_acuracy", {}, "'val_acuracy' is not an objective .*did you mean 'val_accuracy'"),
         ("val_accuracy", {"train_latency": 5}, "no column 'train_latency'.*did you mean 'train_latency_s'"),
         ("val_accuracy", {"train_latency_s": 2}, "train_latency_s <= 2: the smallest is 5.0"),
         ("train_latency_s", {"val_accuracy": 0.99}, "val_accuracy >= 0.99: the largest is 0.96"),
         ("val_accuracy", {"state": 2}, "'state' is not numeric"),
-    ],
-)
-def test_a_request_that_best_cannot_meet_says_why(
-    make_run: MakeRun, metric: str, bounds: dict[str, float], message: str
-) -> None:
-    with pytest.raises(RequestError, match=message):
-        load(make_run(FIVE)).best(metric, bounds)
+    ):
+        with pytest.raises(RequestError, match=message):
+            result.best(metric, bounds)
 
 
 def test_other_objectives_judge_the_same_run(make_run: MakeRun) -> None:
@@ -185,12 +170,9 @@ def test_gaps_below_the_standard_error_are_counted(make_run: MakeRun) -> None:
     assert warning is not None
     assert warning.startswith("2 of 4 gaps in val_accuracy")
     assert "up to 2.0 %" in warning
-
-
-def test_wide_gaps_and_unknown_errors_give_no_warning(make_run: MakeRun) -> None:
-    assert load(make_run(FIVE)).noise_warning() is None
-    rows = [{"val_accuracy": a, "train_latency_s": t, "val_accuracy_se": 0.001} for a, t in FIVE]
-    assert load(make_run(rows, name="precise")).noise_warning() is None
+    assert load(make_run(FIVE, name="unknown errors")).noise_warning() is None
+    wide = [{"val_accuracy": a, "train_latency_s": t, "val_accuracy_se": 0.001} for a, t in FIVE]
+    assert load(make_run(wide, name="wide gaps")).noise_warning() is None
 
 
 def test_the_tables_are_written_whole_and_read_back(make_run: MakeRun) -> None:
@@ -209,6 +191,9 @@ def test_a_missing_directory_is_told_with_its_likely_sibling(make_run: MakeRun) 
         load(directory.with_name("digts"))
     with pytest.raises(RequestError, match="is a file, not a run directory"):
         load(directory / "space.yaml")
+    (directory / "space.yaml").unlink()
+    with pytest.raises(RequestError, match=r"holds no run: space\.yaml is missing"):
+        load(directory)
 
 
 def test_a_trial_that_breaks_a_constraint_is_never_on_the_front(make_run: MakeRun) -> None:
@@ -222,16 +207,13 @@ def test_a_trial_that_breaks_a_constraint_is_never_on_the_front(make_run: MakeRu
     assert result.to_json_dict()["constraints"] == limits
     assert "2 complete trials do not keep train_latency_s <= 30 and val_accuracy >= 0.6" in front_notes(result)
 
-
-def test_where_every_complete_trial_breaks_a_constraint_the_front_is_empty_and_says_why(make_run: MakeRun) -> None:
-    result = load(make_run(FIVE, constraints={"train_latency_s": "<= 1"}))
-    assert result.feasible().empty
-    assert result.knee() is None
-    assert result.hypervolume() == 0
-    assert front_notes(result) == ["5 complete trials do not keep train_latency_s <= 1"]
-    assert front_table(result).caption == "no trial is complete yet and keeps the constraints"
+    none = load(make_run(FIVE, constraints={"train_latency_s": "<= 1"}, name="none"))
+    assert none.feasible().empty
+    assert (none.knee(), none.hypervolume()) == (None, 0)
+    assert front_notes(none) == ["5 complete trials do not keep train_latency_s <= 1"]
+    assert front_table(none).caption == "no trial is complete yet and keeps the constraints"
     with pytest.raises(RequestError, match="is complete yet and keeps its constraints"):
-        result.best("val_accuracy")
+        none.best("val_accuracy")
 
 
 def test_a_constraint_on_a_metric_that_no_trial_has_reported_yet_is_not_kept(make_run: MakeRun) -> None:
@@ -243,26 +225,9 @@ def test_a_constraint_on_a_metric_that_no_trial_has_reported_yet_is_not_kept(mak
     assert list(load(make_run(some, constraints=limits, name="some")).feasible()["trial"]) == ["t0002"]
 
 
-def test_a_directory_that_holds_no_run_is_told(make_run: MakeRun) -> None:
+def test_a_space_that_cannot_be_understood_is_told(make_run: MakeRun) -> None:
     directory = make_run(FIVE)
-    (directory / "space.yaml").unlink()
-    with pytest.raises(RequestError, match=r"holds no run: space\.yaml is missing"):
-        load(directory)
-
-
-def test_a_run_that_ended_before_its_first_trial_is_an_empty_one(make_run: MakeRun) -> None:
-    directory = make_run(FIVE)
-    (directory / "ledger.jsonl").unlink()
-    result = load(directory)
-    assert result.trials.empty
-    assert result.pareto_front().empty
-    assert result.knee() is None
-    result.write_tables()
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
+    for text, message in (
         ("objectives: [", "not valid YAML"),
         ("", "the file is empty"),
         ("space: {}", "objectives: missing"),
@@ -271,15 +236,7 @@ def test_a_run_that_ended_before_its_first_trial_is_an_empty_one(make_run: MakeR
         ("objectives: {a: max}\nconstraints: {a: 60}", "constraints.a: should be <= and a number"),
         ("objectives: {a: up}", "objectives.a: should be max or min"),
         ("objectives: {a: max}\nrun: {reference_point: {a: high}}", "reference_point.a should be a finite number"),
-    ],
-)
-def test_a_space_that_cannot_be_understood_is_told(make_run: MakeRun, text: str, message: str) -> None:
-    directory = make_run(FIVE)
-    (directory / "space.yaml").write_text(text)
-    with pytest.raises(RequestError, match=message):
-        load(directory)
-
-
-def test_a_result_prints_as_one_line(make_run: MakeRun) -> None:
-    assert repr(load(make_run(FIVE))).endswith("digits': 5 complete)")
-    assert "no trial has started" in repr(load(make_run([], name="empty")))
+    ):
+        (directory / "space.yaml").write_text(text)
+        with pytest.raises(RequestError, match=message):
+            load(directory)

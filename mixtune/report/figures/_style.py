@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from mixtune.metrics import Metric, find_metric, setting
+from mixtune.run.ledger import TrialRecord
 from mixtune.run.result import Result
 
 # Okabe and Ito's palette, which the colour-blind can tell apart; cividis is its like for a scale.
@@ -24,6 +26,8 @@ SYMBOLS = ["diamond", "square", "triangle-up", "cross", "pentagon", "hexagram"]
 FAINT_BARS = {BLUE: "rgba(0, 114, 178, 0.4)", VERMILLION: "rgba(213, 94, 0, 0.4)", GREEN: "rgba(0, 158, 115, 0.5)"}
 
 NOTHING_COMPLETE = "no trial is complete yet"
+
+_HOVER_TEXTS: WeakKeyDictionary[Result, dict[str, str]] = WeakKeyDictionary()  # a trial stands in many figures
 
 
 @dataclass(frozen=True)
@@ -66,14 +70,12 @@ def template(dark: bool = False) -> go.layout.Template:
 def new_figure(heading: Heading, x_title: str, y_title: str) -> go.Figure:
     """Return a figure with titles and axes; one with nothing to show says why."""
     figure = go.Figure()
-    style_figure(figure, heading)
-    figure.update_layout(
-        xaxis={"title": {"text": html.escape(x_title)}}, yaxis={"title": {"text": html.escape(y_title)}}
-    )
+    apply_template(figure, heading)
+    figure.update_layout(xaxis_title_text=html.escape(x_title), yaxis_title_text=html.escape(y_title))
     return figure
 
 
-def style_figure(figure: go.Figure, heading: Heading) -> None:
+def apply_template(figure: go.Figure, heading: Heading) -> None:
     """Give a figure its template, its title, and the reason why it is empty where it is."""
     title = {"text": f"<b>{html.escape(heading.title)}</b>", "subtitle": {"text": heading.subtitle}}
     figure.update_layout(template=template(), title=title)
@@ -85,27 +87,29 @@ def style_figure(figure: go.Figure, heading: Heading) -> None:
 
 
 def scaled(values: Iterable[Any], of: Metric) -> list[float]:
-    """Return stored values in the unit that people read; NaN for what is no number."""
+    """Return stored values in the unit that people read; NaN for what is not a number."""
     numbers = pd.to_numeric(pd.Series(list(values), dtype=object), errors="coerce").astype(float) * of.scale
     return [float(number) for number in numbers]
 
 
 def hover_texts(result: Result, trials: Iterable[str]) -> list[str]:
     """Return for each trial or baseline its name, its objectives with standard errors, and its parameters."""
-    quantities = [find_metric(name) for name in result.objectives]
-    return [_hover(result, str(trial), quantities) for trial in trials]
+    known = _HOVER_TEXTS.setdefault(result, {})
+    objectives = [find_metric(name) for name in result.objectives]
+    names = [str(trial) for trial in trials]
+    known |= {name: _hover_text(result.records[name], objectives) for name in names if name not in known}
+    return [known[name] for name in names]
 
 
-def _hover(result: Result, trial: str, quantities: Sequence[Metric]) -> str:
-    record = result.records[trial]
-    lines = [f"<b>{html.escape(record.baseline or trial)}</b>"]
+def _hover_text(record: TrialRecord, objectives: Iterable[Metric]) -> str:
+    lines = [f"<b>{html.escape(record.baseline or record.trial)}</b>"]
     if record.state != "complete":
         lines.append(html.escape(record.state if record.reason is None else f"{record.state}: {record.reason}"))
-    for of in quantities:
+    for of in objectives:
         value = record.metrics.get(of.name)
         if value is not None:
             lines.append(f"{html.escape(of.title)}: {of.text(value, record.metrics.get(f'{of.name}_se'))}")
-    lines += [f"{html.escape(path)} = {html.escape(setting(value))}" for path, value in record.params.items()]
+    lines += [html.escape(f"{path} = {setting(value)}") for path, value in record.params.items()]
     return "<br>".join(lines)
 
 
@@ -125,6 +129,20 @@ def error_bars(x_error: Sequence[float], y_error: Sequence[float], colour: str) 
         for axis, values in given.items()
         if any(math.isfinite(value) for value in values)
     }
+
+
+def add_marks(
+    figure: go.Figure, x: Any, y: Any, trials: Any, hover: Sequence[str], marker: Mapping[str, Any], **more: Any
+) -> None:
+    """Add a trace of marks, one a trial: ``hover`` is what pointing at each says, and a page finds it by its trial."""
+    trace = {"mode": "markers", "marker": marker, "hoverinfo": "text", "hovertext": hover, "customdata": trials}
+    figure.add_scatter(x=x, y=y, **trace | more)
+
+
+def joined(lines: Iterable[Iterable[tuple[Any, Any]]]) -> tuple[list[Any], list[Any]]:
+    """Return the x and the y of lines of points as one trace, gaps between them."""
+    points = [point for line in lines for point in [*line, (None, None)]]
+    return [x for x, _ in points], [y for _, y in points]
 
 
 def dots(colour: str = GREY, size: int = 8, **more: Any) -> dict[str, Any]:

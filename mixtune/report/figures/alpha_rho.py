@@ -16,18 +16,19 @@ from mixtune.report.figures._style import (
     NOTHING_COMPLETE,
     PURPLE,
     Heading,
+    add_marks,
+    apply_template,
     dots,
     hover_texts,
     run_subtitle,
     scaled,
-    style_figure,
 )
 from mixtune.report.paper import paper_sweep
 from mixtune.run.result import Result
 
 PARAMETERS = {"alpha": "loss-ratio alpha", "rho": "mix-ratio rho"}
-MOST_VALUES = 12  # of a parameter, to be averaged each by itself
-MOST_BINS, FEWEST_IN_A_BIN = 8, 8  # of a parameter with more
+MAX_VALUES = 12  # of a parameter, to be averaged each by itself
+MAX_BINS, MIN_PER_BIN = 8, 8  # of a parameter with more
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def compute(result: Result) -> AlphaRhoData:
 def draw(data: AlphaRhoData) -> go.Figure:
     """Draw what ``compute`` found."""
     figure = make_subplots(cols=max(1, len(data.panels)), shared_yaxes=True, horizontal_spacing=0.04)
-    style_figure(figure, data.heading)
+    apply_template(figure, data.heading)
     for column, panel in enumerate(data.panels, start=1):
         named = {"showlegend": column == 1}
         for is_front, name, marker in (
@@ -77,10 +78,8 @@ def draw(data: AlphaRhoData) -> go.Figure:
         ):
             rows = panel.points[panel.points["on_front"] == is_front]
             hover = [panel.hover[i] for i in rows.index]
-            figure.add_scatter(
-                x=rows["value"], y=rows["accuracy"], mode="markers", name=name, marker=marker, legendgroup=name,
-                hovertext=hover, hoverinfo="text", customdata=rows["trial"], row=1, col=column, **named,
-            )  # fmt: skip
+            group = {"name": name, "legendgroup": name, "row": 1, "col": column}
+            add_marks(figure, rows["value"], rows["accuracy"], rows["trial"], hover, marker, **group, **named)
         figure.add_scatter(
             x=panel.trend["value"], y=panel.trend["accuracy"], mode="lines", line={"color": BLUE, "width": 2},
             name="mean of a value, or median of neighbours", legendgroup="trend", hoverinfo="skip",
@@ -120,9 +119,9 @@ def _panel(result: Result, parameter: str, accuracy: Metric) -> Panel:
 
 def _trend(points: pd.DataFrame) -> pd.DataFrame:
     columns = points[["value", "accuracy"]].sort_values("value", kind="stable")
-    if columns["value"].nunique() <= MOST_VALUES:
+    if columns["value"].nunique() <= MAX_VALUES:
         return columns.groupby("value", as_index=False).mean()
-    count = min(MOST_BINS, len(columns) // FEWEST_IN_A_BIN)
+    count = min(MAX_BINS, len(columns) // MIN_PER_BIN)
     if count < 2:
         return columns[:0]
     bins = pd.qcut(columns["value"], count, duplicates="drop")

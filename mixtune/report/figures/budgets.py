@@ -9,7 +9,16 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mixtune.metrics import Metric, find_metric
-from mixtune.report.figures._style import NOTHING_COMPLETE, Heading, dots, hover_texts, new_figure, run_subtitle, scaled
+from mixtune.report.figures._style import (
+    NOTHING_COMPLETE,
+    Heading,
+    add_marks,
+    dots,
+    hover_texts,
+    new_figure,
+    run_subtitle,
+    scaled,
+)
 from mixtune.run.result import Result
 
 BUDGETS = {"epochs.ssl": "SSL epochs", "epochs.sl": "SL epochs"}
@@ -29,7 +38,7 @@ def compute(result: Result) -> BudgetsData:
     """Return what the figure shows; a budget that is not searched is the base recipe's."""
     accuracy = find_metric(result.accuracy_name)
     title = f"Best {accuracy.title} by epoch budget"
-    base = (dict(result.space.values) or {}).get("epochs") or {}
+    base = result.space.values.get("epochs") or {}
     rows = result.complete()
     frame = pd.DataFrame(
         {
@@ -72,8 +81,6 @@ def draw(data: BudgetsData) -> go.Figure:
             "opacity": 1.0,
             "colorbar": bar | {"thickness": 14},
         }
-        figure.add_scatter(
-            x=data.cells["ssl"], y=data.cells["sl"], mode="markers", marker=marker, showlegend=False,
-            hovertext=data.hover, hoverinfo="text", customdata=data.cells["trial"],
-        )  # fmt: skip
+        cells = data.cells
+        add_marks(figure, cells["ssl"], cells["sl"], cells["trial"], data.hover, marker, showlegend=False)
     return figure

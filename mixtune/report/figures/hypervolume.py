@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from itertools import compress
 
 import numpy as np
 import pandas as pd
@@ -15,6 +14,7 @@ from mixtune.report.figures._style import (
     BLUE,
     NOTHING_COMPLETE,
     Heading,
+    add_marks,
     dots,
     hover_texts,
     new_figure,
@@ -47,24 +47,26 @@ def compute(result: Result) -> HypervolumeData:
     missing = None
     if len(reference) < len(result.objectives):
         missing = "an objective has no reference point: none was fixed before the first trial"
-    feasible = set(result.feasible()["trial"])
+    feasible = result.feasible().set_index("trial")
+    costs = {} if missing else dict(zip(feasible.index, front.costs(feasible, result.objectives), strict=True))
     spent, volume, rows = 0.0, 0.0, []
-    members = pd.DataFrame(columns=list(result.objectives), dtype=float)
+    trials: list[str] = []  # the front so far
+    members = np.empty((0, len(result.objectives)))  # their costs
     ended = [record for record in result.records.values() if record.state in ENDED]
     for record in sorted(ended, key=lambda record: record.ended_time or 0.0):
         spent += np.nan_to_num(trained_seconds(record.metrics))
-        if missing or record.trial not in feasible:
+        own = costs.get(record.trial)
+        if own is None or not np.isfinite(own).all() or (members <= own).all(axis=1).any():
             continue
-        added = _with(members, record.metrics, result.objectives)
-        if len(added) == len(members) and added.equals(members):
-            continue
-        members = added
-        now = front.hypervolume(members, result.objectives, reference)
+        stays = ~(own <= members).all(axis=1)
+        trials = [*compress(trials, stays), record.trial]
+        members = np.vstack([members[stays], own])
+        now = front.hypervolume(feasible.loc[trials], result.objectives, reference)
         if now > volume:
             volume = now
             rows.append((record.trial, spent, volume))
     if not rows and missing is None:
-        missing = NOTHING_COMPLETE if not feasible else "no trial is better than the reference point"
+        missing = NOTHING_COMPLETE if feasible.empty else "no trial is better than the reference point"
     steps = pd.DataFrame(rows, columns=["trial", "device_s", "hypervolume"])
     title = "Hypervolume over training time spent"
     heading = Heading(title, run_subtitle(result, f"reference point {point}" if point else ""), missing)
@@ -80,21 +82,8 @@ def draw(data: HypervolumeData) -> go.Figure:
         figure.add_scatter(
             x=[*x, max(data.end_s, x[-1])], y=[*y, y[-1]], mode="lines", line=line, hoverinfo="skip", showlegend=False
         )
-        figure.add_scatter(
-            x=x, y=y, mode="markers", name="a trial that enlarged it", marker=dots(BLUE, 9), showlegend=True,
-            hovertext=data.hover, hoverinfo="text", customdata=list(data.steps["trial"]),
-        )  # fmt: skip
+        named = {"name": "a trial that enlarged it", "showlegend": True}
+        add_marks(figure, x, y, list(data.steps["trial"]), data.hover, dots(BLUE, 9), **named)
         figure.update_yaxes(rangemode="tozero")
         figure.update_xaxes(rangemode="tozero")
     return figure
-
-
-def _with(members: pd.DataFrame, metrics: Mapping[str, Any], objectives: Mapping[str, str]) -> pd.DataFrame:
-    """Return the front of some members and one more trial."""
-    row = [float(metrics[name]) for name in objectives]
-    signs = np.array([1.0 if mode == "min" else -1.0 for mode in objectives.values()])
-    costs = members.to_numpy() * signs
-    if len(costs) and (costs <= np.array(row) * signs).all(axis=1).any():
-        return members  # the cheap way out, which most of many trials take
-    values = np.vstack([members.to_numpy(), row])
-    return front.pareto_front(pd.DataFrame(values, columns=list(objectives)), objectives).reset_index(drop=True)

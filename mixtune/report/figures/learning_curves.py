@@ -1,8 +1,7 @@
-"""Learning curves: held-out accuracy and SSL loss by epoch, with the borders of the phases."""
+"""Learning curves: held-out accuracy and SSL loss by epoch, with the boundaries of the phases."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -11,12 +10,12 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from mixtune.metrics import find_metric
-from mixtune.report.figures._style import GREY, SERIES, Heading, dots, hover_texts, run_subtitle, style_figure
+from mixtune.report.figures._style import GREY, SERIES, Heading, apply_template, dots, hover_texts, joined, run_subtitle
 from mixtune.run.ledger import TrialRecord
 from mixtune.run.result import Result
 
-MOST_NAMED = 12  # curves with a colour and a name
-MOST_OTHERS = 100  # grey ones
+MAX_NAMED = 12  # curves with a colour and a name
+MAX_OTHERS = 100  # grey ones
 PANELS = {"val_accuracy": 1, "ssl_loss": 2}  # metric -> row
 
 
@@ -24,7 +23,7 @@ PANELS = {"val_accuracy": 1, "ssl_loss": 2}  # metric -> row
 class Curve:
     """One trial's epochs, equally long lists: accuracies in percent, None where not measured.
 
-    ``borders``: the places in them of each phase's first epoch, but for the first phase's.
+    ``boundaries``: the places in them of each phase's first epoch, but for the first phase's.
     """
 
     trial: str
@@ -33,7 +32,7 @@ class Curve:
     epochs: list[int]
     val_accuracy: list[float | None]
     ssl_loss: list[float | None]
-    borders: list[int]
+    boundaries: list[int]
 
 
 @dataclass(frozen=True)
@@ -48,23 +47,26 @@ class CurvesData:
 def compute(result: Result) -> CurvesData:
     """Return the curves of at most 12 of the front and the baselines, and of the 100 latest others."""
     begun = {trial: record for trial, record in result.records.items() if record.epochs}
-    chosen = [trial for trial in list(result.highlights) if trial in begun]
-    first = _spread(chosen, MOST_NAMED)
-    rest = [trial for trial in begun if trial not in first][-MOST_OTHERS:]
-    shown = len(first) + len(rest)
-    parts = [f"{shown} of {len(begun):,} curves"] if shown < len(begun) else []
+    chosen = [trial for trial in result.highlights if trial in begun]
+    places = {round(i * (len(chosen) - 1) / (MAX_NAMED - 1)) for i in range(MAX_NAMED)}  # all over the front
+    first = [trial for i, trial in enumerate(chosen) if i in places]
+    rest = [trial for trial in begun if trial not in first][-MAX_OTHERS:]
+    shown = [*first, *rest]
+    parts = [f"{len(shown)} of {len(begun):,} curves"] if len(shown) < len(begun) else []
     missing = None if begun else "no epoch has been reported yet"
     heading = Heading("Learning curves", run_subtitle(result, *parts), missing)
-    named, others = (_curves(result, trials) for trials in (first, rest))
-    return CurvesData(heading, named, others)
+    curves = [
+        _curve(result.records[trial], hover) for trial, hover in zip(shown, hover_texts(result, shown), strict=True)
+    ]
+    return CurvesData(heading, curves[: len(first)], curves[len(first) :])
 
 
 def draw(data: CurvesData) -> go.Figure:
     """Draw what ``compute`` found; a bar across a curve is where a phase begins."""
     figure = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.06, row_heights=[0.65, 0.35])
-    style_figure(figure, data.heading)
+    apply_template(figure, data.heading)
     for metric, row in PANELS.items():
-        xs, ys = _joined(data.others, metric)
+        xs, ys = joined(zip(curve.epochs, getattr(curve, metric), strict=True) for curve in data.others)
         figure.add_scatter(
             x=xs, y=ys, mode="lines", line={"color": GREY, "width": 1}, opacity=0.45, hoverinfo="skip",
             name="other trials", legendgroup="others", showlegend=row == 1 and bool(xs), row=row, col=1,
@@ -78,11 +80,6 @@ def draw(data: CurvesData) -> go.Figure:
     return figure
 
 
-def _curves(result: Result, trials: list[str]) -> list[Curve]:
-    hovers = hover_texts(result, trials)
-    return [_curve(result.records[trial], hover) for trial, hover in zip(trials, hovers, strict=True)]
-
-
 def _curve(record: TrialRecord, hover: str) -> Curve:
     scale = find_metric("val_accuracy").scale
     accuracies = [epoch.get("val_accuracy") for epoch in record.epochs]
@@ -94,7 +91,7 @@ def _curve(record: TrialRecord, hover: str) -> Curve:
         epochs=[int(epoch.get("epoch") or 0) for epoch in record.epochs],
         val_accuracy=[None if value is None else scale * value for value in accuracies],
         ssl_loss=[epoch.get("ssl_loss") for epoch in record.epochs],
-        borders=[i for i, (before, now) in enumerate(pairwise(phases), start=1) if before != now],
+        boundaries=[i for i, (before, now) in enumerate(pairwise(phases), start=1) if before != now],
     )
 
 
@@ -105,26 +102,9 @@ def _draw_curve(figure: go.Figure, curve: Curve, metric: str, colour: str, dash:
         x=curve.epochs, y=values, mode="lines", line={"color": colour, "width": 2, "dash": dash}, name=curve.name,
         hovertext=[f"epoch {epoch}<br>{curve.hover}" for epoch in curve.epochs], showlegend=row == 1, **place,
     )  # fmt: skip
-    borders = [i for i in curve.borders if values[i] is not None]
+    boundaries = [i for i in curve.boundaries if values[i] is not None]
     bar = dots(colour, 12, symbol="line-ns") | {"line": {"color": colour, "width": 2}}
     figure.add_scatter(
-        x=[curve.epochs[i] for i in borders], y=[values[i] for i in borders], mode="markers", marker=bar,
-        hovertext=["a phase begins"] * len(borders), showlegend=False, **place,
+        x=[curve.epochs[i] for i in boundaries], y=[values[i] for i in boundaries], mode="markers", marker=bar,
+        hovertext=["a phase begins"] * len(boundaries), showlegend=False, **place,
     )  # fmt: skip
-
-
-def _joined(curves: Iterable[Curve], metric: str) -> tuple[list[int | None], list[float | None]]:
-    """Return all curves as one trace, gaps between them."""
-    xs: list[int | None] = []
-    ys: list[float | None] = []
-    for curve in curves:
-        xs += [*curve.epochs, None]
-        ys += [*getattr(curve, metric), None]
-    return xs, ys
-
-
-def _spread(trials: list[str], most: int) -> list[str]:
-    """Return at most so many, from all over the list."""
-    if len(trials) <= most:
-        return trials
-    return [trials[round(i * (len(trials) - 1) / (most - 1))] for i in range(most)]

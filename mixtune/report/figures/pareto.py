@@ -1,6 +1,6 @@
-"""The front: complete trials, those that no other dominates, the knee, and what stands beside them.
+"""The front: complete trials, those that no other dominates, the knee, and what stands alongside them.
 
-Beside them: the baselines, the front on fresh seeds where it was confirmed, and the paper's own points where it has
+Alongside them: the baselines, the front on fresh seeds where it was confirmed, and the paper's own points where it has
 the setting. With one objective it is the objective by trial and the best so far; with three or more the first two
 objectives are the axes and the third is the colour.
 """
@@ -27,6 +27,7 @@ from mixtune.report.figures._style import (
     SYMBOLS,
     VERMILLION,
     Heading,
+    add_marks,
     dots,
     error_bars,
     hover_texts,
@@ -59,7 +60,7 @@ NO_POINTS = Points([], [], [], [], [], [], [])
 
 @dataclass(frozen=True)
 class FrontData:
-    """What the figure shows. ``line`` is the border of what the front attains, as a plotly line shape.
+    """What the figure shows. ``line`` is the edge of what the front attains, as a plotly line shape.
 
     ``x_mode`` and ``y_mode`` are "max" or "min"; ``x_mode`` is None where x is the trial's number. ``region`` is the
     corner of the dominated region, the hypervolume's reference point, None where there is none; ``knee`` is its place
@@ -114,8 +115,7 @@ def compute(result: Result) -> FrontData:
     x_mode, y_mode = result.objectives.get(x_name or ""), result.objectives[y_name]
     line_x, line_y = front.x, front.y
     if x_name is None:
-        feasible = result.feasible().dropna(subset=names)
-        shown = points(feasible)
+        shown = points(result.feasible().dropna(subset=names))
         so_far = pd.Series(shown.y, dtype=float)
         line_x, line_y = shown.x, list(so_far.cummax() if y_mode == "max" else so_far.cummin())
     elif colour:
@@ -123,8 +123,14 @@ def compute(result: Result) -> FrontData:
     knee = result.knee() if x_name else None
     title = f"{y.title[:1].upper()}{y.title[1:]} against {x.title}" if x_name else f"Best {y.title} so far"
     is_plane = x_name is not None and colour is None
+    parts = [f"{len(front.names)} on the front"] if front.names and len(names) > 1 else []
+    if parts and (volume := result.hypervolume()) is not None:
+        parts.append(f"hypervolume {significant(volume)}")
+    missing = NOTHING_COMPLETE if complete.empty and trained.empty else None
+    point = result.reference_point
+    corner = (point.get(x.name), point.get(y.name)) if is_plane and front.names else (None, None)
     return FrontData(
-        heading=_heading(result, title, front, is_empty=complete.empty and trained.empty),
+        heading=Heading(title, run_subtitle(result, *parts), missing),
         x=x,
         y=y,
         colour=colour,
@@ -138,7 +144,7 @@ def compute(result: Result) -> FrontData:
         line_x=line_x,
         line_y=line_y,
         line_shape="vh" if x_mode == "max" else "hv",
-        region=_reference(result, x, y) if is_plane and front.names else None,
+        region=None if corner[0] is None or corner[1] is None else (corner[0] * x.scale, corner[1] * y.scale),
         knee=front.names.index(knee) if knee else None,
     )
 
@@ -176,20 +182,6 @@ def _axes(objectives: Mapping[str, str]) -> tuple[str | None, str, str | None]:
     if objectives[y_name] == "min" and objectives[x_name] == "max":
         y_name, x_name = x_name, y_name
     return x_name, y_name, names[2] if len(names) > 2 else None
-
-
-def _heading(result: Result, title: str, front: Points, is_empty: bool) -> Heading:
-    parts = []
-    if front.names and len(result.objectives) > 1:
-        parts.append(f"{len(front.names)} on the front")
-        if (volume := result.hypervolume()) is not None:
-            parts.append(f"hypervolume {significant(volume)}")
-    return Heading(title, run_subtitle(result, *parts), NOTHING_COMPLETE if is_empty else None)
-
-
-def _reference(result: Result, x: Metric, y: Metric) -> tuple[float, float] | None:
-    at_x, at_y = result.reference_point.get(x.name), result.reference_point.get(y.name)
-    return None if at_x is None or at_y is None else (at_x * x.scale, at_y * y.scale)
 
 
 def _confirmed_points(result: Result, x: Metric, y: Metric) -> Points:
@@ -253,9 +245,9 @@ def _draw_region(figure: go.Figure, data: FrontData, corner: tuple[float, float]
         edge += [(x, y), (after[0], y)]
     edge.append(corner)
     xs, ys = zip(*edge, strict=True)
-    drawn = [(points.x, points.x_error, points.y, points.y_error) for points in (data.front, data.baselines)]
-    drawn += [(data.confirmed.x, data.confirmed.x_error, data.confirmed.y, data.confirmed.y_error)]
-    drawn += [(data.others.x, [0.0] * len(data.others.x), data.others.y, [0.0] * len(data.others.y))]
+    drawn = [(p.x, p.x_error, p.y, p.y_error) for p in (data.front, data.baselines, data.confirmed)]
+    nothing = [0.0] * len(data.others.names)
+    drawn.append((data.others.x, nothing, data.others.y, nothing))
     figure.update_xaxes(range=_around([pair for x, error, _, _ in drawn for pair in zip(x, error, strict=True)]))
     figure.update_yaxes(range=_around([pair for _, _, y, error in drawn for pair in zip(y, error, strict=True)]))
     figure.add_scatter(
@@ -265,7 +257,7 @@ def _draw_region(figure: go.Figure, data: FrontData, corner: tuple[float, float]
 
 
 def _around(points: list[tuple[float, float]]) -> list[float]:
-    """Return a range with some room beside values with their errors: the reference point is far off."""
+    """Return a range with some room alongside values with their errors: the reference point is far off."""
     known = [(value, error if math.isfinite(error) else 0.0) for value, error in points if math.isfinite(value)]
     low, high = min(value - error for value, error in known), max(value + error for value, error in known)
     room = 0.05 * (high - low) or 0.1 * abs(high) or 1.0
@@ -277,10 +269,8 @@ def _draw_points(figure: go.Figure, points: Points, name: str, marker: dict[str,
     if not points.names:
         return
     errors = error_bars(points.x_error, points.y_error, bars) if bars else {}
-    figure.add_scatter(
-        x=points.x, y=points.y, mode="markers", name=f"{name} (± standard error)" if errors else name,
-        marker=marker, hovertext=points.hover, hoverinfo="text", customdata=points.names, **errors,
-    )  # fmt: skip
+    name = f"{name} (± standard error)" if errors else name
+    add_marks(figure, points.x, points.y, points.names, points.hover, marker, name=name, **errors)
 
 
 def _draw_baselines(figure: go.Figure, data: FrontData) -> None:
@@ -294,10 +284,10 @@ def _draw_baselines(figure: go.Figure, data: FrontData) -> None:
             continue
         marker = dots(VERMILLION, 13, symbol=SYMBOLS[i % len(SYMBOLS)])
         bars = error_bars([baselines.x_error[i]], [baselines.y_error[i]], FAINT_BARS[VERMILLION])
-        figure.add_scatter(
-            x=[baselines.x[i]], y=[baselines.y[i]], mode="markers+text", name=f"baseline {label}",
-            text=[f"  {label}"], textposition="middle right", textfont={"color": VERMILLION}, customdata=[name],
-            cliponaxis=False, marker=marker, hovertext=[baselines.hover[i]], hoverinfo="text", **bars,
+        add_marks(
+            figure, [baselines.x[i]], [baselines.y[i]], [name], [baselines.hover[i]], marker, name=f"baseline {label}",
+            mode="markers+text", text=[f"  {label}"], textposition="middle right", textfont={"color": VERMILLION},
+            cliponaxis=False, **bars,
         )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from mixtune.report.figures._style import NOTHING_COMPLETE, PHASES, Heading, hover_texts, new_figure, run_subtitle
 from mixtune.run.result import Result
 
-MOST_BARS = 40
+MAX_BARS = 40
 ROW_HEIGHT = 22  # pixels
 
 
@@ -31,14 +31,14 @@ class PhasesData:
 def compute(result: Result) -> PhasesData:
     """Return the bars of the front, the baselines and the cheapest other trials, at most 40 in all."""
     both = pd.concat([result.complete(), result.complete_baselines])
-    first = list(result.highlights)
+    first = result.highlights
     columns = ["train_latency_s", "latency_reused_s", *(f"latency_{phase}_s" for phase in PHASES)]
     seconds = both.reindex(columns=columns).apply(pd.to_numeric, errors="coerce").fillna(0.0).astype(float)
     seconds.insert(0, "trial", both["trial"].astype(str))
     seconds = seconds[seconds["train_latency_s"] > 0].sort_values("train_latency_s", kind="stable")
     others = seconds[~seconds["trial"].isin(first)]
-    kept = set(first) | set(others["trial"].head(max(0, MOST_BARS - len(first))))
-    shown = seconds[seconds["trial"].isin(kept)].head(MOST_BARS).reset_index(drop=True)
+    kept = set(first) | set(others["trial"].head(max(0, MAX_BARS - len(first))))
+    shown = seconds[seconds["trial"].isin(kept)].head(MAX_BARS).reset_index(drop=True)
     bars = pd.DataFrame({"trial": shown["trial"]})
     bars["name"] = [result.records[trial].baseline or trial for trial in bars["trial"]]
     begin = np.zeros(len(shown))

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mixtune.metrics import find_metric
+from mixtune.metrics import find_metric, metric_value
 from mixtune.report.figures._style import (
     BLUE,
     GREY,
     VERMILLION,
     Heading,
+    add_marks,
+    apply_template,
     dots,
     hover_texts,
     run_subtitle,
-    style_figure,
 )
 from mixtune.run.ledger import TrialRecord
 from mixtune.run.result import Result
 from mixtune.run.rungs import LEVELS
 
-STANDINGS = {"went on": dots(GREY, 7), "ended here": dots(VERMILLION, 10, symbol="x"), "on the front": dots(BLUE, 10)}
+STANDINGS = {"continued": dots(GREY, 7), "ended here": dots(VERMILLION, 10, symbol="x"), "on the front": dots(BLUE, 10)}
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,8 @@ class RungsData:
 def compute(result: Result) -> RungsData:
     """Return where trials stood at the rungs of ``pareto_asha``, whatever scheduler the search had."""
     on_front = set(result.pareto_front()["trial"])
-    rows = []
-    for record in result.records.values():
-        if record.baseline is None:
-            rows += _standings(record, record.trial in on_front)
+    trials = [record for record in result.records.values() if record.baseline is None]
+    rows = [row for record in trials for row in _standings(record, record.trial in on_front)]
     points = pd.DataFrame(rows, columns=["level", "trial", "seconds", "accuracy", "standing"])
     stopped = result.counts()["stopped"]
     scheduler = result.space.search.scheduler
@@ -59,19 +58,19 @@ def compute(result: Result) -> RungsData:
 def draw(data: RungsData) -> go.Figure:
     """Draw what ``compute`` found, a panel a rung."""
     levels = sorted(set(data.points["level"])) or [1.0]
-    titles = [_title(level) for level in levels]
+    titles = ["the end" if level == 1.0 else f"rung 1/{round(1 / level)}" for level in levels]
     figure = make_subplots(cols=len(levels), shared_yaxes=True, horizontal_spacing=0.03, subplot_titles=titles)
-    style_figure(figure, data.heading)
+    apply_template(figure, data.heading)
     named = set()
     for column, level in enumerate(levels, start=1):
         for standing, marker in STANDINGS.items():
             rows = data.points[(data.points["level"] == level) & (data.points["standing"] == standing)]
             if len(rows):
-                figure.add_scatter(
-                    x=rows["seconds"], y=rows["accuracy"], mode="markers", marker=marker, name=standing,
-                    legendgroup=standing, showlegend=standing not in named, hoverinfo="text",
-                    hovertext=[data.hover[i] for i in rows.index], customdata=rows["trial"], row=1, col=column,
-                )  # fmt: skip
+                hover = [data.hover[i] for i in rows.index]
+                group = {"name": standing, "legendgroup": standing, "showlegend": standing not in named}
+                add_marks(
+                    figure, rows["seconds"], rows["accuracy"], rows["trial"], hover, marker, **group, row=1, col=column
+                )
                 named.add(standing)
     middle = 1 + (len(levels) - 1) // 2
     figure.update_xaxes(title_text="forecast training time (s)", row=1, col=middle)
@@ -79,21 +78,14 @@ def draw(data: RungsData) -> go.Figure:
     return figure
 
 
-def _standings(record: TrialRecord, is_on_front: bool) -> list[tuple[float, str, float, float, str]]:
-    """Return where one trial stood at each rung that it reached, and at its end."""
+def _standings(record: TrialRecord, is_on_front: bool) -> Iterator[tuple[float, str, float, float, str]]:
+    """Yield where one trial stood at each rung that it reached, and at its end."""
     epochs = [epoch for epoch in record.epochs if epoch.get("val_accuracy") is not None and epoch.get("sl_progress")]
-    rows = []
     for level in (*LEVELS, 1.0):
         reached = next((epoch for epoch in epochs if epoch["sl_progress"] >= level - 1e-9), None)
         if reached is None:
             break
         is_end = record.state == "stopped" and reached["sl_progress"] == epochs[-1]["sl_progress"]
-        standing = "ended here" if is_end else "on the front" if is_on_front else "went on"
-        seconds = reached.get("forecast_latency_s")
-        seconds = math.nan if seconds is None else float(seconds)
-        rows.append((level, record.trial, seconds, 100.0 * reached["val_accuracy"], standing))
-    return rows
-
-
-def _title(level: float) -> str:
-    return "the end" if level == 1.0 else f"rung 1/{round(1 / level)}"
+        standing = "ended here" if is_end else "on the front" if is_on_front else "continued"
+        seconds = metric_value(reached, "forecast_latency_s")
+        yield level, record.trial, seconds, 100.0 * reached["val_accuracy"], standing

@@ -1,8 +1,8 @@
-"""The stage tree: which trials go on from which others' epochs, and what was trained once for many."""
+"""The stage tree: which trials continue from which others' epochs, and what was trained once for many."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -16,15 +16,17 @@ from mixtune.report.figures._style import (
     PHASES,
     VERMILLION,
     Heading,
+    add_marks,
     dots,
     hover_texts,
+    joined,
     new_figure,
     run_subtitle,
 )
 from mixtune.run.ledger import TrialRecord
 from mixtune.run.result import Result
 
-MOST_TRIALS = 60
+MAX_TRIALS = 60
 ROW_HEIGHT = 16  # pixels
 ENDS = {
     "on the front": dots(BLUE, 11, symbol="star"),
@@ -53,7 +55,7 @@ def compute(result: Result) -> StageTreeData:
     """Return the tree of at most 60 trials: the front, the baselines, those that they come from, and the latest."""
     begun = {trial: record for trial, record in result.records.items() if record.epochs}
     parents = {trial: parent for trial, record in begun.items() if (parent := _parent(begun, record))}
-    chosen = _choose(begun, parents, list(result.highlights))
+    chosen = _choose(begun, parents, result.highlights)
     rows = {trial: row for row, trial in enumerate(_depth_first(chosen, parents))}
     on_front = set(result.pareto_front()["trial"])
     stretches, branches, ends = [], [], []
@@ -63,7 +65,7 @@ def compute(result: Result) -> StageTreeData:
         stretches += [(trial, row, phase, max(a, start), b) for phase, a, b in _phases(record) if b > start]
         if trial in parents:
             branches.append((trial, row, parents[trial][0], rows[parents[trial][0]], start))
-        ends.append((trial, row, record.baseline or trial, _last(record), _kind(record, on_front)))
+        ends.append((trial, row, record.baseline or trial, record.epochs[-1]["epoch"], _kind(record, on_front)))
     parts = [f"{len(rows)} of {len(begun):,} shown"] if len(rows) < len(begun) else []
     parts.append(f"{result.account().epochs_reused:,} epochs reused")
     heading = Heading(
@@ -81,16 +83,14 @@ def compute(result: Result) -> StageTreeData:
 def draw(data: StageTreeData) -> go.Figure:
     """Draw what ``compute`` found: a line a trial, from where its path leaves another one's."""
     figure = new_figure(data.heading, "epoch", "")
-    xs, ys = _joined(
-        [((b["epoch"], b["parent_row"]), (b["epoch"], b["row"])) for b in data.branches.to_dict("records")]
-    )
+    xs, ys = joined(((b.epoch, b.parent_row), (b.epoch, b.row)) for b in data.branches.itertuples())
     figure.add_scatter(
         x=xs, y=ys, mode="lines", line={"color": GREY, "width": 1.5}, hoverinfo="skip", showlegend=bool(xs),
-        name="goes on from another trial's epochs",
+        name="continues from another trial's epochs",
     )  # fmt: skip
     for phase, (name, colour) in PHASES.items():
         own = data.stretches[data.stretches["phase"] == phase]
-        xs, ys = _joined([((s["start"], s["row"]), (s["end"], s["row"])) for s in own.to_dict("records")])
+        xs, ys = joined(((s.start, s.row), (s.end, s.row)) for s in own.itertuples())
         if xs:
             figure.add_scatter(
                 x=xs, y=ys, mode="lines", line={"color": colour, "width": 5}, name=name, hoverinfo="skip"
@@ -98,10 +98,10 @@ def draw(data: StageTreeData) -> go.Figure:
     for kind, marker in ENDS.items():
         own = data.ends[data.ends["kind"] == kind]
         if len(own):
-            figure.add_scatter(
-                x=own["epoch"], y=own["row"], mode="markers+text", marker=marker, name=kind, hoverinfo="text",
-                text=[f"  {name}" for name in own["name"]], textposition="middle right", textfont={"size": 11},
-                hovertext=[data.hover[row] for row in own["row"]], customdata=own["trial"], cliponaxis=False,
+            add_marks(
+                figure, own["epoch"], own["row"], own["trial"], [data.hover[row] for row in own["row"]], marker,
+                mode="markers+text", name=kind, text=[f"  {name}" for name in own["name"]],
+                textposition="middle right", textfont={"size": 11}, cliponaxis=False,
             )  # fmt: skip
     figure.update_yaxes(autorange="reversed", showticklabels=False, ticks="", showgrid=False)
     figure.update_layout(height=max(360, 220 + ROW_HEIGHT * len(data.ends)))
@@ -111,7 +111,7 @@ def draw(data: StageTreeData) -> go.Figure:
 
 
 def _parent(begun: Mapping[str, TrialRecord], record: TrialRecord) -> tuple[str, int] | None:
-    """Return whose epochs a trial really went on from, and how many; a stage may have been gone by then."""
+    """Return whose epochs a trial really continued from, and how many; a stage may have been gone by then."""
     reused = record.metrics.get("epochs_reused")
     if record.follows is None or record.follows[0] not in begun:
         return None
@@ -123,25 +123,21 @@ def _parent(begun: Mapping[str, TrialRecord], record: TrialRecord) -> tuple[str,
 
 
 def _choose(
-    begun: Mapping[str, TrialRecord], parents: Mapping[str, tuple[str, int]], first: list[str]
+    begun: Mapping[str, TrialRecord], parents: Mapping[str, tuple[str, int]], first: Sequence[str]
 ) -> dict[str, None]:
-    """Return whom to show, in the order in which they were asked for; no one without whom it comes from."""
+    """Return whom to show, in the order in which they were requested; no one without whom it comes from."""
     chosen: dict[str, None] = {}
     for trial in [*(trial for trial in first if trial in begun), *reversed(list(begun))]:
-        line = [trial, *_ancestors(trial, parents)]
-        if len({*chosen, *line}) <= MOST_TRIALS:
+        line = [trial]
+        while line[-1] in parents:
+            line.append(parents[line[-1]][0])
+        if len({*chosen, *line}) <= MAX_TRIALS:
             chosen |= dict.fromkeys(line)
     return {trial: None for trial in begun if trial in chosen}
 
 
-def _ancestors(trial: str, parents: Mapping[str, tuple[str, int]]) -> Iterator[str]:
-    while trial in parents:
-        trial = parents[trial][0]
-        yield trial
-
-
 def _depth_first(chosen: Mapping[str, None], parents: Mapping[str, tuple[str, int]]) -> Iterator[str]:
-    """Yield each trial before those that go on from it, the latest branch first, so that lines cross little."""
+    """Yield each trial before those that continue from it, the latest branch first, so that lines cross little."""
     children: dict[str | None, list[str]] = {}
     for trial in chosen:
         children.setdefault(parents[trial][0] if trial in parents else None, []).append(trial)
@@ -159,23 +155,9 @@ def _phases(record: TrialRecord) -> Iterator[tuple[str, int, int]]:
         yield str(phase), numbers[0] - 1, numbers[-1]
 
 
-def _last(record: TrialRecord) -> int:
-    return int(record.epochs[-1]["epoch"])
-
-
 def _kind(record: TrialRecord, on_front: set[Any]) -> str:
     if record.trial in on_front:
         return "on the front"
     if record.state in ("stopped", "failed"):
         return "ended early or failed"
     return record.state if record.state in ENDS else "running"
-
-
-def _joined(lines: list[tuple[tuple[float, float], ...]]) -> tuple[list[float | None], list[float | None]]:
-    """Return lines as one trace, gaps between them."""
-    xs: list[float | None] = []
-    ys: list[float | None] = []
-    for line in lines:
-        xs += [*(x for x, _ in line), None]
-        ys += [*(y for _, y in line), None]
-    return xs, ys
