@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import logging
 import os
 import platform
 import statistics
@@ -280,6 +281,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, help="record: the first few of the grid alone")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    logging.getLogger("mixtune").setLevel(logging.ERROR)
     data, file = options.data, options.table or table_file(options.data)
     values = space_values(data, options.root)
     if options.do == "record":

@@ -63,7 +63,7 @@ def train_recipe(
     recipe: a Recipe, nested values, or a search space's file, whose base recipe is trained; overrides: dotted
     values put over it; out: a folder for the recipe, the weights and the metrics (see mixtune.training.saved).
     One that holds the same recipe already is trained again. shared: stages to continue from, for training runs that
-    belong together; epochs of a stored beginning are not told to ``on_epoch``. Raises RequestError, DataError, or
+    belong together; epochs of a stored beginning are not reported to ``on_epoch``. Raises RequestError, DataError, or
     TrainingError: DivergedError where a loss is NaN or infinite.
     """
     if isinstance(recipe, str | PathLike):

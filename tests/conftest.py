@@ -28,19 +28,13 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
         parser.addoption("--numprocesses", "--dist")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests that start Ray in one of pytest-xdist's workers; a notebook or a benchmark is a process alone."""
-    for item in items:
-        if item.path.is_relative_to(Path(__file__).parent / "tuning"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
-
-
 @pytest.fixture(autouse=True, scope="session")
 def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep device locks and decoded images apart from the user's and other workers', in subprocesses too."""
+    """Keep device locks, decoded images and clusters apart from the user's and other workers', in subprocesses too."""
     shared, own = tempfile.gettempdir(), str(tmp_path_factory.mktemp("tmp"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", shared)  # for sockets, whose paths may not be long
+        patch.setenv("RAY_ADDRESS", "local")  # a plain ray.init(), as in a notebook, joins no other test's cluster
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", f"{shared}/torchinductor_{getpass.getuser()}")
         patch.setenv("MIXTUNE_DATA", str(tmp_path_factory.mktemp("data")))
         patch.setenv("TMPDIR", own)

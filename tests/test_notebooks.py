@@ -33,6 +33,8 @@ def test_a_notebook_runs_from_a_clean_kernel(path: Path, tmp_path: Path, monkeyp
     shutil.copytree(ROOT / "search_spaces", tmp_path / "search_spaces")
     (tmp_path / "notebooks").mkdir()
     monkeypatch.setenv("PLOTLY_RENDERER", "json")
+    for name in [name for name in os.environ if name.startswith("TUNE_")]:  # of a session that another test holds
+        monkeypatch.delenv(name)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     text = path.read_text()
     assert text.count(VALUES) == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -127,7 +126,6 @@ class Mixtune:
         sampler: str = "cost_aware",
         trials: int = 1000,
     ) -> None:
-        logging.getLogger("mixtune").setLevel(logging.ERROR)
         self._table = table
         self.space: SearchSpace = table.space.with_search(sampler=sampler, seed=seed, trials=trials)
         self._paths = RecipePaths(_with_images(self.space)) if tree else lambda params: TrialPath(())

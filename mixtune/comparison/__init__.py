@@ -43,7 +43,7 @@ from mixtune.training.saved import save_diverged, saved_metrics
 class Comparison:
     """What a comparison measured: a :class:`Run` for each training run, and the paper's rows where they were requested.
 
-    split: what accuracies are of, ``val`` or ``test``; remarks: what the recipe itself has to be told, a line each.
+    split: what accuracies are of, ``val`` or ``test``; remarks: what the recipe itself has to be noted, a line each.
     """
 
     runs: tuple[Run, ...]

@@ -77,7 +77,7 @@ def export(
 
     A trial's weights are what its search has stored; what is not there any more is trained again, on the same kind of
     machine to the same bits. Figures are measured now, on the validation images or under ``protocol: paper`` on the
-    test images. on_line: told where the weights come from and what differs. Needs neither Ray nor Optuna. Raises
+    test images. on_line: receives where the weights come from and what differs. Needs neither Ray nor Optuna. Raises
     RequestError, DataError or TrainingError.
     """
     directory = Path(directory)
@@ -143,15 +143,15 @@ def _restore(
     if saved is not None:
         state.load_state_dict(saved)
     else:
-        told = False
+        reported = False
         for _ in train_shared(state, stages, result.state.step_times):
-            if not told:
+            if not reported:
                 on_line(
                     f"{record.trial}: {len(state.plan) - state.epochs_reused} of its {len(state.plan)} epochs are not "
                     "stored any more and are trained again: its weights are new, its figures measured again"
                 )
-                told = True
-    if saved is not None or not told:
+                reported = True
+    if saved is not None or not reported:
         on_line(f"{record.trial}: its weights are those that the search has stored")
     found = confirmation(result)
     rows = [] if found is None else found.frame[found.frame["trial"] == record.trial].to_dict("records")

@@ -37,7 +37,7 @@ def place_windows(steps: int, missing: int) -> list[range]:
 class Meter:
     """Times some of a loop's own steps, alone on the device; nothing is computed that would not be otherwise.
 
-    times: what is known already; it grows. ``on_window(signature, seconds, quiet)`` is told of each window that counts,
+    times: what is known already; it grows. ``on_window(signature, seconds, quiet)`` receives each window that counts,
     once the neighbours continue; it is called within the shared stretch, so it should not wait. A signature's first
     window is made at once, the others while this process has waited for its neighbours less than MAX_WAITING of its
     time: they make it wait as it makes them. On a CPU, where others than those that know the lock may run, a window

@@ -62,7 +62,7 @@ def build(settings: Settings, backbone: Backbone) -> MoCoV3:
 def contrast(query: Tensor, key: Tensor, temperature: float) -> Tensor:
     """Return InfoNCE of queries (B, D) against keys (B, D), a mean times 2 * temperature (Algorithm 1).
 
-    A query's key is that of its own image, by cosine; the other images' are to be told from it.
+    A query's key is that of its own image, by cosine; the other images' are to be distinguished from it.
     """
     logits = F.normalize(query.float(), dim=1) @ F.normalize(key.float(), dim=1).T / temperature
     return 2.0 * temperature * F.cross_entropy(logits, torch.arange(len(query), device=logits.device))

@@ -49,7 +49,7 @@ def build(settings: Settings, backbone: Backbone) -> SimCLR:
 def nt_xent(one: Tensor, other: Tensor, temperature: float) -> Tensor:
     """Return the normalised, temperature-scaled cross-entropy of projections (B, D) of two views (Eq. 1), a mean.
 
-    Of each of the 2 B projections the other view's is to be told from the 2 B - 2 of other images, by cosine.
+    Of each of the 2 B projections the other view's is to be distinguished from the 2 B - 2 of other images, by cosine.
     """
     batch = len(one)
     projections = F.normalize(torch.cat([one, other]).float(), dim=1)

@@ -40,7 +40,7 @@ def hold_run(
 ) -> Iterator[None]:
     """Be the one driver of a run directory, which must exist; ``doing``: "search", "resume", "confirm" or "clean".
 
-    Workers of a former driver are waited for, at most wait_s seconds; ``on_wait`` is told so in a line, once. Raises
+    Workers of a former driver are waited for, at most wait_s seconds; ``on_wait`` receives a line, once. Raises
     RequestError where another driver has the directory, where workers do not end, and where there is no directory or
     none that may be written. A file system without locks gives one warning in the log, and no protection.
     """

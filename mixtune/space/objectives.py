@@ -53,7 +53,7 @@ class InvarianceSettings(SslSettings):
 class SimclrSettings(InvarianceSettings):
     """The head has two layers; query and key are the first and the second view, both trained."""
 
-    least_batch: ClassVar[int] = 2  # one to be told from the other
+    least_batch: ClassVar[int] = 2  # one to be distinguished from the other
 
     hidden_dim: PositiveCount = 512
     output_dim: PositiveCount = 128
@@ -66,7 +66,7 @@ class Mocov3Settings(InvarianceSettings):
     ``momentum``: constant, where MoCo-v3 lets it rise to 1 at the end (ours: no epoch may depend on the budget).
     """
 
-    least_batch: ClassVar[int] = 2  # one to be told from the other
+    least_batch: ClassVar[int] = 2  # one to be distinguished from the other
 
     hidden_dim: PositiveCount = 512
     output_dim: PositiveCount = 128

@@ -318,7 +318,7 @@ def describe_mistake(model: type[BaseModel], error: ValidationError) -> tuple[tu
         return path, "missing, and it has no default" if is_key else f"should be longer, got {show(mistake['input'])}"
     if mistake["type"] == "value_error":
         return path, mistake["msg"].removeprefix("Value error, ")
-    # the members of a union each say what they want; of a list's items only the first is told
+    # the members of a union each say what they want; of a list's items only the first is reported
     alike = [e for e in error.errors() if e["input"] is mistake["input"] and _locate(model, e["loc"])[0] == path]
     said = " or ".join(dict.fromkeys(e["msg"].removeprefix("Input ") for e in alike))
     hint = suggest(str(mistake["input"]), re.findall(r"'([^']*)'", said))

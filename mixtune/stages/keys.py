@@ -29,7 +29,7 @@ from mixtune.training.optimizer import followed_schedules
 from mixtune.training.plan import Epoch, Phase, learning_rates, make_plan
 
 _KEY_LENGTH = 40  # hexadecimal digits
-_RATES_TOLD = 8  # of an epoch, and its last: a schedule has two smooth pieces at most, which so many points tell apart
+_RATES_NOTED = 8  # of an epoch, and its last: a schedule has two smooth pieces at most, which so many points tell apart
 _PACKAGES = ("numpy", "timm", "torch", "torchvision")
 
 _digests = WeakTensorKeyDictionary()  # of the images that trial after trial shares
@@ -90,8 +90,8 @@ def _describe_start(recipe: Recipe, data: TrainingData, device: torch.device) ->
 @functools.cache
 def _describe_epoch(recipe: Recipe, epoch: Epoch, steps: int) -> dict[str, Any]:
     """Return what an epoch depends on besides its images and the state that it begins with."""
-    told = {*range(0, steps, max(1, steps // _RATES_TOLD)), steps - 1}
-    rates = [learning_rates(recipe, epoch, step, steps) for step in sorted(told)]
+    noted = {*range(0, steps, max(1, steps // _RATES_NOTED)), steps - 1}
+    rates = [learning_rates(recipe, epoch, step, steps) for step in sorted(noted)]
     description: dict[str, Any] = {
         "index": epoch.index,  # of its random streams
         "phase": epoch.phase,

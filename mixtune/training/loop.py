@@ -29,7 +29,7 @@ class DivergedError(TrainingError):
 def train(state: TrainState, on_window: OnWindow = lambda *_: None) -> Iterator[EpochResult]:
     """Train the epochs that the state has not seen yet, yielding after each; the state is whole at every yield.
 
-    What state.step_times lacks is measured meanwhile, alone on the device, and ``on_window`` told of it; the device is
+    What state.step_times lacks is measured meanwhile, alone on the device, and ``on_window`` receives it; the device is
     shared with other training runs of this machine, but never held while this generator waits for its caller.
     Raises DivergedError, naming epoch, step and phase, at the end of an epoch with a NaN or infinite loss.
     """

@@ -46,7 +46,7 @@ class Progress:
             self._live = None
 
     def begin(self, search: RunningSearch) -> None:
-        """Take what has ended before for told, and start the live view where there is a terminal."""
+        """Count what has ended before as reported, and start the live view where there is a terminal."""
         self._told = {trial: (record.state, record.started_time) for trial, record in search.records.items()}
         if self._console.is_interactive:
             view = view_search(search, self._slots)

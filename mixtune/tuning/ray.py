@@ -60,7 +60,7 @@ class _DrivenBySearch:
 
 
 class SearchSearcher(_DrivenBySearch, Searcher):  # type: ignore[misc]
-    """Hands the search's trials to Ray Tune; ``context`` gives what a trial is told of its search."""
+    """Hands the search's trials to Ray Tune; ``context`` gives what a trial knows of its search."""
 
     def __init__(self, search: RunningSearch, context: Callable[[Asked], SearchContext]) -> None:
         super().__init__()
@@ -265,12 +265,16 @@ def ray_session(address: str | None, cpus: int, gpus: int) -> Iterator[Nodes]:
     Yields the CPUs and GPUs of each of its machines. Only a session of our own is shut down. Raises RequestError for
     an address that does not answer.
     """
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
+    ours = {name: value for name, value in _QUIET.items() if name not in os.environ}
+    os.environ.update(ours)
     session = nullcontext() if ray.is_initialized() else _own_session(address, cpus, gpus)
-    with _silenced("ray"), _silenced("ray.tune"), session:
-        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        yield [(int(has.get("CPU", 0)), int(has.get("GPU", 0))) for has in alive]
+    try:
+        with _silenced("ray"), _silenced("ray.tune"), session:
+            alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            yield [(int(has.get("CPU", 0)), int(has.get("GPU", 0))) for has in alive]
+    finally:
+        for name in ours:  # a Tuner of the user's own has its loggers, and its Ctrl-C
+            os.environ.pop(name, None)
 
 
 @contextmanager
@@ -288,7 +292,7 @@ def _own_session(address: str | None, cpus: int, gpus: int) -> Iterator[None]:
 
 @contextmanager
 def _silenced(name: str) -> Iterator[None]:
-    """Keep a logger off the terminal: a trial's failure is told once, by us, with its reason."""
+    """Keep a logger off the terminal: a trial's failure is reported once, by us, with its reason."""
     logger = logging.getLogger(name)
     before = logger.level
     logger.setLevel(logging.CRITICAL)

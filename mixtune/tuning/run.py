@@ -176,8 +176,8 @@ def _run(
     scheduler = plugins.find("tuning.schedulers", space.search.scheduler, "scheduler").build(space)
     is_ours = hasattr(scheduler, "goes_on")
     bounds = {name: bound for name, bound in run.facts.reference_point.items() if bound is not None}
-    told = Opened.of(space, machine.device, machine.threads)
-    for line in told.compare(run.state, space):
+    opened = Opened.of(space, machine.device, machine.threads)
+    for line in opened.compare(run.state, space):
         _say(console, line)
     with Progress(slots.count, console) as progress:
 
@@ -212,7 +212,7 @@ def _run(
             progress.begin(search)
             study.copy(search.suggester.study, search.records)
             with _saying_that_the_ledger_is_full(search, run):
-                search.open(told.to_dict())
+                search.open(opened.to_dict())
                 foreign = None if is_ours else scheduler
                 interrupted = train_trials(search, slots, run.path, machine, paths, callbacks, foreign)
     result = result_of(run)

@@ -319,7 +319,7 @@ def test_a_compression_that_cannot_be_is_refused():
             "key_patch_size, schedule, stages; did you mean 'token_dropout'?",
         ),
         ({"token_dropout": 1.0}, ".token_dropout: should be less than 1, got 1.0"),
-        ({"patch_size": 0}, ".patch_size: should be at least 1, got 0"),
+        ({"patch_size": 0}, ".patch_size: should be greater than or equal to 1, got 0"),
         (
             {"schedule": "automatic"},
             ".schedule: should be 'none', 'constant' or 'auto', got \"automatic\"; did you mean 'auto'?",

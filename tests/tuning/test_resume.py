@@ -87,33 +87,15 @@ def assert_the_files_agree(run: Path) -> None:
     assert sorted(front) == sorted(trial.user_attrs["trial"] for trial in study.best_trials)
 
 
-def test_a_killed_search_continues_and_ends_as_one_that_was_never_killed(longer_space: Any, tmp_path: Path) -> None:
-    """One trial at a time, and objectives without a clock: bit for bit, by Ray and killed, or by a plain loop."""
-    space = {**longer_space, "resources": {"cpus_per_trial": (os.cpu_count() or 1) / 2 + 0.5}}
-    (tmp_path / "space.yaml").write_text(yaml.safe_dump(space, sort_keys=False))  # their order is that of the draws
-    enough: list[Callable[[str], bool]] = [
-        lambda text: '"epoch"' in text,  # in the first baseline
-        lambda text: text.count('"complete"') >= 2 and '"epoch"' in text.rpartition('"complete"')[2],
-    ]
-    words: tuple[str, ...] = ("search", "space.yaml", "--out", "run")
-    for reached in enough:
-        running = start_until(tmp_path, reached, *words)
-        os.killpg(running.pid, signal.SIGKILL)
-        running.communicate()
-        words = ("resume", "run")
-    done = run_command(tmp_path, "resume", "run")
-    assert done.returncode == 0, done.stderr
-    one, other = search_here(space, tmp_path / "whole"), mixtune.load(tmp_path / "run")
-    pd.testing.assert_frame_equal(one.trials[OUTCOME], other.trials[OUTCOME])
-    assert list(one.pareto_front()["trial"]) == list(other.pareto_front()["trial"])
-    assert_the_files_agree(tmp_path / "run")
-
-
 def test_ctrl_c_and_sigterm_say_how_to_continue(longer_space: Any, tmp_path: Path) -> None:
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(longer_space))
     words: tuple[str, ...] = ("search", "space.yaml", "--out", "run")
-    for end, enough in ((signal.SIGINT, 1), (signal.SIGTERM, 3)):
-        running = start_until(tmp_path, lambda text, enough=enough: text.count('"complete"') >= enough, *words)
+    for end, starts in ((signal.SIGINT, 1), (signal.SIGTERM, 2)):
+
+        def trains(text: str, starts: int = starts) -> bool:
+            return text.count('"opened"') == starts and '"epoch"' in text.rpartition('"opened"')[2]
+
+        running = start_until(tmp_path, trains, *words)
         os.kill(running.pid, end)
         out, err = running.communicate(timeout=120)
         assert running.returncode == 130, (end, out, err)

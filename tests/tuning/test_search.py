@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,22 @@ def quiet() -> Console:
 
 
 @pytest.fixture(scope="module")
-def run(small_space_values: dict[str, Any], ray_quietly: None, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A finished search of six trials."""
-    return mixtune.search(small_space_values, out=tmp_path_factory.mktemp("runs") / "digits", console=quiet())
+def command(
+    small_space_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> subprocess.CompletedProcess[str]:
+    """A search of six trials in a process of its own, as a user runs it; it is over, in the folder ``args[-1]``."""
+    folder = tmp_path_factory.mktemp("runs")
+    values = deepcopy(small_space_values)
+    values["recipe"]["epochs"]["ssl"] = 1
+    (folder / "space.yaml").write_text(yaml.safe_dump(values))
+    words = ["search", "space.yaml", "--set", "epochs.ssl=2", "--gpus", "0", "--out", str(folder / "run")]
+    return subprocess.run(mixtune_command(*words), cwd=folder, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def run(command: subprocess.CompletedProcess[str]) -> mixtune.Result:
+    assert command.returncode == 0, command.stderr
+    return mixtune.load(command.args[-1])
 
 
 def test_the_budget_is_met_and_each_baseline_is_trained_once(run: mixtune.Result) -> None:
@@ -71,8 +86,10 @@ def test_ledger_tables_and_front_agree(run: mixtune.Result) -> None:
 
 
 def test_a_run_can_be_loaded_again_and_its_resolved_space_searched_again(run: mixtune.Result) -> None:
-    again = mixtune.load(run.directory)
-    assert again.to_json_dict() == run.to_json_dict()
+    printed = subprocess.run(
+        mixtune_command("pareto", str(run.directory), "--format", "json"), capture_output=True, text=True, check=True
+    )
+    assert json.loads(printed.stdout) == run.to_json_dict()
     space = mixtune.load_space(run.directory / "space.yaml")
     assert space.budget == 6
     assert space.recipe.epochs.ssl == 2
@@ -234,32 +251,25 @@ def mixtune_command(*words: str) -> list[str]:
     return [str(Path(sys.executable).with_name("mixtune")), *words]
 
 
-def test_the_command_prints_its_own_lines_and_nothing_of_rays(small_space: Any, tmp_path: Path) -> None:
-    """One process end to end, as a user runs it, GPUs requested on whatever machine this is."""
-    (tmp_path / "space.yaml").write_text(yaml.safe_dump(small_space(search={"trials": 3})))
-    command = mixtune_command("search", "space.yaml", "--out", "run", "--set", "epochs.ssl=1", "--gpus", "0")
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert [line for line in done.stderr.splitlines() if not line.startswith("decoding ")] == []
-    lines = done.stdout.splitlines()
+def test_the_command_prints_its_own_lines_and_nothing_of_rays(
+    command: subprocess.CompletedProcess[str], run: mixtune.Result
+) -> None:
+    assert [line for line in command.stderr.splitlines() if not line.startswith("decoding ")] == []
+    lines = command.stdout.splitlines()
     assert lines[0] == "digits: 259 training and 144 validation images, 8x8 grayscale, 10 classes"
-    assert lines[1] == "3 trials and 2 baselines, sampler tpe"
-    assert lines[2] == "run directory: run"
+    assert lines[1] == "6 trials and 2 baselines, sampler tpe"
+    assert lines[2] == f"run directory: {run.directory}"
     assert lines[3].startswith("trials: ")
-    assert [line.split()[0] for line in lines[4:9]][-1] == "[3/3]"
-    ended = [line.split()[1:3] for line in lines[4:9]]
-    assert sorted(ended) == [["baseline", "sl"], ["baseline", "ssl_sl"], *(["trial", f"t000{i}"] for i in (1, 2, 3))]
-    assert lines[9].startswith("epochs: ")
-    assert lines[10].startswith("the front: ")
-    assert lines[-1] == "report: run/report.html"
-    listed = subprocess.run(
-        mixtune_command("pareto", "run", "--format", "json"), cwd=tmp_path, capture_output=True, check=True
-    )
-    assert json.loads(listed.stdout)["trials"]["complete"] == 3
+    assert lines[11].startswith("[6/6] ")
+    ended = [line.split()[1:3] for line in lines[4:12]]
+    assert sorted(ended) == [["baseline", "sl"], ["baseline", "ssl_sl"], *(["trial", f"t000{i}"] for i in range(1, 7))]
+    assert lines[12].startswith("epochs: ")
+    assert lines[13].startswith("the front: ")
+    assert lines[-1] == f"report: {run.directory}/report.html"
 
 
 def test_fractions_of_logical_gpus_pack_trials(small_space: Any, tmp_path: Path) -> None:
-    """Ray's GPUs are logical, so a machine without one can show the scheduling: halves of two GPUs hold four trials."""
+    """Ray's GPUs are logical: here halves of two GPUs hold four trials. A cluster elsewhere is left alone."""
     script = tmp_path / "packed.py"
     script.write_text(_PACKED)
     values = small_space(space={"optim.sl.base_lr": {"uniform": [0.01, 0.05]}}, search={"trials": 4}, baselines=[])
@@ -267,6 +277,7 @@ def test_fractions_of_logical_gpus_pack_trials(small_space: Any, tmp_path: Path)
     done = subprocess.run(
         [sys.executable, str(script), yaml.safe_dump(values)],
         cwd=tmp_path,
+        env={**os.environ, "RAY_ADDRESS": "127.0.0.1:9"},
         capture_output=True,
         text=True,
         check=False,
@@ -280,6 +291,7 @@ def test_fractions_of_logical_gpus_pack_trials(small_space: Any, tmp_path: Path)
 
 _PACKED = """
 import io
+import os
 import sys
 import yaml
 from rich.console import Console
@@ -296,5 +308,6 @@ for event in read_ledger("run/ledger.jsonl"):
     state.apply(event)
     most = max(most, sum(record.state == "running" for record in state.records.values()))
 assert "trials: 4 at once with 0.5 GPU and 0.25 CPUs each" in console.file.getvalue()
+assert not [name for name in os.environ if name.startswith("TUNE_DISABLE_")]  # a Tuner of one's own works as ever
 print(result.counts()["complete"], most, result.trials["device"].nunique())
 """

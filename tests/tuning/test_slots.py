@@ -6,7 +6,6 @@ import pytest
 
 from mixtune.errors import RequestError
 from mixtune.space.space import Resources
-from mixtune.tuning.ray import ray_session
 from mixtune.tuning.slots import Nodes, Slots, double_fraction, plan_slots, usable_cpus, usable_gpus
 
 
@@ -94,17 +93,6 @@ def test_a_trial_that_no_machine_holds_is_refused(given: dict[str, float], nodes
 def test_out_of_memory_a_trial_gets_twice_the_share_up_to_a_whole_gpu() -> None:
     assert [double_fraction(share) for share in (0.125, 0.3, 0.5, 0.6)] == [0.25, 0.6, 1.0, 1.0]
     assert [double_fraction(share) for share in (1.0, 2.0, 0.0)] == [None, None, None]
-
-
-def test_a_running_cluster_elsewhere_does_not_disturb_a_plain_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    import ray
-
-    if ray.is_initialized():
-        pytest.skip("this process has a Ray session already")
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
-    with ray_session(None, cpus=1, gpus=0) as nodes:
-        assert list(nodes) == [(1, 0)]
-    assert not ray.is_initialized()
 
 
 def test_the_machine_is_counted_and_missing_gpus_are_none() -> None:
