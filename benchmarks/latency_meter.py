@@ -455,7 +455,7 @@ def compare_loops(bench: Bench) -> list[list[str]]:
     """Compare epochs with the meter's boundaries, and with its windows, with epochs without."""
     epochs = run_alone(compare_job, bench.job({"epochs.ssl": 0, "epochs.sl": 3 * (1 + bench.scale.loops)}))
     lines = []
-    for kind, what in {"borders": "boundaries", "windows": "boundaries and up to three windows"}.items():
+    for kind, what in {"boundaries": "boundaries", "windows": "boundaries and up to three windows"}.items():
         ratios = [with_it / without for with_it, without in zip(epochs[kind], epochs["none"], strict=True)]
         bench.rows.extend(("c loop", kind, "sl", i, 0, "to_without", ratio) for i, ratio in enumerate(ratios))
         lines.append([what, str(Ratio.of(ratios))])

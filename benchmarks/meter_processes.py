@@ -207,7 +207,7 @@ def compare_job(job: Job) -> dict[str, list[float]]:
     state = start_state(recipe, load_training_data(recipe, job.device), job.device)
     known = know_steps(state).step_times.windows
     full, epochs = dict(known), train(state)
-    seconds: dict[str, list[float]] = {"none": [], "borders": [], "windows": []}
+    seconds: dict[str, list[float]] = {"none": [], "boundaries": [], "windows": []}
     for round_ in range(recipe.epochs.sl // len(seconds)):
         for kind, taken in seconds.items():
             known.clear()

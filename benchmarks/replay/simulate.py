@@ -94,8 +94,8 @@ def simulate(
         curve = table.curve(asked.params)
         outcome.trained_s += curve.seconds[epoch - 1]
         outcome.epochs_trained += 1
-        goes_on = policy.report(asked.trial, epoch, curve)
-        if epoch == len(curve.phases) or not goes_on:
+        continues = policy.report(asked.trial, epoch, curve)
+        if epoch == len(curve.phases) or not continues:
             finish(asked, epoch)
             if outcome.progress and outcome.progress[-1][1] >= enough:
                 break

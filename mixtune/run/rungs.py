@@ -26,7 +26,7 @@ class Rungs:
         self.levels, self.keep, self.objectives = sorted(levels), keep, dict(objectives)
         self.reached: dict[float, dict[str, Floats]] = {level: {} for level in self.levels}
 
-    def goes_on(self, trial: str, progress: float, metrics: Mapping[str, float | None]) -> bool:
+    def continues(self, trial: str, progress: float, metrics: Mapping[str, float | None]) -> bool:
         """Note a trial's metrics at ``progress`` of its training, in [0, 1]; return whether it is worth continuing.
 
         A trial is judged once at each rung, at its first report there. One that no peer dominates always continues.

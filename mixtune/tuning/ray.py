@@ -330,7 +330,7 @@ class ParetoASHA(FIFOScheduler):  # type: ignore[misc]
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Return whether a trial continues."""
         name = str(trial.config.get("trial", trial.trial_id))
-        continues = name in self._exempt or self._halving.goes_on(name, result) or result.get("done")
+        continues = name in self._exempt or self._halving.continues(name, result) or result.get("done")
         return str(TrialScheduler.CONTINUE if continues else TrialScheduler.STOP)
 
     def debug_string(self) -> str:

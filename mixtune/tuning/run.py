@@ -174,7 +174,7 @@ def _run(
     costs, paths = CostModel(space, prepared.data, machine), RecipePaths(space)
     study = StudyFile(run.study_file)
     scheduler = plugins.find("tuning.schedulers", space.search.scheduler, "scheduler").build(space)
-    is_ours = hasattr(scheduler, "goes_on")
+    is_ours = hasattr(scheduler, "continues")
     bounds = {name: bound for name, bound in run.facts.reference_point.items() if bound is not None}
     opened = Opened.of(space, machine.device, machine.threads)
     for line in opened.compare(run.state, space):

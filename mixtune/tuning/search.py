@@ -49,7 +49,7 @@ _log = logging.getLogger("mixtune.tuning")
 class Scheduler(Protocol):
     """Ends trials early; see mixtune.tuning.schedulers."""
 
-    def goes_on(self, trial: str, metrics: Mapping[str, Any]) -> bool:
+    def continues(self, trial: str, metrics: Mapping[str, Any]) -> bool:
         """Take an epoch of a trial, and return whether the trial is worth continuing."""
 
 
@@ -235,7 +235,7 @@ class RunningSearch:
             if is_stored:
                 self.stages.note_stored(record.params, number)
             if self._scheduler is not None and trial not in self.baselines:
-                continues &= self._scheduler.goes_on(trial, metrics)
+                continues &= self._scheduler.continues(trial, metrics)
         self.stages.advance(trial, report.metrics["epoch"])
         if self.stop_reason or (self.is_draining and report.after_deadline):
             return False
@@ -378,7 +378,7 @@ class RunningSearch:
         if self._scheduler is not None:
             for record in sorted(self.records.values(), key=lambda r: r.ended_time or math.inf):
                 for epoch in record.epochs if record.trial not in self.baselines else ():
-                    self._scheduler.goes_on(record.trial, epoch)
+                    self._scheduler.continues(record.trial, epoch)
 
     def _stop_if_most_fail_alike(self) -> None:
         reasons = Counter(_kind(r.reason) for r in self._ended_here if r.state == "failed")

@@ -108,17 +108,17 @@ def step_and_measure(path, log_path, windows, barrier, stop):
     if barrier is not None:  # not where killed, maybe within it
         barrier.wait(LIMIT_S)
     with lock.shared():
-        for border in count(1):
+        for offer in count(1):
             lock.offer()
             began = time.monotonic()
             time.sleep(STEP_S)
             write(log, "step", began)
-            if windows and border % 4 == 0:
+            if windows and offer % 4 == 0:
                 with lock.exclusive():
                     began = time.monotonic()
                     time.sleep(STEP_S)
                     write(log, "window", began)
-                if border == 4 * windows:
+                if offer == 4 * windows:
                     return
             if not windows and stop.is_set():
                 return

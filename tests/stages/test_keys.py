@@ -37,11 +37,11 @@ class Case:
     path: str
     value: Any
     shared: int
-    beside: dict[str, Any] = field(default_factory=dict)  # values that both have
+    alongside: dict[str, Any] = field(default_factory=dict)  # values that both have
 
     def __str__(self) -> str:
-        beside = "".join(f" alongside {path} {value}" for path, value in self.beside.items())
-        return f"{self.path} {self.value}{beside}"
+        alongside = "".join(f" alongside {path} {value}" for path, value in self.alongside.items())
+        return f"{self.path} {self.value}{alongside}"
 
 
 CASES = [
@@ -237,7 +237,7 @@ def assert_keys_are_equal_where_states_are(one, other, shared):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_keys_are_equal_where_states_are_bit_for_bit(trained, case):
-    one, other = trained(case.beside), trained(case.beside, {case.path: case.value})
+    one, other = trained(case.alongside), trained(case.alongside, {case.path: case.value})
     assert_keys_are_equal_where_states_are(one, other, case.shared)
 
 

@@ -64,27 +64,27 @@ def test_a_trial_that_no_peer_dominates_is_never_ended() -> None:
     rungs, seen = Rungs([0.2], 1 / 3, BOTH), []
     for number in range(300):
         accuracy, seconds = rng.random(2)
-        goes_on = rungs.goes_on(f"t{number}", 0.3, {"accuracy": accuracy, "seconds": seconds})
+        continues = rungs.continues(f"t{number}", 0.3, {"accuracy": accuracy, "seconds": seconds})
         if not any(dominates(np.array(other), np.array([-accuracy, seconds])) for other in seen):
-            assert goes_on
+            assert continues
         seen.append([-accuracy, seconds])
 
 
 def test_about_a_third_goes_on_where_all_can_be_compared() -> None:
     rungs = Rungs([0.5], 1 / 3, {"accuracy": "max"})
     values = np.random.default_rng(0).random(300)
-    kept = sum(rungs.goes_on(str(i), 0.5, {"accuracy": value}) for i, value in enumerate(values))
+    kept = sum(rungs.continues(str(i), 0.5, {"accuracy": value}) for i, value in enumerate(values))
     assert 0.3 <= kept / len(values) <= 0.45
 
 
 def test_a_trial_is_judged_once_a_rung_at_its_first_report_there() -> None:
     rungs = Rungs([0.2, 0.6], 0.5, {"accuracy": "max"})
     for number in range(4):
-        assert rungs.goes_on(f"good{number}", 0.7, {"accuracy": 0.9})
-    assert rungs.goes_on("bad", 0.1, {"accuracy": 0.1})  # before the first rung
-    assert not rungs.goes_on("bad", 0.25, {"accuracy": 0.1})
-    assert rungs.goes_on("bad", 0.3, {"accuracy": 0.1})  # judged already
-    assert not rungs.goes_on("bad", 0.6, {"accuracy": 0.1})
+        assert rungs.continues(f"good{number}", 0.7, {"accuracy": 0.9})
+    assert rungs.continues("bad", 0.1, {"accuracy": 0.1})  # before the first rung
+    assert not rungs.continues("bad", 0.25, {"accuracy": 0.1})
+    assert rungs.continues("bad", 0.3, {"accuracy": 0.1})  # judged already
+    assert not rungs.continues("bad", 0.6, {"accuracy": 0.1})
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None])
@@ -92,10 +92,10 @@ def test_a_trial_is_judged_once_a_rung_at_its_first_report_there() -> None:
 def test_what_is_not_finite_beats_nobody_and_is_no_peer(name: str, value: float | None) -> None:
     rungs = Rungs([0.5], 0.5, BOTH)
     good = {"accuracy": 0.5, "seconds": 5.0}
-    assert rungs.goes_on("first", 0.5, {**good, name: value})  # there is nobody to compare it with
-    assert all(rungs.goes_on(f"good{i}", 0.5, good) for i in range(4))
-    assert not rungs.goes_on("bad", 0.5, {**good, name: value})
-    assert rungs.goes_on("equal", 0.5, good)
+    assert rungs.continues("first", 0.5, {**good, name: value})  # there is nobody to compare it with
+    assert all(rungs.continues(f"good{i}", 0.5, good) for i in range(4))
+    assert not rungs.continues("bad", 0.5, {**good, name: value})
+    assert rungs.continues("equal", 0.5, good)
 
 
 def test_a_search_that_goes_on_judges_as_one_that_never_stopped(small_space: Callable[..., dict[str, Any]]) -> None:
@@ -110,11 +110,11 @@ def test_a_search_that_goes_on_judges_as_one_that_never_stopped(small_space: Cal
         records.append(TrialRecord(f"t{number:04d}", state="complete", epochs=epochs, ended_time=float(number)))
     whole, again = build(space), build(space)
     for record in records:
-        told.append([whole.goes_on(record.trial, epoch) for epoch in record.epochs])
+        told.append([whole.continues(record.trial, epoch) for epoch in record.epochs])
     for record in records[:25]:
         for epoch in record.epochs:
-            again.goes_on(record.trial, epoch)
-    assert [[again.goes_on(r.trial, epoch) for epoch in r.epochs] for r in records[25:]] == told[25:]
+            again.continues(record.trial, epoch)
+    assert [[again.continues(r.trial, epoch) for epoch in r.epochs] for r in records[25:]] == told[25:]
     assert not all(map(all, told))
 
 

@@ -28,10 +28,10 @@ class ParetoHalving:
             raise RequestError(f"pareto_asha: keep should be between 0 and 1, got {keep}")
         self._rungs, self._progress = Rungs(list(levels), keep, objectives), progress
 
-    def goes_on(self, trial: str, metrics: Mapping[str, Any]) -> bool:
+    def continues(self, trial: str, metrics: Mapping[str, Any]) -> bool:
         """Take a trial's epoch, and return whether it is worth continuing."""
         progress = metrics.get(self._progress)
-        return progress is None or self._rungs.goes_on(trial, progress, metrics)
+        return progress is None or self._rungs.continues(trial, progress, metrics)
 
     def reached(self) -> str:
         """Return how many trials have reached each rung."""
