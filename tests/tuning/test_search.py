@@ -299,6 +299,10 @@ from mixtune.run.ledger import RunState, read_ledger
 from mixtune.tuning.ray import ray_session
 from mixtune.tuning.run import search
 
+def variables():
+    return {name: value for name, value in os.environ.items() if name.startswith("TUNE_")}
+
+before = variables()
 with ray_session(None, cpus=2, gpus=2):
     console = Console(file=io.StringIO())
     values = yaml.safe_load(sys.argv[1])
@@ -308,6 +312,6 @@ for event in read_ledger("run/ledger.jsonl"):
     state.apply(event)
     most = max(most, sum(record.state == "running" for record in state.records.values()))
 assert "trials: 4 at once with 0.5 GPU and 0.25 CPUs each" in console.file.getvalue()
-assert not [name for name in os.environ if name.startswith("TUNE_DISABLE_")]  # a Tuner of one's own works as ever
+assert variables() == before  # a Tuner of one's own works as ever
 print(result.counts()["complete"], most, result.trials["device"].nunique())
 """
