@@ -39,8 +39,8 @@ from training_report import METHOD, Contender, Load, Measured, Size, count_cores
 
 from mixtune.meter.times import WINDOWS, StepTimes
 from mixtune.space.recipe import Recipe, parse_recipe, with_values
+from mixtune.training.bill import phase_flops
 from mixtune.training.data import load_training_data
-from mixtune.training.flops import phase_flops
 from mixtune.training.loop import train
 from mixtune.training.plan import Phase
 from mixtune.training.state import TrainState, start_state

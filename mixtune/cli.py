@@ -6,7 +6,8 @@ import json
 import logging
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -120,7 +121,7 @@ def resume(
     time_budget: TimeBudget = None,
     log_to: LogTo = None,
 ) -> None:
-    """Go on with a search: after a crash, Ctrl-C or a spent time budget, or with more trials.
+    """Continue a search: after a crash, Ctrl-C or a spent time budget, or with more trials.
 
     Trials that had begun continue from their last checkpoint.
     """
@@ -177,14 +178,12 @@ def confirm(
     """
     from mixtune.confirmation import confirm as run
 
-    try:
+    with _interruptible("the same command continues"):
         confirmed = run(directory, seeds=seeds, on_line=lambda line: print(line, flush=True))
-    except KeyboardInterrupt:
-        _fail("interrupted; the same command continues", 130)
     console = _console()
     console.print(confirmed.table())
     for note in confirmed.notes:
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
+        _say(console, note)
 
 
 @app.command(epilog="Example: `mixtune train search_spaces/digits.yaml --set alpha=0.3 --out runs/one`")
@@ -196,10 +195,8 @@ def train(
     """Train one recipe, the base recipe of a space, without Ray."""
     from mixtune.single import epoch_line, final_line, train_recipe
 
-    try:
+    with _interruptible("nothing is kept"):
         trained = train_recipe(space, _overrides(set_), lambda metrics: print(epoch_line(metrics), flush=True), out)
-    except KeyboardInterrupt:
-        _fail("interrupted; nothing is kept", 130)
     print(final_line(trained.metrics))
     if out is not None:
         print(f"saved to {out}")
@@ -224,7 +221,7 @@ def compare(
         raise RequestError(f"--format {format_}: should be table, markdown or csv")
     out = out or Path("runs") / f"compare-{space.stem}"
     lines = sys.stdout if format_ == "table" else sys.stderr
-    try:
+    with _interruptible("the same command continues"):
         compared = run(
             space,
             seeds=seeds,
@@ -233,8 +230,6 @@ def compare(
             out=out,
             on_line=lambda line: print(line, file=lines, flush=True),
         )
-    except KeyboardInterrupt:
-        _fail("interrupted; the same command continues", 130)
     if format_ == "markdown":
         print(compared.to_markdown(), end="")
     elif format_ == "csv":
@@ -243,7 +238,7 @@ def compare(
         console = _console()
         console.print(compared.table(console.width))
         for note in compared.notes():
-            console.print(note, highlight=False, markup=False, soft_wrap=True)
+            _say(console, note)
         print(f"tables and trained recipes: {out}")
 
 
@@ -262,7 +257,7 @@ def gradient_error(
     from mixtune.gradient_error import measure_gradient_errors
 
     out = out or Path("runs") / f"gradient-error-{space.stem}"
-    try:
+    with _interruptible("nothing is kept"):
         measured = measure_gradient_errors(
             space,
             points=points,
@@ -271,8 +266,6 @@ def gradient_error(
             out=out,
             on_line=lambda line: print(line, flush=True),
         )
-    except KeyboardInterrupt:
-        _fail("interrupted; nothing is kept", 130)
     _console().print(measured.table())
     print(f"{measured.about}\nthe schedule of the least CA-MSE, for a recipe:\n{measured.to_yaml()}")
     print(f"profile.csv, profile.html and stages.yaml: {out}")
@@ -292,10 +285,8 @@ def export(
     """Write a trained recipe as a folder: weights and config for timm, a script that classifies, a model card."""
     from mixtune.exporting import export as run
 
-    try:
+    with _interruptible("the same command continues"):
         folder = run(directory, trial, out, on_line=lambda line: print(line, flush=True))
-    except KeyboardInterrupt:
-        _fail("interrupted; the same command continues", 130)
     print(f"exported to {folder}")
 
 
@@ -379,6 +370,19 @@ def _fail(message: str, status: int) -> NoReturn:
     sys.exit(status)
 
 
+@contextmanager
+def _interruptible(what_then: str) -> Iterator[None]:
+    """Let Ctrl-C end a command with a line that says what then."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _fail(f"interrupted; {what_then}", 130)
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def _console() -> Console:
     console = Console()
     return console if console.is_terminal else Console(width=LOG_WIDTH)
@@ -391,9 +395,7 @@ def _print_search(console: Console, run: Callable[[], Result]) -> None:
     except KeyboardInterrupt as error:
         _fail(str(error) or "interrupted", 130)
     _print_front(result, console)
-    console.print(
-        f"report: {RunDirectory(result.directory).report_file}", highlight=False, markup=False, soft_wrap=True
-    )
+    _say(console, f"report: {RunDirectory(result.directory).report_file}")
 
 
 def _print_front(result: Result, console: Console) -> None:
@@ -401,7 +403,7 @@ def _print_front(result: Result, console: Console) -> None:
 
     console.print(front_table(result, console.width))
     for note in front_notes(result):
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
+        _say(console, note)
 
 
 def _overrides(given: list[str] | None) -> dict[str, Any]:

@@ -26,6 +26,13 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
     """Take the options that pyproject.toml gives to pytest-xdist where that is missing or switched off."""
     if not pluginmanager.hasplugin("xdist"):
         parser.addoption("--numprocesses", "--dist")
+        parser.addoption("--no-loadscope-reorder", action="store_true")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, so that neither of two processes is left with one at the end."""
+    longest = ("test_reliability", "test_notebooks", "test_search", "test_resume")
+    items.sort(key=lambda item: longest.index(item.path.stem) if item.path.stem in longest else len(longest))
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -66,6 +73,7 @@ def _small_space() -> dict[str, Any]:
             "epochs.sl": {"randint": [1, 5]},
         },
         "search": {"trials": 6},
+        "resources": {"cpus_per_trial": 1.5},  # one thread, and on two cores one at a time: fewer processes to start
     }
 
 

@@ -16,8 +16,7 @@ from mixtune.run.directory import RunDirectory, space_text
 from mixtune.run.result import Result, result_of
 from mixtune.stages.paths import RecipePaths
 from mixtune.training.loop import DivergedError
-from mixtune.tuning.prepare import prepare
-from mixtune.tuning.run import facts_of, known_machine
+from mixtune.tuning.prepare import facts_of, known_machine, prepare
 from mixtune.tuning.search import RunningSearch
 from mixtune.tuning.trial import SearchContext, train_trial
 

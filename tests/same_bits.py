@@ -1,8 +1,17 @@
-"""A comparison that several tests share: equal to the last bit."""
+"""What tests of resumption share: the states of a training, and a comparison to the last bit."""
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import torch
+
+from mixtune.training.loop import train
+
+
+def boundaries(state):
+    """Train to the end; return the state at each epoch boundary, the start included."""
+    return [deepcopy(state.state_dict()), *(deepcopy(state.state_dict()) for _ in train(state))]
 
 
 def assert_equal_bits(one, other, path=""):

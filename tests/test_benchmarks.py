@@ -52,13 +52,9 @@ def table_rows(text: str, heading: str) -> list[list[str]]:
 def test_it_runs_end_to_end_and_its_file_has_the_promised_rows(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "results" / "training.md"
     small = ["--sizes", "width64", "--images", "17", "--batch", "8", "--repeats", "1", "--device", "cpu"]
-    done = subprocess.run(
-        [sys.executable, BENCHMARKS / "training.py", "--root", images, "--out", out, *small],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, BENCHMARKS / "training.py", "--root", images, "--out", out, *small]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=one_thread, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "width64: round 1 of 1" in done.stdout
     text = out.read_text()
@@ -71,11 +67,7 @@ def test_it_runs_end_to_end_and_its_file_has_the_promised_rows(images: Path, tmp
     assert [row[:2] for row in speeds] == [["width64", kind] for kind in KINDS]
     assert all(row[6] == "1.00" and row[7] == "at least 1.15" for row in speeds)
     costs = table_rows(text, "Seconds of one epoch against another")
-    assert [row[1] for row in costs] == [
-        "SSL visible / SSL full",
-        "mix / SSL full + SL",
-        "mix / SSL visible + SL",
-    ]
+    assert [row[1] for row in costs] == ["SSL visible / SSL full", "mix / SSL full + SL", "mix / SSL visible + SL"]
     counts = table_rows(text, "Counted operations")
     assert [(row[1], row[4], row[-1]) for row in counts] == [(kind, "PyTorch's counter", "met") for kind in KINDS]
     goals_met = sum(row[-1].startswith("met") for row in speeds + costs + counts)
@@ -83,9 +75,8 @@ def test_it_runs_end_to_end_and_its_file_has_the_promised_rows(images: Path, tmp
 
     with out.with_suffix(".csv").open(newline="") as file:
         medians = list(csv.DictReader(file))
-    assert [(row["epoch"], row["loop"]) for row in medians] == [
-        (k, loop) for k in KINDS for loop in ("mixtune", "plain")
-    ]
+    expected = [(kind, loop) for kind in KINDS for loop in ("mixtune", "plain")]
+    assert [(row["epoch"], row["loop"]) for row in medians] == expected
     assert all(0 < float(row["least_s"]) <= float(row["median_s"]) <= float(row["most_s"]) for row in medians)
 
 
@@ -112,9 +103,8 @@ def test_a_shortfall_is_said(training: ModuleType) -> None:
         for kind, value in seconds.items()
         for loop, factor in (("mixtune", 1.0), ("plain", 1.0 if kind == "mix" else 1.2))
     ]
-    measured = training.Measured(
-        "tiny256", training.SIZES["tiny256"], training.Load(1, 3), contenders, counted=flops | {"mix": 1.0}
-    )
+    size, load = training.SIZES["tiny256"], training.Load(1, 3)
+    measured = training.Measured("tiny256", size, load, contenders, counted=flops | {"mix": 1.0})
 
     speeds = list(report.speed_rows(measured, 1.15))
     assert [row[2:5] for row in speeds][:2] == [["3.0", "2.5", "1.20"], ["5.0", "4.2", "1.20"]]

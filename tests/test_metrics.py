@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from mixtune.metrics import METRICS, Metric, find_metric, significant
+from mixtune.metrics import METRICS, Metric, find_metric, setting, significant
 from mixtune.report.page import write_report
 from mixtune.run.directory import RunDirectory, RunFacts, space_text
 from mixtune.run.result import result_of
@@ -41,8 +41,8 @@ def test_a_new_metric_is_one_row(
         asked = search.ask()
         assert asked
         search.start(asked.trial)
-        metrics = {"epoch": 1, "epochs_asked": 1, "val_top3_accuracy": found}
-        metrics |= {"epochs_trained": 1, "epochs_reused": 0}
+        counts = {"epoch": 1, "epochs_asked": 1, "epochs_trained": 1, "epochs_reused": 0}
+        metrics = {**counts, "val_top3_accuracy": found}
         search.report(asked.trial, EpochReport([metrics], metrics, windows, bill))
         search.end(asked.trial)
     result = result_of(run)
@@ -56,17 +56,30 @@ def test_a_new_metric_is_one_row(
     assert "90.0 %" in page
 
 
-def test_numbers_are_written_in_the_unit_that_people_read() -> None:
+def test_numbers_are_written_with_three_significant_digits_in_the_unit_that_people_read() -> None:
+    for value, text in (
+        (0, "0"), (0.41234, "0.412"), (12.0, "12.0"), (9.999, "10.0"), (99.96, "100"), (123.4, "123"),
+        (1234.5, "1230"), (1.5e15, "1.5e+15"), (-0.05, "-0.0500"), (2e-7, "2e-07"),
+    ):  # fmt: skip
+        assert significant(value) == text
     assert find_metric("val_accuracy").text(0.97, 0.014) == "97.0 ± 1.4 %"
     assert find_metric("train_latency_s").text(12.345) == "12.3 s"
     assert find_metric("x_ms").text(0.5) == "0.500 ms"
-    assert find_metric("train_flops").axis_title == "training compute (FLOP)"
     for nothing in (None, math.nan, math.inf):
         assert find_metric("val_accuracy").text(nothing) == "-"
-    assert [significant(value) for value in (0, 0.4117, 12, 1234.6, 1.5e15)] == [
-        "0",
-        "0.412",
-        "12.0",
-        "1230",
-        "1.5e+15",
-    ]
+    assert (setting(None), setting(True)) == ("", "True")
+
+
+def test_axes_carry_their_units() -> None:
+    for name, title in {
+        "val_accuracy": "validation accuracy (%)",
+        "val_balanced_accuracy": "balanced validation accuracy (%)",
+        "val_macro_f1": "validation macro F1 (%)",
+        "test_calibration_error": "test calibration error (%)",
+        "train_latency_s": "training time (s)",
+        "train_flops": "training compute (FLOP)",
+        "latency_ssl_s": "latency_ssl_s (s)",
+        "infer_latency_ms": "inference time (ms)",
+        "loss": "loss",
+    }.items():
+        assert find_metric(name).axis_title == title

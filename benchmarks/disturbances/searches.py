@@ -205,7 +205,7 @@ class Harness:
         for name in ("tmp", "runs", "jobs", "data"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         search_path = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-        self._environment = os.environ | {
+        self.environment = os.environ | {
             MARK: str(folder),
             "MIXTUNE_DATA": str(folder / "data"),
             "TMPDIR": str(folder / "tmp"),
@@ -224,7 +224,7 @@ class Harness:
         job.write_text(json.dumps(told | {"answers": str(job.with_suffix(".answers"))}))
         # all train on the CPU: a GPU computes no bits twice; where GPUs are logical, install_faults() hides real ones
         added = {FAULTS: str(faults)} if faults else {"CUDA_VISIBLE_DEVICES": ""}
-        return Driver(job, self._environment | added)
+        return Driver(job, self.environment | added)
 
     def run(self, *calls: Values, **options: Any) -> list[Answer]:
         """Make the calls and return how they ended."""

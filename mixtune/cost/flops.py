@@ -18,9 +18,8 @@ from mixtune.space.recipe import Model, Recipe
 from mixtune.space.section import SslSettings
 from mixtune.space.space import SearchSpace
 from mixtune.space.views import Strategy
-from mixtune.training.bill import Bill
+from mixtune.training.bill import Bill, phase_flops
 from mixtune.training.data import TrainingData
-from mixtune.training.flops import phase_flops
 from mixtune.training.loop import compile_phase, train_step
 from mixtune.training.plan import PHASES, Epoch, Phase, make_plan
 from mixtune.training.state import TrainState, start_state

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
 
 from mixtune.meter.lock import DeviceLock
-from mixtune.meter.quiet import Moment
 from mixtune.meter.times import StepTimes
 
 OnWindow = Callable[[str, float, bool], None]
@@ -16,6 +19,40 @@ SETTLE_STEPS = 2  # alone, but not timed: what the neighbours left in the caches
 MAX_DISTURBED = 6  # windows of an epoch that are made again
 MAX_WAITING = 0.02  # of a process's time on the device; above, a signature that is known gets no more windows
 WARM_UP_STEPS = 3  # of every epoch, not timed: kernels load, memory is allocated, the epoch's order is drawn
+MIN_RUNNING = 0.9  # share of a quiet while in which the thread runs
+MAX_OTHERS = 0.1  # what others compute in it, as a share of all cores' time
+_TICKS_S = 0.02  # what Linux, which counts in hundredths of a second, may be off by
+_BUSY = (1, 2, 3, 6, 7, 8)  # in /proc/stat: user, nice, system, irq, softirq, steal (other machines on this host)
+
+
+class Moment(NamedTuple):
+    """A point in time, by three clocks in seconds: the wall's, this thread's, and the other processes' of the machine.
+
+    The last stands still where the system is not Linux.
+    """
+
+    wall: float
+    thread: float
+    others: float
+
+    @classmethod
+    def now(cls) -> Moment:
+        """Return the present."""
+        return cls(time.perf_counter(), time.thread_time(), _others())
+
+    def was_quiet_since(self, earlier: Moment) -> bool:
+        """Return whether this thread had a core, and others computed little, from an earlier moment on."""
+        took = self.wall - earlier.wall
+        others = self.others - earlier.others - _TICKS_S
+        had_core = self.thread - earlier.thread >= MIN_RUNNING * took
+        return had_core and others <= MAX_OTHERS * took * (os.cpu_count() or 1)
+
+
+def _others() -> float:
+    with suppress(OSError, ValueError, IndexError):
+        columns = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+        return sum(int(columns[i]) for i in _BUSY) / os.sysconf("SC_CLK_TCK") - time.process_time()
+    return 0.0
 
 
 def place_windows(steps: int, missing: int) -> list[range]:
@@ -41,7 +78,7 @@ class Meter:
     once the neighbours continue; it is called within the shared stretch, so it should not wait. A signature's first
     window is made at once, the others while this process has waited for its neighbours less than MAX_WAITING of its
     time: they make it wait as it makes them. On a CPU, where others than those that know the lock may run, a window
-    that was not quiet (mixtune.meter.quiet) is made again, a few times an epoch; until one was, the shortest counts. ::
+    that was not quiet is made again, a few times an epoch; until one was, the shortest counts. ::
 
         with meter.epoch(signature, steps):
             for step in range(steps):

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -25,35 +25,42 @@ class NoPaperRowsError(LookupError):
     """The paper has no figures for a setting; the message is one line on what it has."""
 
 
-def paper_rows(
-    dataset: str | Sequence[str],
-    ssl_dataset: str | None,
-    data_percent: float,
-    ssl_epochs: int,
-    sl_epochs: int,
-    alpha: float,
-    rho: float,
-    lambda_: float = _LAMBDA,
-) -> pd.DataFrame:
+class Setting(NamedTuple):
+    """What the paper's tables differ by.
+
+    Datasets are known by the paper's names, torchvision's and this project's (CIFAR-10, CIFAR10, tiny_imagenet);
+    several tasks in any order, as a sequence or joined by "+". alpha and rho count for MixTraining alone, lambda where
+    two datasets are mixed.
+    """
+
+    dataset: str | Sequence[str]
+    ssl_dataset: str | None
+    data_percent: float
+    ssl_epochs: int
+    sl_epochs: int
+    alpha: float
+    rho: float
+    lambda_: float = _LAMBDA
+
+
+def paper_rows(at: Setting) -> pd.DataFrame:
     """Return the paper's sl, ssl_sl and mixtraining, a row each, at exactly this setting.
 
     Columns: method; accuracy (a share, the mean of several tasks); accuracy_<task> for each of several tasks, in the
     order asked; latency_s; speedup (the seconds of the paper's SSL+SL over MixTraining's, NaN for the others); table;
     setting, in words. Latency and speed-up are NaN where the paper does not give them (Tables 4 and 5).
 
-    Datasets are known by the paper's names, torchvision's and this project's (CIFAR-10, CIFAR10, tiny_imagenet);
-    several tasks in any order, as a sequence or joined by "+". alpha and rho count for MixTraining alone, lambda where
-    two datasets are mixed. Where tables repeat a setting, those with latencies come first (1 to 3, then 6 and 8 to
-    16), then 4 before 5: they differ by up to 1.6 points. Raises NoPaperRowsError where the paper has no such setting.
+    Where tables repeat a setting, those with latencies come first (1 to 3, then 6 and 8 to 16), then 4 before 5: they
+    differ by up to 1.6 points. Raises NoPaperRowsError where the paper has no such setting.
     """
-    rows, reason = _select(dataset, ssl_dataset, data_percent, ssl_epochs, sl_epochs, alpha, rho, lambda_)
+    rows, reason = _select(at)
     if rows.empty:
         raise NoPaperRowsError(reason)
-    names = _split(dataset)
+    names = _split(at.dataset)
     found = {str(method): group.set_index("key") for method, group in rows.groupby("method")}
     times = {method: float(group["train_latency_s"].iloc[0]) for method, group in found.items()}
-    setting = f"{rows['trained'].iloc[0]}, {data_percent:g} % of the data, {ssl_epochs} + {sl_epochs} epochs"
-    setting += f", alpha {alpha:g}, rho {rho:g}"
+    setting = f"{rows['trained'].iloc[0]}, {at.data_percent:g} % of the data, {at.ssl_epochs} + {at.sl_epochs} epochs"
+    setting += f", alpha {at.alpha:g}, rho {at.rho:g}"
     records = []
     for method in _METHODS:
         shares = found[method]["accuracy_percent"].astype(float) / 100
@@ -79,16 +86,9 @@ def paper_rows_of(recipe: Mapping[str, Any]) -> pd.DataFrame:
         raise NoPaperRowsError(f"the paper's SSL objective is {_OBJECTIVE}, not {objective}")
     if data["ssl_fraction"] not in (None, data["fraction"]) and data["ssl_dataset"] is None:
         raise NoPaperRowsError("the paper's SSL sees the labelled images alone")
-    return paper_rows(
-        data["dataset"],
-        data["ssl_dataset"],
-        100 * data["fraction"],
-        epochs["ssl"],
-        epochs["sl"],
-        recipe["alpha"],
-        recipe["rho"],
-        recipe["lambda"],
-    )
+    rates = recipe["alpha"], recipe["rho"], recipe["lambda"]
+    percent = 100 * data["fraction"]
+    return paper_rows(Setting(data["dataset"], data["ssl_dataset"], percent, epochs["ssl"], epochs["sl"], *rates))
 
 
 def paper_sweep(recipe: Mapping[str, Any], parameter: str) -> pd.DataFrame:
@@ -106,50 +106,41 @@ def paper_sweep(recipe: Mapping[str, Any], parameter: str) -> pd.DataFrame:
     return pd.DataFrame({parameter: means[parameter], "accuracy": means["accuracy_percent"] / 100})
 
 
-def _select(
-    dataset: str | Sequence[str],
-    ssl_dataset: str | None,
-    data_percent: float,
-    ssl_epochs: int,
-    sl_epochs: int,
-    alpha: float,
-    rho: float,
-    lambda_: float,
-) -> tuple[pd.DataFrame, str]:
+def _select(at: Setting) -> tuple[pd.DataFrame, str]:
     """Return a row a method and dataset at the setting, of the preferred table; or no row and the reason."""
     rows = _read()
-    names = _split(dataset)
-    ssl_names = names if ssl_dataset is None else _split(ssl_dataset)
-    at = (rows["tasks_key"] == _key(names)) & (rows["ssl_key"] == _key(ssl_names))
-    if not at.any():
+    names = _split(at.dataset)
+    ssl_names = names if at.ssl_dataset is None else _split(at.ssl_dataset)
+    found = (rows["tasks_key"] == _key(names)) & (rows["ssl_key"] == _key(ssl_names))
+    if not found.any():
         known = _listed(rows["trained"].unique())
-        return rows[at], f"the paper has no training on {_trained(names, ssl_names)}: it has {known}"
-    rows = rows[at]
+        return rows[found], f"the paper has no training on {_trained(names, ssl_names)}: it has {known}"
+    rows = rows[found]
     trained = f"the paper has {rows['trained'].iloc[0]}"
-    if _key(names) != _key(ssl_names) and not math.isclose(lambda_, _LAMBDA):
-        return rows[:0], f"{trained} with lambda {_LAMBDA:g}, not {lambda_:g}"
+    if _key(names) != _key(ssl_names) and not math.isclose(at.lambda_, _LAMBDA):
+        return rows[:0], f"{trained} with lambda {_LAMBDA:g}, not {at.lambda_:g}"
 
-    at = (rows["data_percent"] - data_percent).abs() < 1e-6
-    if not at.any():
+    found = (rows["data_percent"] - at.data_percent).abs() < 1e-6
+    if not found.any():
         percents = _listed(sorted(set(rows["data_percent"])))
-        return rows[at], f"{trained} with {percents} % of the data, not {data_percent:g} %"
-    rows = rows[at]
-    trained += f" with {data_percent:g} % of the data"
+        return rows[found], f"{trained} with {percents} % of the data, not {at.data_percent:g} %"
+    rows = rows[found]
+    trained += f" with {at.data_percent:g} % of the data"
 
-    at = (rows["epochs"] == ssl_epochs) & (rows["epochs"] == sl_epochs)
-    if not at.any():
+    found = (rows["epochs"] == at.ssl_epochs) & (rows["epochs"] == at.sl_epochs)
+    if not found.any():
         epochs = _listed(f"{epochs} + {epochs}" for epochs in sorted(set(rows["epochs"])))
-        return rows[at], f"{trained} for {epochs} epochs, not {ssl_epochs} + {sl_epochs}"
-    rows = rows[at]
-    trained += f" for {ssl_epochs} + {sl_epochs} epochs"
+        return rows[found], f"{trained} for {epochs} epochs, not {at.ssl_epochs} + {at.sl_epochs}"
+    rows = rows[found]
+    trained += f" for {at.ssl_epochs} + {at.sl_epochs} epochs"
 
     mixed = rows["method"] == "mixtraining"
-    at = mixed & ((rows["alpha"] - alpha).abs() < 1e-6) & ((rows["rho"] - rho).abs() < 1e-6)
-    if not at.any():
+    found = mixed & ((rows["alpha"] - at.alpha).abs() < 1e-6) & ((rows["rho"] - at.rho).abs() < 1e-6)
+    if not found.any():
         pairs = sorted(set(zip(rows["alpha"][mixed], rows["rho"][mixed], strict=True)))
         known = _listed(f"{a:g} and {r:g}" for a, r in pairs)
-        return rows[at], f"{trained} at alpha and rho {known}, not {alpha:g} and {rho:g}"
-    rows = rows[at | ~mixed].sort_values(["untimed", "table"], kind="stable")
+        return rows[found], f"{trained} at alpha and rho {known}, not {at.alpha:g} and {at.rho:g}"
+    rows = rows[found | ~mixed].sort_values(["untimed", "table"], kind="stable")
     return rows.drop_duplicates(["method", "key"]), ""
 
 

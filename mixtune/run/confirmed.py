@@ -61,7 +61,7 @@ class Confirmation:
     frame: a row for each member of the present front and each baseline that has such training runs, in the front's
     order, the baselines last. Columns: trial; method (a baseline's, else None); seeds and diverged, training runs and
     how many of them diverged; test_accuracy, its mean over the others; test_accuracy_std, the sample's standard
-    standard deviation over seeds, NaN for one; test_accuracy_se, the mean's standard error (see mixtune.run.estimates);
+    deviation over seeds, NaN for one; test_accuracy_se, the mean's standard error (see mixtune.run.estimates);
     test_sampling_se, the binomial standard error of one training run's accuracy on that many test images, common to all
     rows; train_latency_s, train_latency_std_s and train_latency_se_s, the same in seconds; test_balanced_accuracy and
     the like, with _std and _se, where an objective or a constraint is of their kind; every other objective and

@@ -37,10 +37,10 @@ DRAWS = 10_000
 class Estimate:
     """Rows' means and how certain they are, each (rows,).
 
-    means: NaN where all diverged; standard deviations: each row's own, NaN below two training runs; errors: of the
-    means; degrees: of freedom of the rows with a standard deviation of their own, NaN for those that share the pooled
-    one, whose are ``pooled_degrees``, 0 where there is no spread at all; pooled: that standard deviation, a share of
-    the mean for seconds.
+    means: NaN where all diverged; deviations: each row's own standard deviation, NaN below two training runs; errors:
+    standard errors of the means; degrees: of freedom of the rows with a standard deviation of their own, NaN for those
+    that share the pooled one, whose are ``pooled_degrees``, 0 where there is no spread at all; pooled: that standard
+    deviation, a share of the mean for seconds.
     """
 
     means: Floats

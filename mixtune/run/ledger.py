@@ -38,10 +38,11 @@ class Ledger:
         self.path = Path(path)
         self._sound = False
 
-    def append(self, event: str, **fields: Any) -> dict[str, Any]:
+    def append(self, event: str, *, durable: bool = True, **fields: Any) -> dict[str, Any]:
         """Write one line and return it, as a reader will see it, once it is on the disk.
 
-        ``time`` (unix seconds) is added if not given.
+        ``time`` (unix seconds) is added if not given. durable: whether the line must outlive a power cut by itself;
+        else it does so with the next line that must, and outlives the end of this process in any case.
         Raises ValueError for a NaN or an infinity (see ``finite_or_none``) and TypeError for what is not JSON;
         neither writes anything. After an OSError (a full disk) the next call first cuts off what was left.
         """
@@ -53,7 +54,8 @@ class Ledger:
         with self.path.open("ab") as file:
             file.write(line.encode() + b"\n")
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         if is_new:
             _sync_folder(self.path.parent)
         self._sound = True

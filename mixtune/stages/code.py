@@ -28,8 +28,7 @@ COMPUTING = (  # besides mixtune.training, whose modules all count but those bel
     "mixtune.space.views",
 )
 NOT_COMPUTING = {  # modules and packages that a training run executes, and why their code is in no key
-    "mixtune.training.bill": "says what steps cost",
-    "mixtune.training.flops": "counts FLOPs",
+    "mixtune.training.bill": "says what steps cost, in FLOPs too",
     "mixtune.training.measure": "reports what was trained",
     "mixtune.training.saved": "writes trained recipes to files",
     "mixtune.cost": "forecasts",

@@ -6,14 +6,16 @@ import functools
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
 
 import torch
 
+from mixtune.backbone import Backbone, linear_flops
 from mixtune.meter.times import StepTimes
+from mixtune.objectives import TRAINED, Objective
 from mixtune.space.recipe import Recipe
 from mixtune.space.views import Strategy
 from mixtune.training.data import TrainingData
@@ -97,6 +99,21 @@ class Bill:
             "forecast_latency_s": sum(forecast.values()),
             "infer_latency_ms": 1e3 * times.step_time(self.infer),
         }
+
+
+def phase_flops(
+    backbone: Backbone, objective: Objective, classes: Sequence[int], strategy: Strategy | None = None
+) -> dict[Phase, float]:
+    """Return the training FLOPs (forward and backward) of one image in each phase.
+
+    classes: of each task; a step has as many images of one task as of another. strategy: an epoch's.
+    """
+    classify = linear_flops(1, backbone.embed_dim, sum(classes) / len(classes))
+    return {
+        "ssl": objective.train_flops(backbone, joint=False, strategy=strategy),
+        "mix": objective.train_flops(backbone, joint=True, strategy=strategy) + TRAINED * classify,
+        "sl": TRAINED * (backbone.forward_flops(backbone.tokens) + classify),
+    }
 
 
 def data_shape(data: TrainingData) -> dict[str, Any]:

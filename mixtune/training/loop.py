@@ -39,8 +39,8 @@ def train(state: TrainState, on_window: OnWindow = lambda *_: None) -> Iterator[
         time_inference(state, meter)
         state.step_times.fix(state.bill.signatures())
     for epoch in plan[len(state.history) :]:
-        crosses_border = epoch.index > 0 and plan[epoch.index - 1].phase != epoch.phase
-        if crosses_border and not state.recipe.optim.carry_state:
+        crosses_boundary = epoch.index > 0 and plan[epoch.index - 1].phase != epoch.phase
+        if crosses_boundary and not state.recipe.optim.carry_state:
             state.optimizer.state.clear()
         result = _train_epoch(state, epoch, meter, last=epoch == plan[-1])
         state.history.append(result)

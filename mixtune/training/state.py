@@ -17,10 +17,9 @@ from mixtune.meter.times import StepTimes
 from mixtune.objectives import Objective
 from mixtune.space.recipe import Recipe
 from mixtune.space.views import Strategy
-from mixtune.training.bill import Bill, cost_factors, cost_signature, data_shape
+from mixtune.training.bill import Bill, cost_factors, cost_signature, data_shape, phase_flops
 from mixtune.training.data import TrainingData
 from mixtune.training.device import autocast, choose_dtype, describe_device
-from mixtune.training.flops import phase_flops
 from mixtune.training.optimizer import build_optimizer
 from mixtune.training.plan import Epoch, Phase, Work, make_plan
 from mixtune.training.scores import Scores, standard_error

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import platform
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from os import PathLike
 from typing import Any, Literal
 
 import yaml
 
+from mixtune import plugins
 from mixtune.cost.flops import Size, recipe_bill
+from mixtune.cost.machine import Machine
+from mixtune.cost.model import reference_point
 from mixtune.errors import RequestError
+from mixtune.run.directory import RunDirectory, RunFacts
 from mixtune.space.recipe import with_absolute_paths
-from mixtune.space.space import SearchSpace, load_space, space_from_dict
+from mixtune.space.space import Search, SearchSpace, load_space, space_from_dict
 from mixtune.training.data import TrainingData, load_training_data
+from mixtune.tuning.loggers import Logger
 from mixtune.tuning.slots import plan_slots, usable_cpus, usable_gpus
 
 MAX_CHECKED = 32  # values of a distribution; of longer ones the ends are checked
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_VERSIONS = ("mixtune", "torch", "torchvision", "timm", "ray", "optuna", "moocore")
 
 AnySpace = SearchSpace | Mapping[str, Any] | str | PathLike[str]
 
@@ -120,3 +131,61 @@ def _check_recipes(space: SearchSpace, data: TrainingData) -> None:
                     load_training_data(recipe)
             except RequestError as error:
                 raise RequestError(f"space.{path} at {value!r}: {error}") from error
+
+
+def facts_of(prepared: Prepared, machine: Machine) -> RunFacts:
+    """Return what a new run's space.yaml says of the search; the hypervolume's reference point is fixed here."""
+    tasks = {
+        task.name: {
+            "classes": len(task.classes),
+            "train_images": len(task.train),
+            "val_images": len(task.held_out),
+        }
+        for task in prepared.data.tasks
+    }
+    versions = {"python": platform.python_version(), **{name: version(name) for name in _VERSIONS}}
+    point = reference_point(prepared.space, prepared.data, machine)
+    return RunFacts(point, tasks, versions, machine.to_dict())
+
+
+def known_machine(run: RunDirectory) -> Machine:
+    """Return the machine that a run began on. Raises RequestError."""
+    try:
+        return Machine(**run.facts.machine)
+    except TypeError as error:
+        raise RequestError(f"{run.space_file}: run.machine is not what a search wrote there: {error}") from error
+
+
+def find_loggers(names: Sequence[str], run: RunDirectory) -> list[Logger]:
+    """Return the loggers that ``--log-to`` names. Raises RequestError for an unknown one, or a missing package."""
+    return [plugins.find("tuning.loggers", name, "logger").build(run.logs) for name in dict.fromkeys(names)]
+
+
+def with_known_plugins(space: SearchSpace) -> tuple[SearchSpace, list[str]]:
+    """Return a run's space with the default in place of a sampler or scheduler that is not there, a line for each."""
+    lines = []
+    for kind in ("sampler", "scheduler"):
+        name, default = getattr(space.search, kind), getattr(Search(), kind)
+        try:
+            plugins.check_name(f"tuning.{kind}s", name, kind)
+        except RequestError as error:
+            lines.append(f"search.{kind}: {error}: this run continues with {default}")
+            space = space.with_search(**{kind: default})
+    return space, lines
+
+
+def parse_duration(given: float | str | None) -> float | None:
+    """Return the seconds of "90s", "30m", "2h", "1d" or "1h30m"; a bare number is seconds. Raises RequestError."""
+    if given is None:
+        return None
+    text = str(given).strip()
+    parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", text)
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        seconds = float(text)
+    elif parts and "".join(number + unit for number, unit in parts) == text:
+        seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    else:
+        raise RequestError(f"time budget {text}: should be such as 90s, 30m, 2h or 1h30m")
+    if seconds <= 0:
+        raise RequestError(f"time budget {text}: should be above 0")
+    return seconds

@@ -25,14 +25,15 @@ from ray.tune.search import Searcher
 
 from mixtune.cost.machine import Machine
 from mixtune.cost.memory import allowed_bytes, is_out_of_memory
-from mixtune.errors import RequestError, one_line
+from mixtune.errors import DataError, RequestError, TrainingError, one_line
 from mixtune.run.rungs import KEEP, LEVELS
+from mixtune.space.space import SearchSpace
 from mixtune.stages.paths import RecipePaths
 from mixtune.stages.store import MAX_BYTES
 from mixtune.training.loop import DivergedError
 from mixtune.tuning.schedulers.pareto_asha import ParetoHalving
 from mixtune.tuning.search import Asked, Cause, RunningSearch
-from mixtune.tuning.slots import Nodes, Slots
+from mixtune.tuning.slots import Nodes, Slots, plan_slots
 from mixtune.tuning.trainable import REPORT, MixTrainable
 from mixtune.tuning.trial import SearchContext
 
@@ -241,6 +242,7 @@ def train_trials(
                 name="search",
                 storage_path=scratch,
                 callbacks=[SearchCallback(search), *map(GuardedCallback, callbacks)],
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # trials store theirs themselves
                 stop=SearchStopper(search),
                 progress_reporter=NoReport(),
                 verbose=0,
@@ -300,6 +302,20 @@ def _silenced(name: str) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
+
+
+def run_where_trials_do(space: SearchSpace, nodes: Nodes, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call ``function(*arguments, on_gpu)``, on a GPU in a process of its own: none of its memory stays taken."""
+    if plan_slots(space.resources, nodes).gpus == 0:
+        return function(*arguments, False)
+    cpus = space.resources.cpus_per_trial
+    try:
+        return ray.get(ray.remote(num_gpus=1, num_cpus=cpus, max_calls=1)(function).remote(*arguments, True))
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, RequestError | DataError | TrainingError):
+            raise cause from None
+        raise TrainingError(f"the GPU could not be measured: {one_line(cause or error)}") from error
 
 
 class ParetoASHA(FIFOScheduler):  # type: ignore[misc]

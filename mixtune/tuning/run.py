@@ -3,46 +3,51 @@
 from __future__ import annotations
 
 import logging
-import platform
-import re
 import shlex
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import ray
-from ray import tune
 from rich.console import Console
 
 from mixtune import plugins
 from mixtune.cost.machine import Machine, device_here, look_at_machine
-from mixtune.cost.model import CostModel, reference_point
-from mixtune.errors import DataError, RequestError, TrainingError, one_line
+from mixtune.cost.model import CostModel
+from mixtune.errors import DataError, RequestError, TrainingError
 from mixtune.files import make_folder, write_whole
 from mixtune.report.page import write_report
-from mixtune.run.directory import RunDirectory, RunFacts, free_directory, space_text
+from mixtune.run.directory import RunDirectory, free_directory, space_text
 from mixtune.run.ledger import ENDED, TrialRecord
 from mixtune.run.lock import hold_run
 from mixtune.run.result import Result, result_of
-from mixtune.space.space import Search, SearchSpace
+from mixtune.space.space import SearchSpace
 from mixtune.stages.opened import Opened, refuse_other_device
 from mixtune.stages.paths import RecipePaths
 from mixtune.tuning.live import Progress
 from mixtune.tuning.loggers import Logger
-from mixtune.tuning.prepare import AnySpace, Prepared, prepare
-from mixtune.tuning.ray import ray_session, train_trials
+from mixtune.tuning.prepare import (
+    AnySpace,
+    Prepared,
+    facts_of,
+    find_loggers,
+    known_machine,
+    parse_duration,
+    prepare,
+    with_known_plugins,
+)
+from mixtune.tuning.ray import ray_session, run_where_trials_do, train_trials
 from mixtune.tuning.search import RunningSearch
 from mixtune.tuning.slots import Nodes, Slots, double_fraction, plan_slots, trials_for_a_gpu
 from mixtune.tuning.study_file import StudyFile
 
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+if TYPE_CHECKING:
+    from ray import tune
 
 _log = logging.getLogger("mixtune.tuning")
 
@@ -110,7 +115,7 @@ def search(
         with ray_session(address, prepared.cpus, prepared.gpus) as nodes:
             catch_sigterm()  # again: Ray's start puts a handler of its own in place
             threads = max(1, int(prepared.space.resources.cpus_per_trial))
-            machine: Machine = _where_trials_run(prepared.space, nodes, look_at_machine, prepared.space, threads)
+            machine: Machine = run_where_trials_do(prepared.space, nodes, look_at_machine, prepared.space, threads)
             write_whole(run.space_file, space_text(prepared.space, facts_of(prepared, machine)))
             return _run(prepared, run, machine, nodes, seconds, console, loggers, callbacks)
 
@@ -129,7 +134,7 @@ def resume(
     callbacks: Sequence[tune.Callback] = (),
     console: Console | None = None,
 ) -> Result:
-    """Go on with a search after a crash, an interruption or a spent budget; the same as ``mixtune resume``.
+    """Continue a search after a crash, an interruption or a spent budget; the same as ``mixtune resume``.
 
     trials: how many may end in all, from now on: more than before extends a finished search; retry_failed: train the
     failed trials once more; the other options as for :func:`search`, but each trial keeps the threads that the search
@@ -152,7 +157,7 @@ def resume(
     ):
         catch_sigterm()  # again: Ray's start puts a handler of its own in place
         if address is None:
-            machine = _machine_to_go_on_with(prepared.space, machine, nodes)
+            machine = _machine_to_continue_on(prepared.space, machine, nodes)
         return _run(prepared, run, machine, nodes, seconds, console, loggers, callbacks, trials, retry_failed)
 
 
@@ -180,13 +185,16 @@ def _run(
     for line in opened.compare(run.state, space):
         _say(console, line)
     with Progress(slots.count, console) as progress:
+        ended: list[TrialRecord] = []
 
         def on_change(search: RunningSearch, record: TrialRecord) -> None:
             progress.update(search, record)
             for log in loggers:
                 log(record)
-            if record.state in ENDED and record.baseline is None:
-                study.add(search.suggester.study, record)
+            if record.state == "running" and ended:  # not before: a free slot should not wait for a file
+                study.add(search.suggester.study, ended.pop(0))
+            elif record.state in ENDED and record.baseline is None:
+                ended.append(record)
 
         search = RunningSearch(
             space,
@@ -252,65 +260,16 @@ def _judge(search: RunningSearch, result: Result, console: Console) -> Result:
     return result
 
 
-def find_loggers(names: Sequence[str], run: RunDirectory) -> list[Logger]:
-    """Return the loggers that ``--log-to`` names. Raises RequestError for an unknown one, or a missing package."""
-    return [plugins.find("tuning.loggers", name, "logger").build(run.logs) for name in dict.fromkeys(names)]
-
-
-def with_known_plugins(space: SearchSpace) -> tuple[SearchSpace, list[str]]:
-    """Return a run's space with the default in place of a sampler or scheduler that is not there, a line for each."""
-    lines = []
-    for kind in ("sampler", "scheduler"):
-        name, default = getattr(space.search, kind), getattr(Search(), kind)
-        try:
-            plugins.check_name(f"tuning.{kind}s", name, kind)
-        except RequestError as error:
-            lines.append(f"search.{kind}: {error}: this run continues with {default}")
-            space = space.with_search(**{kind: default})
-    return space, lines
-
-
-def parse_duration(given: float | str | None) -> float | None:
-    """Return the seconds of "90s", "30m", "2h", "1d" or "1h30m"; a bare number is seconds. Raises RequestError."""
-    if given is None:
-        return None
-    text = str(given).strip()
-    parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", text)
-    if re.fullmatch(r"\d+(\.\d+)?", text):
-        seconds = float(text)
-    elif parts and "".join(number + unit for number, unit in parts) == text:
-        seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
-    else:
-        raise RequestError(f"time budget {text}: should be such as 90s, 30m, 2h or 1h30m")
-    if seconds <= 0:
-        raise RequestError(f"time budget {text}: should be above 0")
-    return seconds
-
-
-def _where_trials_run(space: SearchSpace, nodes: Nodes, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call ``function(*arguments, on_gpu)``, on a GPU in a process of its own: none of its memory stays taken."""
-    if plan_slots(space.resources, nodes).gpus == 0:
-        return function(*arguments, False)
-    cpus = space.resources.cpus_per_trial
-    try:
-        return ray.get(ray.remote(num_gpus=1, num_cpus=cpus, max_calls=1)(function).remote(*arguments, True))
-    except ray.exceptions.RayError as error:
-        cause = getattr(error, "cause", None)
-        if isinstance(cause, RequestError | DataError | TrainingError):
-            raise cause from None
-        raise TrainingError(f"the GPU could not be measured: {one_line(cause or error)}") from error
-
-
-def _machine_to_go_on_with(space: SearchSpace, machine: Machine, nodes: Nodes) -> Machine:
+def _machine_to_continue_on(space: SearchSpace, machine: Machine, nodes: Nodes) -> Machine:
     """Return the machine that a run began on, or this one with the threads and the precision of that.
 
     Raises RequestError where seconds of this machine would stand alongside those of another one.
     """
-    here = _where_trials_run(space, nodes, device_here, machine.threads)
+    here = run_where_trials_do(space, nodes, device_here, machine.threads)
     if here == machine.device:
         return machine
     refuse_other_device(machine.device, here, space)
-    found: Machine = _where_trials_run(space, nodes, look_at_machine, space, machine.threads)
+    found: Machine = run_where_trials_do(space, nodes, look_at_machine, space, machine.threads)
     return replace(found, precision=machine.precision)
 
 
@@ -387,29 +346,3 @@ def catch_sigterm() -> None:
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, interrupt)
-
-
-_VERSIONS = ("mixtune", "torch", "torchvision", "timm", "ray", "optuna", "moocore")
-
-
-def facts_of(prepared: Prepared, machine: Machine) -> RunFacts:
-    """Return what a new run's space.yaml says of the search; the hypervolume's reference point is fixed here."""
-    tasks = {
-        task.name: {
-            "classes": len(task.classes),
-            "train_images": len(task.train),
-            "val_images": len(task.held_out),
-        }
-        for task in prepared.data.tasks
-    }
-    versions = {"python": platform.python_version(), **{name: version(name) for name in _VERSIONS}}
-    point = reference_point(prepared.space, prepared.data, machine)
-    return RunFacts(point, tasks, versions, machine.to_dict())
-
-
-def known_machine(run: RunDirectory) -> Machine:
-    """Return the machine that a run began on. Raises RequestError."""
-    try:
-        return Machine(**run.facts.machine)
-    except TypeError as error:
-        raise RequestError(f"{run.space_file}: run.machine is not what a search wrote there: {error}") from error

@@ -231,7 +231,9 @@ class RunningSearch:
             metrics = finite_or_none({**epoch, **self._price_epoch(record, report, number)})
             is_stored = report.stored is not None and number == report.metrics["epoch"]
             if number not in known or is_stored:
-                self._write("epoch", trial, metrics=metrics, **({"state": report.stored} if is_stored else {}))
+                stored = {"state": report.stored} if is_stored else {}
+                # what is decided by an epoch is a line of its own, which puts this one on the disk too
+                self._write("epoch", trial, durable=False, metrics=metrics, **stored)
             if is_stored:
                 self.stages.note_stored(record.params, number)
             if self._scheduler is not None and trial not in self.baselines:

@@ -19,7 +19,7 @@ from mixtune.comparison.table import (
     comparison_table,
     summarise,
 )
-from mixtune.report.paper import paper_rows
+from mixtune.report.paper import Setting, paper_rows
 
 NAN = float("nan")
 METHODS = [("sl", None), ("ssl_sl", "visible"), ("mixtraining", "visible"), ("ssl_sl", "full"), ("mixtraining", "full")]
@@ -43,9 +43,7 @@ def five(seeds: int = 2, tasks: Sequence[str] = ()) -> list[Run]:
 
 
 def paper_of(dataset: str | tuple[str, ...] = "CIFAR10") -> pd.DataFrame:
-    rows = paper_rows(dataset, None, 10, 100, 100, 0.5, 0.5)
-    assert rows is not None
-    return rows
+    return paper_rows(Setting(dataset, None, 10, 100, 100, 0.5, 0.5))
 
 
 def printed(frame: pd.DataFrame, paper: pd.DataFrame | None = None, width: int = 100) -> list[str]:
@@ -74,14 +72,13 @@ def test_means_deviations_and_order_whatever_the_order_of_the_runs() -> None:
 
 def test_speedups_at_the_same_encoding_and_against_the_fastest() -> None:
     frame = summarise(five())
-    same = [NAN, NAN, 16 / 12.8, NAN, 22.4 / 16]
-    assert list(frame["speedup_same_encoding"]) == pytest.approx(same, nan_ok=True)
-    by_flops = [NAN, NAN, 140 / 128, NAN, 216 / 168]
-    assert list(frame["speedup_same_encoding_by_flops"]) == pytest.approx(by_flops, nan_ok=True)
-    fastest = [NAN, 1.0, 16 / 12.8, 16 / 22.4, 16 / 16]
-    assert list(frame["speedup_fastest"]) == pytest.approx(fastest, nan_ok=True)
-    by_flops = [NAN, 1.0, 140 / 128, 140 / 216, 140 / 168]
-    assert list(frame["speedup_fastest_by_flops"]) == pytest.approx(by_flops, nan_ok=True)
+    for name, expected in {
+        "speedup_same_encoding": [NAN, NAN, 16 / 12.8, NAN, 22.4 / 16],
+        "speedup_same_encoding_by_flops": [NAN, NAN, 140 / 128, NAN, 216 / 168],
+        "speedup_fastest": [NAN, 1.0, 16 / 12.8, 16 / 22.4, 16 / 16],
+        "speedup_fastest_by_flops": [NAN, 1.0, 140 / 128, 140 / 216, 140 / 168],
+    }.items():
+        assert list(frame[name]) == pytest.approx(expected, nan_ok=True), name
 
 
 def test_an_objective_without_encodings_has_one_speedup() -> None:
@@ -191,9 +188,8 @@ def test_a_deviation_has_the_decimals_of_its_mean() -> None:
 
 
 def test_the_table_fits_and_loses_no_cell() -> None:
-    for width, tasks in itertools.product(
-        (60, 100), ((), TASKS, ("CIFAR10", "a task | of some [length]", "b", "c", "d"))
-    ):
+    long = ("CIFAR10", "a task | of some [length]", "b", "c", "d")
+    for width, tasks in itertools.product((60, 100), ((), TASKS, long)):
         frame = summarise(five(tasks=tasks))
         paper = paper_of(TASKS if len(tasks) == 2 else "CIFAR10")
         lines = printed(frame, paper, width)
@@ -221,10 +217,8 @@ def test_the_csv_reads_back_to_the_same_figures() -> None:
     frame, paper = summarise(five(seeds=3, tasks=TASKS)), paper_of(TASKS)
     back = pd.read_csv(io.StringIO(comparison_csv(frame, paper)))
     measured, theirs = back[back["source"] == "measured"], back[back["source"] != "measured"]
-    for name in frame.columns:
-        expected = frame[name].astype(object).where(frame[name].notna(), None)
-        given = measured[name].astype(object).where(measured[name].notna(), None)
-        assert list(given) == list(expected), name
+    given, expected = (f[list(frame)].astype(object).where(f[list(frame)].notna(), None) for f in (measured, frame))
+    assert given.to_dict("records") == expected.to_dict("records")
     assert list(theirs["source"]) == ["paper, Tables 3, 12"] * 3
     assert list(theirs["accuracy_mean"]) == list(paper["accuracy"])
     assert list(theirs["accuracy_SVHN_mean"]) == list(paper["accuracy_SVHN"])

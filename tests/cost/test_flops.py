@@ -1,4 +1,4 @@
-"""What a space will cost at most, and how fast this machine is."""
+"""What a space will cost at most, in all and in a step, and how fast this machine is."""
 
 from __future__ import annotations
 
@@ -6,41 +6,70 @@ from itertools import product
 
 import torch
 
-from mixtune.cost.flops import Size, measure_speeds, most_expensive_recipe, recipe_flops
+from mixtune.cost.flops import Size, largest_recipe, measure_speeds, most_expensive_recipe, recipe_flops, step_flops
 from mixtune.space.space import space_from_dict
 from mixtune.training.plan import PHASES
 
 SIZE = Size(image_size=8, channels=1, classes=(10,), images=(1437,))
 
 
-def test_the_most_expensive_recipe_is_the_one_that_trying_all_finds(make_recipe):
-    def cost(recipe):
-        return sum(recipe_flops(recipe, SIZE).values())
+def total(recipe):
+    return sum(recipe_flops(recipe, SIZE).values())
 
-    for space in (
-        {"epochs.ssl": {"randint": [0, 4]}, "epochs.sl": {"qrandint": [2, 6, 2]}, "rho": {"quniform": [0.0, 1.0, 0.5]}},
-        {"ssl.encode": {"choice": ["visible", "full"]}, "rho": {"quniform": [0.0, 1.0, 0.25]}},
-        {
-            "model.depth": {"randint": [1, 3]},
-            "model.patch_size": {"choice": [4, 1, 2]},
-            "ssl.mask_ratio": {"choice": [0.9, 0.5]},
-        },
-        {"optim.batch_size": {"choice": [100, 32, 700]}, "data.fraction": {"choice": [0.55, 1.0]}},
-        {"alpha": {"quniform": [0.0, 1.0, 0.5]}},
-        {},
+
+def test_the_most_expensive_and_the_largest_recipe_are_those_that_trying_all_finds(make_recipe):
+    rho, masked = {"rho": {"quniform": [0.0, 1.0, 0.25]}}, {"ssl.mask_ratio": {"choice": [0.9, 0.5]}}
+    for base, space in (
+        ({}, {"epochs.ssl": {"randint": [0, 4]}, "epochs.sl": {"qrandint": [2, 6, 2]}, **rho}),
+        ({}, {"epochs.sl": {"randint": [1, 20]}, "optim.batch_size": {"choice": [32, 128, 64]}}),
+        ({}, {"ssl.encode": {"choice": ["visible", "full"]}, **rho}),
+        ({}, {"model.depth": {"randint": [1, 4]}, "model.patch_size": {"choice": [4, 1, 2]}, **masked}),
+        ({}, {"alpha": {"quniform": [0.0, 1.0, 0.5]}}),
+        # 700 is more than all that 0.4 leaves
+        ({}, {"optim.batch_size": {"choice": [100, 32, 700]}, "data.fraction": {"choice": [0.4, 1.0]}}),
+        # only together do they make a mix phase
+        ({"epochs.ssl": 0, "rho": 0.0, "ssl.decoder_depth": 1}, {**rho, "epochs.ssl": {"choice": [0, 4]}}),
+        ({}, {}),
     ):
-        searched = space_from_dict({"recipe": make_recipe().to_dict(), "space": space})
+        searched = space_from_dict({"recipe": make_recipe(base).to_dict(), "space": space})
         grids = [distribution.grid() for distribution in searched.space.values()]
-        costs = [cost(searched.recipe_at(dict(zip(searched.space, point, strict=True)))) for point in product(*grids)]
-        assert cost(most_expensive_recipe(searched, SIZE)) == max(costs), space
+        recipes = [searched.recipe_at(dict(zip(searched.space, point, strict=True))) for point in product(*grids)]
+        assert total(most_expensive_recipe(searched, SIZE)) == max(map(total, recipes)), space
+        most = max(step_flops(recipe, SIZE) for recipe in recipes)
+        assert step_flops(largest_recipe(searched, SIZE), SIZE) == most, space
+
+
+def test_a_large_batch_outweighs_a_long_training(make_recipe):
+    # an epoch of batches of 1000 has 1000 of the 1293 images, one of batches of 8 has 1288
+    values = {
+        "recipe": make_recipe({"data.fraction": 1.0}).to_dict(),
+        "space": {"optim.batch_size": {"choice": [8, 1000]}},
+    }
+    assert largest_recipe(space_from_dict(values), SIZE).optim.batch_size == 1000
+    assert most_expensive_recipe(space_from_dict(values), SIZE).optim.batch_size == 8
+
+
+def test_a_step_costs_its_images_in_its_dearest_phase(make_recipe):
+    one, two = make_recipe({"optim.batch_size": 32}), make_recipe({"optim.batch_size": 64})
+    tasks = Size(image_size=8, channels=1, classes=(10, 10), images=(1437, 1437))
+    assert step_flops(two, SIZE) == 2 * step_flops(one, SIZE)
+    assert step_flops(one, tasks) == 2 * step_flops(one, SIZE)
+    assert step_flops(make_recipe({"rho": 0.0}), SIZE) < step_flops(make_recipe({"rho": 1.0}), SIZE)
+    assert step_flops(make_recipe({"optim.batch_size": 5000}), SIZE) == 0.0
 
 
 def test_measuring_speeds_gives_every_phases_and_leaves_the_data_and_the_random_state_alone(make_state):
-    state = make_state({"rho": 0.0})  # it has no mix phase of its own
-    before, pixels = torch.get_rng_state(), state.data.tasks[0].train.images.clone()
-    speeds = measure_speeds(state.recipe, state.data, torch.device("cpu"))
-    assert set(speeds) == set(PHASES)
-    assert min(speeds.values()) > 1e6
-    assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(state.data.tasks[0].train.images, pixels)
-    assert state.data.batch_size == 32
+    stages = [{"from_epoch": 0, "token_dropout": 0.5}, {"from_epoch": 1}]
+    for changes in (
+        {"rho": 0.0},  # it has no mix phase of its own
+        {"ssl.objective": "dino", "ssl.compression": {"schedule": "auto", "stages": stages}},
+        {"data.dataset": ["digits", "digits"]},
+    ):
+        state = make_state(changes)
+        before, pixels = torch.get_rng_state(), state.data.tasks[0].train.images.clone()
+        speeds = measure_speeds(state.recipe, state.data, torch.device("cpu"))
+        assert set(speeds) == set(PHASES), changes
+        assert min(speeds.values()) > 1e6, changes
+        assert torch.equal(torch.get_rng_state(), before), changes
+        assert torch.equal(state.data.tasks[0].train.images, pixels), changes
+        assert state.data.batch_size == 32

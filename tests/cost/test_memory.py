@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from itertools import product
-
 import pytest
 import torch
 
-from mixtune.cost.flops import Size, largest_recipe, most_expensive_recipe, step_flops
+from mixtune.cost import memory
 from mixtune.cost.memory import (
     HEADROOM,
     allowed_bytes,
@@ -15,16 +13,13 @@ from mixtune.cost.memory import (
     is_out_of_memory,
     largest_packing,
     peak_memory,
-    rehearse,
 )
 from mixtune.errors import TrainingError
-from mixtune.space.space import space_from_dict
 from mixtune.training.data import load_training_data
 from mixtune.training.device import limit_memory
+from mixtune.training.plan import PHASES
 
-SIZE = Size(image_size=8, channels=1, classes=(10,), images=(1437,))
 GIB = 2**30
-CPU = torch.device("cpu")
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="measures a GPU's memory, and there is none")
 
@@ -78,59 +73,9 @@ def test_a_limit_is_set_as_a_fraction_of_the_gpu_and_none_where_there_is_none(mo
     assert given == [(0.125, None), (1.0, None), (1 / (8 * GIB), None)]
 
 
-def test_the_largest_recipe_is_the_one_that_trying_all_finds(make_recipe):
-    for base, space in (
-        ({}, {"optim.batch_size": {"choice": [32, 128, 64]}, "epochs.sl": {"randint": [1, 50]}}),
-        # 700 is more than all that 0.4 leaves
-        ({}, {"optim.batch_size": {"choice": [100, 700]}, "data.fraction": {"choice": [0.4, 1.0]}}),
-        ({}, {"model.depth": {"randint": [1, 4]}, "model.patch_size": {"choice": [4, 1, 2]}}),
-        ({}, {"ssl.encode": {"choice": ["visible", "full"]}, "rho": {"quniform": [0.0, 1.0, 0.25]}}),
-        # only together do they make a mix phase
-        (
-            {"epochs.ssl": 0, "rho": 0.0, "ssl.encode": "visible", "ssl.decoder_depth": 1},
-            {"rho": {"quniform": [0.0, 1.0, 0.5]}, "epochs.ssl": {"choice": [0, 4]}},
-        ),
-        ({}, {}),
-    ):
-        searched = space_from_dict({"recipe": make_recipe(base).to_dict(), "space": space})
-        grids = [distribution.grid() for distribution in searched.space.values()]
-        recipes = [searched.recipe_at(dict(zip(searched.space, point, strict=True))) for point in product(*grids)]
-        most = max(step_flops(recipe, SIZE) for recipe in recipes)
-        assert step_flops(largest_recipe(searched, SIZE), SIZE) == most, space
-
-
-def test_a_large_batch_outweighs_a_long_training(make_recipe):
-    # an epoch of batches of 1000 has 1000 of the 1293 images, one of batches of 8 has 1288
-    values = {
-        "recipe": make_recipe({"data.fraction": 1.0}).to_dict(),
-        "space": {"optim.batch_size": {"choice": [8, 1000]}},
-    }
-    assert largest_recipe(space_from_dict(values), SIZE).optim.batch_size == 1000
-    assert most_expensive_recipe(space_from_dict(values), SIZE).optim.batch_size == 8
-
-
-def test_a_step_costs_its_images_in_its_dearest_phase(make_recipe):
-    one, two = make_recipe({"optim.batch_size": 32}), make_recipe({"optim.batch_size": 64})
-    tasks = Size(image_size=8, channels=1, classes=(10, 10), images=(1437, 1437))
-    assert step_flops(two, SIZE) == 2 * step_flops(one, SIZE)
-    assert step_flops(one, tasks) == 2 * step_flops(one, SIZE)
-    assert step_flops(make_recipe({"rho": 0.0}), SIZE) < step_flops(make_recipe({"rho": 1.0}), SIZE)
-    assert step_flops(make_recipe({"optim.batch_size": 5000}), SIZE) == 0.0
-
-
-def test_a_rehearsal_leaves_the_data_and_the_random_state_alone(make_recipe):
-    for changes in ({}, {"epochs.ssl": 0}, {"data.dataset": ["digits", "digits"]}, {"optim.batch_size": 129}):
-        recipe = make_recipe(changes)
-        data = load_training_data(recipe)
-        before, pixels = torch.get_rng_state(), data.tasks[0].train.images.clone()
-        rehearse(recipe, data, CPU)
-        assert torch.equal(torch.get_rng_state(), before), changes
-        assert torch.equal(data.tasks[0].train.images, pixels), changes
-
-
-def test_a_rehearsal_goes_through_every_phase_and_evaluates(make_recipe, monkeypatch):
-    from mixtune.cost import memory
-
+def test_a_rehearsal_goes_through_every_phase_and_evaluates_and_leaves_data_and_random_state_alone(
+    make_recipe, monkeypatch
+):
     seen = []
     step, evaluate = memory.train_step, memory.tally_predictions
 
@@ -144,9 +89,20 @@ def test_a_rehearsal_goes_through_every_phase_and_evaluates(make_recipe, monkeyp
 
     monkeypatch.setattr(memory, "train_step", watched_step)
     monkeypatch.setattr(memory, "tally_predictions", watched_evaluation)
-    recipe = make_recipe({"optim.batch_size": 64, "rho": 0.5})
-    rehearse(recipe, load_training_data(recipe), CPU)
-    assert seen == [(phase, 64) for phase in ("ssl", "ssl", "mix", "mix", "sl", "sl")] + [("evaluation", 144)]
+    for changes, batch, phases in (
+        ({"optim.batch_size": 64}, 64, PHASES),
+        ({"epochs.ssl": 0}, 32, ("sl",)),
+        ({"data.dataset": ["digits", "digits"]}, 64, PHASES),
+        ({"optim.batch_size": 129}, 129, PHASES),
+    ):
+        recipe = make_recipe({"rho": 0.5, **changes})
+        data = load_training_data(recipe)
+        before, pixels = torch.get_rng_state(), data.tasks[0].train.images.clone()
+        seen.clear()
+        memory.rehearse(recipe, data, torch.device("cpu"))
+        assert seen == [(phase, batch) for phase in phases for _ in range(2)] + [("evaluation", 144)], changes
+        assert torch.equal(torch.get_rng_state(), before), changes
+        assert torch.equal(data.tasks[0].train.images, pixels), changes
 
 
 @needs_gpu

@@ -8,9 +8,10 @@ import textwrap
 
 import numpy as np
 import pytest
+import torch
 
 import mixtune.datasets
-from mixtune.datasets import load_dataset
+from mixtune.datasets import load_dataset, mix_images
 from mixtune.errors import DataError, RequestError
 
 
@@ -37,6 +38,14 @@ def test_impossible_sizes_and_channels_are_refused():
             load_dataset("digits", **{key: value})
 
 
+def test_the_ends_of_mixing_are_the_images_to_the_bit_and_shapes_that_differ_are_both_named():
+    supervised, ssl = torch.rand(2, 2, 3, 8, 8)
+    assert torch.equal(mix_images(supervised, ssl, 1.0), supervised)
+    assert torch.equal(mix_images(supervised, ssl, 0.0), ssl)
+    with pytest.raises(ValueError, match=r"supervised is \(2, 3, 8, 8\) and ssl is \(2, 1, 8, 8\)"):
+        mix_images(supervised, ssl[:, :1], 0.5)
+
+
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
     """Make the example of the package's docstring importable as my_scans, alongside a file it reads."""
@@ -61,13 +70,8 @@ def test_the_plugin_of_the_docstring_works_as_it_stands(elsewhere, digits):
 
 
 def test_what_is_wrong_with_a_plugin_is_told(elsewhere, digits):
-    for name, message in {
-        "my_scans:Nothing": "cannot be imported",
-        "no_such:Scans": "cannot be imported",
-        "my_scans:np": "no function",
-    }.items():
-        with pytest.raises(RequestError, match=message):
-            load_dataset(name, str(elsewhere))
+    with pytest.raises(RequestError, match="dataset 'my_scans:np' has no function read"):
+        load_dataset("my_scans:np", str(elsewhere))
     with pytest.raises(DataError, match=r"dataset 'my_scans:Scans' cannot be read: .*scans\.npz"):
         load_dataset("my_scans:Scans", str(elsewhere))
     np.savez(elsewhere / "scans.npz", x=digits[0], y=digits[1])

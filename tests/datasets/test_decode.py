@@ -60,50 +60,28 @@ def test_channels_are_1_where_every_image_is_gray_3_otherwise_and_those_asked_fo
     np.testing.assert_array_equal(load_all(tmp_path, channels=1)[2, 0], Image.fromarray(crop).convert("L"))
 
 
-def test_transparency_is_laid_over_white(tmp_path, crop):
-    alpha = np.full((32, 32, 1), 255, dtype=np.uint8)
-    alpha[:16] = 0
-    Image.fromarray(np.concatenate([crop, alpha], axis=-1)).save(tmp_path / "a.png")
-    Image.fromarray(np.concatenate([crop[..., :1], alpha], axis=-1)).save(tmp_path / "b.png")
-    over_white = np.where(alpha == 0, 255, crop).transpose(2, 0, 1)
-    images = load_all(tmp_path)
-    np.testing.assert_array_equal(images[0], over_white)
-    np.testing.assert_array_equal(images[1], np.broadcast_to(over_white[:1], (3, 32, 32)))
-
-
-def test_a_palette_with_a_transparent_colour_is_read(tmp_path, crop):
-    palette = Image.fromarray(crop).quantize(16)
-    palette.save(tmp_path / "a.png", transparency=bytes([0, *[255] * 15]))
-    indices = np.asarray(palette)
-    expected = np.where((indices == 0)[..., None], 255, np.asarray(palette.convert("RGB")))
-    np.testing.assert_array_equal(load_all(tmp_path)[0], expected.transpose(2, 0, 1))
-
-
-def test_16_bit_images_are_scaled_to_8_bits(tmp_path, crop):
-    deep = crop[..., 0].astype(np.uint16) * 257
-    Image.fromarray(deep).save(tmp_path / "a.png")
-    Image.fromarray(deep).save(tmp_path / "b.tif")
-    images = load_all(tmp_path)
-    assert images.shape == (2, 1, 32, 32)
-    np.testing.assert_array_equal(images[:, 0], np.stack([crop[..., 0]] * 2))
-
-
-def test_black_and_white_and_cmyk_images_are_read(tmp_path, crop):
-    bits = Image.fromarray(crop).convert("1")
-    bits.save(tmp_path / "a.png")
-    inks = Image.fromarray(crop).convert("CMYK")
-    inks.save(tmp_path / "b.tif")
-    images = load_all(tmp_path)
-    np.testing.assert_array_equal(images[0, 0], np.asarray(bits, dtype=np.uint8) * 255)
-    np.testing.assert_array_equal(images[1], np.asarray(inks.convert("RGB")).transpose(2, 0, 1))
-
-
-def test_exif_orientation_is_respected(tmp_path, crop):
-    photo = Image.fromarray(crop)
-    exif = photo.getexif()
-    exif[0x0112] = 6  # the camera was turned: show it rotated by 90 degrees clockwise
-    photo.save(tmp_path / "a.png", exif=exif)
-    np.testing.assert_array_equal(load_all(tmp_path)[0], np.rot90(crop, -1).transpose(2, 0, 1))
+def test_of_every_kind_of_file_the_pixels_are_what_one_sees(tmp_path, crop):
+    """Transparency over white, also in gray and as a palette's colour; 16 bits, two levels, inks; a turned camera."""
+    alpha = np.repeat(np.uint8([[[0]], [[255]]]), 16, axis=0).repeat(32, axis=1)
+    over_white = np.where(alpha == 0, 255, crop)
+    palette, bits, inks = (Image.fromarray(crop).quantize(16), *map(Image.fromarray(crop).convert, ("1", "CMYK")))
+    seen = np.where(np.asarray(palette)[..., None] == 0, 255, np.asarray(palette.convert("RGB")))
+    deep = Image.fromarray(crop[..., 0].astype(np.uint16) * 257)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # show it rotated by 90 degrees clockwise
+    for name, image, options, expected in (
+        ("alpha.png", Image.fromarray(np.concatenate([crop, alpha], axis=-1)), {}, over_white),
+        ("gray-alpha.png", Image.fromarray(np.concatenate([crop[..., :1], alpha], axis=-1)), {}, over_white[..., :1]),
+        ("palette.png", palette, {"transparency": bytes([0, *[255] * 15])}, seen),
+        ("16.png", deep, {}, crop[..., :1]),
+        ("16.tif", deep, {}, crop[..., :1]),
+        ("bits.png", bits, {}, np.asarray(bits, dtype=np.uint8)[..., None] * 255),
+        ("inks.tif", inks, {}, np.asarray(inks.convert("RGB"))),
+        ("turned.png", Image.fromarray(crop), {"exif": turned}, np.rot90(crop, -1)),
+    ):
+        (tmp_path / name).mkdir()
+        image.save(tmp_path / name / name, **options)
+        np.testing.assert_array_equal(load_all(tmp_path / name)[0], expected.transpose(2, 0, 1), name)
 
 
 def test_an_unreadable_image_is_named_with_a_remedy(tmp_path, write_photos):

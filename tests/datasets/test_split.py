@@ -21,11 +21,12 @@ def labels(digits):
     return digits[1].astype(np.int64)
 
 
-def test_parts_are_disjoint_and_cover_everything(labels):
-    train_idx, val_idx = split(labels)
-    assert train_idx.dtype == val_idx.dtype == np.int64
-    assert sorted([*train_idx, *val_idx]) == list(range(len(labels)))
-    assert len(val_idx) == round(0.1 * len(labels))
+def test_parts_are_disjoint_and_cover_everything_also_without_validation(labels):
+    for val_fraction in (0.1, 0):
+        train_idx, val_idx = split(labels, val_fraction)
+        assert train_idx.dtype == val_idx.dtype == np.int64
+        assert sorted([*train_idx, *val_idx]) == list(range(len(labels)))
+        assert len(val_idx) == round(val_fraction * len(labels))
 
 
 def test_both_parts_are_stratified_to_one_image(labels):
@@ -57,13 +58,6 @@ def test_within_a_class_each_image_is_as_likely_to_be_validated():
         times[split(labels, 0.2, seed=seed, classes=CLASSES[:2])[1]] += 1
     # binomial(2000, 0.2): standard deviation 17.9
     assert np.abs(times - 400).max() < 5 * 17.9
-
-
-def test_no_validation_fraction_gives_an_empty_validation_part(labels):
-    train_idx, val_idx = split(labels, val_fraction=0)
-    assert val_idx.shape == (0,)
-    assert val_idx.dtype == np.int64
-    assert len(train_idx) == len(labels)
 
 
 def test_a_class_absent_from_a_part_is_named_with_its_count_and_a_remedy():

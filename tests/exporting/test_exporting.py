@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,7 @@ import pytest
 import timm
 import torch
 import yaml
-from PIL import Image
 from safetensors.torch import load_file
-from sklearn.datasets import load_sample_images
 
 import mixtune
 from mixtune.datasets._decode import decode
@@ -27,8 +25,8 @@ from mixtune.exporting import MARKER, export
 from mixtune.meter.times import StepTimes
 from mixtune.run.ledger import Ledger, finite_or_none
 from mixtune.run.lock import hold_run
-from mixtune.single import train_recipe
-from mixtune.space.recipe import change_recipe
+from mixtune.single import Trained, train_recipe
+from mixtune.space.recipe import change_recipe, parse_recipe
 from mixtune.space.space import space_from_dict
 from mixtune.stages.keys import stage_keys
 from mixtune.stages.resume import train_shared
@@ -86,27 +84,34 @@ def states(searched: tuple[Path, dict[str, TrainState]]) -> dict[str, TrainState
     return searched[1]
 
 
-def logits(state: TrainState, task: int = 0) -> torch.Tensor:
+@pytest.fixture
+def train_one(small_space_values: dict[str, Any], tmp_path: Path) -> Callable[..., Trained]:
+    """Return a function that trains the run's recipe, with dotted values put over it, into ``tmp_path / "one"``."""
+    recipe = parse_recipe(small_space_values["recipe"])
+    return lambda changes: train_recipe(change_recipe(recipe, changes), out=tmp_path / "one")
+
+
+@torch.no_grad()
+def logits(state: TrainState, task: int = 0) -> Any:
     """Return a trained state's logits on its held-out images."""
     pool = state.data.tasks[task].held_out
     state.backbone.eval()
-    with torch.no_grad():
-        found: torch.Tensor = state.classifiers[task](state.backbone(pool.plain(pool.indices)))
-    return found
+    return state.classifiers[task](state.backbone(pool.plain(pool.indices)))
 
 
-def exported_logits(folder: Path, state: TrainState, task: int = 0) -> torch.Tensor:
+@torch.no_grad()
+def exported_logits(folder: Path, state: TrainState, task: int = 0) -> Any:
     """Return those of the model that timm reads from a folder."""
     pool = state.data.tasks[task].held_out
-    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    with torch.no_grad():
-        found: torch.Tensor = model(pool.plain(pool.indices))
-    return found
+    return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(pool.plain(pool.indices))
 
 
-def figures(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
-    return found
+def figures(folder: Path) -> Any:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def card_of(folder: Path) -> str:
+    return (folder / "README.md").read_text()
 
 
 def visible(folder: Path) -> list[str]:
@@ -152,9 +157,7 @@ def test_what_is_not_stored_any_more_is_trained_again_to_the_same_bits(
     store.remove(newest)
     lines.clear()
     again = export(run, "t0001", run.parent / "again", on_line=lines.append)
-    assert re.match(
-        r"t0001: [12] of its 4 epochs are not stored any more and are trained again: its weights are new", lines[0]
-    )
+    assert re.match("t0001: [12] of its 4 epochs are not stored any more and are trained again", lines[0])
     assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
@@ -165,37 +168,36 @@ def test_its_recipe_trains_it_again(run: Path, states: dict[str, TrainState]) ->
     assert again.recipe == change_recipe(states["t0002"].recipe, {"precision": "float32"})
 
 
-def test_the_knee_and_the_best_are_found_and_said_on_the_card(run: Path) -> None:
+def test_the_knee_and_the_best_are_found_and_said_on_the_card_with_what_is_confirmed(run: Path) -> None:
     result = mixtune.load(run)
+    knee = str(result.knee())
+    for seed, accuracy in ((1, 0.70), (2, 0.80)):
+        metrics = {"test_accuracy": accuracy, "test_accuracy_se": 0.02, "train_latency_s": 2.0, "device": "a CPU"}
+        Ledger(run / "ledger.jsonl").append("confirmed", trial=knee, seed=seed, metrics=metrics)
     folder = export(run)
-    assert folder.name == result.knee()
-    card = (folder / "README.md").read_text()
-    assert "It is the knee of the front that a search found among 2 complete trials." in card
-    assert "Measured on 144 validation images" in card
+    assert folder.name == knee
+    assert "It is the knee of the front that a search found among 2 complete trials." in card_of(folder)
+    assert "Measured on 144 validation images" in card_of(folder)
+    assert "on 2 fresh seeds, the recipe has a test accuracy of 75.0 ± 5.0 %" in card_of(folder)
+    row = figures(folder)["confirmed"]
+    assert (row["seeds"], row["test_accuracy"], row["p_front"]) == (2, pytest.approx(0.75), 1.0)
     fastest = export(run, "best:train_latency_s")
     assert fastest.name == result.best("train_latency_s")["trial"]
-    assert (
-        "It is the best in train_latency_s among 2 complete trials of a search." in (fastest / "README.md").read_text()
-    )
-    assert "It is the baseline sl of a search." in (export(run, "sl") / "README.md").read_text()
+    assert "It is the best in train_latency_s among 2 complete trials of a search." in card_of(fastest)
+    assert "It is the baseline sl of a search." in card_of(export(run, "sl"))
 
 
-@pytest.mark.parametrize(
-    ("trial", "message"),
-    [
-        (
-            "knne",
-            "known are knee, best:val_accuracy, best:train_latency_s, t0001, t0002, sl; did you mean 'knee'",
-        ),
+def test_a_wrong_name_is_one_line_with_the_known_ones(run: Path) -> None:
+    known = "knee, best:val_accuracy, best:train_latency_s, t0001, t0002, sl"
+    for trial, message in (
+        ("knne", f"known are {known}; did you mean 'knee'"),
         ("t0012", "has no trial 't0012': known are .*; did you mean 't0002'"),
         ("best:val_acuracy", "'val_acuracy' is not an objective of this run: .*; did you mean 'val_accuracy'"),
         ("t0003", "t0003 is failed .the loss is nan.: only complete trials and baselines can be exported"),
-    ],
-)
-def test_a_wrong_name_is_one_line_with_the_known_ones(run: Path, trial: str, message: str) -> None:
-    with pytest.raises(RequestError, match=message) as refused:
-        export(run, trial)
-    assert "\n" not in str(refused.value)
+    ):
+        with pytest.raises(RequestError, match=message) as refused:
+            export(run, trial)
+        assert "\n" not in str(refused.value)
     (run / "ledger.jsonl").write_text("")
     with pytest.raises(RequestError, match="has no front, so no knee: no trial is complete"):
         export(run)
@@ -243,28 +245,12 @@ def test_another_accuracy_than_the_recorded_one_is_said_and_the_measured_one_wri
     folder = export(run, "t0001", on_line=lines.append)
     assert lines[1].startswith(f"t0001: the val_accuracy of these weights is {measured:.4f}, not 0.9900 as after the ")
     assert figures(folder)["metrics"]["val_accuracy"] == measured
-    assert lines[1] in (folder / "README.md").read_text()
+    assert lines[1] in card_of(folder)
     assert figures(folder)["remarks"] == lines[1:]
 
 
-def test_confirmed_figures_are_told_beside_the_searchs(run: Path) -> None:
-    knee = str(mixtune.load(run).knee())
-    for seed, accuracy in ((1, 0.70), (2, 0.80)):
-        metrics = {"test_accuracy": accuracy, "test_accuracy_se": 0.02, "train_latency_s": 2.0, "device": "a CPU"}
-        Ledger(run / "ledger.jsonl").append("confirmed", trial=knee, seed=seed, metrics=metrics)
-    folder = export(run)
-    row = figures(folder)["confirmed"]
-    assert (row["seeds"], row["test_accuracy"], row["p_front"]) == (2, pytest.approx(0.75), 1.0)
-    assert (
-        "trained again on 2 fresh seeds, the recipe has a test accuracy of 75.0 ± 5.0 %"
-        in (folder / "README.md").read_text()
-    )
-
-
-def test_a_recipe_trained_by_itself_is_exported_too(run: Path) -> None:
-    one = run.parent / "one"
-    recipe = change_recipe(mixtune.load_space(run / "space.yaml").recipe, {"protocol": "paper", "model.pool": "avg"})
-    trained = train_recipe(recipe, out=one)
+def test_a_recipe_trained_by_itself_is_exported_too(train_one: Callable[..., Trained], tmp_path: Path) -> None:
+    trained, one = train_one({"protocol": "paper", "model.pool": "avg"}), tmp_path / "one"
     lines: list[str] = []
     folder = mixtune.export(one, on_line=lines.append)
     assert (folder, lines) == (one / "export", [])
@@ -273,39 +259,38 @@ def test_a_recipe_trained_by_itself_is_exported_too(run: Path) -> None:
     found = figures(folder)
     assert (found["split"], found["name"], found["choice"]) == ("test", "one", None)
     assert found["metrics"]["test_accuracy"] == trained.metrics.test_accuracy
-    assert "Measured on the 360 test images" in (folder / "README.md").read_text()
+    assert "Measured on the 360 test images; one training run, of seed 0." in card_of(folder)
+    assert not any(words in card_of(folder) for words in ("validation images", "It is "))
     assert mixtune.export(one) == folder
     with pytest.raises(RequestError, match="one holds no search, so there is no trial 'knee' to choose: drop --trial"):
         export(one, "knee")
     with pytest.raises(RequestError, match=r"there is no folder .*/ones; did you mean 'one'"):
-        export(run.parent / "ones")
+        export(tmp_path / "ones")
 
 
-def test_images_of_other_classes_than_the_recipe_was_trained_on_are_told(run: Path, photos: Mapping[str, Any]) -> None:
-    one, root = run.parent / "one", Path(photos["data.root"])
-    copied = run.parent / "photos"
-    shutil.copytree(root, copied)
-    recipe = mixtune.load_space(run / "space.yaml").recipe
-    train_recipe(change_recipe(recipe, {**photos, "data.root": str(copied)}), out=one)
+def test_images_of_other_classes_than_the_recipe_was_trained_on_are_told(
+    train_one: Callable[..., Trained], photos: dict[str, Any], tmp_path: Path
+) -> None:
+    copied = shutil.copytree(photos["data.root"], tmp_path / "photos")
+    train_one({**photos, "data.root": str(copied)})
     (copied / "flower").rename(copied / "blossom")
     with pytest.raises(DataError, match="the classes of image_folder are not those that the recipe was trained on"):
-        export(one)
+        export(tmp_path / "one")
 
 
-def test_a_recipe_without_held_out_images_is_exported_unmeasured(run: Path) -> None:
-    one = run.parent / "one"
-    recipe = change_recipe(mixtune.load_space(run / "space.yaml").recipe, {"data.val_fraction": 0.0, "epochs.ssl": 0})
-    train_recipe(recipe, out=one)
-    folder = export(one)
+def test_a_recipe_without_held_out_images_is_exported_unmeasured(
+    train_one: Callable[..., Trained], tmp_path: Path
+) -> None:
+    train_one({"data.val_fraction": 0.0, "epochs.ssl": 0})
+    folder = export(tmp_path / "one")
     assert figures(folder)["metrics"]["val_accuracy"] is None
-    assert "Not measured: no image was held out." in (folder / "README.md").read_text()
+    assert "Not measured: no image was held out." in card_of(folder)
+    assert "| macro F1 | - |" in card_of(folder)
 
 
-def test_several_tasks_have_a_folder_each(run: Path) -> None:
-    one = run.parent / "one"
-    recipe = change_recipe(mixtune.load_space(run / "space.yaml").recipe, {"data.dataset": ["digits", "digits"]})
-    trained = train_recipe(recipe, out=one)
-    folder = export(one)
+def test_several_tasks_have_a_folder_each(train_one: Callable[..., Trained], tmp_path: Path) -> None:
+    trained = train_one({"data.dataset": ["digits", "digits"]})
+    folder = export(tmp_path / "one")
     assert visible(folder) == ["README.md", "digits", "digits_2", "metrics.json", "recipe.yaml"]
     for number, name in enumerate(("digits", "digits_2")):
         assert visible(folder / name) == ["classify.py", "config.json", "model.safetensors"]
@@ -316,38 +301,22 @@ def test_several_tasks_have_a_folder_each(run: Path) -> None:
     assert not torch.equal(weights[0]["head.weight"], weights[1]["head.weight"])
 
 
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Recipe values for a folder of two classes of JPEG crops, not square."""
-    folder = tmp_path_factory.mktemp("photos")
-    for name, photo in zip(("church", "flower"), load_sample_images().images, strict=True):
-        (folder / name).mkdir()
-        for number in range(60):
-            top, left = 40 * (number // 10), 60 * (number % 10)
-            Image.fromarray(photo[top : top + 40, left : left + 60].copy()).save(folder / name / f"{number:02d}.jpg")
-    values = {"data.dataset": "image_folder", "data.root": str(folder), "data.fraction": 1.0, "data.image_size": 16}
-    return {**values, "optim.batch_size": 16}
-
-
-def test_the_script_classifies_a_file_as_we_do(run: Path, photos: dict[str, Any]) -> None:
-    recipe = change_recipe(mixtune.load_space(run / "space.yaml").recipe, photos)
-    state = train_recipe(recipe, out=run.parent / "one").state
-    folder = export(run.parent / "one", out=run.parent / "a folder #1?")
-    assert "a vision transformer for photos" in (folder / "README.md").read_text()
-    pool = state.data.tasks[0].train
+def test_the_script_classifies_a_file_as_we_do(
+    train_one: Callable[..., Trained], photos: dict[str, Any], tmp_path: Path
+) -> None:
+    state = train_one(photos).state
+    folder = export(tmp_path / "one", out=tmp_path / "a folder #1?")
+    assert "a vision transformer for photos" in card_of(folder)
+    pool = state.data.tasks[0].held_out
     first = pool.images[pool.indices[0]].numpy()
     files = sorted(Path(photos["data.root"]).rglob("*.jpg"))
     (image,) = (f for f in files if np.array_equal(decode([f], 0, "training", 16, 3), first))
-    printed = subprocess.run(
-        [sys.executable, folder / "classify.py", image], capture_output=True, text=True, check=True, cwd=run
-    )
-    state.backbone.eval()
-    with torch.no_grad():
-        ours = state.classifiers[0](state.backbone(pool.plain(pool.indices[:1]))).softmax(dim=1)[0]
-    order = ours.argsort(descending=True).tolist()
+    command = [sys.executable, folder / "classify.py", image]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    ours = logits(state)[:1].softmax(dim=1)[0]
     names = ("church", "flower")
-    assert printed.stdout.splitlines() == [f"{100 * ours[i].item():5.1f} %  {names[i]}" for i in order]
-    assert printed.stderr == ""
+    expected = [f"{100 * ours[i].item():5.1f} %  {names[i]}" for i in ours.argsort(descending=True).tolist()]
+    assert (printed.stdout.splitlines(), printed.stderr) == (expected, "")
 
 
 def test_the_command_needs_neither_ray_nor_optuna(run: Path) -> None:

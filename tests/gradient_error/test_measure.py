@@ -16,11 +16,9 @@ from mixtune.gradient_error.measure import (
     measure_errors,
     measure_profile,
 )
-from mixtune.space.compression import Period
 from mixtune.space.recipe import change_recipe, parse_recipe
 from mixtune.space.views import UNCOMPRESSED, Shortening, Strategy
 from mixtune.training.data import load_training_data
-from mixtune.training.plan import make_plan
 from mixtune.training.state import start_state
 
 CPU = torch.device("cpu")
@@ -173,11 +171,3 @@ def test_each_strategy_lasts_until_it_has_consumed_what_lies_before_the_next_poi
         (24, DROPPED),  # 18, 4.5 an epoch
         (28, UNCOMPRESSED),
     ]
-
-
-def test_the_stages_are_what_auto_takes():
-    stages = [Period(from_epoch=0, token_dropout=0.5), Period(from_epoch=3)]
-    given = {"schedule": "auto", "stages": [stage.model_dump() for stage in stages]}
-    recipe = recipe_of(**{f"ssl.compression.{name}": value for name, value in given.items()})
-    strategies = [epoch.strategy for epoch in make_plan(recipe) if epoch.phase != "sl"]
-    assert strategies == [DROPPED, DROPPED, DROPPED, UNCOMPRESSED]

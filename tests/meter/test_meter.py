@@ -21,15 +21,9 @@ from same_bits import assert_equal_bits
 
 from mixtune.errors import TrainingError
 from mixtune.meter.lock import DeviceLock
-from mixtune.meter.quiet import Moment
 from mixtune.meter.times import WINDOWS, StepTimes
-from mixtune.meter.windows import MAX_DISTURBED, SETTLE_STEPS, WARM_UP_STEPS, WINDOW_STEPS, Meter, place_windows
-from mixtune.training.data import load_training_data
-from mixtune.training.loop import train_step
-from mixtune.training.optimizer import set_rates
-from mixtune.training.plan import PHASES, make_plan
-from mixtune.training.state import start_state
-from mixtune.training.streams import torch_generator
+from mixtune.meter.windows import MAX_DISTURBED, SETTLE_STEPS, WARM_UP_STEPS, WINDOW_STEPS, Meter, Moment, place_windows
+from mixtune.training.loop import train
 
 # real processes, each forked from one clean process that has imported what they need
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -197,30 +191,22 @@ def hold(path, how, end):
         os._exit(0)
 
 
-def test_a_killed_holder_frees_the_device(path):
+def test_a_killed_holder_frees_the_device_though_a_child_of_it_lives(path):
     lock = DeviceLock(path)
-    for how in ("shared", "exclusive"):
+    for how in ("shared", "exclusive", "shared, with a child"):
         here, there = PROCESSES.Pipe()
         with here, there, started(hold, path, how, there) as (holder,):
             assert here.poll(LIMIT_S)
-            os.kill(holder.pid, signal.SIGKILL)
-            with lock.exclusive():
-                pass
-            with lock.shared():
-                lock.offer()
-
-
-def test_a_killed_holder_frees_the_device_though_its_child_lives(path):
-    here, there = PROCESSES.Pipe()
-    with here, there, started(hold, path, "shared, with a child", there) as (holder,):
-        assert here.poll(LIMIT_S)
-        child = here.recv()
-        try:
-            os.kill(holder.pid, signal.SIGKILL)
-            with DeviceLock(path).exclusive():
-                os.kill(child, 0)  # alive
-        finally:
-            os.kill(child, signal.SIGKILL)
+            child = here.recv()
+            try:
+                os.kill(holder.pid, signal.SIGKILL)
+                with lock.exclusive():
+                    assert child is None or os.kill(child, 0) is None  # alive
+                with lock.shared():
+                    lock.offer()
+            finally:
+                if child is not None:
+                    os.kill(child, signal.SIGKILL)
 
 
 def test_a_measurer_that_is_killed_while_it_waits_opens_the_gate(path):
@@ -343,7 +329,7 @@ def test_the_lock_of_the_cpu_lies_in_the_temporary_folder(tmp_path, monkeypatch)
     assert names == [f"mixtune-{os.getuid()}-cpu-{os.uname().nodename}.{end}" for end in ("device", "gate")]
 
 
-def test_windows_are_whole_apart_and_past_the_warm_up():
+def test_windows_are_whole_apart_past_the_warm_up_and_spread_over_the_epoch():
     for steps, missing in product((1, 2, 3, 4, 7, 8, 12, 13, 17, 18, 19, 100, 175), range(WINDOWS + 1)):
         windows = place_windows(steps, missing)
         covered = [step for window in windows for step in window]
@@ -354,9 +340,6 @@ def test_windows_are_whole_apart_and_past_the_warm_up():
         assert all(window.start >= steps - timed for window in windows), (steps, missing)
         length = min(SETTLE_STEPS + WINDOW_STEPS, max(1, timed // max(missing, 1)))
         assert {len(window) for window in windows} <= {length}, (steps, missing)
-
-
-def test_windows_are_spread_over_the_epoch():
     assert place_windows(103, 3) == [range(16, 22), range(49, 55), range(83, 89)]
 
 
@@ -484,78 +467,36 @@ def test_one_window_is_enough_where_more_would_keep_the_neighbours_waiting(path)
 
 
 def test_what_a_ledger_knows_is_not_measured_again(path):
-    times = StepTimes()
-    for seconds in (1.0, 2.0, 3.0):
-        times.add("known", seconds)
-    synchronised = []
+    synchronised, times = [], StepTimes({"a": [1.0, 2.0, 3.0]})
     meter = Meter(DeviceLock(path, lambda: synchronised.append(1)), times, lambda *_: pytest.fail("measured again"))
-    with meter.epoch("known", 50):
-        for step in range(50):
-            meter.boundary(step)
+    run_epoch(meter, 50)
     assert len(synchronised) == 1  # as it leaves
-    assert times.step_time("known") == 2.0
+    assert times.step_time("a") == 2.0
 
 
 def test_the_device_is_held_alone_in_a_window_and_shared_elsewhere(path):
-    meter = Meter(DeviceLock(path), StepTimes())
-    seen = {}
-    with meter.epoch("a", 7):
-        for step in range(7):
-            meter.boundary(step)
-            if step in (2, 3, 6):
-                seen[step] = seen_from_outside(path)
-    assert seen == {2: ("free", "held"), 3: ("held", "held"), 6: ("free", "held")}  # windows of one step: 3, 4, 5
+    seen = []
+    run_epoch(Meter(DeviceLock(path), StepTimes()), 7, lambda _: seen.append(seen_from_outside(path)))
+    assert seen == [("free", "held")] * 3 + [("held", "held")] * 3 + [("free", "held")]  # windows of one step: 3, 4, 5
     assert seen_from_outside(path) == ("free", "free")
 
 
 def test_a_window_that_an_error_cuts_short_does_not_count(path):
     meter = Meter(DeviceLock(path), StepTimes({"a": [1.0, 1.0]}), lambda *_: pytest.fail("counted"))
-
-    def fail_in_the_last_step():
-        with meter.epoch("a", 8):
-            for step in range(8):
-                meter.boundary(step)
-                if step == 7:
-                    raise ZeroDivisionError
-
     with pytest.raises(ZeroDivisionError):
-        fail_in_the_last_step()
+        run_epoch(meter, 8, lambda number: 1 / (7 - number))  # in the last step
     assert meter.times.missing("a") == 1
     assert seen_from_outside(path) == ("free", "free")
 
 
-def train_metered(state, meter):
-    """Train as the loop does, with the meter at its boundaries."""
-    data, steps = state.data, state.data.steps
-    for epoch in make_plan(state.recipe):
-        masks = torch_generator(state.recipe.seed, "masks", epoch.index)
-        batches = data.batches(state.recipe, epoch)
-        state.backbone.train()
-        with meter.epoch(state.signature(epoch.phase), steps):
-            for step in range(steps):
-                meter.boundary(step)
-                images, labels = next(batches)
-                set_rates(state.optimizer, state.recipe, epoch, step, steps)
-                train_step(state, epoch, images, labels, masks)
-
-
-class Unmetered:
-    @contextmanager
-    def epoch(self, signature, steps):
-        yield
-
-    def boundary(self, step):
-        pass
-
-
-def test_metered_training_gives_the_same_bits_and_a_time_for_every_phase(make_recipe, path):
-    recipe = make_recipe({"rho": 0.5, "data.fraction": 0.5})  # 20 steps an epoch
-    data = load_training_data(recipe)
-    plain, metered = start_state(recipe, data), start_state(recipe, data)
-    meter = Meter(DeviceLock(path), StepTimes())
-    train_metered(plain, Unmetered())
-    train_metered(metered, meter)
+def test_metered_training_gives_the_same_bits_and_a_time_for_every_phase(make_state):
+    plain, metered = (make_state({"rho": 0.5, "data.fraction": 0.5}) for _ in range(2))  # 20 steps an epoch
+    signatures = metered.bill.signatures()
+    plain.step_times.fixed |= set(signatures)  # so that no window is missing
+    for state in (plain, metered):
+        list(train(state))
     assert_equal_bits(plain.state_dict(), metered.state_dict())
-    signatures = {phase: metered.signature(phase) for phase in PHASES}
-    assert meter.times.windows.keys() == set(signatures.values())
-    assert 0 < sum(metered.bill.price(meter.times).values()) < LIMIT_S
+    assert not plain.step_times.windows
+    assert not plain.step_times.disturbed
+    assert all(map(metered.step_times.is_known, signatures))
+    assert 0 < sum(metered.bill.price(metered.step_times).values()) < LIMIT_S

@@ -15,7 +15,7 @@ import mixtune
 from mixtune.backbone import choose_patch_size
 from mixtune.cli import main
 from mixtune.datasets import Survey
-from mixtune.errors import DataError, RequestError
+from mixtune.errors import RequestError
 from mixtune.proposal import Draft, propose_space, refuse_existing
 from mixtune.proposal._choice import MAX_EPOCHS, MAX_TRIALS, SHAPES, _choose_budget, _fill_with_trials, find_data
 from mixtune.proposal._text import wall_seconds
@@ -58,9 +58,11 @@ def test_the_space_passes_a_dry_run_as_it_is(
     assert "nothing was trained" in printed
 
 
-def test_its_base_recipe_trains(written: Path) -> None:
-    changes = {"epochs.ssl": 2, "epochs.sl": 4, "model.embed_dim": 16}
-    metrics = mixtune.train(written, changes).metrics
+def test_its_base_recipe_trains_and_what_mixes_is_searched_by_cost(written: Path) -> None:
+    space = mixtune.load_space(written)
+    assert space.search.sampler == "cost_aware"
+    assert list(space.space) == ["alpha", "rho", "epochs.ssl", "epochs.sl"]
+    metrics = mixtune.train(written, {"epochs.ssl": 2, "epochs.sl": 4, "model.embed_dim": 16}).metrics
     assert metrics.epochs_trained == 5  # rho is 0.5: an epoch of two is mixed
     assert 0.0 <= metrics.val_accuracy <= 1.0
 
@@ -75,22 +77,13 @@ def test_it_says_what_it_saw_and_what_it_costs(written: Path, even_folder: Path)
     assert len(text.splitlines()) <= 32
 
 
-def test_every_line_is_one_that_a_space_may_have_and_every_other_key_a_default(written: Path) -> None:
-    space = mixtune.load_space(written)
-    assert space.to_dict() == mixtune.load_space(written, {}).to_dict()
-    assert set(yaml.safe_load(written.read_text())) <= set(space.to_dict())
-    assert space.search.sampler == "cost_aware"
-    assert list(space.space) == ["alpha", "rho", "epochs.ssl", "epochs.sl"]
-
-
 def test_a_file_is_never_overwritten(
     written: Path, even_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = written.read_bytes()
     assert command(monkeypatch, "init", str(even_folder), "-o", str(written)) == 2
-    assert (
-        capsys.readouterr().err == f"mixtune: {written} is there already: give another name with -o, or move it away\n"
-    )
+    error = f"mixtune: {written} is there already: give another name with -o, or move it away\n"
+    assert capsys.readouterr().err == error
     assert written.read_bytes() == before
 
 
@@ -112,26 +105,15 @@ def test_a_dataset_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 def test_what_is_no_data_is_one_line(digit_folder: Callable[..., Path], tmp_path: Path) -> None:
     folder = digit_folder({0: 30, 1: 30})
     (tmp_path / "file.zip").write_bytes(b"")
-    (tmp_path / "empty").mkdir()
     wrong: dict[tuple[str, str | None], str] = {
         ("digitz", None): "digitz is neither a folder nor a dataset, such as digits or CIFAR10; did you mean 'digits'",
         (str(tmp_path / "digit"), None): f"did you mean '{folder}'",
         (str(folder), "/data"): f"--root /data goes with a dataset's name, and {folder} is a folder",
         (str(tmp_path / "file.zip"), None): "file.zip is a file: name the folder of the images",
-        (str(tmp_path / "empty"), None): "holds neither class folders nor images",
-        (str(folder / "digit 0"), None): "has images but no classes: training needs a folder for each class",
-        (str(digit_folder({3: 20}, "one")), None): "has one class only, 'digit 3'",
     }
     for (data, root), message in wrong.items():
         with pytest.raises(RequestError, match=re.escape(message)):
             propose_space(data, root)
-
-
-def test_an_unreadable_image_is_named(digit_folder: Callable[..., Path]) -> None:
-    folder = digit_folder({0: 30, 1: 30})
-    (folder / "digit 1" / "007.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"007\.png cannot be read"):
-        propose_space(str(folder))
 
 
 def test_hours_and_the_place_of_the_file_are_checked_first(tmp_path: Path) -> None:

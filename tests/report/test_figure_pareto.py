@@ -57,19 +57,12 @@ def test_the_step_line_is_the_best_that_is_attained_at_each_x(make_run: MakeRun,
         x_mode, y_mode = y_mode, x_mode
     assert len(data.line_x) == 5
     best = max if y_mode == "max" else min
-    steps = pairwise(zip(data.line_x, data.line_y, strict=True))
-    for (x1, y1), (x2, y2) in steps:
+    points = list(zip(data.front.x, data.front.y, strict=True))
+    for (x1, y1), (x2, y2) in pairwise(zip(data.line_x, data.line_y, strict=True)):
         middle = (x1 + x2) / 2
-        points = zip(data.front.x, data.front.y, strict=True)
         attained = best(y for x, y in points if (x <= middle if x_mode == "min" else x >= middle))
         assert x1 < x2
         assert attained == (y1 if data.line_shape == "hv" else y2)
-
-
-def test_standard_errors_are_drawn_in_percent(make_run: MakeRun) -> None:
-    rows = [{"val_accuracy": a, "train_latency_s": t, "val_accuracy_se": 0.02} for a, t in FIVE]
-    drawn = traces(draw(compute(load(make_run(rows)))))
-    assert list(drawn["on the front (± standard error)"].error_y.array) == [2.0] * 4
 
 
 def test_one_objective_is_drawn_by_trial_with_the_best_so_far(make_run: MakeRun) -> None:
@@ -103,18 +96,17 @@ def area(xs: list[float], ys: list[float]) -> float:
 
 @pytest.mark.parametrize("modes", [("max", "min"), ("max", "max"), ("min", "min"), ("min", "max")])
 def test_the_dominated_regions_area_is_the_hypervolume(make_run: MakeRun, modes: tuple[str, str]) -> None:
-    objectives = dict(zip(("val_accuracy", "train_latency_s"), modes, strict=True))
-    reference = {
-        "val_accuracy": 0.1 if modes[0] == "max" else 1.0,
-        "train_latency_s": 60.0 if modes[1] == "min" else 1.0,
-    }
+    names = ("val_accuracy", "train_latency_s")
+    objectives = dict(zip(names, modes, strict=True))
+    reference = dict(zip(names, (0.1 if modes[0] == "max" else 1.0, 60.0 if modes[1] == "min" else 1.0), strict=True))
     result = load(make_run(FIVE, objectives=objectives, reference=reference))
     region = traces(draw(compute(result)))["dominated, up to the reference point"]
     assert area(region.x, region.y) == pytest.approx(100 * (result.hypervolume() or 0.0))  # accuracies are in percent
 
 
-def test_a_confirmed_front_stands_beside_the_searchs_with_its_errors(make_run: MakeRun) -> None:
-    directory = make_run(FIVE, BASELINES)
+def test_a_confirmed_front_stands_beside_the_searchs_both_with_standard_errors_in_percent(make_run: MakeRun) -> None:
+    rows = [{"val_accuracy": a, "train_latency_s": t, "val_accuracy_se": 0.02} for a, t in FIVE]
+    directory = make_run(rows, BASELINES)
     ledger = Ledger(directory / "ledger.jsonl")
     for seed, accuracy in ((1, 0.8), (2, 0.9)):
         metrics = {"test_accuracy": accuracy, "test_accuracy_se": 0.01, "train_latency_s": 11.0, "device": "a CPU"}
@@ -122,7 +114,9 @@ def test_a_confirmed_front_stands_beside_the_searchs_with_its_errors(make_run: M
     data = compute(load(directory))
     assert (data.confirmed.names, data.confirmed.x, data.confirmed.y) == (["t0002"], [11.0], [pytest.approx(85.0)])
     assert data.confirmed.y_error == [pytest.approx(100 * 0.05)]  # 0.1 / sqrt(2) / sqrt(2)
-    assert list(traces(draw(data))["confirmed: fresh seeds, test images (± standard error)"].customdata) == ["t0002"]
+    drawn = traces(draw(data))
+    assert list(drawn["on the front (± standard error)"].error_y.array) == [2.0] * 4
+    assert list(drawn["confirmed: fresh seeds, test images (± standard error)"].customdata) == ["t0002"]
 
 
 def test_the_papers_points_are_shown_at_its_own_setting_alone(make_run: MakeRun) -> None:

@@ -58,9 +58,7 @@ def test_every_figure_is_drawn_of_one_trial_of_many_and_of_a_running_search(
 
 
 @pytest.mark.parametrize("objectives", [{"val_accuracy": "max"}, {"val_accuracy": "max", "train_latency_s": "min"}])
-def test_every_figure_of_a_run_without_trials_says_why_it_is_empty(
-    make_run: MakeRun, objectives: dict[str, str]
-) -> None:
+def test_every_figure_of_a_run_without_trials_says_why_it_is_empty(make_run: MakeRun, objectives: Any) -> None:
     result = load(make_run([], objectives=objectives))
     for name in NAMES:
         notes = [html.unescape(note.text) for note in result.plot(name).layout.annotations]
@@ -68,9 +66,7 @@ def test_every_figure_of_a_run_without_trials_says_why_it_is_empty(
     assert computed("pareto", result).heading.missing == "no trial is complete yet"
 
 
-def test_every_figure_works_with_five_thousand_trials_and_shows_no_more_than_can_be_read(
-    write_run: MakeRun, tmp_path: Path
-) -> None:
+def test_of_five_thousand_trials_every_figure_shows_what_can_be_read(write_run: MakeRun, tmp_path: Path) -> None:
     result = load(write_run(tmp_path / "run", 5000))
     figures = {name: computed(name, result) for name in NAMES}
     assert not any(data.heading.missing for data in figures.values())
@@ -101,9 +97,7 @@ def test_hypervolume_grows_to_the_runs_own_over_the_seconds_that_were_trained(se
     assert front.hypervolume(before, searched.objectives, reference) == pytest.approx(half["hypervolume"])
 
 
-def test_a_hypervolume_without_a_reference_point_says_so_and_a_trial_without_an_objective_adds_none(
-    make_run: MakeRun,
-) -> None:
+def test_without_a_reference_point_or_an_objective_there_is_no_hypervolume(make_run: MakeRun) -> None:
     untimed = {"val_accuracy": 0.99, "train_latency_s": None}
     assert "no reference point" in computed("hypervolume", load(make_run([(0.9, 5.0)], reference=None))).heading.missing
     steps = computed("hypervolume", load(make_run([(0.9, 5.0), untimed], name="untimed"))).steps
@@ -193,30 +187,22 @@ def test_a_stage_that_was_gone_hangs_a_trial_on_an_earlier_one(make_run: MakeRun
             ledger.append("epoch", trial=trial, metrics={"epoch": epoch, "phase": "sl"})
         metrics = {"epoch": 6, "epochs_reused": reused, "epochs_asked": 6, "epochs_trained": 6 - reused}
         ledger.append("complete", trial=trial, metrics={**metrics, "val_accuracy": 0.5, "train_latency_s": 1.0})
-    branches = computed("stage_tree", load(directory)).branches
-    assert [tuple(row) for row in branches[["trial", "parent", "epoch"]].itertuples(index=False)] == [
-        ("t2", "t1", 3),
-        ("t3", "t1", 2),
-    ]
+    branches = computed("stage_tree", load(directory)).branches[["trial", "parent", "epoch"]]
+    assert branches.values.tolist() == [["t2", "t1", 3], ["t3", "t1", 2]]
 
 
-def luminance(colour: str) -> float:
-    """Return the relative luminance of #rrggbb (WCAG 2)."""
-    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def contrast(one: str, other: str) -> float:
-    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+def contrast(*colours: str) -> float:
+    """Return that of two colours, #rrggbb (WCAG 2)."""
+    channels = [[int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)] for colour in colours]
+    linear = [[c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb] for rgb in channels]
+    dark, light = sorted(0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in linear)
     return (light + 0.05) / (dark + 0.05)
 
 
-@pytest.mark.parametrize("dark", [False, True])
-def test_text_reads_well_and_marks_stand_out_in_light_and_in_dark(dark: bool) -> None:
-    layout = _style.template(dark).layout
-    paper = layout.paper_bgcolor
-    assert contrast(layout.font.color, paper) >= 7
-    assert contrast(layout.title.subtitle.font.color, paper) >= 4.5
-    for colour in (_style.BLUE, _style.VERMILLION, _style.GREEN, _style.GREY):
-        assert contrast(colour, paper) >= 2.5, colour
+def test_text_reads_well_and_marks_stand_out_in_light_and_in_dark() -> None:
+    for layout in (_style.template(dark).layout for dark in (False, True)):
+        paper = layout.paper_bgcolor
+        assert contrast(layout.font.color, paper) >= 7
+        assert contrast(layout.title.subtitle.font.color, paper) >= 4.5
+        for colour in (_style.BLUE, _style.VERMILLION, _style.GREEN, _style.GREY):
+            assert contrast(colour, paper) >= 2.5, (colour, paper)

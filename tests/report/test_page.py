@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -36,19 +35,17 @@ class _Text(HTMLParser):
         super().__init__()
         self.words: list[str] = []
         self.loads: list[str] = []
-        self._inside: list[str] = []
+        self._shown = True
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._inside += [tag] if tag in ("script", "style") else []
+        self._shown = tag not in ("script", "style")
         self.loads += [value or "" for name, value in attrs if name in ("src", "href")]
 
     def handle_endtag(self, tag: str) -> None:
-        if self._inside and tag == self._inside[-1]:
-            self._inside.pop()
+        self._shown = True
 
     def handle_data(self, data: str) -> None:
-        if not self._inside:
-            self.words.append(data)
+        self.words += [data] if self._shown else []
 
 
 def page_of(directory: Path) -> str:
@@ -61,17 +58,17 @@ def text_of(directory: Path) -> str:
     return " ".join(" ".join(parser.words).split())
 
 
+def with_recipe(directory: Path) -> Path:
+    path = directory / "space.yaml"
+    space = yaml.safe_load(path.read_text()) | {"recipe": RECIPE, "search": {"trials": 5, "sampler": "tpe"}}
+    path.write_text(yaml.safe_dump(space, sort_keys=False))
+    return directory
+
+
 @pytest.fixture
 def run(make_run: MakeRun) -> Path:
     """A search of five trials, whose space is whole."""
     return with_recipe(make_run(FIVE, BASELINES))
-
-
-def with_recipe(directory: Path, **sections: Any) -> Path:
-    path = directory / "space.yaml"
-    space = yaml.safe_load(path.read_text()) | {"recipe": RECIPE, "search": {"trials": 5, "sampler": "tpe"}} | sections
-    path.write_text(yaml.safe_dump(space, sort_keys=False))
-    return directory
 
 
 def test_it_is_one_file_that_loads_nothing(run: Path) -> None:

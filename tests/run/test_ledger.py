@@ -79,13 +79,9 @@ def test_a_number_that_is_not_finite_is_refused_and_finite_or_none_makes_any_met
         "c": {"d": np.array([1.0, np.nan]), "e": "text", "f": np.bool_(False), "g": None},
     }
     plain = finite_or_none(metrics)
-    assert plain == {
-        "a": 0.5,
-        "b": [3, None, [None, True]],
-        "c": {"d": [1.0, None], "e": "text", "f": False, "g": None},
-    }
-    assert type(plain["b"][0]) is int
-    assert type(plain["c"]["f"]) is bool
+    rest = {"d": [1.0, None], "e": "text", "f": False, "g": None}
+    assert plain == {"a": 0.5, "b": [3, None, [None, True]], "c": rest}
+    assert (type(plain["b"][0]), type(plain["c"]["f"])) == (int, bool)
     ledger = Ledger(tmp_path / "ledger.jsonl")
     ledger.append("epoch", metrics=plain)
     before = ledger.path.read_bytes()
@@ -95,21 +91,6 @@ def test_a_number_that_is_not_finite_is_refused_and_finite_or_none_makes_any_met
         assert ledger.path.read_bytes() == before, value
 
 
-def test_a_trial_runs_through_its_states() -> None:
-    events = [
-        event("asked", params={"alpha": 0.5}),
-        event("started", time=2.0),
-        event("epoch", time=3.0, metrics={"epoch": 1, "phase": "ssl", "val_accuracy": None}),
-        event("complete", time=9.0, metrics={"val_accuracy": 0.9}),
-    ]
-    states = [fold(events[:n]).records["t0001"].state for n in range(1, 5)]
-    assert states == ["asked", "running", "running", "complete"]
-    record = fold(events).records["t0001"]
-    assert (record.params, record.metrics) == ({"alpha": 0.5}, {"val_accuracy": 0.9})
-    assert (record.asked_time, record.started_time, record.ended_time) == (1.0, 2.0, 9.0)
-    assert fold(events[:3]).records["t0001"].metrics["epoch"] == 1
-
-
 def test_the_first_ending_wins() -> None:
     late = [event("complete", metrics={"x": 1}), event("failed", reason="late"), event("epoch", metrics={"x": 2})]
     for ending in ("complete", "stopped", "failed", "rejected"):
@@ -117,7 +98,7 @@ def test_the_first_ending_wins() -> None:
         assert (record.state, record.reason, record.epochs) == (ending, "first", [])
 
 
-def test_a_trial_that_failed_and_completed_on_a_retry_is_complete() -> None:
+def test_a_trial_runs_through_its_states_and_is_complete_where_a_retry_completed() -> None:
     events = [
         event("asked", params={"alpha": 0.5}),
         event("started", time=2.0),
@@ -129,24 +110,15 @@ def test_a_trial_that_failed_and_completed_on_a_retry_is_complete() -> None:
         event("epoch", metrics={"epoch": 2, "phase": "ssl", "loss": 2.5}),
         event("complete", time=8.0, metrics={"val_accuracy": 0.9}),
     ]
-    waiting = fold(events[:6]).records["t0001"]
-    assert (waiting.state, waiting.ended_time, waiting.metrics["loss"]) == ("asked", None, 2.0)
-    record = fold(events).records["t0001"]
-    assert (record.state, record.reason) == ("complete", None)
-    assert (record.started_time, record.ended_time) == (5.0, 8.0)
+    moments = [fold(events[: n + 1]).records["t0001"] for n in range(len(events))]
+    states = ["asked", "running", "running", "running", "failed", "asked", "running", "running", "complete"]
+    assert [record.state for record in moments] == states
+    assert [record.metrics.get("loss") for record in moments] == [None, None, 3.0, 2.0, None, 2.0, 2.0, 2.5, None]
+    assert [record.ended_time for record in moments] == [None] * 4 + [3.0] + [None] * 3 + [8.0]
+    record = moments[-1]
+    assert (record.params, record.metrics, record.reason) == ({"alpha": 0.5}, {"val_accuracy": 0.9}, None)
+    assert (record.asked_time, record.started_time) == (1.0, 5.0)
     assert [epoch["loss"] for epoch in record.epochs] == [3.0, 2.5]
-
-
-def test_a_baseline_is_complete_under_its_method_name() -> None:
-    events = [
-        event("asked", "ssl_sl", baseline="ssl_sl", params={"rho": 0.0}),
-        event("baseline", "ssl_sl", method="ssl_sl", metrics={"val_accuracy": 0.95}),
-        event("asked", "sl", baseline="sl", params={}),
-        event("failed", "sl", reason="nan"),
-    ]
-    records = fold(events).records
-    assert (records["ssl_sl"].state, records["ssl_sl"].baseline) == ("complete", "ssl_sl")
-    assert (records["sl"].state, records["sl"].baseline) == ("failed", "sl")
 
 
 def test_events_of_later_versions_are_skipped() -> None:

@@ -41,13 +41,8 @@ def start() -> Iterator[Start]:
     started = []
 
     def start_one(code: str, directory: Path) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, str(directory)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        process = subprocess.Popen([sys.executable, "-c", code, str(directory)], text=True, **pipes)
         started.append(process)
         if code in (DRIVER, WORKER):
             assert read(process) == "here"

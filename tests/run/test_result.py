@@ -38,9 +38,7 @@ def test_the_columns_of_trials_stand_in_the_promised_order(make_run: MakeRun) ->
     head = ["trial", "state", "reason", "alpha", "epochs.sl", "val_accuracy", "train_latency_s"]
     assert list(trials.columns) == [*head, "train_flops", "val_accuracy_se", *COSTS]
     row = trials.iloc[0]
-    assert row["wall_s"] == 42
-    assert row["epochs.sl"] == 20
-    assert row["epochs_reused"] == 10
+    assert (row["wall_s"], row["epochs.sl"], row["epochs_reused"]) == (42, 20, 10)
     assert pd.isna(row["latency_ssl_s"])
 
 
@@ -83,19 +81,6 @@ def test_a_run_without_a_complete_trial_has_an_empty_front(make_run: MakeRun) ->
         result.write_tables()
         ledger.touch()
         add_unfinished(directory)
-
-
-def test_a_ledger_cut_anywhere_can_be_loaded_and_written(make_run: MakeRun) -> None:
-    directory = make_run(FIVE, {"sl": {"val_accuracy": 0.8, "train_latency_s": 4.0}})
-    ledger = directory / "ledger.jsonl"
-    data = ledger.read_bytes()
-    volumes = []
-    for cut in range(0, len(data), 97):
-        ledger.write_bytes(data[:cut])
-        result = load(directory)
-        volumes.append(result.to_json_dict()["hypervolume"])
-    assert volumes == sorted(volumes)
-    assert volumes[-1] > 0
 
 
 def test_the_json_has_the_documented_schema(make_run: MakeRun) -> None:

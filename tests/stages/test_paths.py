@@ -42,22 +42,6 @@ def test_a_recipe_stores_where_another_of_its_space_goes_on_and_nowhere_else(
             assert set(paths.branches.of(space.recipe_at(one))) <= shared, one
 
 
-def test_the_ssl_phase_of_any_budget_is_one_trunk_under_wsd(small_space: Any) -> None:
-    space = space_with(small_space, "wsd", "wsd", {"choice": [0.5]}, 2)
-    paths = RecipePaths(space)
-    long, short = (paths({"epochs.ssl": e, "epochs.sl": 10, "rho": 0.5, "alpha": 0.5}) for e in (12, 6))
-    assert long.shared_with(short) == 3  # e_ssl - e_mix of the shorter one
-    alpha = paths({"epochs.ssl": 12, "epochs.sl": 10, "rho": 0.5, "alpha": 0.7})
-    assert long.shared_with(alpha) == 7
-
-
-def test_longer_sl_budgets_share_all_but_the_shorter_ones_decay(small_space: Any) -> None:
-    space = space_with(small_space, "cosine", "wsd", {"choice": [0.0, 0.5]}, 2)
-    paths = RecipePaths(space)
-    long, short = (paths({"epochs.ssl": 2, "epochs.sl": s, "rho": 0.0, "alpha": 0.5}) for s in (10, 5))
-    assert long.shared_with(short) == 2 + 4
-
-
 ABC = TrialPath("abcde", {2, 4})
 ABX = TrialPath("abcxy", {2, 4})
 TABLE = {"abc": ABC, "abx": ABX, "other": TrialPath("zzz", {2})}
@@ -86,13 +70,10 @@ def test_a_trial_waits_for_a_stage_that_is_being_built_and_for_no_other(table: S
     assert table.awaited(named("abc")) == "t1"  # an equal recipe waits for the end
 
 
-def test_a_builder_that_leaves_blocks_nobody(table: StageTable) -> None:
+def test_nobody_waits_for_a_builder_that_left_or_a_stage_that_could_not_be_stored(table: StageTable) -> None:
     table.begin("t1", named("abc"))
     table.leave("t1")
     assert table.awaited(named("abx")) is None
-
-
-def test_a_stage_that_could_not_be_stored_is_not_waited_for(table: StageTable) -> None:
     table.begin("t1", named("abc"))
     table.advance("t1", 3)
     assert table.awaited(named("abx")) is None

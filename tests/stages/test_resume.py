@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-import torch
+from same_bits import assert_equal_bits
 
 from mixtune.meter.times import StepTimes
 from mixtune.stages import resume as recovery
@@ -26,9 +26,8 @@ def train_and_store(state, folder, epochs=6, **options):
     return stored_after
 
 
-def gone_on(make_state, folder, times):
+def gone_on(state, folder, times):
     """Return a fresh state after it has looked for what is stored."""
-    state = make_state(PHASES)
     state.step_times = times.copy()
     Recovery(state, folder)
     return state
@@ -39,17 +38,19 @@ def test_states_are_stored_at_phase_boundaries_and_at_the_end(make_state, tmp_pa
     assert len(StateStore(tmp_path).sizes()) == 3
 
 
-@pytest.mark.parametrize("epochs", range(1, 7))
-def test_a_training_that_ends_after_any_epoch_goes_on_from_the_last_border(make_state, tmp_path, epochs):
-    first = make_state(PHASES)
-    train_and_store(first, tmp_path, epochs)
-    again = gone_on(make_state, tmp_path, first.step_times)
-    assert len(again.history) == again.epochs_reused == epochs // 2 * 2
-    list(train(again))
-    whole = make_state(PHASES)
-    list(train(whole))
-    for name, weight in whole.backbone.state_dict().items():
-        assert torch.equal(weight, again.backbone.state_dict()[name]), name
+def test_a_training_goes_on_from_the_last_border_that_it_shares_with_one_that_ended_anywhere(make_state, tmp_path):
+    for alpha, shared in ((0.5, 6), (0.9, 2)):  # alpha comes into play with the mix phase
+        changes = {**PHASES, "alpha": alpha}
+        whole = make_state(changes)
+        list(train(whole))
+        for epochs in range(1, 7):
+            first, folder = make_state(PHASES), tmp_path / f"{alpha} {epochs}"
+            train_and_store(first, folder, epochs)
+            again = gone_on(make_state(changes), folder, first.step_times)
+            reused = min(epochs // 2 * 2, shared)
+            assert len(again.history) == again.epochs_reused == reused, (alpha, epochs)
+            assert len(list(train(again))) == 6 - reused, (alpha, epochs)
+            assert_equal_bits(whole.state_dict(), again.state_dict())
 
 
 def test_between_borders_the_latest_state_replaces_the_one_before(make_state, tmp_path, monkeypatch):
@@ -65,19 +66,10 @@ def test_after_the_deadline_every_epoch_may_be_the_last(make_state, tmp_path):
 
 @pytest.mark.parametrize(("lost", "reused"), [("ssl", 0), ("mix", 2), ("sl", 4), ("infer", 6)])
 def test_a_phase_whose_seconds_were_lost_is_trained_again(make_state, tmp_path, lost, reused):
-
     first = make_state(PHASES)
     train_and_store(first, tmp_path)
     kept = [first.signature(phase) for phase in ("ssl", "mix", "sl", "infer") if phase != lost]
-    again = gone_on(make_state, tmp_path, StepTimes({key: [1.0] for key in kept}))
+    again = gone_on(make_state(PHASES), tmp_path, StepTimes({key: [1.0] for key in kept}))
     assert again.epochs_reused == reused
     list(train(again))
     assert all(map(again.step_times.is_known, [*kept, first.signature(lost)]))
-
-
-def test_a_recipe_that_is_stored_to_its_end_is_not_trained_at_all(make_state, tmp_path):
-    first = make_state(PHASES)
-    train_and_store(first, tmp_path)
-    again = gone_on(make_state, tmp_path, first.step_times)
-    assert list(train(again)) == []
-    assert [r.accuracies for r in again.history] == [r.accuracies for r in first.history]

@@ -17,7 +17,6 @@ import torch
 from same_bits import assert_equal_bits
 
 from mixtune.stages import store as store_module
-from mixtune.stages.keys import stage_keys
 from mixtune.stages.store import StateStore
 from mixtune.training.loop import train
 
@@ -63,32 +62,6 @@ def test_a_real_state_comes_back_bit_for_bit_and_alone(make_state, tmp_path):
     store.remove(KEYS[0])
     store.remove(KEYS[0])
     assert names(store.folder) == []
-
-
-LONG = {"epochs.ssl": 4, "epochs.sl": 4, "rho": 0.5, "model.depth": 1}  # two epochs of each phase
-
-
-def test_a_training_goes_on_from_the_longest_stored_prefix_bit_for_bit(make_state, tmp_path):
-    store = StateStore(tmp_path)
-    first, whole, other = make_state(LONG), make_state({**LONG, "alpha": 0.9}), make_state({**LONG, "alpha": 0.9})
-    keys = stage_keys(first.recipe, first.data)
-    assert store.longest(keys) is None
-    for result in train(first):
-        store.save(keys[result.epoch], first.state_dict())
-    assert store.longest(keys)[0] == 6
-
-    list(train(whole))
-    epochs, held = store.longest(stage_keys(other.recipe, other.data))
-    assert epochs == 2  # alpha comes into play with the mix phase
-    other.load_state_dict(held)
-    assert [result.epoch for result in train(other)] == [3, 4, 5, 6]
-    for part in ("backbone", "objective", "classifiers", "optimizer"):
-        assert_equal_bits(whole.state_dict()[part], other.state_dict()[part])
-    assert [(r.sl_loss, r.accuracies) for r in whole.history] == [(r.sl_loss, r.accuracies) for r in other.history]
-
-    path = store.folder / f"{keys[6]}.state"
-    path.write_bytes(path.read_bytes()[:-1])
-    assert store.longest(keys)[0] == 5
 
 
 def test_a_file_of_the_first_version_loads(tmp_path):

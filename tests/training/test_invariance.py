@@ -10,14 +10,14 @@ from itertools import pairwise
 
 import pytest
 import torch
-from same_bits import assert_equal_bits
+from same_bits import assert_equal_bits, boundaries
 
-from mixtune.cost.flops import Size, measure_speeds, recipe_flops, step_flops
+from mixtune.cost.flops import Size, recipe_flops, step_flops
 from mixtune.errors import RequestError
 from mixtune.space.views import UNCOMPRESSED, Shortening, Strategy
 from mixtune.stages.keys import shared_epochs, stage_keys
+from mixtune.training.bill import phase_flops
 from mixtune.training.data import load_training_data
-from mixtune.training.flops import phase_flops
 from mixtune.training.loop import train
 from mixtune.training.measure import measure
 from mixtune.training.plan import PHASES, make_plan
@@ -66,15 +66,14 @@ def start(make_recipe):
     return new
 
 
-def boundaries(state):
-    """Train to the end; return the state at each epoch boundary, the start included."""
-    return [copy.deepcopy(state.state_dict()), *(copy.deepcopy(state.state_dict()) for _ in train(state))]
-
-
 @pytest.fixture(scope="module")
 def trained(start):
     """boundaries() of an objective with a compression of COMPRESSIONS; each is trained once."""
     return functools.cache(lambda name, label: boundaries(start(values(name, COMPRESSIONS[label]))))
+
+
+def keys_of(recipe):
+    return stage_keys(recipe, load_training_data(recipe))
 
 
 def equal_weights(one, other):
@@ -190,7 +189,7 @@ def test_recipes_share_the_epochs_whose_strategies_agree(make_recipe):
         (AUTO, {**AUTO, "stages": [STAGES[0], {**STAGES[1], "from_epoch": 2}, STAGES[2]]}, 1),
     ):
         recipes = [make_recipe(values("simclr", compression)) for compression in (one, other)]
-        keys = [stage_keys(recipe, load_training_data(recipe)) for recipe in recipes]
+        keys = list(map(keys_of, recipes))
         assert [len(each) for each in keys] == [7, 7]
         assert shared_epochs(*keys) == shared, (one, other)
         agree = [a.strategy == b.strategy for a, b in zip(*map(make_plan, recipes), strict=True)]
@@ -199,13 +198,10 @@ def test_recipes_share_the_epochs_whose_strategies_agree(make_recipe):
 
 
 @each_objective
-def test_where_keys_are_equal_states_are_and_no_longer(start, trained, name):
-    def keys(label):
-        state = start(values(name, COMPRESSIONS[label]))
-        return stage_keys(state.recipe, state.data)
-
+def test_where_keys_are_equal_states_are_and_no_longer(make_recipe, trained, name):
     for other, shared in (("two stages", 3), ("first stage", 1), ("constant", 0)):
-        assert shared_epochs(keys("auto"), keys(other)) == shared
+        recipes = (make_recipe(values(name, COMPRESSIONS[label])) for label in ("auto", other))
+        assert shared_epochs(*map(keys_of, recipes)) == shared
         one, two = trained(name, "auto"), trained(name, other)
         for epochs in range(shared + 1):
             assert_equal_bits(one[epochs], two[epochs])
@@ -213,10 +209,8 @@ def test_where_keys_are_equal_states_are_and_no_longer(start, trained, name):
 
 
 def test_what_changes_the_views_changes_every_epoch(make_recipe):
-    def shared(one, other):
-        return shared_epochs(
-            *(stage_keys(recipe, load_training_data(recipe)) for recipe in map(make_recipe, (one, other)))
-        )
+    def shared(*changes):
+        return shared_epochs(*map(keys_of, map(make_recipe, changes)))
 
     for changes, expected in (
         ({"ssl.temperature": 0.3}, -1),  # an objective's settings are the first weights' too
@@ -233,10 +227,13 @@ def test_what_changes_the_views_changes_every_epoch(make_recipe):
         assert shared(mixed, {**mixed, "augment.ssl": False}) == expected, name
 
 
-def test_auto_without_stages_cannot_be_planned(make_recipe):
-    recipe = make_recipe(values("simclr", {"schedule": "auto"}))
-    with pytest.raises(RequestError, match=r"^ssl\.compression: schedule auto needs stages: `mixtune gradient-error "):
+def test_auto_without_stages_cannot_be_planned_and_names_the_command_that_finds_them(make_recipe):
+    recipe = make_recipe(values("simclr", {"schedule": "auto"}))  # a recipe may say so: the search fills them in
+    with pytest.raises(RequestError) as refused:
         make_plan(recipe)
+    assert str(refused.value) == (
+        "ssl.compression: schedule auto needs stages: `mixtune gradient-error SPACE.yaml` finds and prints them"
+    )
     assert len(make_plan(make_recipe(values("simclr", {"schedule": "auto"}, **{"epochs.ssl": 0})))) == 3
 
 
@@ -290,19 +287,10 @@ def test_a_recipes_operations_are_the_sum_over_its_epochs_strategies(start, name
     assert sum(recipe_flops(two.recipe, Size.of(two.data)).values()) == pytest.approx(two.bill.flops)
 
 
-def test_each_strategys_first_step_is_compiled_apart(start, monkeypatch):
+def test_each_strategys_first_step_is_compiled_apart(start, trained, monkeypatch):
     """Without a compiler here: what counts is when a step is made ahead of the timed ones."""
     state = start(values("simclr", AUTO, compile=True))
     for part in (state.backbone, state.objective):
         monkeypatch.setattr(part, "compile", lambda: None)
     assert [result.compile_seconds > 0 for result in train(state)] == [True, True, False, True, True, False]
-    plain = start(values("simclr", AUTO))
-    list(train(plain))
-    assert_equal_bits(state.state_dict(), plain.state_dict())
-
-
-def test_speeds_can_be_measured_before_a_search(make_recipe):
-    recipe = make_recipe(values("dino", AUTO))
-    speeds = measure_speeds(recipe, load_training_data(recipe), torch.device("cpu"))
-    assert set(speeds) == set(PHASES)
-    assert all(speed > 0 for speed in speeds.values())
+    assert_equal_bits(state.state_dict(), trained("simclr", "auto")[-1])

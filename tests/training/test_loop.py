@@ -10,10 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mixtune.single import final_line, train_recipe
+from mixtune.single import final_line
+from mixtune.training import loop
 from mixtune.training.loop import DivergedError, phase_losses, train, train_step
 from mixtune.training.measure import measure
-from mixtune.training.optimizer import set_rates
 from mixtune.training.plan import PHASES, make_plan
 from mixtune.training.streams import torch_generator
 
@@ -107,21 +107,22 @@ def test_a_step_returns_the_losses_before_it_and_leaves_no_gradient(make_state):
         assert all(p.grad is None for group in state.optimizer.param_groups for p in group["params"]), phase
 
 
-def test_an_epoch_reports_the_mean_of_its_steps_losses(make_state):
-    state, twin = make_state({"rho": 0.5}), make_state({"rho": 0.5})
-    losses = []
-    for result, epoch in zip(train(state), make_plan(twin.recipe), strict=True):
-        losses.clear()
-        twin.backbone.train()
-        masks = torch_generator(0, "masks", epoch.index)
-        for step, (images, labels) in enumerate(twin.data.batches(twin.recipe, epoch)):
-            set_rates(twin.optimizer, twin.recipe, epoch, step, twin.data.steps)
-            losses.append([loss.item() for loss in train_step(twin, epoch, images, labels, masks)])
-        ssl, sl = (sum(column) / len(losses) for column in zip(*losses, strict=True))
-        assert result.ssl_loss == (None if epoch.phase == "sl" else pytest.approx(ssl, rel=1e-5))
-        assert result.sl_loss == (None if epoch.phase == "ssl" else pytest.approx(sl, rel=1e-5))
-        assert (result.accuracies is None) == (epoch.phase == "ssl")
+def test_an_epoch_reports_the_mean_of_its_steps_losses(make_state, monkeypatch):
+    state, losses = make_state({"rho": 0.5}), []
+
+    def noted_step(*given):
+        losses.append(train_step(*given))
+        return losses[-1]
+
+    monkeypatch.setattr(loop, "train_step", noted_step)
+    for result in train(state):
+        assert len(losses) == state.data.steps
+        ssl, sl = (torch.stack(column).mean().item() for column in zip(*losses, strict=True))
+        assert result.ssl_loss == (None if result.phase == "sl" else pytest.approx(ssl, rel=1e-5))
+        assert result.sl_loss == (None if result.phase == "ssl" else pytest.approx(sl, rel=1e-5))
+        assert (result.accuracies is None) == (result.phase == "ssl")
         assert result.seconds > 0
+        losses.clear()
 
 
 def test_a_diverged_loss_is_an_error_that_says_where(make_state):
@@ -135,18 +136,12 @@ def test_a_diverged_loss_is_an_error_that_says_where(make_state):
         assert all(math.isfinite(r.ssl_loss or 0) and math.isfinite(r.sl_loss or 0) for r in state.history)
 
 
-def test_supervised_training_learns_digits():
-    recipe = {
-        "data": {"dataset": "digits"},
-        "model": {"patch_size": 2, "embed_dim": 32, "depth": 2, "num_heads": 2, "pool": "avg"},
-        "epochs": {"ssl": 0, "sl": 10},
-        "optim": {"batch_size": 32, "sl": {"base_lr": 0.05}},
-        "augment": {"pad": 0},
-    }
-    trained = train_recipe(recipe)
-    assert trained.metrics.val_accuracy > 0.7  # chance is 0.1
-    losses = [result.sl_loss for result in trained.history]
-    assert losses[-1] < 0.5 * losses[0]
+def test_supervised_training_learns_digits(make_state):
+    changes = {"data.fraction": 1.0, "model.embed_dim": 32, "model.pool": "avg", "augment.pad": 0}
+    state = make_state({**changes, "epochs.ssl": 0, "epochs.sl": 10, "optim.sl.base_lr": 0.05})
+    history = list(train(state))
+    assert history[-1].accuracies[0] > 0.7  # chance is 0.1
+    assert history[-1].sl_loss < 0.5 * history[0].sl_loss
 
 
 @pytest.mark.parametrize("encode", ["visible", "full"])

@@ -10,40 +10,22 @@ import torch
 
 from mixtune.training.loop import train
 from mixtune.training.optimizer import set_rates
-from mixtune.training.plan import learning_rates, make_plan, peak_rate, rate_factor
+from mixtune.training.plan import learning_rates, make_plan
 
 
-def slow_rate(base_lr, batch, warmup_epochs, budget, steps, step):
-    """Return the rate at a budget's step, counted from 0, with all lengths in steps."""
-    peak = base_lr * batch / 256
-    whole = budget * steps
-    warmup = min(warmup_epochs * steps, whole / 5)
-    if step < warmup:
-        return peak * step / warmup
-    decayed = (step - warmup) / (whole - warmup)
-    return peak * (1 + math.cos(decayed * math.pi)) / 2
-
-
-def two_schedules(recipe, steps):
-    """Return the SSL rates and the SL rates of a whole recipe, each over its own budget."""
-    return [
-        [
-            slow_rate(optim.base_lr, recipe.optim.batch_size, optim.warmup_epochs, budget, steps, step)
-            for step in range(budget * steps)
-        ]
-        for optim, budget in ((recipe.optim.ssl, recipe.epochs.ssl), (recipe.optim.sl, recipe.epochs.sl))
-    ]
-
-
-def test_each_schedule_spans_its_own_budget_across_the_mix_phase(make_recipe):
-    for rho, (ssl, sl), warmup in product((0.0, 0.5, 1.0), ((4, 6), (7, 3), (10, 10), (0, 4)), (0, 1, 20)):
-        changes = {"epochs.ssl": ssl, "epochs.sl": sl, "rho": rho, "optim.batch_size": 48, "optim.sl.base_lr": 0.003}
-        warmups = {"optim.ssl.warmup_epochs": warmup, "optim.sl.warmup_epochs": warmup}
-        recipe = make_recipe(changes | warmups)
-        used = used_rates(recipe, 3)
-        expected = dict(zip(("ssl", "sl"), two_schedules(recipe, 3), strict=True))
-        for loss, rates in expected.items():
-            assert used[loss] == pytest.approx(rates, rel=1e-9), (rho, ssl, sl, warmup)
+def slow_rates(recipe, loss, steps, decay=None):
+    """Return the rate of a loss at each step of its own budget; wsd goes down in its last ``decay`` epochs."""
+    optim, whole = getattr(recipe.optim, loss), getattr(recipe.epochs, loss) * steps
+    peak, warmup, rates = optim.base_lr * recipe.optim.batch_size / 256, optim.warmup_epochs * steps, []
+    for step in range(whole):
+        if optim.schedule == "wsd":
+            rise, left = min(1.0, step / warmup) if warmup else 1.0, whole - decay * steps
+            rates.append(peak * rise * (1.0 if step < left else 1 - math.sqrt((step - left) / (decay * steps))))
+        else:
+            short = min(warmup, whole / 5)
+            decayed = (step - short) / (whole - short)
+            rates.append(peak * (step / short if step < short else (1 + math.cos(decayed * math.pi)) / 2))
+    return rates
 
 
 def used_rates(recipe, steps):
@@ -58,12 +40,27 @@ def used_rates(recipe, steps):
     return found
 
 
-def test_the_papers_schedule_warms_up_for_20_epochs_at_most_a_fifth_and_decays_to_nothing(make_recipe):
-    schedule = make_recipe({"optim.ssl.warmup_epochs": 20}).optim.ssl
-    factors = [rate_factor(schedule, 100, epoch) for epoch in (0, 10, 20, 60, 100)]
-    assert factors == pytest.approx([0, 0.5, 1, 0.5, 0])
-    assert [rate_factor(schedule, 5, epoch) for epoch in (0.5, 1, 3)] == pytest.approx([0.5, 1, 0.5])
-    assert [peak_rate(schedule, batch) for batch in (32, 256, 1024)] == pytest.approx([0.0025, 0.02, 0.08])
+def test_each_schedule_spans_its_own_budget_across_the_mix_phase_and_wsd_decays_in_its_last_fifth(make_recipe):
+    for schedule, warmup, (ssl, sl, rho, *decays) in product(
+        ("cosine", "wsd"),
+        (0, 1, 2, 20),
+        (
+            (10, 10, 0.5, 2, 2),
+            (10, 10, 0.0, 2, 2),
+            (10, 10, 0.1, 1, 2),  # the SSL rate in its mix phase, though that is shorter
+            (12, 4, 1.0, 3, 1),
+            (0, 1, 0.5, 0, 1),
+            (6, 11, 1.0, 2, 3),
+        ),
+    ):
+        changes = {"epochs.ssl": ssl, "epochs.sl": sl, "rho": rho, "optim.batch_size": 48, "optim.sl.base_lr": 0.003}
+        for loss in ("ssl", "sl"):
+            changes |= {f"optim.{loss}.schedule": schedule, f"optim.{loss}.warmup_epochs": warmup}
+        recipe = make_recipe(changes)
+        used = used_rates(recipe, 3)
+        for loss, decay in zip(("ssl", "sl"), decays, strict=True):
+            expected = slow_rates(recipe, loss, 3, decay)
+            assert used[loss] == pytest.approx(expected, rel=1e-9, abs=1e-15), changes
 
 
 @pytest.fixture(scope="module")
@@ -94,46 +91,23 @@ def snapshot(state):
     return {name: {n: p.detach().clone() for n, p in part.named_parameters()} for name, part in parts.items()}
 
 
-def test_an_epoch_of_every_phase_has_the_same_steps(trained):
-    state, groups, _ = trained
-    assert [result.phase for result in state.history] == ["ssl", "mix", "sl", "sl"]
-    assert state.data.steps == 129 // 32
-    assert len(groups) == 4 * state.data.steps
-
-
-def rates_of(groups, part):
-    """Return the one rate that both groups of a part had, at each step."""
-    found = [{group["lr"] for group in step if group["part"] == part} for step in groups]
-    assert {len(rates) for rates in found} == {1}
-    return [rate for rates in found for rate in rates]
-
-
-def test_the_optimizer_had_the_rates_of_each_parts_loss(trained):
+def test_the_optimizer_had_each_losss_rates_betas_and_weight_decay(trained):
     state, groups, _ = trained
     n = state.data.steps
-    ssl, sl = two_schedules(state.recipe, n)
-    # ours: in the mix phase the backbone follows the supervised schedule
-    assert rates_of(groups, "backbone") == pytest.approx(ssl[:n] + sl)
-    assert rates_of(groups, "objective")[: 2 * n] == pytest.approx(ssl)
-    assert rates_of(groups, "classifiers")[n:] == pytest.approx(sl)
-
-
-def test_the_optimizer_had_each_losss_betas_and_weight_decay(trained):
-    state, groups, _ = trained
-    n = state.data.steps
-    ssl, sl = (0.15, (0.9, 0.95)), (0.05, (0.8, 0.999))
+    ssl, sl = (slow_rates(state.recipe, loss, n) for loss in ("ssl", "sl"))
+    of_ssl, of_sl = [(rate, 0.15, (0.9, 0.95)) for rate in ssl], [(rate, 0.05, (0.8, 0.999)) for rate in sl]
     wanted = {
-        "backbone": [ssl] * n + [sl] * 3 * n,
-        "objective": [ssl] * 2 * n,
-        "classifiers": [None] * n + [sl] * 3 * n,
+        "backbone": of_ssl[:n] + of_sl,  # ours: in the mix phase the backbone follows the supervised schedule
+        "objective": of_ssl + [None] * 2 * n,
+        "classifiers": [None] * n + of_sl,
     }
     for part, expected in wanted.items():
-        for step, values in zip(groups, expected, strict=False):
-            for group in step:
-                if group["part"] == part and values is not None:
-                    decay, betas = values
-                    assert group["weight_decay"] == (decay if group["decays"] else 0.0)
-                    assert tuple(group["betas"]) == betas
+        for step, values in zip(groups, expected, strict=True):
+            for group in (group for group in step if group["part"] == part and values):
+                rate, decay, betas = values
+                assert group["lr"] == pytest.approx(rate), part
+                assert group["weight_decay"] == (decay if group["decays"] else 0.0), part
+                assert tuple(group["betas"]) == betas, part
 
 
 def test_only_matrices_decay_and_no_token_or_position_does(trained):
@@ -183,7 +157,7 @@ def test_in_the_mix_phase_the_backbone_follows_the_schedule_that_is_named(make_s
         changes = {"optim.mix_schedule": mix_schedule, "optim.ssl.base_lr": 0.01}
         state = make_state({"rho": 1.0, "alpha": 0.3, **changes})
         n, recipe = state.data.steps, state.recipe
-        ssl, sl = two_schedules(recipe, n)
+        ssl, sl = (slow_rates(recipe, loss, n) for loss in ("ssl", "sl"))
         plan = make_plan(recipe)
         assert [epoch.phase for epoch in plan] == ["mix", "mix", "sl"]
         for epoch, step in product(plan, range(n)):
@@ -201,33 +175,3 @@ def test_optimizer_state_is_carried_over_phase_boundaries_or_starts_anew(make_st
         state = make_state({"rho": 0.5, "optim.carry_state": carry_state})  # phases: ssl, mix, sl, sl
         moments, weight = state.optimizer.state, state.backbone.vit.patch_embed.proj.weight
         assert [int(moments[weight]["step"]) // state.data.steps for _ in train(state)] == steps_seen
-
-
-def wsd_rate(base_lr, batch, warmup_epochs, budget, decay, steps, step):
-    """Return the rate of warm-up, stable, decay at a budget's step, with all lengths in steps."""
-    peak, left = base_lr * batch / 256, (budget - decay) * steps
-    rise = min(1.0, step / (warmup_epochs * steps)) if warmup_epochs else 1.0
-    return peak * rise * (1.0 if step < left else 1 - math.sqrt((step - left) / (decay * steps)))
-
-
-def test_wsd_decays_in_a_budgets_last_fifth_and_ssl_in_its_mix_phase(make_recipe):
-    for (ssl, sl, rho, ssl_decay, sl_decay), warmup in product(
-        (
-            (10, 10, 0.5, 2, 2),
-            (10, 10, 0.0, 2, 2),
-            (10, 10, 0.1, 1, 2),
-            (12, 4, 1.0, 3, 1),
-            (0, 1, 0.5, 0, 1),
-            (6, 11, 1.0, 2, 3),
-        ),
-        (0, 2, 20),
-    ):
-        changes = {"epochs.ssl": ssl, "epochs.sl": sl, "rho": rho, "optim.batch_size": 48}
-        for loss in ("ssl", "sl"):
-            changes |= {f"optim.{loss}.schedule": "wsd", f"optim.{loss}.warmup_epochs": warmup}
-        recipe = make_recipe(changes)
-        used = used_rates(recipe, 3)
-        for loss, budget, decay in (("ssl", ssl, ssl_decay), ("sl", sl, sl_decay)):
-            base_lr = getattr(recipe.optim, loss).base_lr
-            expected = [wsd_rate(base_lr, 48, warmup, budget, decay, 3, i) for i in range(budget * 3)]
-            assert used[loss] == pytest.approx(expected, rel=1e-9, abs=1e-15), (ssl, sl, rho, warmup)

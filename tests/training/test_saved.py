@@ -57,7 +57,7 @@ def change(path, old, new):
 # --- there and back
 
 
-def test_a_trained_recipe_comes_back_bit_by_bit(trained, folder):
+def test_a_trained_recipe_comes_back_bit_by_bit_from_float32_weights_without_an_optimizer(trained, folder):
     before = torch.get_rng_state()
     run = load_trained(folder)
     assert torch.equal(torch.get_rng_state(), before)
@@ -70,6 +70,9 @@ def test_a_trained_recipe_comes_back_bit_by_bit(trained, folder):
         was, is_ = getattr(trained, part).state_dict(), getattr(run, part).state_dict()
         assert list(was) == list(is_)
         assert all(torch.equal(was[name], is_[name]) for name in was)
+    weights = load_file(folder / "model.safetensors")
+    assert {name.partition(".")[0] for name in weights} == {"backbone", "objective", "classifiers"}
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
     assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
 
 
@@ -79,13 +82,6 @@ def test_metrics_are_those_measured_and_what_is_no_number_is_null(trained, folde
         name: None if isinstance(value, float) and math.isnan(value) else value for name, value in metrics.items()
     }
     assert json.loads((folder / "metrics.json").read_text(), parse_constant=pytest.fail)["ssl_loss"] is None
-
-
-def test_weights_are_float32_and_named_by_their_part_without_an_optimizer(folder):
-    weights = load_file(folder / "model.safetensors")
-    assert {name.partition(".")[0] for name in weights} == {"backbone", "objective", "classifiers"}
-    assert {weight.dtype for weight in weights.values()} == {torch.float32}
-    assert weights["classifiers.0.head.weight"].shape == (10, 16)
 
 
 def test_several_tasks_come_back_with_a_classifier_each(make_state, tmp_path):

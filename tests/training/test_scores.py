@@ -86,13 +86,6 @@ def test_a_sure_classifier_that_guesses_is_as_far_off_as_it_is_wrong():
     assert count(right, labels).scores() == Scores(1.0, 0.0, 1.0, 0.0, 1.0, 0.0)
 
 
-def test_what_is_counted_does_not_depend_on_the_batches():
-    logits, labels = draw_answers(5, 200, 10)
-    whole = asdict(count(logits, labels, 200).scores())
-    for batch in (1, 33, 128):
-        assert asdict(count(logits, labels, batch).scores()) == pytest.approx(whole, rel=1e-12)
-
-
 def test_lower_precision_is_counted_as_what_it_says():
     logits, labels = draw_answers(6, 300, 10)
     rounded = logits.bfloat16()

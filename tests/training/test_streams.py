@@ -9,13 +9,12 @@ from typing import get_args
 import torch
 
 from mixtune.training.loop import train
-from mixtune.training.streams import Stream, numpy_generator, stream_seed, torch_generator
+from mixtune.training.streams import Stream, stream_seed, torch_generator
 
 
 def test_a_streams_seed_is_pinned():
-    assert stream_seed(0, "order", 3) == 2723741169552378311
     first_eight = hashlib.sha256(b"0/order/3").digest()[:8]
-    assert stream_seed(0, "order", 3) == int.from_bytes(first_eight, "big") // 2
+    assert stream_seed(0, "order", 3) == int.from_bytes(first_eight, "big") // 2 == 2723741169552378311
 
 
 def test_seeds_streams_and_epochs_all_differ():
@@ -23,14 +22,6 @@ def test_seeds_streams_and_epochs_all_differ():
     assert len({stream_seed(*key) for key in keys}) == len(keys)
     draws = {tuple(torch.rand(4, generator=torch_generator(*key)).tolist()) for key in keys}
     assert len(draws) == len(keys)
-
-
-def test_a_stream_starts_at_the_same_draw_each_time():
-    first = torch.rand(9, generator=torch_generator(1, "masks", 2))
-    torch.rand(5)
-    assert torch.equal(first, torch.rand(9, generator=torch_generator(1, "masks", 2)))
-    assert numpy_generator(1, "split").random() == numpy_generator(1, "split").random()
-    assert numpy_generator(1, "split").random() != numpy_generator(2, "split").random()
 
 
 def test_training_neither_reads_nor_moves_the_global_generator(make_state):

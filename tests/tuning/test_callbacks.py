@@ -22,7 +22,7 @@ from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 import mixtune
 from mixtune.errors import RequestError
 from mixtune.run.directory import RunDirectory
-from mixtune.tuning.run import find_loggers
+from mixtune.tuning.prepare import find_loggers
 
 LOSSES = {"ssl_loss", "sl_loss"}
 

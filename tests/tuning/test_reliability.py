@@ -1,16 +1,24 @@
-"""A short version of benchmarks/reliability.py: kills, faults in trials, damaged states, a cut ledger."""
+"""Whatever ends a search, it continues; a short version of benchmarks/reliability.py: faults, damage, a cut ledger."""
 
 from __future__ import annotations
 
 import importlib
 import random
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
+from plain_search import search_here
+
+import mixtune
+from mixtune.run.status import run_status
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -20,7 +28,7 @@ def disturbances() -> Iterator[SimpleNamespace]:
     """The modules of benchmarks/disturbances."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(BENCHMARKS)
-        names = ("searches", "checks", "damage", "faults", "kills")
+        names = ("searches", "checks", "damage", "faults")
         yield SimpleNamespace(**{name: importlib.import_module(f"disturbances.{name}") for name in names})
         for name in [name for name in sys.modules if name.split(".")[0] == "disturbances"]:
             del sys.modules[name]
@@ -33,17 +41,63 @@ def harness(disturbances: SimpleNamespace) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(disturbances: SimpleNamespace, harness: Any) -> Any:
-    """A finished search of four trials, with its figures."""
-    return disturbances.checks.run_undisturbed(harness, disturbances.searches.small_space(trials=4, epochs=6))
+def undisturbed(disturbances: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A finished search of four trials, by a plain loop in this process, with its figures."""
+    options = {"search": {"trials": 4, "sampler": "random"}, "resources": {"cpus_per_trial": 1.5}}
+    space = disturbances.searches.small_space(epochs=6, **options)
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    search_here(space, run)
+    return disturbances.checks.Undisturbed(space, run, disturbances.checks.read_figures(run), startup=0.0, seconds=0.0)
 
 
-def test_a_killed_search_loses_nothing_even_if_its_states_are_damaged(
-    disturbances: SimpleNamespace, harness: Any, undisturbed: Any
-) -> None:
-    rows = disturbances.kills.kill_searches(harness, undisturbed, 2, random.Random(3), print, damaged=0.5)
-    assert [problem for row in rows for problem in row.problems] == []
-    assert sum(row.times for row in rows if row.done.startswith("SIGKILL")) == 2
+def test_a_search_continues_whatever_ended_it(disturbances: SimpleNamespace, harness: Any, undisturbed: Any) -> None:
+    """SIGKILL, then every checkpoint damaged; Ctrl-C; SIGTERM: at its end it is what the plain loop finds."""
+    folder = harness.new_run("ended")
+    folder.mkdir()
+    (folder / "space.yaml").write_text(yaml.safe_dump(undisturbed.space, sort_keys=False))
+    run, words = folder / "run", ["search", "space.yaml", "--gpus", "0", "--out", "run"]
+    for starts, end in enumerate((signal.SIGKILL, signal.SIGINT, signal.SIGTERM, None), start=1):
+        driver = subprocess.Popen(
+            [str(Path(sys.executable).with_name("mixtune")), *words],
+            cwd=folder,
+            env=harness.environment | {"CUDA_VISIBLE_DEVICES": ""},
+            text=True,
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        words = ["resume", "run"]
+        if end is not None:
+            wait_for_an_epoch(driver, run / "ledger.jsonl", starts)
+            driver.send_signal(end)
+        out, err = driver.communicate(timeout=240)
+        if end is signal.SIGKILL:
+            disturbances.damage.damage_states(run / "stages", random.Random(3))
+        elif end is not None:
+            assert driver.returncode == 130, (end, out, err)
+            assert err.strip().splitlines()[-1] == "mixtune: interrupted; to continue: mixtune resume run"
+            assert "Traceback" not in out + err
+            assert "SIGTERM" not in out + err
+            assert (run / "trials.csv").exists()
+            status = run_status(mixtune.load(run), None)
+            assert status.state == "interrupted"
+            assert f"mixtune resume {run}" in status.commands()
+    assert driver.returncode == 0, err
+    assert undisturbed.check(run) == []
+    assert disturbances.checks.litter(run) == []
+    assert harness.left_behind() == []
+
+
+def wait_for_an_epoch(driver: subprocess.Popen[str], ledger: Path, starts: int) -> None:
+    """Wait until a driver's search has begun, the so manyth of its run, and has trained an epoch."""
+    deadline = time.monotonic() + 240
+    while True:
+        text = ledger.read_text() if ledger.exists() else ""
+        if text.count('"opened"') == starts and '"epoch"' in text.rpartition('"opened"')[2]:
+            return
+        assert time.monotonic() < deadline
+        assert driver.poll() is None, driver.communicate()
+        time.sleep(0.05)
 
 
 def test_damaged_states_are_never_taken_for_whole_ones(disturbances: SimpleNamespace, undisturbed: Any) -> None:

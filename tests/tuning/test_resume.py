@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +21,8 @@ import mixtune
 from mixtune.errors import RequestError
 from mixtune.run.ledger import fold, read_ledger
 from mixtune.run.lock import hold_run
-from mixtune.tuning.run import parse_duration, resume
+from mixtune.tuning.prepare import parse_duration
+from mixtune.tuning.run import resume
 
 UNTIMED = {"val_accuracy": "max", "train_flops": "min"}
 OUTCOME = ["trial", "state", "alpha", "rho", "epochs.sl", "val_accuracy", "train_flops", "ssl_loss", "sl_loss", "epoch"]
@@ -48,27 +45,6 @@ def run_command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(mixtune_command(*words), cwd=folder, capture_output=True, text=True, check=False)
 
 
-def start_until(folder: Path, reached: Callable[[str], bool], *words: str) -> subprocess.Popen[str]:
-    """Start a search in ``folder``/run, in a process group of its own, and wait until its ledger says enough."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    running = subprocess.Popen(mixtune_command(*words), cwd=folder, text=True, start_new_session=True, **pipes)
-    ledger, deadline = folder / "run" / "ledger.jsonl", time.monotonic() + 120
-    while not (ledger.exists() and reached(ledger.read_text())):
-        assert time.monotonic() < deadline
-        assert running.poll() is None, running.communicate()
-        time.sleep(0.05)
-    return running
-
-
-@pytest.fixture
-def longer_space(small_space: Any) -> dict[str, Any]:
-    """A search of four trials, each of which takes about a second."""
-    values: dict[str, Any] = small_space(objectives=UNTIMED, search={"trials": 4})
-    values["recipe"]["epochs"] = {"ssl": 4, "sl": 20}
-    values["space"]["epochs.sl"] = {"randint": [15, 30]}
-    return values
-
-
 def assert_the_files_agree(run: Path) -> None:
     """Ledger, tables, study and front of a run say the same."""
     records = {k: r for k, r in fold(read_ledger(run / "ledger.jsonl")).records.items() if r.baseline is None}
@@ -87,28 +63,6 @@ def assert_the_files_agree(run: Path) -> None:
     assert sorted(front) == sorted(trial.user_attrs["trial"] for trial in study.best_trials)
 
 
-def test_ctrl_c_and_sigterm_say_how_to_continue(longer_space: Any, tmp_path: Path) -> None:
-    (tmp_path / "space.yaml").write_text(yaml.safe_dump(longer_space))
-    words: tuple[str, ...] = ("search", "space.yaml", "--out", "run")
-    for end, starts in ((signal.SIGINT, 1), (signal.SIGTERM, 2)):
-
-        def trains(text: str, starts: int = starts) -> bool:
-            return text.count('"opened"') == starts and '"epoch"' in text.rpartition('"opened"')[2]
-
-        running = start_until(tmp_path, trains, *words)
-        os.kill(running.pid, end)
-        out, err = running.communicate(timeout=120)
-        assert running.returncode == 130, (end, out, err)
-        assert err.strip().splitlines()[-1] == "mixtune: interrupted; to continue: mixtune resume run"
-        assert "Traceback" not in out + err
-        assert "SIGTERM" not in out + err
-        assert (tmp_path / "run" / "trials.csv").exists()
-        words = ("resume", "run")
-    status = run_command(tmp_path, "status", "run").stdout
-    assert status.startswith("run: interrupted, ")
-    assert "continue: mixtune resume run" in status
-
-
 def test_a_spent_time_budget_leaves_a_run_that_can_be_continued_and_extended(
     small_space: Any, ray_quietly: None, tmp_path: Path
 ) -> None:
@@ -117,12 +71,12 @@ def test_a_spent_time_budget_leaves_a_run_that_can_be_continued_and_extended(
     assert f"of 6 trials done; mixtune resume {run} continues" in said(console)
     unfinished = [r for r in fold(read_ledger(run / "ledger.jsonl")).records.values() if not r.ended_time]
     assert all(record.state in ("asked", "running") for record in unfinished)
-    extended = resume(run, trials=7, console=quiet())
+    continue_here(run, trials=7)
+    again = quiet()
+    extended = resume(run, console=again)
+    assert f"finished already; mixtune resume {run} --trials N extends it" in said(again)
     assert extended.counts() == {"complete": 7, "stopped": 0, "failed": 0, "rejected": 0, "running": 0}
     assert_the_files_agree(run)
-    again = quiet()
-    resume(run, console=again)
-    assert f"finished already; mixtune resume {run} --trials N extends it" in said(again)
     with pytest.raises(RequestError, match="--trials 3: 7 have ended already"):
         resume(run, trials=3, console=quiet())
 

@@ -141,9 +141,9 @@ def test_a_trial_that_cannot_even_begin_says_why(small_space: Any, tmp_path: Pat
 def test_a_search_whose_every_trial_fails_says_why(small_space: Any, ray_quietly: None, tmp_path: Path) -> None:
     values = small_space(space={"alpha": {"choice": [0.4, 0.6]}}, search={"trials": 2}, baselines=[])
     values["recipe"]["optim"]["ssl"]["base_lr"] = 1e30
+    assert search_here(values, tmp_path / "run").pareto_front().empty
     with pytest.raises(SearchError, match=r"no trial completed, and 2 failed; t0001: DivergedError: the loss is nan"):
-        mixtune.search(values, out=tmp_path / "run", console=quiet())
-    assert mixtune.load(tmp_path / "run").pareto_front().empty
+        mixtune.resume(tmp_path / "run", console=quiet())
 
 
 def test_one_objective_without_a_clock(small_space: Any, tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_the_command_prints_its_own_lines_and_nothing_of_rays(
 
 
 def test_fractions_of_logical_gpus_pack_trials(small_space: Any, tmp_path: Path) -> None:
-    """Ray's GPUs are logical: here halves of two GPUs hold four trials. A cluster elsewhere is left alone."""
+    """Ray's GPUs are logical: here halves of one hold two trials. A cluster elsewhere is left alone."""
     script = tmp_path / "packed.py"
     script.write_text(_PACKED)
     values = small_space(space={"optim.sl.base_lr": {"uniform": [0.01, 0.05]}}, search={"trials": 4}, baselines=[])
@@ -285,7 +285,7 @@ def test_fractions_of_logical_gpus_pack_trials(small_space: Any, tmp_path: Path)
     assert done.returncode == 0, done.stderr
     complete, most_at_once, devices = map(int, done.stdout.split())
     assert complete == 4
-    assert most_at_once <= 4
+    assert most_at_once <= 2
     assert devices == 1
 
 
@@ -303,7 +303,7 @@ def variables():
     return {name: value for name, value in os.environ.items() if name.startswith("TUNE_")}
 
 before = variables()
-with ray_session(None, cpus=2, gpus=2):
+with ray_session(None, cpus=2, gpus=1):
     console = Console(file=io.StringIO())
     values = yaml.safe_load(sys.argv[1])
     result = search(values, cpus_per_trial=0.25, gpus_per_trial=0.5, out="run", console=console)
@@ -311,7 +311,7 @@ state, most = RunState(), 0
 for event in read_ledger("run/ledger.jsonl"):
     state.apply(event)
     most = max(most, sum(record.state == "running" for record in state.records.values()))
-assert "trials: 4 at once with 0.5 GPU and 0.25 CPUs each" in console.file.getvalue()
+assert "trials: 2 at once with 0.5 GPU and 0.25 CPUs each" in console.file.getvalue()
 assert variables() == before  # a Tuner of one's own works as ever
 print(result.counts()["complete"], most, result.trials["device"].nunique())
 """
