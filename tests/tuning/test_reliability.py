@@ -63,6 +63,7 @@ def test_a_search_continues_whatever_ended_it(disturbances: SimpleNamespace, har
             env=harness.environment | {"CUDA_VISIBLE_DEVICES": ""},
             text=True,
             start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run by nohup
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
