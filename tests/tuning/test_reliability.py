@@ -113,7 +113,7 @@ def test_readers_of_a_cut_ledger_see_a_prefix(disturbances: SimpleNamespace, und
 
 def test_faults_end_as_they_should(disturbances: SimpleNamespace, harness: Any) -> None:
     fault = disturbances.faults.Fault
-    faults = [fault("kill", always=False), fault("oom", always=False)]
+    faults = [fault("oom", always=False), fault("kill", always=False)]
     wanted = disturbances.faults.train_undisturbed(disturbances.faults.fault_space(faults)[0])
     assert disturbances.faults.inject(harness, faults, 3, wanted, random.Random(1)) == []
 
