@@ -185,16 +185,13 @@ def _run(
     for line in opened.compare(run.state, space):
         _say(console, line)
     with Progress(slots.count, console) as progress:
-        ended: list[TrialRecord] = []
 
         def on_change(search: RunningSearch, record: TrialRecord) -> None:
             progress.update(search, record)
             for log in loggers:
                 log(record)
-            if record.state == "running" and ended:  # not before: a free slot should not wait for a file
-                study.add(search.suggester.study, ended.pop(0))
-            elif record.state in ENDED and record.baseline is None:
-                ended.append(record)
+            if record.state == "running":  # a trial trains: no free slot waits for a file
+                study.add(search.suggester.study, search.records)
 
         search = RunningSearch(
             space,
@@ -224,7 +221,7 @@ def _run(
                 foreign = None if is_ours else scheduler
                 interrupted = train_trials(search, slots, run.path, machine, paths, callbacks, foreign)
     result = result_of(run)
-    study.copy(search.suggester.study, search.records)
+    study.close(search.suggester.study, search.records)
     _write_tables(result, report=not interrupted)
     if interrupted:
         raise KeyboardInterrupt

@@ -1,11 +1,13 @@
 """DIR/study.db: the search's trials as an Optuna study in SQLite, for optuna-dashboard and the ``optuna`` command.
 
 It is a copy of the study that the search holds, and nothing reads it back: whatever is wrong with it, the next copy
-replaces it. While the search runs, trials are added as they end, as far as that takes a hundredth of its time.
+replaces it. While the search runs, trials are added as they end, as far as that takes a hundredth of its time; the rest
+follow at its end.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 import sqlite3
 import time
@@ -39,6 +41,7 @@ class StudyFile:
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
         self._file: optuna.Study | None = None
+        self._held: set[str] = set()
         self._began, self._took, self._warned = time.monotonic(), 0.0, False
 
     def copy(self, study: optuna.Study, records: Mapping[str, TrialRecord]) -> None:
@@ -51,31 +54,44 @@ class StudyFile:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                     copied.set_metric_names(study.metric_names or [])
-                ended = [trial for trial in study.get_trials() if trial.state.is_finished()]
+                ended = _ended(study)
                 copied.add_trials(_with_times(trial, records) for trial in ended)
                 content = memory.serialize()
                 storage.engine.dispose()
             for suffix in ("-journal", "-wal", "-shm"):  # of the old file: SQLite would play them into the new one
                 self.path.with_name(f"{self.path.name}{suffix}").unlink(missing_ok=True)
             write_whole(self.path, content)
+            self._held = {trial.user_attrs["trial"] for trial in ended}
             self._file = optuna.load_study(
                 study_name=STUDY_NAME, storage=_storage(self._connect, NullPool, skip_table_creation=True)
             )
         except _UNUSABLE as error:
             self._warn(error)
 
-    def add(self, study: optuna.Study, record: TrialRecord) -> None:
-        """Add a trial that has just ended, unless that has taken too much time: the last copy will hold it."""
+    def add(self, study: optuna.Study, records: Mapping[str, TrialRecord]) -> None:
+        """Add one ended trial that is not there yet, while that takes a small share of the search's time."""
         started = time.monotonic()
-        if self._file is None or self._took > SHARE * (started - self._began):
+        if self._took <= SHARE * (started - self._began):
+            self._add_missing(study, records, most=1)
+        self._took += time.monotonic() - started
+
+    def close(self, study: optuna.Study, records: Mapping[str, TrialRecord]) -> None:
+        """Add whatever is missing; a file that cannot be added to is copied again."""
+        self._add_missing(study, records)
+        if self._file is None:
+            self.copy(study, records)
+
+    def _add_missing(self, study: optuna.Study, records: Mapping[str, TrialRecord], most: int | None = None) -> None:
+        if self._file is None:
             return
+        missing = [trial for trial in _ended(study) if trial.user_attrs["trial"] not in self._held]
         try:
-            trial = next(t for t in reversed(study.get_trials()) if t.user_attrs["trial"] == record.trial)
-            self._file.add_trial(_with_times(trial, {record.trial: record}))
+            for trial in missing[:most]:
+                self._file.add_trial(_with_times(trial, records))
+                self._held.add(trial.user_attrs["trial"])
         except _UNUSABLE as error:
             self._file = None
             self._warn(error)
-        self._took += time.monotonic() - started
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(f"{self.path.as_uri()}?mode=rw", uri=True)
@@ -88,9 +104,13 @@ class StudyFile:
         self._warned = True
 
 
+def _ended(study: optuna.Study) -> list[FrozenTrial]:
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+
+
 def _with_times(trial: FrozenTrial, records: Mapping[str, TrialRecord]) -> FrozenTrial:
     """Return a trial with the times of the ledger: the study in memory has those of this process."""
-    record = records[trial.user_attrs["trial"]]
+    record, trial = records[trial.user_attrs["trial"]], copy.copy(trial)
     ended = record.ended_time or record.asked_time or 0.0
     trial.datetime_start = datetime.fromtimestamp(record.started_time or record.asked_time or ended)
     trial.datetime_complete = datetime.fromtimestamp(ended)

@@ -17,7 +17,7 @@ import optuna
 
 from mixtune import plugins
 from mixtune.cost.model import Cost
-from mixtune.metrics import metric_value
+from mixtune.metrics import METRICS, metric_value
 from mixtune.run.ledger import TrialRecord
 from mixtune.space.distributions import Distribution
 from mixtune.space.recipe import flatten
@@ -145,9 +145,13 @@ class Suggester:
         self.study.tell(asked, values, state=_STATES[record.state])
 
     def _attributes(self, record: TrialRecord) -> dict[str, Any]:
-        """Return what study.db shows of a trial besides its parameters and objectives."""
-        shown = {name: value for name, value in record.metrics.items() if isinstance(value, int | float | str)}
-        return {**shown, "state": record.state, **({"reason": record.reason} if record.reason else {})}
+        """Return what study.db shows of a trial besides its parameters: what may be a goal, and how it ended.
+
+        Optuna stores each attribute by a query of its own, so there are few.
+        """
+        goals = {name: metric_value(record.metrics, name) for name, metric in METRICS.items() if metric.direction}
+        known = {name: value for name, value in goals.items() if math.isfinite(value)}
+        return {**known, "state": record.state, **({"reason": record.reason} if record.reason else {})}
 
 
 def first_point(space: SearchSpace) -> dict[str, Any]:

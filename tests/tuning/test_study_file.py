@@ -88,19 +88,24 @@ def test_a_copy_replaces_whatever_is_there_and_says_what_the_ledger_says(search:
     assert_it_agrees(plain, search.records)  # with the times of the ledger, not of this process
 
 
-def test_trials_are_added_as_they_end(search: RunningSearch, tmp_path: Path) -> None:
-    path = tmp_path / "study.db"
-    file = StudyFile(path)
+def test_trials_are_added_as_they_end_and_what_is_missing_at_the_end(search: RunningSearch, tmp_path: Path) -> None:
+    path, study = tmp_path / "study.db", search.suggester.study
     empty = RunningSearch(search.space, tmp_path / "none.jsonl")
+    file = StudyFile(path)
     file.copy(empty.suggester.study, {})
     file._began -= 10_000  # the search has taken a while
-    ended = [record for record in search.records.values() if record.baseline is None]
-    for record in ended:
-        file.add(search.suggester.study, record)
-    assert_it_agrees(path, search.records)
+    file.add(study, search.records)
+    file.add(study, search.records)
+    assert len(trials_of(path)) == 2
     file._took = 10_000.0  # more than its share
-    file.add(search.suggester.study, ended[0])
-    assert len(trials_of(path)) == len(ended)
+    file.add(study, search.records)
+    assert len(trials_of(path)) == 2
+    file.close(study, search.records)
+    assert_it_agrees(path, search.records)
+    path.write_bytes(b"not a database at all")
+    file._held.clear()
+    file.close(study, search.records)
+    assert_it_agrees(path, search.records)
 
 
 def test_a_place_that_takes_no_file_costs_one_warning(
@@ -110,7 +115,7 @@ def test_a_place_that_takes_no_file_costs_one_warning(
     file = StudyFile(tmp_path / "study.db")
     for _ in range(2):
         file.copy(search.suggester.study, search.records)
-        file.add(search.suggester.study, search.records["t0001"])
+        file.add(search.suggester.study, search.records)
     (warning,) = [record.getMessage() for record in caplog.records]
     assert warning.startswith(f"{tmp_path / 'study.db'} is not up to date: ")
     assert warning.endswith("the search continues without it")
