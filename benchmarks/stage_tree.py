@@ -17,6 +17,7 @@ Nothing else should run meanwhile. Results go to benchmarks/results/.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import platform
 import signal
@@ -70,9 +71,10 @@ def search_values(epochs: Mapping[str, Any], changes: Mapping[str, Any], trials:
 
 @dataclass(frozen=True)
 class Searched:
-    """A finished search, its wall-clock seconds, and how often epochs were trained twice."""
+    """A finished search, when it began (unix seconds), its wall-clock seconds, how often epochs were trained twice."""
 
     result: mixtune.Result
+    began: float
     wall_s: float
     twice: int
 
@@ -81,12 +83,12 @@ class Searched:
 def searched(values: Mapping[str, Any], slots: int) -> Iterator[Searched]:
     """Search in a scratch folder."""
     with tempfile.TemporaryDirectory() as scratch:
-        started = time.perf_counter()
+        began, started = time.time(), time.perf_counter()
         cpus = count_cores() / slots
         result = mixtune.search(
             dict(values), out=Path(scratch) / "run", cpus_per_trial=cpus, gpus=0, console=Console(quiet=True)
         )
-        yield Searched(result, time.perf_counter() - started, trained_twice(result))
+        yield Searched(result, began, time.perf_counter() - started, trained_twice(result))
 
 
 def trained_twice(result: mixtune.Result) -> int:
@@ -202,11 +204,18 @@ def measure_overhead(trials: int, finished: int) -> tuple[list[str], list[tuple[
         own = sum(row[column] for row in rows for column in SPENT)
         waited, locked = search.result.account().waited_s, sum(row["waiting_s"] for row in rows)
         ratio = (search.wall_s - waited / slots) / (own / slots)
+        trained = sum(record.wall_s or 0.0 for record in search.result.records.values())
+        first = min(record.started_time or math.inf for record in search.result.records.values())
+        last = max(record.ended_time or 0.0 for record in search.result.records.values())
+        within, between = ((trained - own - locked) / len(rows), (slots * (last - first) - trained) / len(rows))
     text = (
         f"{trials} trials and two baselines on digits, {slots} at once, TPE, sharing stages: wall clock "
         f"{search.wall_s:.0f} s, with Ray's start. Their own steps, held-out images and states: {own:.0f} s, "
         f"{own / slots:.0f} s a slot; slots waited {waited:.0f} s for a stage, trials {locked:.1f} s for each other's "
-        f"quiet windows. So the wall clock, less waiting for stages, is {ratio:.3f} of the trials' own."
+        f"quiet windows. So the wall clock, less waiting for stages, is {ratio:.3f} of the trials' own. "
+        f"The first trial begins after {first - search.began:.1f} s, and after the last "
+        f"{search.began + search.wall_s - last:.1f} s follow; a trial takes {within:.3f} s besides its own, and "
+        f"{between:.3f} s pass between two (with the slots that are idle while the last trial trains)."
     )
     what = f"wall clock, less waiting for stages, at most {OVERHEAD_GOAL} of the trials' own: {ratio:.3f}"
     goals = [(what, ratio <= OVERHEAD_GOAL)]
