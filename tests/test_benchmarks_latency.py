@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+PARTS = ("bench", "cost", "fresh", "processes")
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def latency_meter() -> Iterator[ModuleType]:
         patch.syspath_prepend(BENCHMARKS)
         before = set(sys.modules)
         yield importlib.import_module("latency_meter")
-        for name in {"latency_meter", "meter_processes", "training_report"} - before:
+        for name in {"latency_meter", "training_report", *(f"meter_{part}" for part in PARTS)} - before:
             sys.modules.pop(name, None)
 
 
