@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mixtune.single import train_recipe as train
     from mixtune.space.recipe import Recipe, parse_recipe
     from mixtune.space.space import SearchSpace, load_space
+    from mixtune.tuning.own import latencies, param_space
     from mixtune.tuning.ray import ParetoASHA
     from mixtune.tuning.run import resume, search
     from mixtune.tuning.trainable import MixTrainable
@@ -41,8 +42,10 @@ _HOMES = {
     "export": "mixtune.exporting",
     "hypervolume": "mixtune.run.front",
     "knee": "mixtune.run.front",
+    "latencies": "mixtune.tuning.own",
     "load": "mixtune.run.result",
     "load_space": "mixtune.space.space",
+    "param_space": "mixtune.tuning.own",
     "pareto_front": "mixtune.run.front",
     "parse_recipe": "mixtune.space.recipe",
     "resume": "mixtune.tuning.run",
@@ -66,8 +69,10 @@ __all__ = [
     "export",
     "hypervolume",
     "knee",
+    "latencies",
     "load",
     "load_space",
+    "param_space",
     "pareto_front",
     "parse_recipe",
     "resume",

@@ -27,12 +27,14 @@ or an array, decoded when its turn comes. ``test=None`` with labels holds out a 
 
 from mixtune.datasets._files import digest_files, image_files
 from mixtune.datasets._load import default_root, known_datasets, load_dataset
+from mixtune.datasets._memory import AnyData, hold_dataset
 from mixtune.datasets._mix import mix_images
 from mixtune.datasets._split import split_indices
 from mixtune.datasets._survey import Survey, survey_dataset
 from mixtune.datasets._types import Dataset, Images, ImageSet, Part, Parts, Plugin, Source
 
 __all__ = [
+    "AnyData",
     "Dataset",
     "ImageSet",
     "Images",
@@ -43,6 +45,7 @@ __all__ = [
     "Survey",
     "default_root",
     "digest_files",
+    "hold_dataset",
     "image_files",
     "known_datasets",
     "load_dataset",

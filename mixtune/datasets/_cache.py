@@ -80,7 +80,7 @@ def build_cache(parts: Parts, image_size: int, channels: int, places: Sequence[P
                 digest = hashlib.sha256()
                 arrays |= _write_part(scratch, name, part, image_size, channels, root, digest)
                 source[name] = digest.hexdigest()
-        mean, std = _statistics(np.load(scratch / "train_images.npy", mmap_mode="r"))
+        mean, std = statistics(np.load(scratch / "train_images.npy", mmap_mode="r"))
         meta = {
             "format": FORMAT,
             "classes": parts.classes,
@@ -155,7 +155,7 @@ def _write_part(
     """Write images and labels of a part; return shape and file size of each array by its name; fill the digest."""
     shape = (len(part.images), channels, image_size, image_size)
     _log.info("decoding %s %s images into %s", f"{shape[0]:,}", name, folder.parent)
-    blocks = _decoded_blocks(part, "training" if name == "train" else name, image_size, channels, root, digest)
+    blocks = decoded_blocks(part, "training" if name == "train" else name, image_size, channels, root, digest)
     arrays = {f"{name}_images": _write_array(folder / f"{name}_images.npy", shape, np.dtype(np.uint8), blocks)}
     if part.labels is not None:
         labels = np.asarray(part.labels, dtype=np.int64)
@@ -179,9 +179,10 @@ def _write_array(
     return {"shape": shape, "bytes": path.stat().st_size}
 
 
-def _decoded_blocks(
+def decoded_blocks(
     part: Part, name: str, image_size: int, channels: int, root: Path, digest: Any
 ) -> Iterator[npt.NDArray[np.uint8]]:
+    """Yield a part's images, uint8 (n, C, H, W) with C = channels and H = W = image_size; fill the source's digest."""
     count = len(part.images)
     begun = logged = time.monotonic()
 
@@ -200,7 +201,7 @@ def _decoded_blocks(
                 _log.info("decoded %s of %s images, about %.0f s left", f"{stop:,}", f"{count:,}", left)
 
 
-def _statistics(images: npt.NDArray[np.uint8]) -> tuple[list[float], list[float]]:
+def statistics(images: npt.NDArray[np.uint8]) -> tuple[list[float], list[float]]:
     """Return mean and standard deviation per channel of (N, C, H, W), in units of 0..1."""
     chosen = np.linspace(0, len(images) - 1, min(len(images), _STATISTICS_IMAGES)).astype(np.int64)
     channels = images.shape[1]

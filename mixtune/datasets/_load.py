@@ -113,7 +113,7 @@ def _load(source: Source, fingerprint: str, image_size: int | None, channels: in
         warnings.simplefilter("ignore")
         with _file_errors_named(source.name):
             parts = find_plugin(source.name).read(source)
-        _check(parts, source.name)
+        check_parts(parts, source.name)
         parts = with_test_part(parts)
         size, depth = choose_layout(parts, image_size, channels)
         return build_cache(parts, size, depth, places, source.root)
@@ -130,7 +130,7 @@ def _places(source: Source, fingerprint: str, image_size: int | None, channels: 
     return [folder(source.root, wanted), folder(default_root(), f"{source.root}\n{wanted}")]
 
 
-def _check(parts: Parts, name: str) -> None:
+def check_parts(parts: Parts, name: str) -> None:
     """Raise RequestError for parts that cannot be trained on, ValueError for a plug-in's broken contract."""
     _check_part(parts.train, parts.classes, name, "training")
     if parts.test is not None:

@@ -19,6 +19,7 @@ from torch import nn
 from mixtune._version import __version__
 from mixtune.backbone import Backbone
 from mixtune.cost.machine import as_in_search
+from mixtune.datasets import AnyData, hold_dataset
 from mixtune.errors import DataError, RequestError, suggest
 from mixtune.exporting import classify
 from mixtune.exporting.card import ModelFacts, TaskFacts, model_card
@@ -31,12 +32,13 @@ from mixtune.run.ledger import TrialRecord, finite_or_none
 from mixtune.run.lock import hold_run
 from mixtune.run.result import Result, load
 from mixtune.space.recipe import Recipe, change_recipe, with_absolute_paths
+from mixtune.stages.checkpoint import CHECKPOINT, read_checkpoint, recipe_of, restore
 from mixtune.stages.resume import train_shared
 from mixtune.stages.store import StateStore
 from mixtune.training.data import TrainingData, load_training_data
 from mixtune.training.device import choose_device
 from mixtune.training.evaluation import tally_predictions
-from mixtune.training.measure import score_metrics
+from mixtune.training.measure import measure, score_metrics
 from mixtune.training.plan import PHASES, make_plan
 from mixtune.training.saved import load_trained
 from mixtune.training.state import start_state
@@ -63,31 +65,69 @@ class _Trained:
 
 
 def export(
-    directory: str | os.PathLike[str],
+    source: str | os.PathLike[str] | Any,
     trial: str | None = None,
     out: str | os.PathLike[str] | None = None,
     on_line: Callable[[str], None] = lambda _: None,
+    data: AnyData | None = None,
 ) -> Path:
     """Write a trained recipe as a folder with weights, config, script and model card; return the folder.
 
-    directory: a run of a search, or a folder of ``mixtune train --out``. trial: of a search, its id, a baseline's name,
-    ``knee`` (the default) or ``best:<objective>``. out: by default ``models/<trial>`` in the run, ``export`` in a
-    folder of one recipe; in one that an earlier export made, its files are replaced and others stay. timm reads it as
-    ``timm.create_model("local-dir:FOLDER", pretrained=True)``; of several tasks each has a folder of its own in it.
+    source: a run of a search, a folder of ``mixtune train --out``, or of a Tuner of your own a ``ray.tune.Result``, a
+    ``ray.tune.Checkpoint`` of MixTrainable or its folder. trial: of a search, its id, a baseline's name, ``knee`` (the
+    default) or ``best:<objective>``. out: by default ``models/<trial>`` in the run, else ``export`` in the folder; in
+    one that an earlier export made, its files are replaced and others stay. data: what MixTrainable was given in place
+    of a dataset. timm reads the folder as ``timm.create_model("local-dir:FOLDER", pretrained=True)``; of several tasks
+    each has a folder of its own in it.
 
     A trial's weights are what its search has stored; what is not there any more is trained again, on the same kind of
     machine to the same bits. Figures are measured now, on the validation images or under ``protocol: paper`` on the
     test images. on_line: receives where the weights come from and what differs. Needs neither Ray nor Optuna. Raises
     RequestError, DataError or TrainingError.
     """
-    directory = Path(directory)
+    if not isinstance(source, str | os.PathLike):
+        with _checkpoint_of(source).as_directory() as folder:
+            return _export_checkpoint(Path(folder), out, on_line, data)
+    directory = Path(source)
     if RunDirectory(directory).holds_run:
         return _export_trial(directory, trial or KNEE, out, on_line)
     if trial is not None:
         raise RequestError(f"{directory} holds no search, so there is no trial {trial!r} to choose: drop --trial")
+    if (directory / CHECKPOINT).is_file():
+        return _export_checkpoint(directory, out, on_line, data)
     folder = Path(os.path.abspath(out or directory / "export"))
     _refuse_foreign(folder)
     return _write(_read_saved(directory), folder, on_line)
+
+
+def _checkpoint_of(source: Any) -> Any:
+    """Return the ray.tune.Checkpoint that a source is or has."""
+    found = getattr(source, "checkpoint", source)
+    if found is None:
+        raise RequestError(
+            "the result has no checkpoint: a Tuner keeps one with RunConfig(checkpoint_config=CheckpointConfig("
+            "checkpoint_at_end=True))"
+        )
+    if not hasattr(found, "as_directory"):
+        raise RequestError(f"a folder, a ray.tune.Result or a ray.tune.Checkpoint can be exported, not {source!r}")
+    return found
+
+
+def _export_checkpoint(
+    directory: Path, out: str | os.PathLike[str] | None, on_line: Callable[[str], None], given: AnyData | None
+) -> Path:
+    folder = Path(os.path.abspath(out or directory / "export"))
+    _refuse_foreign(folder)
+    saved, device = read_checkpoint(directory), choose_device()
+    recipe = recipe_of(saved, directory)
+    dataset = None if given is None else hold_dataset(given, recipe.data.image_size)
+    data = load_training_data(recipe, device, dataset)
+    state = start_state(recipe, data, device)
+    restore(state, saved)
+    name, done = directory.resolve().parent.name, len(state.history)
+    if done < len(state.plan):
+        on_line(f"{name}: {done} of its {len(state.plan)} epochs are trained")
+    return _write(_Trained(name, recipe, data, state.backbone, state.classifiers, measure(state)), folder, on_line)
 
 
 def _export_trial(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 WINDOWS = 3  # of a cost signature, at most; the first is enough where more would keep the neighbours waiting
 
@@ -61,8 +62,17 @@ class StepTimes:
 
     def copy(self) -> StepTimes:
         """Return a table that grows by itself."""
-        times = StepTimes(self.windows)
-        times.disturbed, times.fixed = dict(self.disturbed), set(self.fixed)
+        return StepTimes.from_dict(self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that from_dict() reads."""
+        return {"windows": self.windows, "disturbed": self.disturbed, "fixed": sorted(self.fixed)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> StepTimes:
+        """Return the table of to_dict()'s values."""
+        times = cls(values["windows"])
+        times.disturbed, times.fixed = dict(values["disturbed"]), set(values["fixed"])
         return times
 
     def step_time(self, signature: str) -> float:

@@ -152,8 +152,10 @@ class TrainingData:
         return torch.cat(rounds)[:wanted].view(self.steps, self.batch_size)
 
 
-def load_training_data(recipe: Recipe, device: torch.device | str = "cpu") -> TrainingData:
-    """Load, split and place a recipe's images.
+def load_training_data(
+    recipe: Recipe, device: torch.device | str = "cpu", given: Dataset | None = None
+) -> TrainingData:
+    """Load, split and place a recipe's images; ``given`` takes the place of its one dataset.
 
     The training images are those that the validation split leaves (all, under ``protocol: paper``). SSL sees
     data.fraction of them as the supervised loss does, or data.ssl_fraction where that is given (all images, say,
@@ -163,7 +165,7 @@ def load_training_data(recipe: Recipe, device: torch.device | str = "cpu") -> Tr
     """
     device = torch.device(device)
     tasks = recipe.data.tasks
-    sets = _load_tasks(recipe)
+    sets = _load_tasks(recipe) if given is None else [_fitting(recipe, given)]
     other = _other_ssl_pool(recipe, [dataset.train for dataset in sets], device)
     return TrainingData(
         tasks=tuple(_task_data(recipe, *each, other, device) for each in zip(tasks, sets, strict=True)),
@@ -223,6 +225,18 @@ def _load_tasks(recipe: Recipe) -> list[Dataset]:
         dataset if dataset.train.images.shape[1:3] == (channels, size) else load(task, size, channels)
         for task, dataset in zip(section.tasks, sets, strict=True)
     ]
+
+
+def _fitting(recipe: Recipe, given: Dataset) -> Dataset:
+    """Return a dataset in memory. Raises RequestError where a recipe cannot train on it."""
+    names, size = [task.name for task in recipe.data.tasks], given.train.images.shape[2]
+    if len(names) > 1:
+        raise RequestError(f"data in memory are one dataset, and data.dataset lists {', '.join(names)}")
+    if given.test is None:
+        raise RequestError("data in memory have no labels: supervised training needs them")
+    if recipe.data.image_size not in (None, size):
+        raise RequestError(f"data.image_size {recipe.data.image_size}: the images in memory have {size} pixels a side")
+    return given
 
 
 def _task_data(recipe: Recipe, task: Task, dataset: Dataset, other: ImagePool | None, device: torch.device) -> TaskData:

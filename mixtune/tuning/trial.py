@@ -29,7 +29,7 @@ from mixtune.training.loop import train
 from mixtune.training.measure import observe
 from mixtune.training.state import start_state
 
-RESERVED = ("recipe", "trial", "search")  # every other key of a config is a dotted recipe path
+RESERVED = ("recipe", "trial", "search", "user")  # every other key of a config is a dotted recipe path
 
 
 @dataclass(frozen=True)

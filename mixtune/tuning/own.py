@@ -1,0 +1,92 @@
+"""What a Tuner of one's own needs besides MixTrainable: its param_space from a file, one latency for equal recipes."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any
+
+import pandas as pd
+from ray import tune
+from ray.tune.search.sample import Domain
+
+from mixtune.space.distributions import Distribution
+from mixtune.space.recipe import change_recipe, check_path, flatten, with_absolute_paths
+from mixtune.space.space import SearchSpace, load_space, space_from_dict
+from mixtune.training.plan import PHASES
+from mixtune.training.state import TrainState
+from mixtune.tuning.trial import RESERVED
+
+STEPS = "steps"  # in a result: what latencies() prices, as JSON, which no logger takes for numbers
+
+
+def param_space(space: SearchSpace | Mapping[str, Any] | str | PathLike[str], **changes: Any) -> dict[str, Any]:
+    """Return a search space as the ``param_space`` of a ``ray.tune.Tuner`` that trains MixTrainable.
+
+    space: a file, which is read here and not on the workers, plain values in its form, or a SearchSpace; relative paths
+    in it are below the current folder. changes: dotted recipe values or Ray Tune's distributions, in place of the
+    space's: ``alpha=tune.uniform(0, 1)``, ``**{"epochs.sl": 40}``; ``user``: anything of your own. Objectives,
+    baselines, constraints and the search's settings are a search's alone. Raises RequestError.
+    """
+    if isinstance(space, str | PathLike):
+        space = load_space(space)
+    elif not isinstance(space, SearchSpace):
+        space = space_from_dict(space, {})
+    values = {path: value for path, value in changes.items() if path not in RESERVED}
+    for path in values:
+        check_path(space.recipe, path)
+    fixed = {path: value for path, value in values.items() if not isinstance(value, Domain | Mapping)}
+    recipe = with_absolute_paths(change_recipe(space.recipe, fixed))
+    resolved = flatten(recipe.to_dict())
+    drawn = {path: _drawn(distribution) for path, distribution in space.space.items()}
+    return {"recipe": recipe.to_dict(), **drawn, **changes, **{path: resolved[path] for path in fixed}}
+
+
+def _drawn(distribution: Distribution) -> Any:
+    """Return Ray Tune's form of a distribution; names and bounds are the same."""
+    ((kind, arguments),) = distribution.to_yaml().items()
+    return tune.choice(arguments) if kind == "choice" else getattr(tune, kind)(*arguments)
+
+
+def describe_steps(state: TrainState) -> str:
+    """Return how many steps of each cost a state has taken, and what is known of their seconds, for latencies()."""
+    counts = state.bill.count_steps(len(state.history))
+    return json.dumps({"steps": counts, "infer": state.bill.infer, **state.step_times.to_dict()})
+
+
+def latencies(results: Any) -> pd.DataFrame:
+    """Return a Tuner's results with the latencies that one table of step times gives: equal recipes have equal ones.
+
+    results: a ``ray.tune.ResultGrid`` of MixTrainable, or its DataFrame. A row a trial; columns of the config are
+    without Ray's ``config/``. A step's time is the median of all trials' quiet windows of its cost, or the shortest one
+    that was not quiet where none was. ``train_latency_s``, its parts by phase and ``infer_latency_ms`` are replaced;
+    rows that lack steps, such as a trial's that failed in its first epoch, keep what they have.
+    """
+    frame: pd.DataFrame = results if isinstance(results, pd.DataFrame) else results.get_dataframe()
+    frame = frame.rename(columns=lambda name: str(name).removeprefix("config/"))
+    if STEPS not in frame:
+        return frame
+    known = {label: json.loads(text) for label, text in frame[STEPS].items() if isinstance(text, str)}
+    windows: dict[str, set[float]] = defaultdict(set)  # a checkpoint's come with every trial that continues from it
+    disturbed: dict[str, set[float]] = defaultdict(set)
+    for steps in known.values():
+        for signature, seconds in steps["windows"].items():
+            windows[signature].update(seconds)
+        for signature, shortest in steps["disturbed"].items():
+            disturbed[signature].add(shortest)
+    times = {s: min(seconds) for s, seconds in disturbed.items()}
+    times |= {s: statistics.median(seconds) for s, seconds in windows.items()}
+    frame = frame.drop(columns=STEPS)
+    for label, steps in known.items():
+        seconds = {
+            phase: sum(n * times.get(s, math.nan) for s, n in steps["steps"].get(phase, {}).items()) for phase in PHASES
+        }
+        frame.loc[label, "train_latency_s"] = sum(seconds.values())
+        for phase in PHASES:
+            frame.loc[label, f"latency_{phase}_s"] = float(seconds[phase])
+        frame.loc[label, "infer_latency_ms"] = 1e3 * times.get(steps["infer"], math.nan)
+    return frame
