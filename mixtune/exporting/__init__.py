@@ -65,7 +65,7 @@ class _Trained:
 
 
 def export(
-    source: str | os.PathLike[str] | Any,
+    source: str | Path | Any,
     trial: str | None = None,
     out: str | os.PathLike[str] | None = None,
     on_line: Callable[[str], None] = lambda _: None,
@@ -85,8 +85,11 @@ def export(
     test images. on_line: receives where the weights come from and what differs. Needs neither Ray nor Optuna. Raises
     RequestError, DataError or TrainingError.
     """
-    if not isinstance(source, str | os.PathLike):
-        with _checkpoint_of(source).as_directory() as folder:
+    if not isinstance(source, str | Path):
+        checkpoint = _checkpoint_of(source)
+        with checkpoint.as_directory() as folder:
+            if out is None and str(folder) != str(checkpoint.path):
+                raise RequestError(f"{checkpoint.path} is not on this machine's disk: say where to write with out=")
             return _export_checkpoint(Path(folder), out, on_line, data)
     directory = Path(source)
     if RunDirectory(directory).holds_run:
@@ -104,10 +107,8 @@ def _checkpoint_of(source: Any) -> Any:
     """Return the ray.tune.Checkpoint that a source is or has."""
     found = getattr(source, "checkpoint", source)
     if found is None:
-        raise RequestError(
-            "the result has no checkpoint: a Tuner keeps one with RunConfig(checkpoint_config=CheckpointConfig("
-            "checkpoint_at_end=True))"
-        )
+        needed = "RunConfig(checkpoint_config=CheckpointConfig(checkpoint_at_end=True))"
+        raise RequestError(f"the result has no checkpoint: a Tuner keeps one with {needed}")
     if not hasattr(found, "as_directory"):
         raise RequestError(f"a folder, a ray.tune.Result or a ray.tune.Checkpoint can be exported, not {source!r}")
     return found

@@ -61,12 +61,16 @@ def describe_steps(state: TrainState) -> str:
 def latencies(results: Any) -> pd.DataFrame:
     """Return a Tuner's results with the latencies that one table of step times gives: equal recipes have equal ones.
 
-    results: a ``ray.tune.ResultGrid`` of MixTrainable, or its DataFrame. A row a trial; columns of the config are
-    without Ray's ``config/``. A step's time is the median of all trials' quiet windows of its cost, or the shortest one
-    that was not quiet where none was. ``train_latency_s``, its parts by phase and ``infer_latency_ms`` are replaced;
-    rows that lack steps, such as a trial's that failed in its first epoch, keep what they have.
+    results: a ``ray.tune.ResultGrid`` of MixTrainable, several joined, or a DataFrame of one. A row a trial with the
+    metrics of its last epoch; columns of the config are without Ray's ``config/``. A step's time is the median of all
+    trials' quiet windows of its cost, or the shortest one that was not quiet where none was. ``train_latency_s``, its
+    parts by phase and ``infer_latency_ms`` are replaced; rows that lack steps, such as those of a trial that failed in
+    its first epoch, keep what they have.
     """
-    frame: pd.DataFrame = results if isinstance(results, pd.DataFrame) else results.get_dataframe()
+    if isinstance(results, pd.DataFrame):
+        frame = results
+    else:  # not ResultGrid's own, which needs files that Ray may be told not to write
+        frame = pd.json_normalize([result.metrics or {} for result in results], sep="/")
     frame = frame.rename(columns=lambda name: str(name).removeprefix("config/"))
     if STEPS not in frame:
         return frame

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
-from ray import tune
+from sklearn.datasets import load_digits
 
 import mixtune
-from mixtune.errors import RequestError
+from mixtune.datasets import hold_dataset
+from mixtune.errors import DataError, RequestError
 from mixtune.tuning.trial import recipe_from_config
 
 
@@ -51,11 +54,116 @@ def test_a_checkpoint_goes_on_bit_for_bit(recipe: dict[str, Any], tmp_path: Path
         resumed.load_checkpoint(str(tmp_path / str(epoch)))
         while not (result := resumed.train())["done"]:
             pass
-        assert (result["epoch"], result["epochs_reused"]) == (4, epoch)
+        assert (result["epoch"], result["epochs_reused"], result["recipes"]) == (4, epoch, 1)
+        assert 0 < result["latency_ssl_s"] < result["train_latency_s"] < math.inf
         for name, value in weights(straight).items():
             assert torch.equal(value, weights(resumed)[name]), name
         resumed.stop()
     straight.stop()
+
+
+def checkpoint_after(config: dict[str, Any], epochs: int, folder: Path) -> tuple[str, dict[str, Any]]:
+    """Return a checkpoint's folder and the result before it."""
+    trainable = mixtune.MixTrainable(config)
+    result = [trainable.train() for _ in range(epochs)][-1]
+    folder.mkdir()
+    trainable.save_checkpoint(str(folder))
+    trainable.stop()
+    return str(folder), result
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"seed": 1, "optim.batch_size": 16}, "optim.batch_size 32, here 16; seed 0, here 1"),
+        ({"ssl.mask_ratio": 0.5}, "ssl.mask_ratio 0.75, here 0.5"),
+        ({"model.embed_dim": 32}, "model.embed_dim 16, here 32"),
+        ({"data.fraction": 0.25}, "data.fraction 0.2, here 0.25"),
+        ({"rho": 1.0}, "epoch 1 was trained as SSL epoch 1, here it is SSL epoch 1 and SL epoch 1 (mix)"),
+        ({"epochs.ssl": 1}, "epoch 2 was trained as SSL epoch 2, here it is SL epoch 1"),
+        ({"epochs.sl": 1}, None),
+    ],
+)
+def test_a_checkpoint_of_another_recipe_is_refused_in_one_line(
+    recipe: dict[str, Any], tmp_path: Path, changes: dict[str, Any], problem: str | None
+) -> None:
+    """Of the budgets only what is trained counts: here both SSL epochs and one of SL."""
+    config = {"recipe": recipe, "rho": 0.0}
+    folder, _ = checkpoint_after(config, 3, tmp_path / "checkpoint")
+    other = mixtune.MixTrainable(config | changes)
+    if problem is None:
+        other.load_checkpoint(folder)
+        assert other.train()["whole"]
+    else:
+        line = f"the checkpoint is another recipe's: {problem}"
+        with pytest.raises(RequestError, match=f"^{re.escape(line)}$"):
+            other.load_checkpoint(folder)
+
+
+def test_other_images_under_the_same_recipe_are_refused(recipe: dict[str, Any], tmp_path: Path) -> None:
+    digits = load_digits()
+    pixels = (digits.images * 15).astype(np.uint8)
+    folders = {}
+    for name, labels in {"right": digits.target, "shifted": np.roll(digits.target, 1)}.items():
+        trainable = mixtune.MixTrainable({"recipe": recipe})
+        trainable._data = hold_dataset((pixels, labels))
+        trainable.reset_config({"recipe": recipe})
+        trainable.train()
+        folders[name] = tmp_path / name
+        folders[name].mkdir()
+        trainable.save_checkpoint(str(folders[name]))
+    trainable.load_checkpoint(str(folders["shifted"]))
+    with pytest.raises(RequestError, match="other images or labels \\(digits/train, digits/ssl, digits/held_out\\)"):
+        trainable.load_checkpoint(str(folders["right"]))
+
+
+def test_what_may_change_is_counted_and_keeps_the_seconds_of_what_was_trained(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    """PBT's way: alpha, rates and budgets change; epochs that are trained keep their cost."""
+    config = {"recipe": recipe, "rho": 1.0, "epochs.ssl": 2}
+    folder, before = checkpoint_after(config, 2, tmp_path / "checkpoint")
+    assert before["phase"] == "mix"
+    changed = {"alpha": 0.9, "optim.sl.base_lr": 0.01, "optim.sl.weight_decay": 0.2, "epochs.sl": 5}
+    clone = mixtune.MixTrainable(config | changed)
+    clone.load_checkpoint(folder)
+    result = clone.train()
+    assert (result["epoch"], result["phase"], result["recipes"]) == (3, "sl", 2)
+    assert result["train_latency_s"] > result["latency_mix_s"] == pytest.approx(before["latency_mix_s"])
+    assert result["training_s"] > before["training_s"]
+    again, _ = str(tmp_path / "again"), (tmp_path / "again").mkdir()
+    clone.save_checkpoint(again)
+    back = mixtune.MixTrainable(config | {"epochs.sl": 4})
+    back.load_checkpoint(again)
+    assert back.train()["recipes"] == 3
+
+
+def test_epochs_of_another_device_keep_its_seconds(recipe: dict[str, Any], tmp_path: Path) -> None:
+    """What was timed with one thread is not looked for among steps of two."""
+    config = {"recipe": recipe, "rho": 0.0}
+    folder, before = checkpoint_after(config, 2, tmp_path / "checkpoint")
+    torch.set_num_threads(2)
+    elsewhere = mixtune.MixTrainable(config)
+    elsewhere.load_checkpoint(folder)
+    result = elsewhere.train()
+    torch.set_num_threads(1)
+    assert result["device"] == f"{before['device']} and {before['device'].replace('1 thread', '2 threads')}"
+    assert result["latency_ssl_s"] == before["latency_ssl_s"]
+    assert result["train_latency_s"] > result["latency_ssl_s"]
+
+
+def test_a_checkpoint_from_before_it_knew_its_recipe_loads_as_it_did(recipe: dict[str, Any], tmp_path: Path) -> None:
+    trainable = mixtune.MixTrainable({"recipe": recipe})
+    trainable.train()
+    torch.save({**trainable.state.state_dict(), "training_s": 7.0}, tmp_path / "state.pt")
+    old = mixtune.MixTrainable({"recipe": recipe})
+    old.load_checkpoint(str(tmp_path))
+    assert (result := old.train())["epoch"] == 2
+    assert result["epochs_reused"] == 1
+    for damaged, error in ((b"", DataError), (None, RequestError)):
+        (tmp_path / "state.pt").unlink() if damaged is None else (tmp_path / "state.pt").write_bytes(damaged)
+        with pytest.raises(error, match=r"state\.pt"):
+            old.load_checkpoint(str(tmp_path))
 
 
 def test_a_reused_actor_trains_the_next_recipe_as_a_fresh_one_would(recipe: dict[str, Any]) -> None:
@@ -90,22 +198,3 @@ def test_the_recipe_may_be_values_a_recipe_or_a_file(small_space: Any, tmp_path:
 def test_a_config_that_is_no_recipe_is_refused(config: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         recipe_from_config(config)
-
-
-def test_anyone_can_hand_it_to_their_own_tuner(recipe: dict[str, Any], ray_quietly: None, tmp_path: Path) -> None:
-    tuner = tune.Tuner(
-        tune.with_resources(mixtune.MixTrainable, {"cpu": 0.5}),
-        param_space={"recipe": recipe, "alpha": tune.grid_search([0.2, 0.8]), "epochs.sl": 2},
-        tune_config=tune.TuneConfig(metric="val_accuracy", mode="max", reuse_actors=True),
-        run_config=tune.RunConfig(
-            storage_path=str(tmp_path), verbose=0, checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=True)
-        ),
-    )
-    results = tuner.fit()
-    assert not results.errors
-    assert {r.metrics["config"]["alpha"] for r in results} == {0.2, 0.8}
-    for result in results:
-        assert result.metrics["done"]
-        assert result.metrics["epoch"] == result.metrics["epochs_asked"] == 3
-        assert result.checkpoint is not None
-    assert results.get_best_result().metrics["val_accuracy"] == max(r.metrics["val_accuracy"] for r in results)
