@@ -41,6 +41,8 @@ Gpus = Annotated[int | None, typer.Option(min=0, help="GPUs of this machine to u
 GpuShare = Annotated[str | None, typer.Option(metavar="SHARE", help="such as 0.25, or auto")]
 CpuShare = Annotated[float | None, typer.Option(help="CPU cores of each trial, and in a new search its threads")]
 Address = Annotated[str | None, typer.Option(help="a Ray cluster's address, or auto")]
+MostSlots = Annotated[int | None, typer.Option(min=1, help="trials at once on a cluster, which may grow for them")]
+Wait = Annotated[str | None, typer.Option(metavar="TIME", help="for a node, then the search ends, as in 30m")]
 LogTo = Annotated[
     list[str] | None,
     typer.Option(metavar="LOGGER", help="log curves below DIR/logs, such as tensorboard; repeatable"),
@@ -79,6 +81,8 @@ def search(
     seed: Annotated[int | None, typer.Option(min=0, help="seed of the suggestions")] = None,
     set_: Overrides = None,
     address: Address = None,
+    slots: MostSlots = None,
+    wait: Wait = None,
     time_budget: TimeBudget = None,
     log_to: LogTo = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything, print space and cost")] = False,
@@ -105,7 +109,7 @@ def search(
         print(f"{prepared.to_yaml()}\n{prepared.describe()}")
         print(f"{forecast_search(prepared)}\nnothing was trained, no run directory written")
         return
-    options |= {"time_budget": time_budget, "log_to": log_to or ()}
+    options |= {"slots": slots, "wait": wait, "time_budget": time_budget, "log_to": log_to or ()}
     _print_search(console, lambda: run.search(space, out=out, console=console, **options))
 
 
@@ -118,6 +122,8 @@ def resume(
     gpus_per_trial: GpuShare = None,
     cpus_per_trial: CpuShare = None,
     address: Address = None,
+    slots: MostSlots = None,
+    wait: Wait = None,
     time_budget: TimeBudget = None,
     log_to: LogTo = None,
 ) -> None:
@@ -138,6 +144,8 @@ def resume(
             gpus_per_trial=_gpu_fraction(gpus_per_trial),
             cpus_per_trial=cpus_per_trial,
             address=address,
+            slots=slots,
+            wait=wait,
             time_budget=time_budget,
             log_to=log_to or (),
             console=console,

@@ -194,7 +194,7 @@ def write_run() -> Iterator[Callable[..., Path]]:
 
 @pytest.fixture(scope="session")
 def ray_quietly() -> Iterator[None]:
-    from mixtune.tuning.ray import ray_session
+    from mixtune.tuning.session import ray_session
 
     with ray_session(None, cpus=2, gpus=0):
         yield

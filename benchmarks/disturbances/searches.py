@@ -69,7 +69,7 @@ def drive(job: Path) -> None:
     This is the process that is disturbed: it imports what it needs here, and has one CPU for one trial at a time.
     """
     from mixtune.tuning import run
-    from mixtune.tuning.ray import ray_session
+    from mixtune.tuning.session import ray_session
 
     told = json.loads(job.read_text())
     with _faulty_session(told["gpus"]) if told["faults"] else nullcontext(), ray_session(None, 1, told["gpus"]):

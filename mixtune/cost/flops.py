@@ -26,7 +26,7 @@ from mixtune.training.state import TrainState, start_state
 from mixtune.training.streams import torch_generator
 
 TIMED_BATCH = 64
-TIMED_STEPS = 3
+TIMED_STEPS = 5
 
 
 def _label(phase: Phase, strategy: Strategy | None) -> str:

@@ -30,7 +30,7 @@ from mixtune.datasets._load import default_root, known_datasets, load_dataset
 from mixtune.datasets._memory import AnyData, hold_dataset
 from mixtune.datasets._mix import mix_images
 from mixtune.datasets._split import split_indices
-from mixtune.datasets._survey import Survey, survey_dataset
+from mixtune.datasets._survey import Survey, count_dataset, survey_dataset
 from mixtune.datasets._types import Dataset, Images, ImageSet, Part, Parts, Plugin, Source
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "Plugin",
     "Source",
     "Survey",
+    "count_dataset",
     "default_root",
     "digest_files",
     "hold_dataset",

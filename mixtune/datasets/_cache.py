@@ -1,13 +1,15 @@
 """Decoded images on disk: ``<root>/.mixtune/<name>-<digest>/`` with .npy files and meta.json.
 
-A cache is written into a temporary sibling and renamed, so that it is there whole or not at all. Several
-processes may build the same one at once: the first to rename wins and the others use its files; there are no
-locks. Readers map the files, so the processes of a machine share one copy in memory.
+A cache is written into a temporary sibling and renamed, so that it is there whole or not at all. Of several
+processes that want the same one, one builds it and the others wait; on a file system without locks all build it, the
+first to rename wins and the others use its files. Readers map the files, so the processes of a machine share one copy
+in memory.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import logging
@@ -16,7 +18,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ FOLDER = ".mixtune"
 FORMAT = 2
 
 _META = "meta.json"
+_LOCK = ".lock-"
 _SCRATCH = "building-"
 _SCRATCH_KEPT_S = 24 * 3600
 _BLOCK = 256  # images decoded between two writes: bounds memory
@@ -104,6 +107,20 @@ def build_cache(parts: Parts, image_size: int, channels: int, places: Sequence[P
     if dataset is None:
         raise DataError(f"the decoded images in {place} cannot be read back: remove this folder and try again")
     return dataset
+
+
+@contextmanager
+def building_alone(places: Sequence[Path]) -> Iterator[None]:
+    """Keep other processes of this machine from building a cache in these places; without locks, nobody waits."""
+    with ExitStack() as held:
+        for place in places:
+            with suppress(OSError):
+                place.parent.mkdir(parents=True, exist_ok=True)
+                path = place.with_name(f"{_LOCK}{place.name}")
+                fcntl.flock(held.enter_context(path.open("ab")), fcntl.LOCK_EX)
+                held.callback(path.unlink, missing_ok=True)  # what it guarded is there
+                break
+        yield
 
 
 def _start(places: Sequence[Path]) -> tuple[Path, Path]:

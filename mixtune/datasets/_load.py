@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mixtune import plugins
-from mixtune.datasets._cache import FOLDER, build_cache, open_cache
+from mixtune.datasets._cache import FOLDER, build_cache, building_alone, open_cache
 from mixtune.datasets._decode import choose_layout
 from mixtune.datasets._split import with_test_part
 from mixtune.datasets._types import Dataset, Part, Parts, Plugin, Source
@@ -51,7 +51,7 @@ def load_dataset(
     if channels not in (None, 1, 3):
         raise RequestError(f"data.channels must be 1 (grayscale) or 3 (RGB), not {channels}")
     plugin, source = find_source(name, root, download)
-    with _file_errors_named(name):
+    with file_errors_named(name):
         fingerprint = plugin.fingerprint(source)
     return _load(source, fingerprint, image_size, channels)
 
@@ -111,12 +111,15 @@ def _load(source: Source, fingerprint: str, image_size: int | None, channels: in
     # Decoders warn about oddities that do not keep an image from being read; the errors are ours to raise.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with _file_errors_named(source.name):
+        with file_errors_named(source.name):
             parts = find_plugin(source.name).read(source)
         check_parts(parts, source.name)
         parts = with_test_part(parts)
         size, depth = choose_layout(parts, image_size, channels)
-        return build_cache(parts, size, depth, places, source.root)
+        with building_alone(places):
+            known = (open_cache(place) for place in places)  # by another process that decoded it meanwhile
+            found = next((cached for cached in known if cached is not None), None)
+            return found or build_cache(parts, size, depth, places, source.root)
 
 
 def _places(source: Source, fingerprint: str, image_size: int | None, channels: int | None) -> list[Path]:
@@ -164,7 +167,8 @@ def _check_part(part: Part, classes: tuple[str, ...], name: str, kind: str) -> N
 
 
 @contextmanager
-def _file_errors_named(name: str) -> Iterator[None]:
+def file_errors_named(name: str) -> Iterator[None]:
+    """Raise DataError, which names the dataset, for a file that cannot be read."""
     try:
         yield
     except OSError as error:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import os
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from mixtune.datasets._decode import open_image
-from mixtune.datasets._load import find_source, load_dataset
+from mixtune.datasets._decode import decode, open_image
+from mixtune.datasets._load import file_errors_named, find_source, load_dataset
 from mixtune.errors import RequestError
 
 _OPENED = 200  # images, for the range of sizes
@@ -40,6 +44,27 @@ class Survey:
     def imbalance(self) -> float:
         """How many times as many images the largest class has as the smallest."""
         return max(self.counts.values()) / min(self.counts.values())
+
+
+def count_dataset(name: str, root: str | None = None, *, download: bool = True) -> tuple[int, int]:
+    """Return how many images a dataset has before decoding, and the bytes of their files or arrays.
+
+    The first one is decoded. Raises RequestError and DataError as load_dataset() does.
+    """
+    plugin, source = find_source(name, root, download)
+    with file_errors_named(name):
+        parts = plugin.read(source)
+        files = [part.images for part in (parts.train, parts.test) if part is not None]
+        decode(files[0], 0, "training", 1, 1)
+        size = sum(_size(images[index]) for images in files for index in range(len(images)))
+    return sum(len(images) for images in files), size
+
+
+def _size(item: Any) -> int:
+    """Return an undecoded image's bytes; of a PIL image those of its pixels, one a channel."""
+    if isinstance(item, np.ndarray):
+        return item.nbytes
+    return math.prod((*item.size, len(item.getbands()))) if isinstance(item, Image.Image) else os.stat(item).st_size
 
 
 def survey_dataset(name: str, root: str | None = None) -> Survey:

@@ -74,7 +74,9 @@ class TrialRecord:
     gets, where it is not the search's; ``sampler`` is what the sampler wants to find with its trial again.
     ``follows`` is the earlier trial whose path through the stage tree this one's begins with, and for how many epochs;
     None where there is none. ``stored`` are the keys of its checkpoints by how many epochs are behind them, the latest
-    last; ``stage`` the key of what it has trained in all, once it has ended; ``begun_time`` is its first start.
+    last, and ``nodes`` the addresses of the nodes that have them, where that is not the run directory; ``stage`` the
+    key of what it has trained in all, once it has ended; ``begun_time`` is its first start; ``losses`` counts attempts
+    whose node was lost.
     """
 
     trial: str
@@ -92,6 +94,8 @@ class TrialRecord:
     sampler: dict[str, Any] = field(default_factory=dict)
     follows: tuple[str, int] | None = None
     stored: dict[int, str] = field(default_factory=dict)
+    nodes: dict[int, str] = field(default_factory=dict)
+    losses: int = 0
     begun_time: float | None = None
     stage: str | None = None
 
@@ -191,7 +195,9 @@ def _apply(record: TrialRecord, event: Mapping[str, Any]) -> None:
     if kind == "retried":
         record.state, record.reason, record.ended_time = "asked", event.get("reason"), None
         cause = event.get("cause")
-        record.crashes = 0 if cause == "asked for" else record.crashes + (cause == "crash")
+        asked_for = cause == "asked for"
+        record.crashes = 0 if asked_for else record.crashes + (cause == "crash")
+        record.losses = 0 if asked_for else record.losses + (cause == "node lost")
         record.gpus = event.get("gpus_per_trial", record.gpus)
         record.metrics = record.epochs[-1] if record.epochs else {}
     elif record.state in ENDED:
@@ -208,7 +214,11 @@ def _apply(record: TrialRecord, event: Mapping[str, Any]) -> None:
         record.state, record.metrics = "running", dict(event.get("metrics") or {})
         _keep_epoch(record.epochs, record.metrics)
         if "state" in event:
-            record.stored[int(record.metrics["epoch"])] = str(event["state"])
+            epoch = int(record.metrics["epoch"])
+            record.stored[epoch] = str(event["state"])
+            record.nodes.pop(epoch, None)
+            if event.get("node") is not None:
+                record.nodes[epoch] = str(event["node"])
     else:
         record.state, record.reason, record.ended_time = _STATE_AFTER[kind], event.get("reason"), moment
         record.metrics = dict(event.get("metrics") or {})

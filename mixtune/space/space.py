@@ -48,6 +48,7 @@ class Resources(Section):
 
     cpus_per_trial: Positive = 1.0
     gpus_per_trial: NonNegative | Literal["auto"] = "auto"
+    device: str | None = None  # on a cluster, by its name; default: that of the nodes with the most slots
 
 
 _SECTIONS = ("recipe", "space", "objectives", "constraints", "baselines", "search", "resources", "run")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from mixtune.meter.times import StepTimes
@@ -37,8 +37,8 @@ class Recovery:
 
     States are stored at phase boundaries, after ``branches`` epochs, since others may continue from there, and at the
     end; and every SAVE_EVERY_S seconds between, where the one before is then removed; after ``deadline`` (unix seconds)
-    at each epoch's end: ``after_deadline`` says whether the latest epoch was one of these. folder, max_bytes: see
-    StateStore.
+    at each epoch's end: ``after_deadline`` says whether the latest epoch was one of these; where ``is_leaving()``, too,
+    since this machine will be taken away. folder, max_bytes: see StateStore; fetch: see StateStore.longest().
     """
 
     def __init__(
@@ -48,13 +48,16 @@ class Recovery:
         max_bytes: int | None = None,
         deadline: float | None = None,
         branches: Collection[int] = (),
+        fetch: Callable[[str], bool] = lambda key: False,
+        is_leaving: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._is_leaving = is_leaving
         self._state, self._deadline, self.after_deadline = state, deadline, False
         self.branches = set(branches)
         self._store = StateStore(folder, max_bytes)
         self._plan = state.plan
         self.keys = stage_keys(state.recipe, state.data, state.device)
-        found = self._store.longest(self.keys[1 : self._most_reusable() + 1])
+        found = self._store.longest(self.keys[1 : self._most_reusable() + 1], fetch)
         if found is not None:
             state.load_state_dict(found[1])
         self._rolling: str | None = None
@@ -74,7 +77,7 @@ class Recovery:
         now = time.monotonic()
         due = now - self._saved_at > max(SAVE_EVERY_S, self._took / SAVE_SHARE)
         self.after_deadline = self._deadline is not None and time.time() > self._deadline
-        if not (is_boundary or due or self.after_deadline):
+        if not (is_boundary or due or self.after_deadline or self._is_leaving()):
             return None
         is_shared = is_boundary or self.keys[done] in self._store  # another trial's boundary, perhaps
         if not self._store.save(self.keys[done], self._state.state_dict()):

@@ -13,7 +13,7 @@ import logging
 import os
 import pickle
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,20 @@ class StateStore:
         torch.save(state, packed)
         content = packed.getbuffer()
         content[:_HEADER] = _header(key, content[_HEADER:])
+        return self._write(key, content)
+
+    def receive(self, key: str, content: bytes) -> bool:
+        """Store what read() gave elsewhere; return whether it is there now: not if it is another's, or damaged."""
+        return content[:_HEADER] == _header(key, content[_HEADER:]) and self._write(key, content)
+
+    def read(self, key: str) -> bytes | None:
+        """Return a state's file, None where it is absent or cannot be read."""
+        try:
+            return self._path(key).read_bytes()
+        except OSError:
+            return None
+
+    def _write(self, key: str, content: bytes | memoryview) -> bool:
         try:
             make_folder(self.folder)
             free = shutil.disk_usage(self.folder).free
@@ -97,10 +111,17 @@ class StateStore:
         self.remove(key)
         return None
 
-    def longest(self, keys: Sequence[str]) -> tuple[int, dict[str, Any]] | None:
-        """Return (k, the state of ``keys[k]``) for the greatest k whose state is stored and whole, or None."""
+    def longest(
+        self, keys: Sequence[str], fetch: Callable[[str], bool] = lambda key: False
+    ) -> tuple[int, dict[str, Any]] | None:
+        """Return (k, the state of ``keys[k]``) for the greatest k whose state is stored and whole, or None.
+
+        fetch: brings a state that is not here, and returns whether it came.
+        """
         for epochs in reversed(range(len(keys))):
             state = self.load(keys[epochs])
+            if state is None and fetch(keys[epochs]):
+                state = self.load(keys[epochs])
             if state is not None:
                 return epochs, state
         return None

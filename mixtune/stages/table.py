@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from mixtune.stages.keys import shared_epochs
 
@@ -24,6 +24,13 @@ class TrialPath:
 Paths = Callable[[Mapping[str, Any]], TrialPath]
 
 
+class Stored(NamedTuple):
+    """A state by its trial's own key, and the node that has it, None for the run directory."""
+
+    key: str
+    node: str | None = None
+
+
 class StageTable:
     """Which stages are stored, and which ones running trials are still to store.
 
@@ -34,18 +41,27 @@ class StageTable:
 
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
-        self._stored: set[str] = set()
+        self._stored: dict[str, Stored] = {}
         self._stores = True
         self._builders: dict[str, tuple[TrialPath, int]] = {}  # a running trial's path, and how far it is
         self._first: dict[str, str] = {}  # the trial that came first to a key
         self._followed: dict[str, tuple[str, int] | None] = {}
 
-    def note_stored(self, params: Mapping[str, Any], epoch: int) -> None:
+    def note_stored(self, params: Mapping[str, Any], epoch: int, stored: Stored) -> None:
         """A trial's state after so many epochs is stored; one between branches does not stay."""
         path = self._paths(params)
         if epoch in path.stored_after:
-            self._stored.add(path.keys[epoch])
+            self._stored[path.keys[epoch]] = stored
             self._stores = True
+
+    def forget(self, holds: Callable[[str | None], bool]) -> None:
+        """Forget the states of nodes that are lost; holds: whether a node is there."""
+        self._stored = {key: stored for key, stored in self._stored.items() if holds(stored.node)}
+
+    def places(self, params: Mapping[str, Any]) -> dict[str, str | None]:
+        """Return the keys of the states that a recipe may continue from, each with the node that has it."""
+        keys = self._paths(params).keys
+        return {stored.key: stored.node for key in keys if (stored := self._stored.get(key)) is not None}
 
     def follows(self, trial: str, params: Mapping[str, Any]) -> tuple[str, int] | None:
         """Return the trial whose path a trial's begins with, of those that came before, and for how many epochs."""

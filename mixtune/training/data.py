@@ -11,7 +11,7 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from mixtune.datasets import Dataset, ImageSet, load_dataset, mix_images, split_indices
+from mixtune.datasets import Dataset, ImageSet, count_dataset, load_dataset, mix_images, split_indices
 from mixtune.errors import RequestError
 from mixtune.space.recipe import Recipe, Task
 from mixtune.space.views import View
@@ -195,6 +195,18 @@ def load_image_sets(recipe: Recipe) -> dict[str, ImageSet]:
     if recipe.data.ssl_dataset is not None:
         sets["ssl"] = _load_ssl_set(recipe, datasets[0].train)
     return sets
+
+
+def count_images(recipe: Recipe) -> dict[str, tuple[int, int]]:
+    """Return how many undecoded images each of a recipe's datasets has, and their bytes; the first one is decoded.
+
+    Raises RequestError or DataError for data that are not there or cannot be read.
+    """
+    section = recipe.data
+    asked = {task.name: (task.dataset, task.root) for task in section.tasks}
+    if section.ssl_dataset is not None:
+        asked["data.ssl_dataset"] = section.ssl_dataset, section.ssl_root
+    return {name: count_dataset(*where, download=section.download) for name, where in asked.items()}
 
 
 def _load_ssl_set(recipe: Recipe, supervised: ImageSet) -> ImageSet:

@@ -26,10 +26,9 @@ REFRESH_S = 0.5  # between two views
 
 
 class Progress:
-    """A context manager whose ``update`` is a search's ``on_change``; slots: trials at once."""
+    """A context manager whose ``update`` is a search's ``on_change``."""
 
-    def __init__(self, slots: int, console: Console | None = None) -> None:
-        self._slots = slots
+    def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console()
         self._told: dict[str, tuple[str, float | None]] = {}  # by trial: its state, and when it started
         self._live: Live | None = None
@@ -49,7 +48,7 @@ class Progress:
         """Count what has ended before as reported, and start the live view where there is a terminal."""
         self._told = {trial: (record.state, record.started_time) for trial, record in search.records.items()}
         if self._console.is_interactive:
-            view = view_search(search, self._slots)
+            view = view_search(search)
             self._live = Live(view, console=self._console, transient=True, refresh_per_second=1 / REFRESH_S)
             self._live.start()
 
@@ -58,14 +57,14 @@ class Progress:
         is_old = record.state in ENDED or time.monotonic() - self._drawn_at > REFRESH_S
         if self._live is not None and is_old:
             self._drawn_at = time.monotonic()
-            self._live.update(view_search(search, self._slots))
+            self._live.update(view_search(search))
         now = record.state, record.started_time
         if self._told.get(record.trial) != now and record.state in ENDED:
             self._console.print(Text(ended_line(search, record)), soft_wrap=self._live is None)
         self._told[record.trial] = now
 
 
-def view_search(search: RunningSearch, slots: int) -> Group:
+def view_search(search: RunningSearch) -> Group:
     """Return what a terminal shows of a search now: counts, time trained and saved, the front so far."""
     records = list(search.records.values())
     states = Counter(record.state for record in records)
@@ -76,7 +75,7 @@ def view_search(search: RunningSearch, slots: int) -> Group:
     spent = f"device time: {duration(whole.trained_s)} trained"
     saved = f"saved: {duration(whole.reused_s)} reused, {duration(cut_s)} cut short"
     lines = [
-        " · ".join([f"{search.done}/{search.budget} trials done", *counts, _time_left(search, running, slots)]),
+        " · ".join([f"{search.done}/{search.budget} trials done", *counts, _time_left(search, running)]),
         f"{spent} · {saved}",
     ]
     result = Result(Path(), search.space, RunFacts(), search.state, search.space.objectives)
@@ -126,7 +125,7 @@ def _front_table(result: Result, shown: Sequence[str]) -> Table:
     return table
 
 
-def _time_left(search: RunningSearch, running: Sequence[TrialRecord], slots: int) -> str:
+def _time_left(search: RunningSearch, running: Sequence[TrialRecord]) -> str:
     """Say how long the search will take, from the mean wall time of the trials that have ended."""
     took = [record.wall_s for record in search.records.values() if record.wall_s is not None]
     if not took:
@@ -134,4 +133,4 @@ def _time_left(search: RunningSearch, running: Sequence[TrialRecord], slots: int
     mean, now = sum(took) / len(took), time.time()
     to_come = search.budget + len(search.baselines) - sum(r.state in COUNTED for r in search.records.values())
     to_do = mean * max(to_come, len(running)) - sum(min(now - (r.started_time or now), mean) for r in running)
-    return f"about {duration(max(to_do, 0.0) / slots)} left"
+    return f"about {duration(max(to_do, 0.0) / max(1, search.slots))} left"

@@ -86,13 +86,15 @@ def prepare(
     resolved = resolved.with_recipe(with_absolute_paths(resolved.recipe))  # a worker has a folder of its own
     data = load_training_data(resolved.recipe)
     _check_recipes(resolved, data)
+    if address is not None and gpus is not None:
+        raise RequestError(f"--gpus {gpus}: on a cluster give --gpus-per-trial, and --slots for at most so many trials")
     cpu_count, gpu_count = usable_cpus(), usable_gpus(gpus)
     if address is None:
         slots = plan_slots(resolved.resources, [(cpu_count, gpu_count)])
         if slots.gpus == 0 and "peak_memory_mb" in {*resolved.objectives, *resolved.constraints}:
             raise RequestError("peak_memory_mb is measured on a GPU, and these trials train on a CPU: drop it")
     wanted = bool(gpus) or resolved.resources.gpus_per_trial not in ("auto", 0)
-    return Prepared(resolved, data, cpu_count, gpu_count, no_gpu_here=wanted and gpu_count == 0)
+    return Prepared(resolved, data, cpu_count, gpu_count, wanted and gpu_count == 0 and address is None)
 
 
 def _resolve(space: AnySpace, overrides: Mapping[str, Any]) -> SearchSpace:
@@ -174,7 +176,7 @@ def with_known_plugins(space: SearchSpace) -> tuple[SearchSpace, list[str]]:
     return space, lines
 
 
-def parse_duration(given: float | str | None) -> float | None:
+def parse_duration(given: float | str | None, name: str = "time budget") -> float | None:
     """Return the seconds of "90s", "30m", "2h", "1d" or "1h30m"; a bare number is seconds. Raises RequestError."""
     if given is None:
         return None
@@ -185,7 +187,7 @@ def parse_duration(given: float | str | None) -> float | None:
     elif parts and "".join(number + unit for number, unit in parts) == text:
         seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
     else:
-        raise RequestError(f"time budget {text}: should be such as 90s, 30m, 2h or 1h30m")
+        raise RequestError(f"{name} {text}: should be such as 90s, 30m, 2h or 1h30m")
     if seconds <= 0:
-        raise RequestError(f"time budget {text}: should be above 0")
+        raise RequestError(f"{name} {text}: should be above 0")
     return seconds

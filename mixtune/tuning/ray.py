@@ -1,4 +1,4 @@
-"""All that is Ray Tune's: a search's core driven by it, its session, and ParetoASHA for anyone's own Tuner.
+"""All that is Ray Tune's: a search's core driven by it, and ParetoASHA for anyone's own Tuner.
 
 Ray is one way to run the core of tuning/search.py: its Searcher asks, its Stopper reports, its Callback tells starts
 and ends. Ray's own state is never read.
@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
+import re
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
@@ -23,30 +23,20 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from mixtune.cost.machine import Machine
 from mixtune.cost.memory import allowed_bytes, is_out_of_memory
 from mixtune.errors import DataError, RequestError, TrainingError, one_line
 from mixtune.run.rungs import KEEP, LEVELS
-from mixtune.space.space import SearchSpace
 from mixtune.stages.paths import RecipePaths
 from mixtune.stages.store import MAX_BYTES
 from mixtune.training.loop import DivergedError
+from mixtune.tuning.nodes import PENDING_S, Cluster
 from mixtune.tuning.schedulers.pareto_asha import ParetoHalving
 from mixtune.tuning.search import Asked, Cause, RunningSearch
-from mixtune.tuning.slots import Nodes, Slots, plan_slots
+from mixtune.tuning.states import digest_space
 from mixtune.tuning.trainable import REPORT, MixTrainable
 from mixtune.tuning.trial import SearchContext
 
-_QUIET = {
-    "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0 the old one is silent, the new one prints a table
-    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: it ends the search and keeps what is done
-    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # the ledger is the one truth; Ray's own state is never read
-    "TUNE_WARN_THRESHOLD_S": "10",
-}
-
+_NODE_GONE = re.compile(r"node (has )?died|node .*(is|was) (dead|terminated|drained|preempted)", re.IGNORECASE)
 
 _log = logging.getLogger("mixtune.tuning")
 
@@ -61,18 +51,24 @@ class _DrivenBySearch:
 
 
 class SearchSearcher(_DrivenBySearch, Searcher):  # type: ignore[misc]
-    """Hands the search's trials to Ray Tune; ``context`` gives what a trial knows of its search."""
+    """Hands the search's trials to Ray Tune, as many as there are slots.
 
-    def __init__(self, search: RunningSearch, context: Callable[[Asked], SearchContext]) -> None:
+    context: gives what a trial knows of its search; watch: looks at the nodes.
+    """
+
+    def __init__(self, search: RunningSearch, context: Callable[[Asked], SearchContext], watch: Watch) -> None:
         super().__init__()
-        self._search, self._context = search, context
+        self._search, self._context, self._watch = search, context, watch
         self._base_recipe = search.space.recipe.to_dict()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return the config of the next trial; ``trial`` in it is our own id, which outlives Ray's."""
-        asked = self._search.ask()
-        if asked is None:
-            return Searcher.FINISHED if self._search.is_over else None  # what fails yet may have to be tried again
+        self._watch.look()  # Ray's loop does nothing else while no trial lives
+        is_full = len(self._search.active) >= self._search.slots
+        asked = None if is_full or self._watch.has_given_up else self._search.ask()
+        if asked is None:  # what fails yet may have to be tried again
+            finished = self._search.is_over or self._watch.has_given_up
+            return str(Searcher.FINISHED) if finished else None
         return {"recipe": self._base_recipe, "trial": asked.trial, "search": self._context(asked), **asked.params}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -88,23 +84,27 @@ class SearchSearcher(_DrivenBySearch, Searcher):  # type: ignore[misc]
 class SearchStopper(_DrivenBySearch, Stopper):  # type: ignore[misc]
     """Reports each result to the search, before anyone else sees it, and stops whom the search stops."""
 
-    def __init__(self, search: RunningSearch) -> None:
-        self._search = search
+    def __init__(self, search: RunningSearch, watch: Watch) -> None:
+        self._search, self._watch = search, watch
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Return whether a trial should stop now."""
         return not self._search.report(result["config"]["trial"], result[REPORT])
 
     def stop_all(self) -> bool:
-        """Return False: it would end trials in the middle of an epoch."""
-        return False
+        """Return whether trials that no node takes should be taken back; others are not ended in mid-epoch."""
+        return self._watch.has_given_up
 
 
 class SearchCallback(_DrivenBySearch, Callback):  # type: ignore[misc]
     """Tells the search what happened to its trials, and callbacks after it the metrics of trials.csv."""
 
-    def __init__(self, search: RunningSearch) -> None:
-        self._search = search
+    def __init__(self, search: RunningSearch, watch: Watch) -> None:
+        self._search, self._watch = search, watch
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Ray's loop turns."""
+        self._watch.look()
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A worker has taken the trial."""
@@ -125,6 +125,37 @@ class SearchCallback(_DrivenBySearch, Callback):  # type: ignore[misc]
         """The trial raised, or its worker died."""
         error = read_error(trial)
         self._search.fail(trial.config["trial"], failure_reason(trial, error), failure_cause(error))
+
+
+class Watch:
+    """Looks at a search's nodes, as often as it is called or less: slots follow them, and who waits for one is told.
+
+    wait_s: for how long no trial may run for want of a node, None for ever; say: receives lines for the terminal.
+    """
+
+    def __init__(
+        self, search: RunningSearch, cluster: Cluster, wait_s: float | None, say: Callable[[str], None]
+    ) -> None:
+        self._search, self._cluster, self._wait_s, self._say = search, cluster, wait_s, say
+        self._trained, self._told = time.monotonic(), 0.0
+        self.has_given_up = False
+
+    def look(self) -> None:
+        """Take in what has changed."""
+        if self._cluster.poll():
+            self._search.slots = self._cluster.slots.count
+            self._search.stages.forget(self._cluster.holds)
+        if self._cluster.is_one or self._search.is_training or self._search.is_over:
+            self._trained, self._told = time.monotonic(), 0.0
+            return
+        waited = time.monotonic() - self._trained
+        if waited > max(PENDING_S, 2 * self._told):
+            self._told = waited
+            self._say(self._cluster.describe_waiting(waited))
+        if self._wait_s is not None and waited > self._wait_s:
+            self._search.stop_reason = self._cluster.describe_waiting(waited)
+            self.has_given_up = True
+        self.has_given_up |= self._search.is_draining
 
 
 class GuardedCallback(Callback):  # type: ignore[misc]
@@ -180,32 +211,49 @@ def failure_reason(trial: Trial, error: BaseException | None) -> str:
         return lines[-1].strip() if lines else "unknown"
     if isinstance(error, ray.exceptions.OutOfMemoryError):
         return "the machine's memory is full: Ray ended the worker process"
+    if is_node_lost(error):
+        return "the node was lost"
     if isinstance(error, ray.exceptions.RayActorError):
         return "the worker process died"
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"
+    name, said = type(error).__name__, one_line(error)
+    return name if said == name else f"{name}: {said}"
 
 
 def failure_cause(error: BaseException | None) -> Cause:
     """Return what a failed trial needs: nothing helps where the recipe itself is to blame."""
     if error is not None and is_out_of_memory(error):
         return "out of memory"
+    if error is not None and is_node_lost(error):
+        return "node lost"
     return "permanent" if isinstance(error, RequestError | DivergedError) else "crash"
+
+
+def is_node_lost(error: BaseException) -> bool:
+    """Return whether a trial failed because its node is gone, or was taken away."""
+    if isinstance(error, ray.exceptions.NodeDiedError):
+        return True
+    if not isinstance(error, ray.exceptions.ActorDiedError):
+        return False
+    return bool(error.preempted) or _NODE_GONE.search(str(error)) is not None
 
 
 def train_trials(
     search: RunningSearch,
-    slots: Slots,
+    cluster: Cluster,
     directory: Path,
-    machine: Machine,
     paths: RecipePaths,
+    say: Callable[[str], None],
+    wait_s: float | None = None,
     callbacks: Sequence[tune.Callback] = (),
     scheduler: TrialScheduler | None = None,
 ) -> bool:
     """Let Ray Tune train the search's trials; return whether Ctrl-C or SIGTERM ended it.
 
-    callbacks, scheduler: anyone's, for Ray as they are.
+    wait_s, say: see Watch; callbacks, scheduler: anyone's, for Ray as they are.
     """
+    slots, machine = cluster.slots, cluster.machine
+    watch = Watch(search, cluster, wait_s, say)
+    on_cluster = {} if cluster.is_one else {"home": cluster.home, "space_digest": digest_space(directory)}
 
     def context(asked: Asked) -> SearchContext:
         fraction = max(slots.gpus, asked.gpus or 0.0) if slots.gpus else 0.0
@@ -221,29 +269,32 @@ def train_trials(
             deadline=search.deadline,
             states_bytes=MAX_BYTES,
             branches=tuple(paths(asked.params).stored_after),
+            states={} if cluster.is_one else search.stages.places(asked.params),
+            **on_cluster,
         )
 
     def resources(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
         context: SearchContext = config["search"]
-        return tune.PlacementGroupFactory([{"CPU": context.cpus, **({"GPU": context.gpus} if context.gpus else {})}])
+        bundle = {"CPU": context.cpus, **({"GPU": context.gpus} if context.gpus else {})}
+        pinned = {"bundle_label_selector": [cluster.selector]} if cluster.selector else {}
+        return tune.PlacementGroupFactory([bundle], **pinned)
 
     with tempfile.TemporaryDirectory(prefix="mixtune-ray-", ignore_cleanup_errors=True) as scratch:
         tuner = tune.Tuner(
             tune.with_resources(MixTrainable, resources),
             tune_config=tune.TuneConfig(
-                search_alg=SearchSearcher(search, context),
+                search_alg=SearchSearcher(search, context, watch),
                 scheduler=scheduler,
                 num_samples=-1,  # until the searcher says that it is over
-                max_concurrent_trials=slots.count,
                 reuse_actors=True,
                 trial_name_creator=lambda trial: str(trial.config["trial"]),
             ),
             run_config=tune.RunConfig(
                 name="search",
                 storage_path=scratch,
-                callbacks=[SearchCallback(search), *map(GuardedCallback, callbacks)],
+                callbacks=[SearchCallback(search, watch), *map(GuardedCallback, callbacks)],
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # trials store theirs themselves
-                stop=SearchStopper(search),
+                stop=SearchStopper(search, watch),
                 progress_reporter=NoReport(),
                 verbose=0,
             ),
@@ -260,55 +311,10 @@ def train_trials(
     return interrupted
 
 
-@contextmanager
-def ray_session(address: str | None, cpus: int, gpus: int) -> Iterator[Nodes]:
-    """Run with Ray: the cluster at ``address``, the session that is there already, or one of our own.
-
-    Yields the CPUs and GPUs of each of its machines. Only a session of our own is shut down. Raises RequestError for
-    an address that does not answer.
-    """
-    ours = {name: value for name, value in _QUIET.items() if name not in os.environ}
-    os.environ.update(ours)
-    session = nullcontext() if ray.is_initialized() else _own_session(address, cpus, gpus)
-    try:
-        with _silenced("ray"), _silenced("ray.tune"), session:
-            alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            yield [(int(has.get("CPU", 0)), int(has.get("GPU", 0))) for has in alive]
-    finally:
-        for name in ours:  # a Tuner of the user's own has its loggers, and its Ctrl-C
-            os.environ.pop(name, None)
-
-
-@contextmanager
-def _own_session(address: str | None, cpus: int, gpus: int) -> Iterator[None]:
-    own = {} if address else {"num_cpus": cpus, "num_gpus": gpus, "include_dashboard": False}
-    try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **own)
-    except (ConnectionError, ValueError) as error:
-        raise RequestError(f"--address {address}: no Ray cluster there: {str(error).splitlines()[0]}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-@contextmanager
-def _silenced(name: str) -> Iterator[None]:
-    """Keep a logger off the terminal: a trial's failure is reported once, by us, with its reason."""
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-
-
-def run_where_trials_do(space: SearchSpace, nodes: Nodes, function: Callable[..., Any], *arguments: Any) -> Any:
+def run_here(function: Callable[..., Any], *arguments: Any, on_gpu: bool, cpus: float) -> Any:
     """Call ``function(*arguments, on_gpu)``, on a GPU in a process of its own: none of its memory stays taken."""
-    if plan_slots(space.resources, nodes).gpus == 0:
+    if not on_gpu:
         return function(*arguments, False)
-    cpus = space.resources.cpus_per_trial
     try:
         return ray.get(ray.remote(num_gpus=1, num_cpus=cpus, max_calls=1)(function).remote(*arguments, True))
     except ray.exceptions.RayError as error:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import shlex
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike
@@ -31,6 +32,7 @@ from mixtune.stages.opened import Opened, refuse_other_device
 from mixtune.stages.paths import RecipePaths
 from mixtune.tuning.live import Progress
 from mixtune.tuning.loggers import Logger
+from mixtune.tuning.nodes import Cluster
 from mixtune.tuning.prepare import (
     AnySpace,
     Prepared,
@@ -41,9 +43,11 @@ from mixtune.tuning.prepare import (
     prepare,
     with_known_plugins,
 )
-from mixtune.tuning.ray import ray_session, run_where_trials_do, train_trials
+from mixtune.tuning.ray import run_here, train_trials
 from mixtune.tuning.search import RunningSearch
-from mixtune.tuning.slots import Nodes, Slots, double_fraction, plan_slots, trials_for_a_gpu
+from mixtune.tuning.session import ray_session, session_address
+from mixtune.tuning.slots import Slots, double_fraction
+from mixtune.tuning.states import collect_states
 from mixtune.tuning.study_file import StudyFile
 
 if TYPE_CHECKING:
@@ -66,6 +70,8 @@ def search(
     seed: int | None = None,
     overrides: Mapping[str, Any] | None = None,
     address: str | None = None,
+    slots: int | None = None,
+    wait: float | str | None = None,
     time_budget: float | str | None = None,
     out: str | PathLike[str] | None = None,
     log_to: Sequence[str] = (),
@@ -76,10 +82,12 @@ def search(
 
     space: a file, plain values in the form of the file, or a SearchSpace; gpus: how many of this machine's (default
     all); gpus_per_trial, cpus_per_trial: for each trial, fractions too; overrides: dotted recipe values; address: a Ray
-    cluster's; time_budget: seconds, or text such as "2h", after which no trial is begun and running ones stop at their
-    next epoch, to be continued by ``resume``; out: the run directory (default: a new one below ``runs/``); log_to:
-    loggers by name, such as "tensorboard", with files below ``logs/`` in the run directory; callbacks: Ray Tune's or
-    your own, such as ``ray.air.integrations.mlflow.MLflowLoggerCallback(tracking_uri, experiment_name="digits")`` or
+    cluster's, inside a Ray job the job's by default; slots: trials at once there at most, for which an autoscaler may
+    bring nodes; wait: seconds, or text such as "30m", for which no node may take a trial before the search ends
+    (default: for ever); time_budget: the same, after which no trial is begun and running ones stop at their next epoch,
+    to be continued by ``resume``; out: the run directory (default: a new one below ``runs/``); log_to: loggers by name,
+    such as "tensorboard", with files below ``logs/`` in the run directory; callbacks: Ray Tune's or your own, such as
+    ``ray.air.integrations.mlflow.MLflowLoggerCallback(tracking_uri, experiment_name="digits")`` or
     ``ray.air.integrations.wandb.WandbLoggerCallback(project="digits")``. An option that is None leaves the space's own
     value.
 
@@ -93,7 +101,8 @@ def search(
     with the run directory's tables written.
     """
     console = console or Console()
-    seconds = parse_duration(time_budget)
+    seconds, wait_s = parse_duration(time_budget), parse_duration(wait, "wait")
+    address = session_address(address)
     name = Path(space).stem if isinstance(space, str | PathLike) else "search"
     run = RunDirectory(Path(out) if out is not None else free_directory(name))
     loggers = find_loggers(log_to, run)
@@ -112,12 +121,15 @@ def search(
     make_folder(run.path)
     with interruptible(run), hold_run(run.path, "search", on_wait=lambda line: _say(console, line)):
         run.refuse_occupied()  # by another that began meanwhile
-        with ray_session(address, prepared.cpus, prepared.gpus) as nodes:
+        with ray_session(address, prepared.cpus, prepared.gpus):
             catch_sigterm()  # again: Ray's start puts a handler of its own in place
             threads = max(1, int(prepared.space.resources.cpus_per_trial))
-            machine: Machine = run_where_trials_do(prepared.space, nodes, look_at_machine, prepared.space, threads)
-            write_whole(run.space_file, space_text(prepared.space, facts_of(prepared, machine)))
-            return _run(prepared, run, machine, nodes, seconds, console, loggers, callbacks)
+            cluster = Cluster(prepared.space, threads, say_to(console), most=slots, grows=address is not None)
+            if cluster.is_one:
+                cluster.take(_measure_here(look_at_machine, cluster, prepared.space, threads))
+            cluster.settle(wait_s)
+            write_whole(run.space_file, space_text(prepared.space, facts_of(prepared, cluster.machine)))
+            return _run(prepared, run, cluster, seconds, wait_s, console, loggers, callbacks)
 
 
 def resume(
@@ -129,6 +141,8 @@ def resume(
     gpus_per_trial: float | Literal["auto"] | None = None,
     cpus_per_trial: float | None = None,
     address: str | None = None,
+    slots: int | None = None,
+    wait: float | str | None = None,
     time_budget: float | str | None = None,
     log_to: Sequence[str] = (),
     callbacks: Sequence[tune.Callback] = (),
@@ -141,7 +155,8 @@ def resume(
     began with, because its bits and its seconds depend on them. Raises as ``search`` does.
     """
     console = console or Console()
-    seconds = parse_duration(time_budget)
+    seconds, wait_s = parse_duration(time_budget), parse_duration(wait, "wait")
+    address = session_address(address)
     run = RunDirectory(Path(directory))
     machine = known_machine(run)
     loggers = find_loggers(log_to, run)
@@ -153,20 +168,23 @@ def resume(
     with (
         interruptible(run),
         hold_run(run.path, "resume", on_wait=lambda line: _say(console, line)),
-        ray_session(address, prepared.cpus, prepared.gpus) as nodes,
+        ray_session(address, prepared.cpus, prepared.gpus),
     ):
         catch_sigterm()  # again: Ray's start puts a handler of its own in place
-        if address is None:
-            machine = _machine_to_continue_on(prepared.space, machine, nodes)
-        return _run(prepared, run, machine, nodes, seconds, console, loggers, callbacks, trials, retry_failed)
+        say = say_to(console)
+        cluster = Cluster(prepared.space, machine.threads, say, run=machine, most=slots, grows=address is not None)
+        if cluster.is_one:
+            cluster.take(_machine_to_continue_on(prepared.space, machine, cluster))
+        cluster.settle(wait_s)
+        return _run(prepared, run, cluster, seconds, wait_s, console, loggers, callbacks, trials, retry_failed)
 
 
 def _run(
     prepared: Prepared,
     run: RunDirectory,
-    machine: Machine,
-    nodes: Nodes,
+    cluster: Cluster,
     seconds: float | None,
+    wait_s: float | None,
     console: Console,
     loggers: Sequence[Logger],
     callbacks: Sequence[tune.Callback],
@@ -174,8 +192,7 @@ def _run(
     retry_failed: bool = False,
 ) -> Result:
     """Train what is left of the budget in the present Ray session, and write the run directory's tables."""
-    space = prepared.space
-    slots = plan_slots(space.resources, nodes, machine.auto_fraction(trials_for_a_gpu(space.resources, nodes)))
+    space, machine, slots = prepared.space, cluster.machine, cluster.slots
     costs, paths = CostModel(space, prepared.data, machine), RecipePaths(space)
     study = StudyFile(run.study_file)
     scheduler = plugins.find("tuning.schedulers", space.search.scheduler, "scheduler").build(space)
@@ -184,7 +201,7 @@ def _run(
     opened = Opened.of(space, machine.device, machine.threads)
     for line in opened.compare(run.state, space):
         _say(console, line)
-    with Progress(slots.count, console) as progress:
+    with Progress(console) as progress:
 
         def on_change(search: RunningSearch, record: TrialRecord) -> None:
             progress.update(search, record)
@@ -202,6 +219,7 @@ def _run(
             larger_fraction=lambda fraction: double_fraction(slots.gpus if fraction is None else fraction),
             paths=paths,
             slots=slots.count,
+            holds=cluster.holds,
             costs=costs.cost,
             reference=bounds if bounds.keys() >= space.objectives.keys() else None,
             scheduler=scheduler if is_ours else None,
@@ -219,7 +237,10 @@ def _run(
             with _saying_that_the_ledger_is_full(search, run):
                 search.open(opened.to_dict())
                 foreign = None if is_ours else scheduler
-                interrupted = train_trials(search, slots, run.path, machine, paths, callbacks, foreign)
+                say = say_to(console)
+                interrupted = train_trials(search, cluster, run.path, paths, say, wait_s, callbacks, foreign)
+    if not cluster.is_one and not interrupted:
+        collect_states(run.path, search.records, [*result_of(run).pareto_front()["trial"], *search.baselines])
     result = result_of(run)
     study.close(search.suggester.study, search.records)
     _write_tables(result, report=not interrupted)
@@ -257,17 +278,21 @@ def _judge(search: RunningSearch, result: Result, console: Console) -> Result:
     return result
 
 
-def _machine_to_continue_on(space: SearchSpace, machine: Machine, nodes: Nodes) -> Machine:
+def _machine_to_continue_on(space: SearchSpace, machine: Machine, cluster: Cluster) -> Machine:
     """Return the machine that a run began on, or this one with the threads and the precision of that.
 
     Raises RequestError where seconds of this machine would stand alongside those of another one.
     """
-    here = run_where_trials_do(space, nodes, device_here, machine.threads)
+    here = _measure_here(device_here, cluster, machine.threads)
     if here == machine.device:
         return machine
     refuse_other_device(machine.device, here, space)
-    found: Machine = run_where_trials_do(space, nodes, look_at_machine, space, machine.threads)
+    found: Machine = _measure_here(look_at_machine, cluster, space, machine.threads)
     return replace(found, precision=machine.precision)
+
+
+def _measure_here(function: Callable[..., Any], cluster: Cluster, *arguments: Any) -> Any:
+    return run_here(function, *arguments, on_gpu=cluster.on_gpu, cpus=cluster.space.resources.cpus_per_trial)
 
 
 def _extend(search: RunningSearch, trials: int | None) -> None:
@@ -313,6 +338,11 @@ def quoted(run: RunDirectory) -> str:
 
 def _say(console: Console, text: str) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def say_to(console: Console) -> Callable[[str], None]:
+    """Return what prints a line as it is."""
+    return functools.partial(_say, console)
 
 
 class InterruptedSearch(KeyboardInterrupt):

@@ -29,16 +29,17 @@ from mixtune.meter.times import StepTimes
 from mixtune.metrics import METRICS
 from mixtune.run.ledger import COUNTED, ENDED, Ledger, RunState, TrialRecord, finite_or_none, fold, read_ledger
 from mixtune.space.space import SearchSpace
-from mixtune.stages.table import Paths, StageTable, TrialPath
+from mixtune.stages.table import Paths, StageTable, Stored, TrialPath
 from mixtune.tuning.suggestions import Advice, Suggester
 from mixtune.tuning.trial import EpochReport
 
-Cause = Literal["crash", "out of memory", "permanent"]
+Cause = Literal["crash", "node lost", "out of memory", "permanent"]
 Costs = Callable[[Mapping[str, Any], StepTimes, int, float], Cost | None]
 OnChange = Callable[["RunningSearch", TrialRecord], None]
 
 MAX_REJECTED = 200  # suggestions in a row; then the constraints are treated as ones that cannot be met
 MIN_ALIKE = 4  # failures of one kind, and more than half of the trials that ended: then the search stops
+MAX_LOSSES = 20  # of a trial's nodes, in a row; then it is the trial that takes them down
 MIN_WAITED_S = 0.1  # of slots, to be noted
 OPTIMISM = 0.5  # of a forecast by FLOPs: before anything was timed a constraint rejects only what is far too expensive
 TIMED = "train_latency_s"
@@ -68,7 +69,8 @@ class RunningSearch:
     ledger: its file; state: what it says, read from it by default; deadline: unix seconds, after which the search
     drains; larger_fraction: of a GPU, larger than one which was too small (None: the search's), or None
     where there is no larger one; paths: of dotted parameters through the stage tree, by which a trial waits for a stage
-    that another one trains; slots: how many run at once; costs: what is known of dotted parameters, of whose recipe so
+    that another one trains; slots: how many run at once, which may change; holds: whether a node, by its address, is
+    there with its states (None: the run directory); costs: what is known of dotted parameters, of whose recipe so
     many epochs are reused and whose untimed steps take such a share of their forecast; reference: the hypervolume's;
     scheduler: ends trials early, None for nobody; ``on_change`` is called with this object and a trial's record after
     each event.
@@ -85,6 +87,7 @@ class RunningSearch:
         larger_fraction: Callable[[float | None], float | None] = lambda fraction: None,
         paths: Paths = lambda params: TrialPath(()),
         slots: int = 1,
+        holds: Callable[[str | None], bool] = lambda node: node is None,
         costs: Costs = lambda params, times, reused, untimed: None,
         reference: Mapping[str, float] | None = None,
         scheduler: Scheduler | None = None,
@@ -102,7 +105,8 @@ class RunningSearch:
         self.state = state
         self.stages = StageTable(paths)
         self._advice = _Advice(self, costs, reference)
-        self._slots, self._idle_since, self._idle_s = slots, math.nan, 0.0
+        self.slots, self._idle_since, self._idle_s = slots, math.nan, 0.0
+        self._holds = holds
         self._active: dict[str, EpochReport | None] = {}  # with the latest report
         self._ended_here: list[TrialRecord] = []
         self._warned: set[str] = set()
@@ -136,7 +140,7 @@ class RunningSearch:
                 if self.stages.awaited(self._params(trial)) is None:
                     self._waiting.remove(trial)
                     return self._start(trial)
-            if len(self._waiting) >= self._slots or not self._wants_more:
+            if len(self._waiting) >= self.slots or not self._wants_more:
                 break
             if (asked := self._ask_new()) is not None:
                 self._waiting.append(asked)
@@ -156,13 +160,18 @@ class RunningSearch:
     def _count_idle(self) -> None:
         """Count the seconds of slots that had nothing to do but to wait for a stage."""
         if not math.isnan(self._idle_since):
-            slots = max(0, self._slots - len(self._active))
+            slots = max(0, self.slots - len(self._active))
             self._idle_s, self._idle_since = self._idle_s + slots * (time.monotonic() - self._idle_since), math.nan
 
     @property
     def active(self) -> list[TrialRecord]:
         """The records of the trials that were handed out and have not ended."""
         return [self.records[trial] for trial in self._active]
+
+    @property
+    def is_training(self) -> bool:
+        """Whether a trial runs; those that were handed out may be waiting for a node."""
+        return any(record.state == "running" for record in self.active)
 
     @property
     def is_over(self) -> bool:
@@ -232,10 +241,12 @@ class RunningSearch:
             is_stored = report.stored is not None and number == report.metrics["epoch"]
             if number not in known or is_stored:
                 stored = {"state": report.stored} if is_stored else {}
+                if is_stored and report.node is not None:
+                    stored["node"] = report.node
                 # what is decided by an epoch is a line of its own, which puts this one on the disk too
                 self._write("epoch", trial, durable=False, metrics=metrics, **stored)
             if is_stored:
-                self.stages.note_stored(record.params, number)
+                self.stages.note_stored(record.params, number, Stored(str(report.stored), report.node))
             if self._scheduler is not None and trial not in self.baselines:
                 continues &= self._scheduler.continues(trial, metrics)
         self.stages.advance(trial, report.metrics["epoch"])
@@ -283,15 +294,18 @@ class RunningSearch:
     def fail(self, trial: str, reason: str, cause: Cause = "permanent") -> None:
         """Note that a trial has no result, and why; it is tried again where that can help.
 
-        A crash is retried up to ``search.max_failures`` times, out of memory as long as a larger fraction of a GPU is
-        available; both continue from the last checkpoint.
+        A crash is retried up to ``search.max_failures`` times, a lost node up to MAX_LOSSES times, out of memory as
+        long as a larger fraction of a GPU is available; all continue from the last checkpoint.
         """
         record = self.records[trial]
         if record.state in ENDED:  # what failed is not the trial, but something that heard of its end
             self._leave(trial)
             return
         fraction = self._larger_fraction(record.gpus) if cause == "out of memory" else None
-        if fraction is not None or (cause == "crash" and record.crashes < self.space.search.max_failures):
+        again = fraction is not None
+        again |= cause == "crash" and record.crashes < self.space.search.max_failures
+        again |= cause == "node lost" and record.losses < MAX_LOSSES
+        if again:
             self._leave(trial)
             larger = {} if fraction is None else {"gpus_per_trial": fraction}
             self._write("retried", trial, reason=reason, cause=cause, **larger)
@@ -375,12 +389,13 @@ class RunningSearch:
         for record in sorted(self.records.values(), key=lambda r: r.begun_time or math.inf):
             if record.begun_time is not None:
                 self.stages.follows(record.trial, record.params)
-            for stored in record.stored:
-                self.stages.note_stored(record.params, stored)
+            for epoch, key in record.stored.items():
+                self.stages.note_stored(record.params, epoch, Stored(key, record.nodes.get(epoch)))
+        self.stages.forget(self._holds)
         if self._scheduler is not None:
             for record in sorted(self.records.values(), key=lambda r: r.ended_time or math.inf):
-                for epoch in record.epochs if record.trial not in self.baselines else ():
-                    self._scheduler.continues(record.trial, epoch)
+                for metrics in record.epochs if record.trial not in self.baselines else ():
+                    self._scheduler.continues(record.trial, metrics)
 
     def _stop_if_most_fail_alike(self) -> None:
         reasons = Counter(_kind(r.reason) for r in self._ended_here if r.state == "failed")

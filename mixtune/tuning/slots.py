@@ -1,4 +1,4 @@
-"""The Ray session of a search: what the machine has, how many trials fit, and quiet logs."""
+"""How many trials fit: their shares of CPUs and GPUs, on one machine or several."""
 
 from __future__ import annotations
 
@@ -42,29 +42,28 @@ def plan_slots(resources: Resources, nodes: Nodes, auto_fraction: float = 1.0) -
     """
     cpus = resources.cpus_per_trial
     gpus = auto_fraction if resources.gpus_per_trial == "auto" else resources.gpus_per_trial
-    if gpus > 1 and not float(gpus).is_integer():
-        raise RequestError(f"{gpus:g} GPUs a trial: above 1 it should be a whole number")
+    if gpus > 1:
+        raise RequestError(f"{gpus:g} GPUs a trial: a trial trains on one GPU; give at most 1")
     most_cpus, most_gpus = (max(counts) for counts in zip(*nodes, strict=True))
     where = "there are" if len(nodes) == 1 else "no node has more than"
     if cpus > most_cpus:
         raise RequestError(f"{cpus:g} CPUs a trial: {where} {most_cpus}; lower --cpus-per-trial")
     if most_gpus == 0 or gpus == 0:
         return Slots(cpus, 0.0, sum(_fitting(cpus, node_cpus) for node_cpus, _ in nodes))
-    if gpus > most_gpus:
-        raise RequestError(f"{gpus:g} GPUs a trial: {where} {most_gpus}; lower --gpus-per-trial")
     fraction = _countable(gpus)
-    count = sum(
-        min(
-            _fitting(cpus, node_cpus),
-            _fitting(fraction, 1) * node_gpus if fraction <= 1 else _fitting(fraction, node_gpus),
-        )
-        for node_cpus, node_gpus in nodes
-    )
+    count = sum(min(_fitting(cpus, node_cpus), _fitting(fraction, 1) * node_gpus) for node_cpus, node_gpus in nodes)
     if count == 0:
         raise RequestError(
             f"{cpus:g} CPUs and {gpus:g} GPUs a trial: no node has both; lower --cpus-per-trial or --gpus-per-trial"
         )
     return Slots(cpus, fraction, count)
+
+
+def is_on_gpu(resources: Resources, nodes: Nodes) -> bool:
+    """Return whether trials train on GPUs: where some are asked for, or ``auto`` and a node has one."""
+    if resources.gpus_per_trial == "auto":
+        return any(gpus for _, gpus in nodes)
+    return resources.gpus_per_trial > 0
 
 
 def trials_for_a_gpu(resources: Resources, nodes: Nodes) -> int:

@@ -19,6 +19,7 @@ from mixtune.training.loop import train
 from mixtune.training.measure import measure
 from mixtune.training.state import TrainState, start_state
 from mixtune.tuning.own import STEPS, describe_steps
+from mixtune.tuning.states import NodePlace
 from mixtune.tuning.trial import hold_directory, in_original_folder, recipe_from_config, train_trial
 
 REPORT = "report"  # in a search's results: what its driver makes metrics of
@@ -57,7 +58,7 @@ class MixTrainable(tune.Trainable):  # type: ignore[misc]
         self._in_search, self._given = "search" in config, config
         if self._in_search:
             hold_directory(config["search"].directory)
-            self._reports = train_trial(config, device)
+            self._reports = train_trial(config, device, NodePlace(config["search"]))
             return
         if resources is not None:
             torch.set_num_threads(max(1, int(resources.head_cpus)))

@@ -41,7 +41,9 @@ class SearchContext:
     ``precision`` is what a recipe's ``auto`` stands for, so that no trial asks a busy GPU; step_times: what is known of
     steps' seconds; memory_bytes: the most that a trial may allocate on its GPU; deadline: unix seconds after which each
     epoch's checkpoint is stored, since it may be the last; states_bytes: of all checkpoints; branches: epochs after
-    which other recipes of the space may continue from this trial's checkpoint.
+    which other recipes of the space may continue from this trial's checkpoint. On a cluster, home: the driver's node,
+    by Ray's id; space_digest: of the run's space.yaml, by which a node knows that it sees the run directory; states:
+    the keys that this trial may continue from, with the address of the node that has them, None for the run directory.
     """
 
     directory: str
@@ -54,6 +56,9 @@ class SearchContext:
     deadline: float | None = None
     states_bytes: int | None = None
     branches: tuple[int, ...] = ()
+    home: str | None = None
+    space_digest: str | None = None
+    states: Mapping[str, str | None] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"SearchContext({self.directory!r})"  # short, for loggers that write a config down
@@ -66,8 +71,9 @@ class EpochReport:
     epochs: what is known of each epoch since the last report, by mixtune.metrics.epoch_metrics() without seconds: at
     first also those of a checkpoint; metrics: all of the latest, without seconds; windows: (cost signature, seconds,
     quiet, cost factors) of those measured meanwhile; bill: the recipe's; reused: how many epochs came from a
-    checkpoint; stored: the key of the checkpoint that was stored now, None without one; stage: the key of what is
-    trained; after_deadline: whether that was stored after the deadline; warnings: for the terminal.
+    checkpoint; stored: the key of the checkpoint that was stored now, None without one; node: the address of the node
+    that has it, None for the run directory; stage: the key of what is trained; after_deadline: whether that was stored
+    after the deadline; warnings: for the terminal.
     """
 
     epochs: list[dict[str, Any]]
@@ -76,6 +82,7 @@ class EpochReport:
     bill: Bill
     reused: int = 0
     stored: str | None = None
+    node: str | None = None
     stage: str | None = None
     after_deadline: bool = False
     warnings: list[str] = field(default_factory=list)
@@ -86,7 +93,27 @@ class EpochReport:
         return bool(self.metrics["epoch"] == self.metrics["epochs_asked"])
 
 
-def train_trial(config: Mapping[str, Any], device: torch.device) -> Generator[EpochReport, None, None]:
+class Place:
+    """Where a trial trains: beside the run directory, on a machine that stays."""
+
+    address: str | None = None
+
+    def fetch(self, key: str) -> bool:
+        """Bring a state that is not here; return whether it came."""
+        return False
+
+    def is_leaving(self) -> bool:
+        """Return whether this machine will be taken away."""
+        return False
+
+    def send_home(self, key: str) -> bool:
+        """Bring a state from here to the run directory; return whether it is there."""
+        return True
+
+
+def train_trial(
+    config: Mapping[str, Any], device: torch.device, place: Place | None = None
+) -> Generator[EpochReport, None, None]:
     """Train a search's trial, yielding a report after each epoch; one whose every epoch was stored reports its end.
 
     config: ``recipe``, dotted values over it, and ``search``, a SearchContext. Raises RequestError, DataError or
@@ -103,7 +130,9 @@ def train_trial(config: Mapping[str, Any], device: torch.device) -> Generator[Ep
         state = start_state(recipe, load_training_data(recipe, device), device)
     state.step_times = context.step_times.copy()
     stages = RunDirectory(context.directory).stages
-    recovery = Recovery(state, stages, context.states_bytes, context.deadline, context.branches)
+    place = place or Place()
+    limits = context.states_bytes, context.deadline, context.branches
+    recovery = Recovery(state, stages, *limits, place.fetch, place.is_leaving)
     windows: list[tuple[str, float, bool, dict[str, Any]]] = []
 
     def keep_window(signature: str, seconds: float, quiet: bool) -> None:
@@ -118,6 +147,9 @@ def train_trial(config: Mapping[str, Any], device: torch.device) -> Generator[Ep
             started = time.perf_counter()
             stored = recovery.save_if_due()
             state.checkpoint_seconds += time.perf_counter() - started
+        node = place.address
+        if stored is not None and node is not None and place.is_leaving() and place.send_home(stored):
+            node = None
         done = len(state.history)
         observed = [observe(state, count) for count in range(reported + 1, done + 1)]
         yield EpochReport(
@@ -127,6 +159,7 @@ def train_trial(config: Mapping[str, Any], device: torch.device) -> Generator[Ep
             bill=state.bill,
             reused=state.epochs_reused,
             stored=stored,
+            node=node,
             stage=recovery.keys[done],
             after_deadline=recovery.after_deadline,
             warnings=recovery.take_warnings(),

@@ -9,7 +9,7 @@ import pytest
 
 from mixtune.space.space import space_from_dict
 from mixtune.stages.paths import RecipePaths
-from mixtune.stages.table import StageTable, TrialPath
+from mixtune.stages.table import StageTable, Stored, TrialPath
 
 SCHEDULES = list(product(["cosine", "wsd"], repeat=2))
 BUDGETS = {"epochs.ssl": {"choice": [1, 2, 6, 7, 12]}, "epochs.sl": {"choice": [1, 5, 6, 10]}}
@@ -64,7 +64,7 @@ def test_a_trial_waits_for_a_stage_that_is_being_built_and_for_no_other(table: S
     assert table.awaited(named("other")) is None
     table.advance("t1", 1)
     assert table.awaited(named("abx")) == "t1"
-    table.note_stored(named("abc"), 2)
+    table.note_stored(named("abc"), 2, Stored("key"))
     table.advance("t1", 2)
     assert table.awaited(named("abx")) is None  # they part here
     assert table.awaited(named("abc")) == "t1"  # an equal recipe waits for the end
@@ -85,12 +85,12 @@ def test_what_is_stored_or_coming_is_reusable(table: StageTable) -> None:
     assert table.reusable(named("abx")) == 2
     table.leave("t1")
     assert table.reusable(named("abx")) == 0
-    table.note_stored(named("abc"), 1)  # between branches: it does not stay
+    table.note_stored(named("abc"), 1, Stored("key"))  # between branches: it does not stay
     assert table.reusable(named("abx")) == 0
-    table.note_stored(named("abc"), 2)
+    table.note_stored(named("abc"), 2, Stored("key"))
     assert table.reusable(named("abx")) == 2
     assert table.reusable(named("abc")) == 2
-    table.note_stored(named("abc"), 4)
+    table.note_stored(named("abc"), 4, Stored("key"))
     assert table.reusable(named("abc")) == 4
 
 

@@ -89,7 +89,7 @@ class Terminal(io.StringIO):
 
 def test_a_log_gets_one_plain_line_for_each_ended_trial(small_space: Any, tmp_path: Path) -> None:
     log = io.StringIO()
-    with Progress(slots=2, console=Console(file=log, width=60)) as progress:
+    with Progress(console=Console(file=log, width=60)) as progress:
         run_trials(progress, small_space, tmp_path)
         lines = log.getvalue().splitlines()
         again = RunningSearch(space_from_dict(small_space()), tmp_path / "ledger.jsonl", progress.update)
@@ -120,7 +120,7 @@ def test_a_terminal_shows_the_lines_the_warnings_and_the_last_state_below_them(
         handler = CurrentStderrHandler()
         logging.getLogger().addHandler(handler)
         try:
-            with Progress(slots=2, console=terminal.console()) as progress:
+            with Progress(console=terminal.console()) as progress:
                 warn = logging.getLogger("mixtune.tests").warning
                 run_trials(progress, small_space, folder, lambda i, warn=warn: warn("it is odd") if i == 3 else None)
                 text = "\n".join(terminal.wait_for("6/6 trials done"))
@@ -142,7 +142,7 @@ def test_what_cannot_be_drawn_over_gets_plain_lines(small_space: Any, tmp_path: 
     notebook.print = lambda *objects, **_: shown.extend(map(str, objects))  # type: ignore[method-assign]
     for name, console in (("dumb", dumb), ("notebook", notebook)):
         (tmp_path / name).mkdir()
-        with Progress(slots=2, console=console) as progress:
+        with Progress(console=console) as progress:
             run_trials(progress, small_space, tmp_path / name)
     for lines in (file.getvalue().splitlines(), shown):
         assert len(lines) == 8
@@ -152,7 +152,7 @@ def test_what_cannot_be_drawn_over_gets_plain_lines(small_space: Any, tmp_path: 
 def test_the_view_counts_what_was_trained_and_shows_the_front(small_space: Any, tmp_path: Path) -> None:
     def said(search: RunningSearch) -> str:
         file = io.StringIO()
-        Console(file=file, width=120).print(view_search(search, 1))
+        Console(file=file, width=120).print(view_search(search))
         return file.getvalue()
 
     search = RunningSearch(space_from_dict(small_space(baselines=[])), tmp_path / "ledger.jsonl")

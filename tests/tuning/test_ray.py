@@ -35,8 +35,8 @@ def left_behind(folder: Path, error: Exception | None, text: str) -> Any:
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (ValueError("first line\nsecond line"), "ValueError: first line"),
-        (ValueError(), "ValueError: "),
+        (ValueError("first line:\nwhat to do"), "ValueError: first line: what to do"),
+        (ValueError(), "ValueError"),
         (TwoArgumentError("fire", "the attic"), "the last line of Ray's text"),
         (None, "the last line of Ray's text"),
     ],

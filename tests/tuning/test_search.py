@@ -292,7 +292,7 @@ import os
 import sys
 import yaml
 from rich.console import Console
-from mixtune.tuning.ray import ray_session
+from mixtune.tuning.session import ray_session
 from mixtune.tuning.run import search
 
 def variables():

@@ -19,7 +19,6 @@ from mixtune.tuning.slots import Nodes, Slots, double_fraction, plan_slots, usab
         (8.0, 0.25, 16, 1, Slots(8.0, 0.25, 2)),  # the CPUs bind
         (1.0, "auto", 16, 2, Slots(1.0, 1.0, 2)),
         (1.0, 0.15, 64, 8, Slots(1.0, 0.15, 48)),  # six on each of eight, not floor(8 / 0.15) = 53
-        (1.0, 2.0, 64, 8, Slots(1.0, 2.0, 4)),
         (1.0, 0.0, 4, 1, Slots(1.0, 0.0, 4)),
         (0.1, 0.1, 4, 1, Slots(0.1, 0.1, 10)),  # no float's floor of 1 / 0.1
     ],
@@ -35,8 +34,7 @@ def test_slots_follow_cpus_and_whole_devices(
     ("given", "cpus", "gpus", "message"),
     [
         ({"cpus_per_trial": 8.0}, 2, 0, "8 CPUs a trial: there are 2; lower --cpus-per-trial"),
-        ({"gpus_per_trial": 2.0}, 8, 1, "2 GPUs a trial: there are 1; lower --gpus-per-trial"),
-        ({"gpus_per_trial": 1.5}, 8, 2, "1.5 GPUs a trial: above 1 it should be a whole number"),
+        ({"gpus_per_trial": 2.0}, 8, 2, "2 GPUs a trial: a trial trains on one GPU; give at most 1"),
     ],
 )
 def test_a_trial_that_cannot_fit_is_refused(given: dict[str, float], cpus: int, gpus: int, message: str) -> None:
@@ -63,7 +61,6 @@ def test_a_given_share_is_not_autos() -> None:
     [
         (3.0, 0.0, [(4, 0), (4, 0)], Slots(3.0, 0.0, 2)),  # one on each; a third would span both
         (1.0, "auto", [(4, 0), (2, 0)], Slots(1.0, 0.0, 6)),
-        (1.0, 2.0, [(8, 3), (8, 3)], Slots(1.0, 2.0, 2)),
         (1.0, 0.25, [(2, 1), (16, 1)], Slots(1.0, 0.25, 6)),  # the CPUs bind on the first alone
         (1.0, 0.5, [(64, 0), (8, 2)], Slots(1.0, 0.5, 4)),  # only machines with GPUs train
     ],
@@ -77,7 +74,6 @@ def test_no_trial_spans_machines(cpus_per_trial: float, gpus_per_trial: float, n
     ("given", "nodes", "message"),
     [
         ({"cpus_per_trial": 6.0}, [(4, 0), (4, 0)], "6 CPUs a trial: no node has more than 4; lower --cpus-per-trial"),
-        ({"gpus_per_trial": 2.0}, [(4, 1), (4, 1)], "2 GPUs a trial: no node has more than 1; lower --gpus-per-trial"),
         (
             {"cpus_per_trial": 8.0, "gpus_per_trial": 1.0},
             [(16, 0), (4, 1)],

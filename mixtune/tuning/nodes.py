@@ -1,0 +1,388 @@
+"""The nodes of a search: looked at before they take a trial, grouped by speed, and left out once they are lost."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+import ray
+from ray._private.state import available_resources_per_node
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from mixtune.cost.machine import Machine, look_at_machine
+from mixtune.errors import DataError, RequestError, TrainingError, one_line, suggest
+from mixtune.metrics import duration, find_metric
+from mixtune.space.space import SearchSpace, space_from_dict
+from mixtune.training.data import count_images
+from mixtune.training.plan import Phase
+from mixtune.tuning.slots import Slots, is_on_gpu, plan_slots, trials_for_a_gpu
+
+ANSWER_S = 30.0  # in which a node says what it has
+POLL_S = 2.0
+ALIKE = 1.25  # of reference speeds; equal machines drift by 6 to 20 %
+REFERENCE: Phase = "sl"  # the phase whose step every recipe has
+PENDING_S = 60.0  # after which a search says that no node takes its trials
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine of the cluster: Ray's id of it, its host name, its address, and what Ray may hand out of it."""
+
+    id: str
+    name: str
+    address: str
+    cpus: int
+    gpus: int
+
+
+@dataclass
+class Visited:
+    """What is known of a node: a task that looks at it, then the machine that it is, or why it takes no trials."""
+
+    node: Node
+    task: ray.ObjectRef | None = None
+    since: float = field(default_factory=time.monotonic)
+    machine: Machine | None = None
+    problem: str | None = None
+    is_looking: bool = False  # its images are there; they are decoded, and steps timed
+
+
+def alive_nodes() -> list[Node]:
+    """Return the nodes of the session's cluster."""
+    found = []
+    for node in ray.nodes():
+        if node["Alive"]:
+            has = node["Resources"]
+            about = node["NodeID"], node["NodeManagerHostname"], node["NodeManagerAddress"]
+            found.append(Node(*about, int(has.get("CPU", 0)), int(has.get("GPU", 0))))
+    return found
+
+
+def own_node_id() -> str:
+    """Return Ray's id of the node that this process is on."""
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def on_node(node_id: str) -> NodeAffinitySchedulingStrategy:
+    """Return the strategy of a task that runs on a node or not at all."""
+    return NodeAffinitySchedulingStrategy(node_id, soft=False)
+
+
+class Cluster:
+    """The nodes that a search's trials may take; ``machine`` is what their group's seconds are of.
+
+    space: the search's; threads: of each trial; say: receives a line for each node; run: the machine that a run to be
+    resumed began on; most: slots that it may have, also ones that an autoscaler is still to bring; grows: whether nodes
+    may join. Where seconds matter, to an objective or a constraint, one group of nodes of equal device, threads and
+    speed is used: that of ``resources.device``, the run's, or the one with the most slots, of equal ones the fastest;
+    else all are. Every node is looked at before it takes a trial, one that joins later, too.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        threads: int,
+        say: Say,
+        run: Machine | None = None,
+        most: int | None = None,
+        grows: bool = False,
+    ) -> None:
+        self.space, self._threads, self._say, self._run, self._most = space, threads, say, run, most
+        self._known: dict[str, Visited] = {}
+        self._group: set[str] = set()
+        self._slots = Slots(space.resources.cpus_per_trial, 0.0, 0)
+        self._polled = 0.0
+        self.home = own_node_id()
+        alive = alive_nodes()
+        self.is_one = not grows and [node.id for node in alive] == [self.home]
+        self.on_gpu = is_on_gpu(space.resources, [(node.cpus, node.gpus) for node in alive])
+        if self.is_one:  # GPUs that a space asks for are not here: a search says so, and trains on the CPU
+            self.on_gpu &= any(node.gpus for node in alive)
+        self._images = {} if self.is_one else count_images(space.recipe)
+        self.machine: Machine
+
+    def settle(self, wait_s: float | None) -> None:
+        """Look at all nodes and choose among them. wait_s: for the first one, None for ever where there may be more.
+
+        Raises RequestError where no node can take a trial.
+        """
+        if self.is_one:
+            return
+        started, told = time.monotonic(), False
+        while True:
+            self._look()
+            busy = [known for known in self._known.values() if known.task is not None]
+            found = [known for known in self._known.values() if known.machine is not None]
+            if not busy and (found or self._most is None):
+                break
+            waited = time.monotonic() - started
+            if not busy and wait_s is not None and waited > wait_s:
+                break
+            if not busy and waited > PENDING_S and not told:
+                told = True
+                self._say(self.describe_waiting(PENDING_S))
+            time.sleep(0.1)
+        self._choose()
+        for line in self._lines():
+            self._say(line)
+        if not self._group:
+            raise RequestError(f"none of the {len(self._known)} nodes can take a trial: see above")
+
+    def take(self, machine: Machine) -> None:
+        """Use this one machine, as it is."""
+        (node,) = alive_nodes()
+        self.machine, self._group = machine, {node.id}
+        self._known[node.id] = Visited(node, machine=machine)
+
+    @property
+    def nodes(self) -> list[Node]:
+        """The nodes that may take trials now."""
+        return [self._known[node_id].node for node_id in sorted(self._group)]
+
+    @property
+    def slots(self) -> Slots:
+        """How trials are packed on these nodes, and how many run at once."""
+        resources = self.space.resources
+        nodes = [(node.cpus, node.gpus if self.on_gpu else 0) for node in self.nodes]
+        if not nodes:
+            return replace(self._slots, count=0)
+        planned = plan_slots(resources, nodes, self.machine.auto_fraction(trials_for_a_gpu(resources, nodes)))
+        self._slots = replace(planned, count=min(planned.count, self._most or planned.count))
+        return self._slots
+
+    @property
+    def selector(self) -> dict[str, str]:
+        """The labels of the nodes that a trial may take, for Ray; empty where there is one node."""
+        return {} if self.is_one else {"ray.io/node-id": f"in({','.join(sorted(self._group))})"}
+
+    def holds(self, address: str | None) -> bool:
+        """Return whether a node is there, by its address; None is the run directory, which is."""
+        return address is None or any(known.node.address == address for known in self._known.values())
+
+    def poll(self) -> bool:
+        """Take in nodes that have joined, and leave those that are gone; return whether anything changed."""
+        if self.is_one or time.monotonic() - self._polled < POLL_S:
+            return False
+        before = frozenset(self._group)
+        waiting = {node_id for node_id, known in self._known.items() if known.task is not None}
+        self._look()
+        self._polled = time.monotonic()
+        for node_id, known in self._known.items():
+            if node_id in self._group or known.task is not None:
+                continue
+            if known.machine is not None and known.problem is None:
+                known.problem = self._why_not(known)
+                if known.problem is None:
+                    self._group.add(node_id)
+                self._say(self._line(known))
+            elif node_id in waiting or known.since > self._polled - POLL_S:
+                self._say(self._line(known))
+        return frozenset(self._group) != before
+
+    def describe_waiting(self, seconds: float) -> str:
+        """Return a line for a trial that no node takes: what is asked for, and what each node has free."""
+        resources = self.space.resources
+        gpus = f" and {self._slots.gpus or resources.gpus_per_trial} GPU" if self.on_gpu else ""
+        asked = f"{resources.cpus_per_trial:g} CPU{gpus}"
+        free = available_resources_per_node()
+        has = [
+            f"{node.name} {free.get(node.id, {}).get('CPU', 0):g} of {node.cpus} CPUs"
+            + (f" and {free.get(node.id, {}).get('GPU', 0):g} of {node.gpus} GPUs" if node.gpus else "")
+            for node in self.nodes
+        ]
+        there = f"free: {', '.join(has)}" if has else "no node that may take trials is left"
+        return f"no node has taken a trial for {duration(seconds)}: each asks for {asked}; {there}"
+
+    def _look(self) -> None:
+        """Begin to look at new nodes, take what came of it, and forget nodes that are gone."""
+        alive = {node.id: node for node in alive_nodes()}
+        for gone in self._known.keys() - alive.keys():
+            known = self._known.pop(gone)
+            if gone in self._group:
+                self._group.discard(gone)
+                self._say(f"{known.node.name}: left the cluster")
+        for node_id in alive.keys() - self._known.keys():
+            self._known[node_id] = self._begin(alive[node_id])
+        for known in self._known.values():
+            if known.task is not None:
+                self._advance(known)
+
+    def _begin(self, node: Node) -> Visited:
+        cpus = self.space.resources.cpus_per_trial
+        known = Visited(node)
+        if self.on_gpu and not node.gpus:
+            known.problem = "it has no GPU"
+        elif node.cpus < cpus:
+            known.problem = f"{node.cpus} CPUs, and a trial takes {cpus:g}"
+        else:
+            visit = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=on_node(node.id))(_make_visit())
+            known.task = visit.remote(_versions(), self.space.to_dict(), self._images)
+        return known
+
+    def _advance(self, known: Visited) -> None:
+        ready, _ = ray.wait([known.task], timeout=0)
+        if not ready:
+            if not known.is_looking and time.monotonic() - known.since > ANSWER_S:
+                ray.cancel(known.task, force=True)
+                known.task, known.problem = None, f"no answer within {ANSWER_S:.0f} s"
+            return
+        try:
+            answer = ray.get(known.task)
+        except ray.exceptions.RayError as error:
+            known.task, known.problem = None, one_line(getattr(error, "cause", None) or error)
+            return
+        known.task = None
+        if isinstance(answer, Machine):
+            known.machine = answer
+        elif answer:
+            known.problem = answer
+        else:
+            look = ray.remote(
+                num_cpus=self.space.resources.cpus_per_trial,
+                num_gpus=int(self.on_gpu),
+                max_calls=int(self.on_gpu),  # once: none of the GPU's memory stays taken
+                max_retries=0,
+                scheduling_strategy=on_node(known.node.id),
+            )(look_at_machine)
+            known.task, known.is_looking = look.remote(self.space, self._threads, self.on_gpu), True
+
+    def _choose(self) -> None:
+        """Choose the group of nodes that trials may take, and say of the others why not."""
+        machines = {node_id: known.machine for node_id, known in self._known.items() if known.machine is not None}
+        groups = group_machines(machines)
+        if not groups:
+            return
+        ours = self._candidates(groups, machines)
+        best = max(ours, key=lambda group: (self._count(group), machines[group[0]].speeds[REFERENCE]))
+        if self._run is not None and not self.space.resources.device:
+            near = self._run.speeds.get(REFERENCE, 0.0)
+            best = min(ours, key=lambda group: abs(machines[group[0]].speeds[REFERENCE] - near))
+        self.machine = machines[best[0]]
+        if self._run is not None:
+            same = self._run.device == self.machine.device
+            self.machine = self._run if same else replace(self.machine, precision=self._run.precision)
+        self._group = set(best if needs_seconds(self.space) else machines)
+        for node_id in machines.keys() - self._group:
+            self._known[node_id].problem = self._why_not(self._known[node_id])
+
+    def _candidates(self, groups: list[list[str]], machines: Mapping[str, Machine]) -> list[list[str]]:
+        """Return the groups of the device that is wanted. Raises RequestError where no node has it."""
+        wanted = self.space.resources.device
+        if wanted is None and self._run is not None and needs_seconds(self.space):
+            wanted = self._run.device
+        if wanted is None:
+            return groups
+        found = [group for group in groups if machines[group[0]].device == wanted]
+        if not found:
+            devices = sorted({machine.device for machine in machines.values()})
+            asked = "resources.device" if self.space.resources.device else "this run's device"
+            raise RequestError(f"{asked} {wanted!r}: nodes have {', '.join(devices)}{suggest(wanted, devices)}")
+        return found
+
+    def _count(self, group: Sequence[str]) -> int:
+        nodes = [self._known[node_id].node for node_id in group]
+        return plan_slots(self.space.resources, [(n.cpus, n.gpus if self.on_gpu else 0) for n in nodes]).count
+
+    def _why_not(self, known: Visited) -> str | None:
+        """Return why a node that could train is not of the group, None where it is."""
+        assert known.machine is not None
+        if not needs_seconds(self.space):
+            return None
+        if known.machine.device != self.machine.device:
+            return f"{known.machine.device}, and seconds of this search are of {self.machine.device}"
+        members = [self._known[node_id].machine for node_id in self._group]
+        speeds = [machine.speeds[REFERENCE] for machine in members if machine is not None]
+        own = known.machine.speeds[REFERENCE]
+        if not speeds or min(speeds) / ALIKE <= own <= max(speeds) * ALIKE:
+            return None
+        ratio = max(speeds) / own
+        how = f"{ratio:.1f} times as slow as" if ratio > 1 else f"{own / min(speeds):.1f} times as fast as"
+        return f"a training step is {how} on nodes of the same name, {self.machine.device}"
+
+    def _lines(self) -> Iterator[str]:
+        for known in sorted(self._known.values(), key=lambda known: known.node.name):
+            if known.node.cpus:
+                yield self._line(known)
+
+    def _line(self, known: Visited) -> str:
+        if known.problem is not None:
+            return f"{known.node.name}: left out: {known.problem}"
+        assert known.machine is not None
+        count = self._count([known.node.id])
+        return f"{known.node.name}: ok, {known.machine.device}, {count} slot{'s' * (count != 1)}"
+
+
+def group_machines(machines: Mapping[str, Machine]) -> list[list[str]]:
+    """Return names of machines whose seconds compare, the fastest of each group first.
+
+    They have one device and as many threads; their reference speeds, sorted, are cut where neighbours differ by more
+    than ALIKE.
+    """
+    kinds: dict[tuple[str, int], list[str]] = defaultdict(list)
+    for name, machine in machines.items():
+        kinds[machine.device, machine.threads].append(name)
+    groups = []
+    for names in kinds.values():
+        names.sort(key=lambda name: -machines[name].speeds[REFERENCE])
+        groups.append(names[:1])
+        for faster, slower in pairwise(names):
+            if machines[faster].speeds[REFERENCE] > ALIKE * machines[slower].speeds[REFERENCE]:
+                groups.append([])
+            groups[-1].append(slower)
+    return groups
+
+
+def needs_seconds(space: SearchSpace) -> bool:
+    """Return whether an objective or a constraint compares seconds, or other figures of a device."""
+    return any(find_metric(name).of_device for name in (*space.objectives, *space.constraints))
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions that a trial's result depends on, of this process."""
+    found: dict[str, str] = _make_visit()({}, {}, {}, say=True)
+    return found
+
+
+def _make_visit() -> Callable[..., Any]:
+    """Return the task that says why its node cannot train, None if it can: a value, since mixtune may be missing."""
+
+    def visit(wanted: dict[str, str], space: dict[str, Any], images: dict[str, Any], say: bool = False) -> Any:
+        import importlib
+        import sys
+
+        found = {"Python": f"{sys.version_info.major}.{sys.version_info.minor}"}
+        for package in ("mixtune", "torch", "ray"):
+            try:
+                found[package] = importlib.import_module(package).__version__
+            except ImportError as error:
+                found[package] = str(error)
+        if say:
+            return found
+        other = [f"{name} {found[name]}, here {version}" for name, version in wanted.items() if found[name] != version]
+        if other:
+            return ", ".join(other)
+        return importlib.import_module("mixtune.tuning.nodes").check_data(space, images)
+
+    return visit
+
+
+def check_data(values: Mapping[str, Any], images: Mapping[str, Any]) -> str | None:
+    """Return why a space cannot be trained on this machine, None if it can; images: as count_images() has them."""
+    try:
+        space = space_from_dict(values, {})
+        here = count_images(space.recipe)
+    except (RequestError, DataError, TrainingError) as error:
+        return str(error)
+    for name, (count, size) in images.items():
+        if here[name] != (count, size):
+            there = here[name]
+            return (
+                f"{name} has {there[0]:,} images of {there[1]:,} bytes, and {count:,} of {size:,} where the search runs"
+            )
+    return None

@@ -1,0 +1,132 @@
+"""The Ray session that a search runs in: one of its own, the one that is there, or a cluster's; quiet, and put back."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import ray
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+from mixtune.errors import RequestError, one_line
+
+_QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0 the old one is silent, the new one prints a table
+    "RAY_BACKEND_LOG_LEVEL": "error",  # of Ray's C++, which writes to the terminal
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: it ends the search and keeps what is done
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # the ledger is the one truth; Ray's own state is never read
+    "TUNE_WARN_THRESHOLD_S": "10",
+}
+_OURS = ("RAY_", "TUNE_")  # environment variables that a session may set
+_TOKEN_SOURCES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a job
+
+
+def session_address(address: str | None) -> str | None:
+    """Return the address of the cluster that a search joins: the given one, inside a Ray job the job's; else None.
+
+    Raises RequestError for one that cannot drive a search.
+    """
+    if address is None and IN_JOB in os.environ:
+        return "auto"
+    if address is not None and address.startswith("ray://"):
+        raise RequestError(
+            f"--address {address}: a search's driver belongs on the cluster, not behind Ray Client: run it as a job, "
+            "ray job submit --working-dir . -- mixtune search SPACE --address auto --out DIR"
+        )
+    return address
+
+
+@contextmanager
+def ray_session(address: str | None, cpus: int, gpus: int) -> Iterator[None]:
+    """Run with Ray: the cluster at ``address``, the session that is there already, or one of our own.
+
+    Only a session of our own is shut down, and the environment is then as it was before. Raises RequestError for an
+    address that does not answer, or is another version's.
+    """
+    before = {name: value for name, value in os.environ.items() if name.startswith(_OURS)}
+    try:
+        os.environ.update({name: value for name, value in _QUIET.items() if name not in before})
+        session = nullcontext() if ray.is_initialized() else _own_session(address, cpus, gpus)
+        with _silenced("ray"), _silenced("ray.tune"), session:
+            yield
+    finally:
+        for name in [name for name in os.environ if name.startswith(_OURS) and name not in before]:
+            del os.environ[name]
+        os.environ.update(before)
+        _refresh_authentication()
+
+
+@contextmanager
+def _own_session(address: str | None, cpus: int, gpus: int) -> Iterator[None]:
+    own = {} if address else {"num_cpus": cpus, "num_gpus": gpus, "include_dashboard": False}
+    _authenticate(address)
+    try:
+        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **own)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise RequestError(f"--address {address}: {_why_not(error)}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _why_not(error: Exception) -> str:
+    """Return a line on a cluster that could not be joined."""
+    said = one_line(error)
+    if "Version mismatch" in said:
+        return f"the cluster has another version of Ray or Python: {said}"
+    if isinstance(error, RuntimeError) and "auth" not in said.lower():
+        return said
+    hint = ""
+    if os.environ.get("RAY_AUTH_MODE") != "token":
+        hint = "; one that wants a token gets that of RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
+    return f"no Ray cluster there, or not with this token: {said}{hint}"
+
+
+def _authenticate(address: str | None) -> None:
+    """Let a session of our own want a token, which nothing but its processes knows, and a cluster get the user's.
+
+    Ray would write a token for a session of ours into the home folder, and every later cluster there would want it.
+    """
+    if "RAY_AUTH_MODE" not in os.environ:
+        if address is None:
+            os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _own_token()})
+        elif _has_token():
+            os.environ["RAY_AUTH_MODE"] = "token"
+    _refresh_authentication()
+
+
+def _has_token() -> bool:
+    return any(name in os.environ for name in _TOKEN_SOURCES) or Path("~/.ray/auth_token").expanduser().is_file()
+
+
+@functools.cache
+def _own_token() -> str:
+    return secrets.token_hex(32)
+
+
+def _refresh_authentication() -> None:
+    """Let Ray, which reads them once a process, read mode and token again."""
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
+def _silenced(name: str) -> Iterator[None]:
+    """Keep a logger off the terminal: a trial's failure is reported once, by us, with its reason."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -1,0 +1,100 @@
+"""States of a search whose nodes share no disk: each stays where it was trained, and who needs it fetches it by key."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import ray
+from ray._private.state import state as cluster_state
+
+from mixtune.run.directory import RunDirectory
+from mixtune.run.ledger import TrialRecord
+from mixtune.stages.store import StateStore
+from mixtune.tuning.nodes import alive_nodes, on_node, own_node_id
+from mixtune.tuning.trial import Place, SearchContext
+
+FETCH_S = 300.0  # for one state
+
+
+def digest_space(directory: Path) -> str | None:
+    """Return a digest of a run's space.yaml, None where this machine does not have it."""
+    try:
+        return hashlib.sha256(RunDirectory(directory).space_file.read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
+class NodePlace(Place):
+    """A worker's node: its disk is the run directory's, or its own, which other nodes do not see."""
+
+    def __init__(self, context: SearchContext) -> None:
+        self._context, self._stages = context, RunDirectory(context.directory).stages
+        self._own = own_node_id()
+        is_shared = context.space_digest is None or digest_space(Path(context.directory)) == context.space_digest
+        self.address = None if is_shared else ray.util.get_node_ip_address()
+
+    def fetch(self, key: str) -> bool:
+        """Bring a state that another node has here; return whether it came."""
+        if self._context.home is None or key not in self._context.states:
+            return False
+        address = self._context.states[key]
+        node = self._context.home if address is None else _node_at(address)
+        if node is None or node == self._own:
+            return False
+        content = _read_there(node, self._stages, key)
+        return content is not None and StateStore(self._stages, self._context.states_bytes).receive(key, content)
+
+    def is_leaving(self) -> bool:
+        """Return whether this node will be taken away."""
+        return self._context.home is not None and self._own in cluster_state.get_draining_nodes()
+
+    def send_home(self, key: str) -> bool:
+        """Bring a state from here to the run directory; return whether it is there."""
+        content = StateStore(self._stages).read(key)
+        if content is None or self._context.home is None:
+            return False
+        task = _receive.options(scheduling_strategy=on_node(self._context.home))
+        try:
+            return bool(ray.get(task.remote(self._stages, key, content), timeout=FETCH_S))
+        except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
+            return False
+
+
+def collect_states(directory: Path, records: Mapping[str, TrialRecord], trials: list[str]) -> None:
+    """Bring the last states of trials from the nodes that have them to the run directory: the cluster may go."""
+    stages = RunDirectory(directory).stages
+    store = StateStore(stages)
+    for trial in trials:
+        record = records[trial]
+        epochs = [epoch for epoch, key in record.stored.items() if key == record.stage and epoch in record.nodes]
+        if record.stage is None or not epochs or record.stage in store:
+            continue
+        node = _node_at(record.nodes[epochs[-1]])
+        if node is not None and (content := _read_there(node, stages, record.stage)) is not None:
+            store.receive(record.stage, content)
+
+
+def _node_at(address: str) -> str | None:
+    return next((node.id for node in alive_nodes() if node.address == address), None)
+
+
+def _read_there(node: str, stages: Path, key: str) -> bytes | None:
+    """Return a state's file from another node, None where it is not to be had."""
+    task = _read.options(scheduling_strategy=on_node(node))
+    try:
+        content: bytes | None = ray.get(task.remote(stages, key), timeout=FETCH_S)
+    except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError):  # lost meanwhile: its epochs are trained again
+        return None
+    return content
+
+
+@ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
+def _read(stages: Path, key: str) -> bytes | None:
+    return StateStore(stages).read(key)
+
+
+@ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
+def _receive(stages: Path, key: str, content: bytes) -> bool:
+    return StateStore(stages).receive(key, content)
