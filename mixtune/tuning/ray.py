@@ -269,6 +269,7 @@ def train_trials(
             deadline=search.deadline,
             states_bytes=MAX_BYTES,
             branches=tuple(paths(asked.params).stored_after),
+            selector=cluster.selector,
             states={} if cluster.is_one else search.stages.places(asked.params),
             **on_cluster,
         )
@@ -276,7 +277,7 @@ def train_trials(
     def resources(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
         context: SearchContext = config["search"]
         bundle = {"CPU": context.cpus, **({"GPU": context.gpus} if context.gpus else {})}
-        pinned = {"bundle_label_selector": [cluster.selector]} if cluster.selector else {}
+        pinned = {"bundle_label_selector": [dict(context.selector)]} if context.selector else {}
         return tune.PlacementGroupFactory([bundle], **pinned)
 
     with tempfile.TemporaryDirectory(prefix="mixtune-ray-", ignore_cleanup_errors=True) as scratch:

@@ -17,7 +17,6 @@ from mixtune.errors import RequestError, one_line
 
 _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0 the old one is silent, the new one prints a table
-    "RAY_BACKEND_LOG_LEVEL": "error",  # of Ray's C++, which writes to the terminal
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",

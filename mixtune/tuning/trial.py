@@ -41,9 +41,11 @@ class SearchContext:
     ``precision`` is what a recipe's ``auto`` stands for, so that no trial asks a busy GPU; step_times: what is known of
     steps' seconds; memory_bytes: the most that a trial may allocate on its GPU; deadline: unix seconds after which each
     epoch's checkpoint is stored, since it may be the last; states_bytes: of all checkpoints; branches: epochs after
-    which other recipes of the space may continue from this trial's checkpoint. On a cluster, home: the driver's node,
-    by Ray's id; space_digest: of the run's space.yaml, by which a node knows that it sees the run directory; states:
-    the keys that this trial may continue from, with the address of the node that has them, None for the run directory.
+    which other recipes of the space may continue from this trial's checkpoint.
+
+    On a cluster, home: the driver's node, by Ray's id; selector: the labels of the nodes that may take this trial;
+    space_digest: of the run's space.yaml, by which a node knows that it sees the run directory; states: the keys that
+    this trial may continue from, with the address of the node that has them, None for the run directory.
     """
 
     directory: str
@@ -57,6 +59,7 @@ class SearchContext:
     states_bytes: int | None = None
     branches: tuple[int, ...] = ()
     home: str | None = None
+    selector: Mapping[str, str] = field(default_factory=dict)
     space_digest: str | None = None
     states: Mapping[str, str | None] = field(default_factory=dict)
 
