@@ -56,21 +56,27 @@ def why_impossible() -> str | None:
 
 
 def marked_processes(variable: str, value: str) -> dict[int, str]:
-    """Return the commands of the processes that have an environment variable of this value, by process id."""
-    mark, found = f"{variable}={value}".encode(), {}
+    """Return the commands of the processes with this environment variable by process id, the oldest first."""
+    mark, found = f"{variable}={value}".encode(), []
     for entry in Path("/proc").iterdir():
         with suppress(OSError):  # it has ended meanwhile, or is nobody's
             if entry.name.isdigit() and mark in (entry / "environ").read_bytes().split(b"\0"):
-                found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
-    return found
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+                started = int((entry / "stat").read_text().rpartition(")")[2].split()[19])
+                found.append((started, int(entry.name), command))
+    return {process: command for _, process, command in sorted(found)}
 
 
 def kill_marked(variable: str, value: str) -> None:
-    """Kill these processes, and those that they start meanwhile; raylets first, so that they report nothing."""
+    """Kill these processes, and those that they start meanwhile; all are stopped first, so that few report others' end.
+
+    Children die before their parents: a stopped child is continued when its parent dies.
+    """
     while left := marked_processes(variable, value):
-        for process in sorted(left, key=lambda each: "/raylet " not in left[each]):
-            with suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for process in reversed(left):
+                with suppress(ProcessLookupError):
+                    os.kill(process, number)
         time.sleep(0.05)
 
 
@@ -154,12 +160,17 @@ class Node:
         for name in ("tmp", "home", "work"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         enter = ["unshare", "-m", "-u", "sh", "-c", ENTER, "sh"]
-        place = [self.name, str(self.folder), str(self._cluster.here), str(cpuinfo or "")]
+        enter += [self.name, str(self.folder), str(self._cluster.here), str(cpuinfo or "")]
         own = [f"--node-ip-address={self.address}", f"--object-store-memory={STORE_BYTES}"]
         quiet = ["--include-log-monitor=false", "--min-worker-port=0", "--max-worker-port=0", "--block"]
-        environment = self._cluster.environment | {NODE: self.mark} | dict(env)
-        command = [*enter, *place, *RAY, "start", *arguments, *own, *quiet]
-        self._ray = Command(command, self.folder / "ray.log", environment)
+        self._ray = self._cluster.begin(
+            [*enter, *RAY, "start", *arguments, *own, *quiet], {NODE: self.mark} | dict(env)
+        )
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether Ray does not run here any more."""
+        return self._ray.status is not None
 
     def wait_for_ray(self) -> None:
         """Wait until the head knows the node. Raises RuntimeError with the node's log."""
@@ -167,10 +178,8 @@ class Node:
 
     def popen(self, command: Sequence[str], env: Mapping[str, str] | None = None) -> Command:
         """Start a command in the node's work folder; it is not the node's own, so it outlives kill()."""
-        self._cluster.commands += 1
-        log = self._cluster.folder / f"command-{self._cluster.commands}.log"
         enter = ["nsenter", "-m", "-u", "-t", str(self._ray.pid), f"--wdns={self._cluster.here / 'work'}"]
-        return Command([*enter, *command], log, self._cluster.environment | dict(env or {}))
+        return self._cluster.begin([*enter, *command], env or {})
 
     def run(self, command: Sequence[str], env: Mapping[str, str] | None = None) -> str:
         """Return what a command prints. Raises RuntimeError where it fails."""
@@ -204,17 +213,18 @@ class Cluster:
     """A Ray cluster in a new temporary folder; at the end every process is killed and the folder removed.
 
     here: the path that is a folder of each node's own inside it, with home, tmp and work; address: of the head, which
-    is the first node.
+    is the first node; dashboard: its address, where there is one. env: more of the environment of all processes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, env: Mapping[str, str] | None = None) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="mixtune-cl-", dir="/tmp"))  # short, as Ray's sockets need it
         self.here = self.folder / "here"
         self.here.mkdir()
-        self.commands = 0
         self.nodes: dict[str, Node] = {}
         self.address = ""
+        self.dashboard = ""
         self._addresses = 10
+        self._begun: list[Command] = []
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
         self.environment = inherited | {
             CLUSTER: str(self.folder),
@@ -227,6 +237,7 @@ class Cluster:
             "OMP_NUM_THREADS": "1",
             "CUDA_VISIBLE_DEVICES": "",
             "COLUMNS": "200",
+            **(env or {}),
         }
 
     def __enter__(self) -> Self:
@@ -236,7 +247,15 @@ class Cluster:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         kill_marked(CLUSTER, str(self.folder))
+        for command in self._begun:
+            command.kill()  # it has ended; this reads its status
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def begin(self, command: Sequence[str], env: Mapping[str, str]) -> Command:
+        """Start a command that ends with the cluster."""
+        log = self.folder / f"command-{len(self._begun)}.log"
+        self._begun.append(Command(command, log, self.environment | dict(env)))
+        return self._begun[-1]
 
     @property
     def head(self) -> Node:
