@@ -85,9 +85,9 @@ class Driver:
         """Return what the ledger holds so far."""
         return read_events(self.directory)
 
-    def wait_for(self, count: int, event: str = "epoch") -> None:
-        """Wait until the ledger has so many events of a kind. Raises RuntimeError where the driver ends before."""
-        self.command.wait_until(lambda: count_events(self.events(), event) >= count, f"{count} {event} events")
+    def wait_for_epochs(self, count: int) -> None:
+        """Wait until so many epochs are in the ledger. Raises RuntimeError where the driver ends before."""
+        self.command.wait_until(lambda: count_epochs(self.events()) >= count, f"{count} epochs")
 
     def finish(self) -> list[str]:
         """Wait for the driver's end; return a problem where it fails."""
@@ -95,9 +95,9 @@ class Driver:
         return [f"ended with status {status}: {last_lines(self.command)}"] if status else []
 
 
-def count_events(events: Events, kind: str) -> int:
-    """Return how many events of a kind there are."""
-    return sum(event["event"] == kind for event in events)
+def count_epochs(events: Events) -> int:
+    """Return how many epochs a ledger has."""
+    return sum(event["event"] == "epoch" for event in events)
 
 
 def last_lines(command: Command, count: int = 4) -> str:
@@ -207,7 +207,7 @@ def any_state(node: Node, driver: Driver) -> bool:
 def kill_node(cluster: Cluster, undisturbed: Undisturbed, epochs: int = 40) -> list[str]:
     """Kill one of two workers after so many epochs, while both train."""
     driver = Driver(cluster, undisturbed.space, "node-killed")
-    driver.wait_for(epochs)
+    driver.wait_for_epochs(epochs)
     driver.command.wait_until(lambda: count_running(driver.events())[-1] == 2, "two trials at once")
     cluster.nodes["n3"].kill()
     return driver.finish() + check_equal(cluster, driver, undisturbed)
@@ -216,7 +216,7 @@ def kill_node(cluster: Cluster, undisturbed: Undisturbed, epochs: int = 40) -> l
 def kill_driver(cluster: Cluster, undisturbed: Undisturbed, epochs: int = 40) -> list[str]:
     """Kill the driver after so many epochs and resume at once."""
     driver = Driver(cluster, undisturbed.space, "driver-killed")
-    driver.wait_for(epochs)
+    driver.wait_for_epochs(epochs)
     driver.command.kill()
     ended = read_endings(driver.events())
     driver.resume()
@@ -230,7 +230,7 @@ def kill_driver(cluster: Cluster, undisturbed: Undisturbed, epochs: int = 40) ->
 def kill_head(cluster: Cluster, undisturbed: Undisturbed) -> list[str]:
     """Kill the head; the driver should end by itself and say how to continue. Resume on a new cluster."""
     driver = Driver(cluster, undisturbed.space)
-    driver.wait_for(40)
+    driver.wait_for_epochs(40)
     cluster.head.kill()
     problems = []
     try:
@@ -250,7 +250,7 @@ def add_node(cluster: Cluster, undisturbed: Undisturbed) -> list[str]:
     """Begin with one worker; another one joins."""
     space = cluster_space(trials=6, ssl=20, sl=30)
     driver = Driver(cluster, space)
-    driver.wait_for(10)
+    driver.wait_for_epochs(10)
     before = max(count_running(driver.events()))
     cluster.start("n3")
     problems = driver.finish() + check_complete(driver, space)
@@ -296,7 +296,7 @@ def default_sampler(cluster: Cluster, undisturbed: Undisturbed) -> list[str]:
     """Search with the default sampler, kill a worker, and compute each suggestion again from the ledger before it."""
     space = cluster_space(trials=16, ssl=3, sl=4, search={"trials": 16})
     driver = Driver(cluster, space)
-    driver.wait_for(40)
+    driver.wait_for_epochs(40)
     cluster.nodes["n3"].kill()
     problems = driver.finish() + check_complete(driver, space) + check_run(driver.directory)
     return problems + compare_suggestions(driver.directory)
@@ -329,7 +329,7 @@ def compare_suggestions(directory: Path) -> list[str]:
 def lose_all_nodes(cluster: Cluster, undisturbed: Undisturbed) -> list[str]:
     """Kill the only worker; the driver should say what is missing; then another one joins."""
     driver = Driver(cluster, undisturbed.space)
-    driver.wait_for(20)
+    driver.wait_for_epochs(20)
     printed = len(driver.command.output())
     cluster.nodes["n2"].kill()
 
@@ -359,10 +359,10 @@ def drain_node(cluster: Cluster, undisturbed: Undisturbed) -> list[str]:
     space = cluster_space(trials=1, ssl=0, sl=150, baselines=[], space=rate)
     space["recipe"]["model"] |= {"embed_dim": 96, "depth": 4}
     driver = Driver(cluster, space)
-    driver.wait_for(10)
+    driver.wait_for_epochs(10)
     cluster.nodes["n2"].drain(NOTICE_S)
     announced = time.monotonic()
-    trained = count_events(driver.events(), "epoch")
+    trained = count_epochs(driver.events())
     driver.command.wait_until(lambda: time.monotonic() > announced + NOTICE_S, "the end of the notice")
     cluster.nodes["n2"].kill()
     cluster.start("n3")
