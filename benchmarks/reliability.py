@@ -11,13 +11,16 @@ states      checkpoints, space.yaml, the ledger, study.db and the tables are cut
 injections  trials get NaN and infinite weights, raise, exit, are killed and run out of memory while they are set up and
             at a random step of each of six epochs (two of each phase), once and always; a folder of images disappears
             in mid-search;
-disk        the disk is full while ledger, states and tables are written.
+disk        the disk is full while ledger, states and tables are written;
+clusters    nodes that share nothing are killed, drained, added, slow, of another kind or without mixtune while a search
+            runs on them, and so are its driver and the cluster's head.
 
 After each the trials, their figures and the front are compared with those of an undisturbed run, every trial that was
 ever seen to have ended must have kept its figures, and ledger, tables, study.db and ``mixtune.load`` must agree. What
 is lost or wrong is printed and written down, and the exit status is then 1. Results go to benchmarks/results/.
 Nothing is put into the package for this: faults come from a wrapper around mixtune's training step that Ray's workers
-load at their start. Linux alone; ``disk`` mounts a tmpfs, as root, and else bounds the size of files instead.
+load at their start. Linux alone; ``disk`` mounts a tmpfs, as root, and else bounds the size of files instead;
+``clusters`` makes namespaces, as root, and is skipped else.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from disturbances.checks import Row, count_problems
+from disturbances.clusters import SCENARIOS, run_clusters
 from disturbances.damage import run_states
 from disturbances.disk import run_disk
 from disturbances.faults import EPOCHS, run_injections
@@ -45,7 +49,13 @@ import mixtune
 
 RESULTS = Path(__file__).parent / "results"
 
-PARTS = {"kills": run_kills, "states": run_states, "injections": run_injections, "disk": run_disk}
+PARTS = {
+    "kills": run_kills,
+    "states": run_states,
+    "injections": run_injections,
+    "disk": run_disk,
+    "clusters": run_clusters,
+}
 
 
 def write_report(rows: Sequence[Row], options: argparse.Namespace, seconds: float) -> str:
@@ -54,6 +64,7 @@ def write_report(rows: Sequence[Row], options: argparse.Namespace, seconds: floa
     command = ["--kills", options.kills, "--damages", options.damages, "--trials", options.trials]
     command += ["--epochs", ",".join(map(str, options.epochs)), "--seed", options.seed]
     command += ["--only", ",".join(options.only)]
+    command += ["--scenarios", ",".join(options.scenarios)] if options.scenarios != list(SCENARIOS) else []
     about = [
         f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, Linux {platform.release()}",
         ", ".join([f"mixtune {mixtune.__version__}", f"Python {platform.python_version()}", *packages]),
@@ -84,13 +95,17 @@ def parse_options(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--trials", type=int, default=12, help="of a search that is killed, damaged or out of disk")
     parser.add_argument("--epochs", default="0,1,2,3,4,5,6", help="at which faults are injected")
     parser.add_argument("--only", default=",".join(PARTS), help=",".join(PARTS))
+    parser.add_argument("--scenarios", default=",".join(SCENARIOS), help=f"of clusters: {', '.join(SCENARIOS)}")
     parser.add_argument("--seed", type=int, default=0, help="of every random choice")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of reliability_PARTS.md")
     options = parser.parse_args(given)
     options.only = options.only.split(",")
+    options.scenarios = options.scenarios.split(",")
     options.epochs = [int(epoch) for epoch in options.epochs.split(",")]
     if not set(options.only) <= set(PARTS):
         parser.error(f"--only {','.join(options.only)}: known are {', '.join(PARTS)}")
+    if not set(options.scenarios) <= set(SCENARIOS):
+        parser.error(f"--scenarios {','.join(options.scenarios)}: known are {', '.join(SCENARIOS)}")
     if not set(options.epochs) <= set(range(EPOCHS + 1)) or min(options.kills, options.damages) < 1:
         parser.error(f"--epochs are 0 to {EPOCHS}; --kills and --damages at least 1")
     if options.trials < 2:

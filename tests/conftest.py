@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take longest, so that neither of two processes is left with one at the end."""
-    longest = ("test_reliability", "test_notebooks", "test_search", "test_resume")
+    longest = ("test_reliability", "test_clusters", "test_notebooks", "test_search", "test_resume")
     items.sort(key=lambda item: longest.index(item.path.stem) if item.path.stem in longest else len(longest))
 
 
@@ -190,6 +191,17 @@ def write_run() -> Iterator[Callable[..., Path]]:
         yield importlib.import_module("reporting").write_run
         for name in {"reporting", "training_report"} - before:
             sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def disturbances() -> Iterator[SimpleNamespace]:
+    """The modules of benchmarks/disturbances."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+        names = ("searches", "checks", "damage", "faults", "nodes", "clusters")
+        yield SimpleNamespace(**{name: importlib.import_module(f"disturbances.{name}") for name in names})
+        for name in [name for name in sys.modules if name.split(".")[0] == "disturbances"]:
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

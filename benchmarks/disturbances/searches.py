@@ -7,7 +7,6 @@ import logging
 import os
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from disturbances.nodes import kill_marked, marked_processes
 
 Values = dict[str, Any]
 Events = list[dict[str, Any]]
@@ -242,20 +243,11 @@ class Harness:
 
     def processes(self) -> dict[int, str]:
         """Return the commands of the processes that this harness's drivers and their descendants are."""
-        mark, found = f"{MARK}={self.folder}".encode(), {}
-        for entry in Path("/proc").iterdir():
-            with suppress(OSError):  # it has ended meanwhile, or is nobody's
-                if entry.name.isdigit() and mark in (entry / "environ").read_bytes().split(b"\0"):
-                    found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
-        return found
+        return marked_processes(MARK, str(self.folder))
 
     def kill_all(self) -> None:
         """Kill every process that is left."""
-        while left := self.processes():
-            for process in left:
-                with suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL)
-            time.sleep(0.05)
+        kill_marked(MARK, str(self.folder))
 
     def left_behind(self, patience_s: float = 30.0) -> list[str]:
         """Return a problem where processes do not end by themselves once their driver has; end them.

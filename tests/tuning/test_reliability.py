@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import random
 import signal
 import subprocess
@@ -19,19 +18,6 @@ from plain_search import search_here
 
 import mixtune
 from mixtune.run.status import run_status
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def disturbances() -> Iterator[SimpleNamespace]:
-    """The modules of benchmarks/disturbances."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        names = ("searches", "checks", "damage", "faults")
-        yield SimpleNamespace(**{name: importlib.import_module(f"disturbances.{name}") for name in names})
-        for name in [name for name in sys.modules if name.split(".")[0] == "disturbances"]:
-            del sys.modules[name]
 
 
 @pytest.fixture(scope="module")
