@@ -22,6 +22,7 @@ _QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: it ends the search and keeps what is done
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # the ledger is the one truth; Ray's own state is never read
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000",  # a search hands out what its slots take; all may start at once
     "TUNE_WARN_THRESHOLD_S": "10",
 }
 _OURS = ("RAY_", "TUNE_")  # environment variables that a session may set
