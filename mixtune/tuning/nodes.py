@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import sys
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
 import ray
 from ray._private.state import available_resources_per_node
+from ray._private.state import state as cluster_state
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mixtune.cost.machine import Machine, look_at_machine
@@ -22,6 +28,8 @@ from mixtune.training.plan import Phase
 from mixtune.tuning.slots import Slots, is_on_gpu, plan_slots, trials_for_a_gpu
 
 ANSWER_S = 30.0  # in which a node says what it has
+ALIVE_S = 2.0  # to take a connection
+HEAD_S = 45.0  # Ray itself gives up after a minute
 POLL_S = 2.0
 ALIKE = 1.25  # of reference speeds; equal machines drift by 6 to 20 %
 REFERENCE: Phase = "sl"  # the phase whose step every recipe has
@@ -32,13 +40,18 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Node:
-    """A machine of the cluster: Ray's id of it, its host name, its address, and what Ray may hand out of it."""
+    """A machine of the cluster: Ray's id of it, its host name, where its raylet is, and what Ray may hand out of it."""
 
     id: str
     name: str
     address: str
+    port: int
     cpus: int
     gpus: int
+
+    def answers(self) -> bool:
+        """Return whether its raylet can be reached; Ray takes a quarter of a minute to say so."""
+        return _answers(self.address, self.port)
 
 
 @dataclass
@@ -51,6 +64,7 @@ class Visited:
     machine: Machine | None = None
     problem: str | None = None
     is_looking: bool = False  # its images are there; they are decoded, and steps timed
+    is_lost: bool = False
 
 
 def alive_nodes() -> list[Node]:
@@ -59,8 +73,8 @@ def alive_nodes() -> list[Node]:
     for node in ray.nodes():
         if node["Alive"]:
             has = node["Resources"]
-            about = node["NodeID"], node["NodeManagerHostname"], node["NodeManagerAddress"]
-            found.append(Node(*about, int(has.get("CPU", 0)), int(has.get("GPU", 0))))
+            name, address, port = (node[f"NodeManager{what}"] for what in ("Hostname", "Address", "Port"))
+            found.append(Node(node["NodeID"], name, address, port, int(has.get("CPU", 0)), int(has.get("GPU", 0))))
     return found
 
 
@@ -163,7 +177,21 @@ class Cluster:
 
     def holds(self, address: str | None) -> bool:
         """Return whether a node is there, by its address; None is the run directory, which is."""
-        return address is None or any(known.node.address == address for known in self._known.values())
+        there = {known.node.address for known in self._known.values() if not known.is_lost}
+        return address is None or address in there
+
+    def lose(self) -> list[Node]:
+        """Leave the nodes whose raylets do not answer any more; return them."""
+        lost = [] if self.is_one else [node for node in self.nodes if not node.answers()]
+        for node in lost:
+            self._known[node.id].is_lost = True
+            self._leave(node.id, "left the cluster")
+        return lost
+
+    def _leave(self, node_id: str, why: str) -> None:
+        self._group.discard(node_id)
+        self._known[node_id].problem = why
+        self._say(f"{self._known[node_id].node.name}: {why}")
 
     def poll(self) -> bool:
         """Take in nodes that have joined, and leave those that are gone; return whether anything changed."""
@@ -194,19 +222,22 @@ class Cluster:
         has = [
             f"{node.name} {free.get(node.id, {}).get('CPU', 0):g} of {node.cpus} CPUs"
             + (f" and {free.get(node.id, {}).get('GPU', 0):g} of {node.gpus} GPUs" if node.gpus else "")
-            for node in self.nodes
+            for node in alive_nodes()
         ]
-        there = f"free: {', '.join(has)}" if has else "no node that may take trials is left"
+        there = f"free: {', '.join(has)}"
+        if not self._group:
+            there = f"no node that may take trials is left; {there}"
         return f"no node has taken a trial for {duration(seconds)}: each asks for {asked}; {there}"
 
     def _look(self) -> None:
         """Begin to look at new nodes, take what came of it, and forget nodes that are gone."""
         alive = {node.id: node for node in alive_nodes()}
         for gone in self._known.keys() - alive.keys():
-            known = self._known.pop(gone)
             if gone in self._group:
-                self._group.discard(gone)
-                self._say(f"{known.node.name}: left the cluster")
+                self._leave(gone, "left the cluster")
+            del self._known[gone]
+        for leaving in self._group & cluster_state.get_draining_nodes().keys():
+            self._leave(leaving, "is being taken away")
         for node_id in alive.keys() - self._known.keys():
             self._known[node_id] = self._begin(alive[node_id])
         for known in self._known.values():
@@ -316,6 +347,39 @@ class Cluster:
         assert known.machine is not None
         count = self._count([known.node.id])
         return f"{known.node.name}: ok, {known.machine.device}, {count} slot{'s' * (count != 1)}"
+
+
+@contextmanager
+def head_watched(last_words: str) -> Iterator[None]:
+    """Say last words and end this process where the cluster's head is gone for HEAD_S; a head may come back before.
+
+    Ray ends a process whose head is gone for a minute in C++, without a word that helps, and raises nothing before.
+    """
+    host, port = ray.get_runtime_context().gcs_address.rsplit(":", 1)
+    ended = threading.Event()
+
+    def watch() -> None:
+        answered = time.monotonic()
+        while not ended.wait(POLL_S):
+            if _answers(host, int(port)):
+                answered = time.monotonic()
+            elif time.monotonic() - answered > HEAD_S:
+                print(f"mixtune: the cluster's head is gone: {last_words}", file=sys.stderr, flush=True)
+                os._exit(1)
+
+    threading.Thread(target=watch, name="mixtune-head", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=ALIVE_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def group_machines(machines: Mapping[str, Machine]) -> list[list[str]]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import gc
 import logging
-import re
+import shlex
 import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
@@ -29,14 +30,12 @@ from mixtune.run.rungs import KEEP, LEVELS
 from mixtune.stages.paths import RecipePaths
 from mixtune.stages.store import MAX_BYTES
 from mixtune.training.loop import DivergedError
-from mixtune.tuning.nodes import PENDING_S, Cluster
+from mixtune.tuning.nodes import PENDING_S, Cluster, head_watched
 from mixtune.tuning.schedulers.pareto_asha import ParetoHalving
 from mixtune.tuning.search import Asked, Cause, RunningSearch
 from mixtune.tuning.states import digest_space
 from mixtune.tuning.trainable import REPORT, MixTrainable
-from mixtune.tuning.trial import SearchContext
-
-_NODE_GONE = re.compile(r"node (has )?died|node .*(is|was) (dead|terminated|drained|preempted)", re.IGNORECASE)
+from mixtune.tuning.trial import LeavingError, SearchContext
 
 _log = logging.getLogger("mixtune.tuning")
 
@@ -124,7 +123,10 @@ class SearchCallback(_DrivenBySearch, Callback):  # type: ignore[misc]
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """The trial raised, or its worker died."""
         error = read_error(trial)
-        self._search.fail(trial.config["trial"], failure_reason(trial, error), failure_cause(error))
+        reason, cause = failure_reason(trial, error), failure_cause(error)
+        if isinstance(error, ray.exceptions.RayActorError) and (lost := self._watch.lose_nodes()):
+            reason, cause = f"{reason}: {lost} was lost", "node lost"
+        self._search.fail(trial.config["trial"], reason, cause)
 
 
 class Watch:
@@ -140,11 +142,21 @@ class Watch:
         self._trained, self._told = time.monotonic(), 0.0
         self.has_given_up = False
 
+    def lose_nodes(self) -> str:
+        """Return the names of the nodes that do not answer any more; what they held is forgotten."""
+        lost = self._cluster.lose()
+        if lost:
+            self._follow()
+        return " and ".join(node.name for node in lost)
+
+    def _follow(self) -> None:
+        self._search.slots = self._cluster.slots.count
+        self._search.stages.forget(self._cluster.holds)
+
     def look(self) -> None:
         """Take in what has changed."""
         if self._cluster.poll():
-            self._search.slots = self._cluster.slots.count
-            self._search.stages.forget(self._cluster.holds)
+            self._follow()
         if self._cluster.is_one or self._search.is_training or self._search.is_over:
             self._trained, self._told = time.monotonic(), 0.0
             return
@@ -211,8 +223,6 @@ def failure_reason(trial: Trial, error: BaseException | None) -> str:
         return lines[-1].strip() if lines else "unknown"
     if isinstance(error, ray.exceptions.OutOfMemoryError):
         return "the machine's memory is full: Ray ended the worker process"
-    if is_node_lost(error):
-        return "the node was lost"
     if isinstance(error, ray.exceptions.RayActorError):
         return "the worker process died"
     name, said = type(error).__name__, one_line(error)
@@ -223,18 +233,9 @@ def failure_cause(error: BaseException | None) -> Cause:
     """Return what a failed trial needs: nothing helps where the recipe itself is to blame."""
     if error is not None and is_out_of_memory(error):
         return "out of memory"
-    if error is not None and is_node_lost(error):
+    if isinstance(error, LeavingError) or getattr(error, "preempted", False):
         return "node lost"
     return "permanent" if isinstance(error, RequestError | DivergedError) else "crash"
-
-
-def is_node_lost(error: BaseException) -> bool:
-    """Return whether a trial failed because its node is gone, or was taken away."""
-    if isinstance(error, ray.exceptions.NodeDiedError):
-        return True
-    if not isinstance(error, ray.exceptions.ActorDiedError):
-        return False
-    return bool(error.preempted) or _NODE_GONE.search(str(error)) is not None
 
 
 def train_trials(
@@ -301,8 +302,10 @@ def train_trials(
             ),
         )
         interrupted = False
+        kept = f"what is done is kept: mixtune resume {shlex.quote(str(directory))} continues on another"
         try:
-            tuner.fit()
+            with nullcontext() if cluster.is_one else head_watched(kept):
+                tuner.fit()
         except KeyboardInterrupt:
             interrupted = True
         # outside of the except, which keeps the trials' actors: in a session that is not ours they live on

@@ -220,7 +220,12 @@ class RunningSearch:
         return len(failed)
 
     def start(self, trial: str) -> None:
-        """Note that a trial has begun to train, and whose path through the stage tree it follows how far."""
+        """Note that a trial has begun to train, and whose path through the stage tree it follows how far.
+
+        One that runs already has begun again without a word: Ray moved it from a node that was taken away.
+        """
+        if self.records[trial].state == "running" and self._active.get(trial) is not None:
+            self._write("retried", trial, reason="its node was taken away", cause="node lost")
         follows = self.stages.follows(trial, self.records[trial].params)
         self._write("started", trial, **({} if follows is None else {"follows": follows}))
 

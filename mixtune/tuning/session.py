@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import ray
+from ray._private.ray_logging import stdout_deduplicator
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
 from mixtune.errors import RequestError, one_line
@@ -56,7 +58,7 @@ def ray_session(address: str | None, cpus: int, gpus: int) -> Iterator[None]:
     try:
         os.environ.update({name: value for name, value in _QUIET.items() if name not in before})
         session = nullcontext() if ray.is_initialized() else _own_session(address, cpus, gpus)
-        with _silenced("ray"), _silenced("ray.tune"), session:
+        with _silenced("ray"), _silenced("ray.tune"), _without_raylets_logs(), session:
             yield
     finally:
         for name in [name for name in os.environ if name.startswith(_OURS) and name not in before]:
@@ -71,7 +73,7 @@ def _own_session(address: str | None, cpus: int, gpus: int) -> Iterator[None]:
     _authenticate(address)
     try:
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **own)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         raise RequestError(f"--address {address}: {_why_not(error)}") from error
     try:
         yield
@@ -84,7 +86,7 @@ def _why_not(error: Exception) -> str:
     said = one_line(error)
     if "Version mismatch" in said:
         return f"the cluster has another version of Ray or Python: {said}"
-    if isinstance(error, RuntimeError) and "auth" not in said.lower():
+    if isinstance(error, RuntimeError):
         return said
     hint = ""
     if os.environ.get("RAY_AUTH_MODE") != "token":
@@ -118,6 +120,17 @@ def _refresh_authentication() -> None:
     """Let Ray, which reads them once a process, read mode and token again."""
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
+def _without_raylets_logs() -> Iterator[None]:
+    """Keep off the terminal what Ray prints of a lost node's log; ``log_to_driver`` does not."""
+    before = stdout_deduplicator.skip_re
+    stdout_deduplicator.skip_re = re.compile("")
+    try:
+        yield
+    finally:
+        stdout_deduplicator.skip_re = before
 
 
 @contextmanager

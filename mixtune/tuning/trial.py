@@ -96,6 +96,10 @@ class EpochReport:
         return bool(self.metrics["epoch"] == self.metrics["epochs_asked"])
 
 
+class LeavingError(RuntimeError):
+    """The machine is being taken away: the trial's state is safe, and it should continue elsewhere."""
+
+
 class Place:
     """Where a trial trains: beside the run directory, on a machine that stays."""
 
@@ -150,9 +154,10 @@ def train_trial(
             started = time.perf_counter()
             stored = recovery.save_if_due()
             state.checkpoint_seconds += time.perf_counter() - started
-        node = place.address
-        if stored is not None and node is not None and place.is_leaving() and place.send_home(stored):
-            node = None
+        node, leaves = place.address, False
+        if stored is not None and place.is_leaving():
+            leaves = node is None or place.send_home(stored)
+            node = None if leaves else node
         done = len(state.history)
         observed = [observe(state, count) for count in range(reported + 1, done + 1)]
         yield EpochReport(
@@ -169,6 +174,8 @@ def train_trial(
         )
         windows.clear()
         reported = done
+        if leaves and reported < len(state.plan):
+            raise LeavingError("its node is being taken away")
 
 
 @contextlib.contextmanager
