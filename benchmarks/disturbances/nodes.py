@@ -7,6 +7,7 @@ and work folder, below one path that is the same on all nodes. Linux and root ar
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -16,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -150,12 +152,14 @@ class Node:
         self.mark = f"{cluster.folder}/{name}"
         self._cluster = cluster
         self._ray: Command
+        self._again: Callable[[], None]
 
     def launch(self, arguments: Sequence[str], cpuinfo: Path | None, env: Mapping[str, str]) -> None:
         """Start Ray here, without waiting for it; home and work folder stay as an earlier node of this name left them.
 
         arguments: of ``ray start``; cpuinfo: a file that stands for /proc/cpuinfo; env: more of the environment.
         """
+        self._again = partial(self.launch, arguments, cpuinfo, env)
         shutil.rmtree(self.folder / "tmp", ignore_errors=True)
         for name in ("tmp", "home", "work"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
@@ -173,7 +177,16 @@ class Node:
         return self._ray.status is not None
 
     def wait_for_ray(self) -> None:
-        """Wait until the head knows the node. Raises RuntimeError with the node's log."""
+        """Wait until the head knows the node; Ray gives up after 30 s, which a busy machine may need.
+
+        Raises RuntimeError with the node's log.
+        """
+        for _ in range(2):
+            self._ray.wait_until(lambda: STARTED in self._ray.output() or self.is_gone, f"a node {self.name}", START_S)
+            if not self.is_gone:
+                return
+            self.kill()
+            self._again()
         self._ray.wait_until(lambda: STARTED in self._ray.output(), f"a node {self.name}", START_S)
 
     def popen(self, command: Sequence[str], env: Mapping[str, str] | None = None) -> Command:
@@ -223,6 +236,7 @@ class Cluster:
         self.nodes: dict[str, Node] = {}
         self.address = ""
         self.dashboard = ""
+        self._network = f"127.{random.randrange(1, 255)}.{random.randrange(1, 255)}"  # clusters share no address
         self._addresses = 10
         self._begun: list[Command] = []
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
@@ -299,7 +313,7 @@ class Cluster:
         nodes = []
         for name in names:
             self._addresses += 1
-            node = Node(self, name, f"127.0.0.{self._addresses}")
+            node = Node(self, name, f"{self._network}.{self._addresses}")
             if head:
                 self.address = f"{node.address}:{port}"
             node.launch([*arguments, *([] if head else [f"--address={self.address}"])], cpuinfo, env or {})

@@ -27,7 +27,7 @@ _QUIET = {
     "TUNE_MAX_PENDING_TRIALS_PG": "1000",  # a search hands out what its slots take; all may start at once
     "TUNE_WARN_THRESHOLD_S": "10",
 }
-_OURS = ("RAY_", "TUNE_")  # environment variables that a session may set
+_OURS = ("RAY_", "TUNE_", "PYTHONBREAKPOINT")  # how variables begin that a session may set
 _TOKEN_SOURCES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a job
 

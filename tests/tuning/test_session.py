@@ -1,0 +1,57 @@
+"""A search's Ray session: its own tokens, a cluster's, and nothing of it left behind."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from mixtune.errors import RequestError
+from mixtune.tuning.session import IN_JOB, session_address
+
+TWO_LOCAL_THEN_A_CLUSTER = """
+import os, sys
+from pathlib import Path
+import ray
+from mixtune.tuning.session import ray_session
+
+before = dict(os.environ)
+for _ in range(2):
+    with ray_session(None, 1, 0):
+        assert os.environ["RAY_AUTH_MODE"] == "token"
+        assert ray.get(ray.remote(lambda: 1).remote()) == 1
+    assert dict(os.environ) == before
+assert not Path("~/.ray/auth_token").expanduser().exists()
+os.environ["RAY_AUTH_TOKEN"] = sys.argv[2]
+before = dict(os.environ)
+with ray_session(sys.argv[1], 1, 0):
+    print(int(ray.cluster_resources()["CPU"]), ray.get(ray.remote(lambda: "a task").remote()))
+assert dict(os.environ) == before
+with ray_session(None, 1, 0):
+    assert ray.get(ray.remote(lambda: 1).remote()) == 1
+"""
+
+
+def test_a_process_searches_here_twice_and_then_on_a_cluster_with_a_token_of_its_own(
+    disturbances: SimpleNamespace,
+) -> None:
+    """Ray keeps mode and token for a process's life, and writes a token for a local session into the home folder."""
+    if reason := disturbances.nodes.why_impossible():
+        pytest.skip(reason)
+    token = "0123456789abcdef" * 4
+    with disturbances.nodes.Cluster({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}) as cluster:
+        head = cluster.start("n1", head=True)
+        words = ["env", "-u", "RAY_AUTH_MODE", "-u", "RAY_AUTH_TOKEN", sys.executable, "-c", TWO_LOCAL_THEN_A_CLUSTER]
+        assert head.run([*words, cluster.address, token]).splitlines()[-1] == "1 a task"
+
+
+def test_inside_a_job_the_jobs_cluster_is_used_and_ray_client_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(IN_JOB, raising=False)
+    assert session_address(None) is None
+    assert session_address("127.0.0.1:6379") == "127.0.0.1:6379"
+    monkeypatch.setenv(IN_JOB, "{}")
+    assert session_address(None) == "auto"
+    assert session_address("127.0.0.1:6379") == "127.0.0.1:6379"
+    with pytest.raises(RequestError, match=r"ray job submit --working-dir \. -- mixtune search SPACE"):
+        session_address("ray://127.0.0.1:10001")
