@@ -425,7 +425,7 @@ def _make_visit() -> Callable[..., Any]:
             try:
                 found[package] = importlib.import_module(package).__version__
             except ImportError as error:
-                found[package] = str(error)
+                return str(error)
         if say:
             return found
         other = [f"{name} {found[name]}, here {version}" for name, version in wanted.items() if found[name] != version]
