@@ -12,22 +12,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray._private.state import available_resources_per_node
 from ray._private.state import state as cluster_state
+from ray.autoscaler.sdk import request_resources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mixtune.cost.machine import Machine, look_at_machine
 from mixtune.errors import DataError, RequestError, TrainingError, one_line, suggest
 from mixtune.metrics import duration, find_metric
 from mixtune.space.space import SearchSpace, space_from_dict
-from mixtune.training.data import count_images
+from mixtune.training.data import count_images, load_image_sets
 from mixtune.training.plan import Phase
 from mixtune.tuning.slots import Slots, is_on_gpu, plan_slots, trials_for_a_gpu
 
-ANSWER_S = 30.0  # in which a node says what it has
+ANSWER_S = 30.0  # in which a node should say what it has; a search begins without one that has not
 ALIVE_S = 2.0  # to take a connection
 HEAD_S = 45.0  # Ray itself gives up after a minute
 POLL_S = 2.0
@@ -36,6 +37,7 @@ REFERENCE: Phase = "sl"  # the phase whose step every recipe has
 PENDING_S = 60.0  # after which a search says that no node takes its trials
 
 Say = Callable[[str], None]
+Doing = Literal["answering", "decoding", "timing"]
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,18 @@ class Visited:
     since: float = field(default_factory=time.monotonic)
     machine: Machine | None = None
     problem: str | None = None
-    is_looking: bool = False  # its images are there; they are decoded, and steps timed
+    doing: Doing = "answering"
+    is_told: bool = False  # that it decodes
     is_lost: bool = False
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the search should not wait for it; decoding may take any time, but all nodes have the same to do."""
+        return self.task is not None and self.doing != "decoding" and time.monotonic() - self.since > ANSWER_S
+
+    def begin(self, doing: Doing, task: ray.ObjectRef) -> None:
+        """Let the node do something."""
+        self.doing, self.task, self.since = doing, task, time.monotonic()
 
 
 def alive_nodes() -> list[Node]:
@@ -128,19 +140,22 @@ class Cluster:
         """
         if self.is_one:
             return
+        self._request(self._most or 0)
         started, told = time.monotonic(), False
         while True:
             self._look()
-            busy = [known for known in self._known.values() if known.task is not None]
-            found = [known for known in self._known.values() if known.machine is not None]
-            if not busy and (found or self._most is None):
-                break
-            waited = time.monotonic() - started
-            if not busy and wait_s is not None and waited > wait_s:
-                break
-            if not busy and waited > PENDING_S and not told:
-                told = True
-                self._say(self.describe_waiting(PENDING_S))
+            known = list(self._known.values())
+            is_found = any(each.machine is not None for each in known)
+            late = [each for each in known if each.is_late]
+            if not any(each.task is not None and not each.is_late for each in known):
+                if is_found or not (late or self._most):
+                    break
+                waited = time.monotonic() - started
+                if wait_s is not None and waited > wait_s:
+                    break
+                if waited > PENDING_S and not told:
+                    told = True
+                    self._say(self.describe_waiting(waited))
             time.sleep(0.1)
         self._choose()
         for line in self._lines():
@@ -153,6 +168,17 @@ class Cluster:
         (node,) = alive_nodes()
         self.machine, self._group = machine, {node.id}
         self._known[node.id] = Visited(node, machine=machine)
+
+    def close(self) -> None:
+        """Let an autoscaler take back what it brought."""
+        self._request(0)
+
+    def _request(self, slots: int) -> None:
+        """Tell an autoscaler, where there is one, for how many trials at once there should be nodes."""
+        if self._most is not None:
+            gpus = self.space.resources.gpus_per_trial
+            trial = {"CPU": self.space.resources.cpus_per_trial}
+            request_resources(bundles=slots * [trial | ({"GPU": 1 if gpus == "auto" else gpus} if self.on_gpu else {})])
 
     @property
     def nodes(self) -> list[Node]:
@@ -252,16 +278,16 @@ class Cluster:
         elif node.cpus < cpus:
             known.problem = f"{node.cpus} CPUs, and a trial takes {cpus:g}"
         else:
-            visit = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=on_node(node.id))(_make_visit())
-            known.task = visit.remote(_versions(), self.space.to_dict(), self._images)
+            visit = _task(_make_visit(), node)
+            known.begin("answering", visit.remote(_versions(), self.space.to_dict(), self._images))
         return known
 
     def _advance(self, known: Visited) -> None:
         ready, _ = ray.wait([known.task], timeout=0)
         if not ready:
-            if not known.is_looking and time.monotonic() - known.since > ANSWER_S:
-                ray.cancel(known.task, force=True)
-                known.task, known.problem = None, f"no answer within {ANSWER_S:.0f} s"
+            if known.doing == "decoding" and not known.is_told and time.monotonic() - known.since > ANSWER_S:
+                known.is_told = True
+                self._say(f"{known.node.name}: decoding images, once for all its trials")
             return
         try:
             answer = ray.get(known.task)
@@ -269,19 +295,16 @@ class Cluster:
             known.task, known.problem = None, one_line(getattr(error, "cause", None) or error)
             return
         known.task = None
-        if isinstance(answer, Machine):
+        if known.doing == "timing":
             known.machine = answer
+        elif known.doing == "decoding":
+            cpus = self.space.resources.cpus_per_trial
+            look = _task(look_at_machine, known.node, cpus, int(self.on_gpu))
+            known.begin("timing", look.remote(self.space, self._threads, self.on_gpu))
         elif answer:
             known.problem = answer
         else:
-            look = ray.remote(
-                num_cpus=self.space.resources.cpus_per_trial,
-                num_gpus=int(self.on_gpu),
-                max_calls=int(self.on_gpu),  # once: none of the GPU's memory stays taken
-                max_retries=0,
-                scheduling_strategy=on_node(known.node.id),
-            )(look_at_machine)
-            known.task, known.is_looking = look.remote(self.space, self._threads, self.on_gpu), True
+            known.begin("decoding", _task(decode_images, known.node).remote(self.space))
 
     def _choose(self) -> None:
         """Choose the group of nodes that trials may take, and say of the others why not."""
@@ -329,8 +352,9 @@ class Cluster:
             return f"{known.machine.device}, and seconds of this search are of {self.machine.device}"
         members = [self._known[node_id].machine for node_id in self._group]
         speeds = [machine.speeds[REFERENCE] for machine in members if machine is not None]
+        speeds = speeds or [self.machine.speeds[REFERENCE]]
         own = known.machine.speeds[REFERENCE]
-        if not speeds or min(speeds) / ALIKE <= own <= max(speeds) * ALIKE:
+        if min(speeds) / ALIKE <= own <= max(speeds) * ALIKE:
             return None
         ratio = max(speeds) / own
         how = f"{ratio:.1f} times as slow as" if ratio > 1 else f"{own / min(speeds):.1f} times as fast as"
@@ -342,6 +366,8 @@ class Cluster:
                 yield self._line(known)
 
     def _line(self, known: Visited) -> str:
+        if known.task is not None:
+            return f"{known.node.name}: no answer for {ANSWER_S:.0f} s: it takes trials once it has answered"
         if known.problem is not None:
             return f"{known.node.name}: left out: {known.problem}"
         assert known.machine is not None
@@ -405,6 +431,18 @@ def group_machines(machines: Mapping[str, Machine]) -> list[list[str]]:
 def needs_seconds(space: SearchSpace) -> bool:
     """Return whether an objective or a constraint compares seconds, or other figures of a device."""
     return any(find_metric(name).of_device for name in (*space.objectives, *space.constraints))
+
+
+def _task(function: Callable[..., Any], node: Node, cpus: float = 0, gpus: int = 0) -> Any:
+    """Return a remote function that runs on a node; on a GPU once a process, so that none of its memory stays taken."""
+    where = on_node(node.id)
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=int(gpus > 0), max_retries=0, scheduling_strategy=where)
+    return task(function)
+
+
+def decode_images(space: SearchSpace) -> None:
+    """Decode a base recipe's images on this machine, unless they are."""
+    load_image_sets(space.recipe)
 
 
 def _versions() -> dict[str, str]:

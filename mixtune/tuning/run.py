@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -124,12 +124,13 @@ def search(
         with ray_session(address, prepared.cpus, prepared.gpus):
             catch_sigterm()  # again: Ray's start puts a handler of its own in place
             threads = max(1, int(prepared.space.resources.cpus_per_trial))
-            cluster = Cluster(prepared.space, threads, say_to(console), most=slots, grows=address is not None)
-            if cluster.is_one:
-                cluster.take(_measure_here(look_at_machine, cluster, prepared.space, threads))
-            cluster.settle(wait_s)
-            write_whole(run.space_file, space_text(prepared.space, facts_of(prepared, cluster.machine)))
-            return _run(prepared, run, cluster, seconds, wait_s, console, loggers, callbacks)
+            grows = address is not None or slots is not None
+            with closing(Cluster(prepared.space, threads, say_to(console), most=slots, grows=grows)) as cluster:
+                if cluster.is_one:
+                    cluster.take(_measure_here(look_at_machine, cluster, prepared.space, threads))
+                cluster.settle(wait_s)
+                write_whole(run.space_file, space_text(prepared.space, facts_of(prepared, cluster.machine)))
+                return _run(prepared, run, cluster, seconds, wait_s, console, loggers, callbacks)
 
 
 def resume(
@@ -171,12 +172,12 @@ def resume(
         ray_session(address, prepared.cpus, prepared.gpus),
     ):
         catch_sigterm()  # again: Ray's start puts a handler of its own in place
-        say = say_to(console)
-        cluster = Cluster(prepared.space, machine.threads, say, run=machine, most=slots, grows=address is not None)
-        if cluster.is_one:
-            cluster.take(_machine_to_continue_on(prepared.space, machine, cluster))
-        cluster.settle(wait_s)
-        return _run(prepared, run, cluster, seconds, wait_s, console, loggers, callbacks, trials, retry_failed)
+        say, grows = say_to(console), address is not None or slots is not None
+        with closing(Cluster(prepared.space, machine.threads, say, run=machine, most=slots, grows=grows)) as cluster:
+            if cluster.is_one:
+                cluster.take(_machine_to_continue_on(prepared.space, machine, cluster))
+            cluster.settle(wait_s)
+            return _run(prepared, run, cluster, seconds, wait_s, console, loggers, callbacks, trials, retry_failed)
 
 
 def _run(
