@@ -45,7 +45,7 @@ from mixtune.tuning.prepare import (
 )
 from mixtune.tuning.ray import run_here, train_trials
 from mixtune.tuning.search import RunningSearch
-from mixtune.tuning.session import ray_session, session_address
+from mixtune.tuning.session import is_in_job_folder, ray_session, session_address
 from mixtune.tuning.slots import Slots, double_fraction
 from mixtune.tuning.states import collect_states
 from mixtune.tuning.study_file import StudyFile
@@ -118,6 +118,8 @@ def search(
         address=address,
     )
     _say(console, f"{prepared.describe()}\nrun directory: {run.path}")
+    if is_in_job_folder(run.path):
+        _log.warning("%s is in the Ray job's own folder and goes with it: give --out a folder that stays", run.path)
     make_folder(run.path)
     with interruptible(run), hold_run(run.path, "search", on_wait=lambda line: _say(console, line)):
         run.refuse_occupied()  # by another that began meanwhile

@@ -47,6 +47,11 @@ def session_address(address: str | None) -> str | None:
     return address
 
 
+def is_in_job_folder(path: Path) -> bool:
+    """Return whether a folder goes with the Ray job that it is in: below the job's working directory."""
+    return "runtime_resources" in path.resolve().parts
+
+
 @contextmanager
 def ray_session(address: str | None, cpus: int, gpus: int) -> Iterator[None]:
     """Run with Ray: the cluster at ``address``, the session that is there already, or one of our own.

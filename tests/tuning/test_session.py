@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from mixtune.errors import RequestError
-from mixtune.tuning.session import IN_JOB, session_address
+from mixtune.tuning.session import IN_JOB, is_in_job_folder, session_address
 
 TWO_LOCAL_THEN_A_CLUSTER = """
 import os, sys
 from pathlib import Path
 import ray
+from mixtune.errors import RequestError
 from mixtune.tuning.session import ray_session
 
 before = dict(os.environ)
@@ -30,6 +32,12 @@ with ray_session(sys.argv[1], 1, 0):
 assert dict(os.environ) == before
 with ray_session(None, 1, 0):
     assert ray.get(ray.remote(lambda: 1).remote()) == 1
+ray.__version__ = "2.52.0"
+try:
+    with ray_session(sys.argv[1], 1, 0):
+        print("joined")
+except RequestError as error:
+    print(error)
 """
 
 
@@ -43,7 +51,11 @@ def test_a_process_searches_here_twice_and_then_on_a_cluster_with_a_token_of_its
     with disturbances.nodes.Cluster({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}) as cluster:
         head = cluster.start("n1", head=True)
         words = ["env", "-u", "RAY_AUTH_MODE", "-u", "RAY_AUTH_TOKEN", sys.executable, "-c", TWO_LOCAL_THEN_A_CLUSTER]
-        assert head.run([*words, cluster.address, token]).splitlines()[-1] == "1 a task"
+        joined, other_version = head.run([*words, cluster.address, token]).splitlines()[-2:]
+        assert joined == "1 a task"
+        assert other_version.startswith(
+            f"--address {cluster.address}: the cluster has another version of Ray or Python"
+        )
 
 
 def test_inside_a_job_the_jobs_cluster_is_used_and_ray_client_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,5 +65,7 @@ def test_inside_a_job_the_jobs_cluster_is_used_and_ray_client_is_refused(monkeyp
     monkeypatch.setenv(IN_JOB, "{}")
     assert session_address(None) == "auto"
     assert session_address("127.0.0.1:6379") == "127.0.0.1:6379"
+    assert is_in_job_folder(Path("/tmp/ray/session_1/runtime_resources/working_dir_files/_ray_pkg_1/runs/x"))
+    assert not is_in_job_folder(Path("runs/x"))
     with pytest.raises(RequestError, match=r"ray job submit --working-dir \. -- mixtune search SPACE"):
         session_address("ray://127.0.0.1:10001")
