@@ -20,8 +20,9 @@ from mixtune.datasets import load_dataset
 from mixtune.errors import DataError
 
 LOAD = """
-import hashlib, sys, time
+import hashlib, logging, sys, time
 from mixtune.datasets import load_dataset
+logging.basicConfig(level=logging.INFO, format="%(message)s")
 time.sleep(max(0, float(sys.argv[2]) - time.time()))
 dataset = load_dataset("image_folder", sys.argv[1], image_size=48)
 print(hashlib.sha256(dataset.train.images.tobytes() + dataset.test.images.tobytes()).hexdigest())
@@ -126,14 +127,16 @@ def test_a_damaged_cache_is_noticed_and_rebuilt(root, forget):
         assert sorted(path.name for path in folder.iterdir()) == names, damage
 
 
-def test_processes_that_build_at_once_end_with_one_cache(tmp_path, write_classes):
+def test_of_processes_that_begin_at_once_one_decodes(tmp_path, write_classes):
     write_classes(tmp_path, 120, classes="01234")
     command = [sys.executable, "-W", "error", "-c", LOAD, str(tmp_path), str(time.time() + 1.5)]
-    workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    answers = [worker.communicate(timeout=60)[0] for worker in workers]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    workers = [subprocess.Popen(command, **pipes, text=True) for _ in range(4)]
+    answers, logs = zip(*(worker.communicate(timeout=60) for worker in workers), strict=True)
     assert [worker.returncode for worker in workers] == [0] * 4
     assert len(set(answers)) == 1
     assert len(cache_folders(tmp_path)) == 1
+    assert sorted("train images" in log for log in logs) == [False, False, False, True]
 
 
 def test_a_full_disk_is_a_data_error_and_leaves_nothing_behind(root):
