@@ -67,7 +67,7 @@ class StateStore:
     def read(self, key: str) -> bytes | None:
         """Return a state's file, None where it is absent or cannot be read."""
         try:
-            return self._path(key).read_bytes()
+            return self.path(key).read_bytes()
         except OSError:
             return None
 
@@ -79,7 +79,7 @@ class StateStore:
                 raise DataError(f"{self.folder}: no space left on the disk: {free / 1e6:.0f} MB are free")
             if self.max_bytes is not None and len(content) > self.max_bytes:
                 raise DataError(f"{self.folder}: a state has {len(content):,} bytes, all may have {self.max_bytes:,}")
-            write_whole(self._path(key), content)
+            write_whole(self.path(key), content)
         except (OSError, RequestError, DataError) as error:
             self._warn_once(str(error))
             return False
@@ -92,12 +92,12 @@ class StateStore:
         A damaged file is removed, with a warning in the log.
         """
         try:
-            with self._path(key).open("rb") as file:
+            with self.path(key).open("rb") as file:
                 header, content = file.read(_HEADER), file.read()
         except FileNotFoundError:
             return None
         except OSError as error:
-            self._warn_once(f"{self._path(key)} cannot be read: {error.strerror}")
+            self._warn_once(f"{self.path(key)} cannot be read: {error.strerror}")
             return None
         damage = "its digest is not that of its content"
         if header == _header(key, content):
@@ -107,7 +107,7 @@ class StateStore:
                 return state
             except (pickle.UnpicklingError, RuntimeError):
                 damage = "this PyTorch does not read it as tensors and plain values"
-        self._warn(f"{self._path(key)} was damaged ({damage}): it is removed, and its epochs are trained again")
+        self._warn(f"{self.path(key)} was damaged ({damage}): it is removed, and its epochs are trained again")
         self.remove(key)
         return None
 
@@ -128,12 +128,12 @@ class StateStore:
 
     def __contains__(self, key: str) -> bool:
         """Return whether a state is stored; only load() finds out whether it is whole."""
-        return os.path.isfile(self._path(key))
+        return os.path.isfile(self.path(key))
 
     def remove(self, key: str) -> None:
         """Remove a state, if it is there and can be removed."""
         with suppress(OSError):
-            self._path(key).unlink()
+            self.path(key).unlink()
 
     def sizes(self) -> dict[str, int]:
         """Return the bytes of each checkpoint by its key, the one not used for longest first."""
@@ -144,13 +144,14 @@ class StateStore:
                     found.append((path.stat(), path.stem))
         return {key: status.st_size for status, key in sorted(found, key=lambda file: file[0].st_mtime_ns)}
 
-    def _path(self, key: str) -> Path:
+    def path(self, key: str) -> Path:
+        """Return where a state is, or would be."""
         assert key.isalnum(), key
         return self.folder / f"{key}{_SUFFIX}"
 
     def _touch(self, key: str) -> None:
         with suppress(OSError):
-            os.utime(self._path(key))
+            os.utime(self.path(key))
 
     def _evict(self, written: str) -> None:
         if self.max_bytes is None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray._private.state import state as cluster_state
@@ -55,11 +56,8 @@ class NodePlace(Place):
         content = StateStore(self._stages).read(key)
         if content is None or self._context.home is None:
             return False
-        task = _receive.options(scheduling_strategy=on_node(self._context.home))
-        try:
-            return bool(ray.get(task.remote(self._stages, key, content), timeout=FETCH_S))
-        except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
-            return False
+        name = StateStore(self._stages).path(key)
+        return _run_there(self._context.home, _make_write(), str(name), content) is not None
 
 
 def collect_states(directory: Path, records: Mapping[str, TrialRecord], trials: list[str]) -> None:
@@ -82,19 +80,41 @@ def _node_at(address: str) -> str | None:
 
 def _read_there(node: str, stages: Path, key: str) -> bytes | None:
     """Return a state's file from another node, None where it is not to be had."""
-    task = _read.options(scheduling_strategy=on_node(node))
-    try:
-        content: bytes | None = ray.get(task.remote(stages, key), timeout=FETCH_S)
-    except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError):  # lost meanwhile: its epochs are trained again
-        return None
+    content: bytes | None = _run_there(node, _make_read(), str(StateStore(stages).path(key)))
     return content
 
 
-@ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
-def _read(stages: Path, key: str) -> bytes | None:
-    return StateStore(stages).read(key)
+def _run_there(node: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what a function returns on another node, None where it raises or the node is lost meanwhile."""
+    task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=on_node(node))(function)
+    try:
+        return ray.get(task.remote(*arguments), timeout=FETCH_S)
+    except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
+        return None
 
 
-@ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
-def _receive(stages: Path, key: str, content: bytes) -> bool:
-    return StateStore(stages).receive(key, content)
+# Values, which a new process runs without the seconds that it takes to import PyTorch: a node may have no more left.
+
+
+def _make_read() -> Callable[[str], bytes]:
+    def read(path: str) -> bytes:
+        with open(path, "rb") as file:
+            return file.read()
+
+    return read
+
+
+def _make_write() -> Callable[[str, bytes], bool]:
+    def write(path: str, content: bytes) -> bool:
+        import os
+
+        folder, name = os.path.split(path)
+        os.makedirs(folder, exist_ok=True)
+        temporary = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
+        with open(temporary, "wb") as file:
+            file.write(content)
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        return True
+
+    return write
