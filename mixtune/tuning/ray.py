@@ -271,7 +271,7 @@ def train_trials(
             states_bytes=MAX_BYTES,
             branches=tuple(paths(asked.params).stored_after),
             selector=cluster.selector,
-            states={} if cluster.is_one else search.stages.places(asked.params),
+            states={} if cluster.is_one else search.places(asked.trial),
             **on_cluster,
         )
 

@@ -148,6 +148,18 @@ class RunningSearch:
             self._idle_since = time.monotonic()
         return None
 
+    def places(self, trial: str) -> dict[str, str | None]:
+        """Return the keys of the states that a trial may continue from, each with the node that has it.
+
+        Of its own the latest one, too, which stays for it alone; None stands for the run directory.
+        """
+        record = self.records[trial]
+        found = self.stages.places(record.params)
+        for epoch, key in [*record.stored.items()][-1:]:
+            if self._holds(node := record.nodes.get(epoch)):
+                found[key] = node
+        return found
+
     @property
     def _wants_more(self) -> bool:
         """Whether a new trial has to be requested, to meet the budget."""
