@@ -165,7 +165,9 @@ def count_running(events: Events) -> list[int]:
     running: set[str] = set()
     counts = []
     for event in events:
-        if event["event"] == "started":
+        if event["event"] == "opened":  # by another driver
+            running.clear()
+        elif event["event"] == "started":
             running.add(event["trial"])
         elif event["event"] in (*ENDINGS, "retried"):
             running.discard(event["trial"])
@@ -196,7 +198,15 @@ def share_nothing(cluster: Cluster, undisturbed: Undisturbed) -> list[str]:
     driver = Driver(cluster, undisturbed.space, "shared-nothing")
     problems = driver.finish() + check_equal(cluster, driver, undisturbed)
     idle = [node.name for node in cluster.nodes.values() if node is not cluster.head and not any_state(node, driver)]
+    trained, enough = (count_trained(events) for events in (driver.events(), read_events(undisturbed.directory)))
+    if trained > enough:
+        problems.append(f"{trained} epochs were trained, and {enough} where all states are on one disk")
     return problems + [f"{name} trained nothing" for name in idle]
+
+
+def count_trained(events: Events) -> int:
+    """Return how many epochs the trials that have ended trained themselves."""
+    return sum(ending["metrics"]["epochs_trained"] for ending in read_endings(events).values())
 
 
 def any_state(node: Node, driver: Driver) -> bool:
@@ -213,13 +223,17 @@ def kill_node(cluster: Cluster, undisturbed: Undisturbed, epochs: int = 40) -> l
     return driver.finish() + check_equal(cluster, driver, undisturbed)
 
 
-def kill_driver(cluster: Cluster, undisturbed: Undisturbed, epochs: int = 40) -> list[str]:
-    """Kill the driver after so many epochs and resume at once."""
+def kill_driver(cluster: Cluster, undisturbed: Undisturbed, epochs: int = 40, also: str | None = None) -> list[str]:
+    """Kill the driver after so many epochs and resume at once; ``also``: a worker that is killed once both train."""
     driver = Driver(cluster, undisturbed.space, "driver-killed")
     driver.wait_for_epochs(epochs)
     driver.command.kill()
     ended = read_endings(driver.events())
     driver.resume()
+    if also is not None:
+        before = len(driver.events())
+        driver.command.wait_until(lambda: 2 in count_running(driver.events())[before:], "two trials at once")
+        cluster.nodes[also].kill()
     problems = driver.finish() + check_equal(cluster, driver, undisturbed)
     now = read_endings(driver.events())
     return problems + [

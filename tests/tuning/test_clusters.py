@@ -15,21 +15,13 @@ from mixtune.stages.store import StateStore
 
 
 @pytest.fixture(scope="module")
-def all_nodes(disturbances: SimpleNamespace) -> Iterator[Any]:
+def cluster(disturbances: SimpleNamespace) -> Iterator[Any]:
     """A head without CPUs and two workers of one."""
     if reason := disturbances.nodes.why_impossible():
         pytest.skip(reason)
     with disturbances.nodes.Cluster() as cluster:
         disturbances.clusters.start_nodes(cluster, "n2", "n3")
         yield cluster
-
-
-@pytest.fixture
-def cluster(all_nodes: Any) -> Any:
-    """The same, with a worker in place of one that a test killed."""
-    if all_nodes.nodes["n3"].is_gone:
-        all_nodes.start("n3")
-    return all_nodes
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +37,11 @@ def test_nodes_need_no_shared_disk(disturbances: SimpleNamespace, cluster: Any, 
     assert disturbances.clusters.share_nothing(cluster, undisturbed) == []
 
 
-def test_a_killed_driver_can_be_resumed_at_once(disturbances: SimpleNamespace, cluster: Any, undisturbed: Any) -> None:
-    assert disturbances.clusters.kill_driver(cluster, undisturbed, epochs=15) == []
-
-
-def test_a_killed_node_changes_no_bit(disturbances: SimpleNamespace, cluster: Any, undisturbed: Any) -> None:
-    assert disturbances.clusters.kill_node(cluster, undisturbed, epochs=15) == []
+def test_a_killed_driver_and_a_killed_node_change_no_bit(
+    disturbances: SimpleNamespace, cluster: Any, undisturbed: Any
+) -> None:
+    """The driver first; its search is resumed at once, on the same cluster."""
+    assert disturbances.clusters.kill_driver(cluster, undisturbed, epochs=9, also="n3") == []
 
 
 def test_other_and_lost_weights_are_reported(disturbances: SimpleNamespace, undisturbed: Any, tmp_path: Path) -> None:
