@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import sys
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal
@@ -21,18 +16,18 @@ from ray.autoscaler.sdk import request_resources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mixtune.cost.machine import Machine, look_at_machine
-from mixtune.errors import DataError, RequestError, TrainingError, one_line, suggest
+from mixtune.errors import RequestError, one_line, suggest
 from mixtune.metrics import duration, find_metric
-from mixtune.space.space import SearchSpace, space_from_dict
-from mixtune.training.data import count_images, load_image_sets
+from mixtune.space.space import SearchSpace
+from mixtune.training.data import count_images
 from mixtune.training.plan import Phase
+from mixtune.tuning.preflight import decode_images, make_visit, versions
+from mixtune.tuning.session import POLL_S, answers
 from mixtune.tuning.slots import Slots, is_on_gpu, plan_slots, trials_for_a_gpu
 
 ANSWER_S = 30.0  # in which a node should say what it has; a search begins without one that has not
-ALIVE_S = 2.0  # to take a connection
-HEAD_S = 45.0  # Ray itself gives up after a minute
-POLL_S = 2.0
 ALIKE = 1.25  # of reference speeds; equal machines drift by 6 to 20 %
+NODE_ID = "ray.io/node-id"  # Ray's label
 REFERENCE: Phase = "sl"  # the phase whose step every recipe has
 PENDING_S = 60.0  # after which a search says that no node takes its trials
 
@@ -53,7 +48,7 @@ class Node:
 
     def answers(self) -> bool:
         """Return whether its raylet can be reached; Ray takes a quarter of a minute to say so."""
-        return _answers(self.address, self.port)
+        return answers(self.address, self.port)
 
 
 @dataclass
@@ -199,7 +194,7 @@ class Cluster:
     @property
     def selector(self) -> dict[str, str]:
         """The labels of the nodes that a trial may take, for Ray; empty where there is one node."""
-        return {} if self.is_one else {"ray.io/node-id": f"in({','.join(sorted(self._group))})"}
+        return {} if self.is_one else {NODE_ID: f"in({','.join(sorted(self._group))})"}
 
     def holds(self, address: str | None) -> bool:
         """Return whether a node is there, by its address; None is the run directory, which is."""
@@ -219,9 +214,17 @@ class Cluster:
         self._known[node_id].problem = why
         self._say(f"{self._known[node_id].node.name}: {why}")
 
-    def poll(self) -> bool:
-        """Take in nodes that have joined, and leave those that are gone; return whether anything changed."""
-        if self.is_one or time.monotonic() - self._polled < POLL_S:
+    def strands(self, selector: Mapping[str, str]) -> bool:
+        """Return whether none of the nodes that a selector names may take trials any more."""
+        names = selector.get(NODE_ID, "in()").removeprefix("in(").removesuffix(")")
+        return bool(selector) and self._group.isdisjoint(names.split(","))
+
+    def poll(self, now: bool = False) -> bool:
+        """Take in nodes that have joined, and leave those that are gone; return whether anything changed.
+
+        Every POLL_S alone, unless ``now``.
+        """
+        if self.is_one or not (now or time.monotonic() - self._polled >= POLL_S):
             return False
         before = frozenset(self._group)
         waiting = {node_id for node_id, known in self._known.items() if known.task is not None}
@@ -278,8 +281,8 @@ class Cluster:
         elif node.cpus < cpus:
             known.problem = f"{node.cpus} CPUs, and a trial takes {cpus:g}"
         else:
-            visit = _task(_make_visit(), node)
-            known.begin("answering", visit.remote(_versions(), self.space.to_dict(), self._images))
+            visit = _task(make_visit(), node)
+            known.begin("answering", visit.remote(versions(), self.space.to_dict(), self._images))
         return known
 
     def _advance(self, known: Visited) -> None:
@@ -375,39 +378,6 @@ class Cluster:
         return f"{known.node.name}: ok, {known.machine.device}, {count} slot{'s' * (count != 1)}"
 
 
-@contextmanager
-def head_watched(last_words: str) -> Iterator[None]:
-    """Say last words and end this process where the cluster's head is gone for HEAD_S; a head may come back before.
-
-    Ray ends a process whose head is gone for a minute in C++, without a word that helps, and raises nothing before.
-    """
-    host, port = ray.get_runtime_context().gcs_address.rsplit(":", 1)
-    ended = threading.Event()
-
-    def watch() -> None:
-        answered = time.monotonic()
-        while not ended.wait(POLL_S):
-            if _answers(host, int(port)):
-                answered = time.monotonic()
-            elif time.monotonic() - answered > HEAD_S:
-                print(f"mixtune: the cluster's head is gone: {last_words}", file=sys.stderr, flush=True)
-                os._exit(1)
-
-    threading.Thread(target=watch, name="mixtune-head", daemon=True).start()
-    try:
-        yield
-    finally:
-        ended.set()
-
-
-def _answers(host: str, port: int) -> bool:
-    try:
-        socket.create_connection((host, port), timeout=ALIVE_S).close()
-    except OSError:
-        return False
-    return True
-
-
 def group_machines(machines: Mapping[str, Machine]) -> list[list[str]]:
     """Return names of machines whose seconds compare, the fastest of each group first.
 
@@ -438,53 +408,3 @@ def _task(function: Callable[..., Any], node: Node, cpus: float = 0, gpus: int =
     where = on_node(node.id)
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=int(gpus > 0), max_retries=0, scheduling_strategy=where)
     return task(function)
-
-
-def decode_images(space: SearchSpace) -> None:
-    """Decode a base recipe's images on this machine, unless they are."""
-    load_image_sets(space.recipe)
-
-
-def _versions() -> dict[str, str]:
-    """Return the versions that a trial's result depends on, of this process."""
-    found: dict[str, str] = _make_visit()({}, {}, {}, say=True)
-    return found
-
-
-def _make_visit() -> Callable[..., Any]:
-    """Return the task that says why its node cannot train, None if it can: a value, since mixtune may be missing."""
-
-    def visit(wanted: dict[str, str], space: dict[str, Any], images: dict[str, Any], say: bool = False) -> Any:
-        import importlib
-        import sys
-
-        found = {"Python": f"{sys.version_info.major}.{sys.version_info.minor}"}
-        for package in ("mixtune", "torch", "ray"):
-            try:
-                found[package] = importlib.import_module(package).__version__
-            except ImportError as error:
-                return str(error)
-        if say:
-            return found
-        other = [f"{name} {found[name]}, here {version}" for name, version in wanted.items() if found[name] != version]
-        if other:
-            return ", ".join(other)
-        return importlib.import_module("mixtune.tuning.nodes").check_data(space, images)
-
-    return visit
-
-
-def check_data(values: Mapping[str, Any], images: Mapping[str, Any]) -> str | None:
-    """Return why a space cannot be trained on this machine, None if it can; images: as count_images() has them."""
-    try:
-        space = space_from_dict(values, {})
-        here = count_images(space.recipe)
-    except (RequestError, DataError, TrainingError) as error:
-        return str(error)
-    for name, (count, size) in images.items():
-        if here[name] != (count, size):
-            there = here[name]
-            return (
-                f"{name} has {there[0]:,} images of {there[1]:,} bytes, and {count:,} of {size:,} where the search runs"
-            )
-    return None

@@ -30,9 +30,10 @@ from mixtune.run.rungs import KEEP, LEVELS
 from mixtune.stages.paths import RecipePaths
 from mixtune.stages.store import MAX_BYTES
 from mixtune.training.loop import DivergedError
-from mixtune.tuning.nodes import PENDING_S, Cluster, head_watched
+from mixtune.tuning.nodes import PENDING_S, Cluster
 from mixtune.tuning.schedulers.pareto_asha import ParetoHalving
 from mixtune.tuning.search import Asked, Cause, RunningSearch
+from mixtune.tuning.session import head_watched
 from mixtune.tuning.states import digest_space
 from mixtune.tuning.trainable import REPORT, MixTrainable
 from mixtune.tuning.trial import LeavingError, SearchContext
@@ -124,6 +125,7 @@ class SearchCallback(_DrivenBySearch, Callback):  # type: ignore[misc]
         """The trial raised, or its worker died."""
         error = read_error(trial)
         reason, cause = failure_reason(trial, error), failure_cause(error)
+        self._watch.look(now=True)
         if isinstance(error, ray.exceptions.RayActorError) and (lost := self._watch.lose_nodes()):
             reason, cause = f"{reason}: {lost} was lost", "node lost"
         self._search.fail(trial.config["trial"], reason, cause)
@@ -153,9 +155,13 @@ class Watch:
         self._search.slots = self._cluster.slots.count
         self._search.stages.forget(self._cluster.holds)
 
-    def look(self) -> None:
+    def is_stranded(self, trial: Trial) -> bool:
+        """Return whether a trial waits for nodes that are gone."""
+        return trial.status == Trial.PENDING and self._cluster.strands(trial.config["search"].selector)
+
+    def look(self, now: bool = False) -> None:
         """Take in what has changed."""
-        if self._cluster.poll():
+        if self._cluster.poll(now):
             self._follow()
         if self._cluster.is_one or self._search.is_training or self._search.is_over:
             self._trained, self._told = time.monotonic(), 0.0
@@ -168,6 +174,24 @@ class Watch:
             self._search.stop_reason = self._cluster.describe_waiting(waited)
             self.has_given_up = True
         self.has_given_up |= self._search.is_draining
+
+
+class ClusterScheduler(FIFOScheduler):  # type: ignore[misc]
+    """Takes back trials that wait for nodes that are gone: Ray's request for a place cannot be changed."""
+
+    def __init__(self, search: RunningSearch, watch: Watch) -> None:
+        super().__init__()
+        self._search, self._watch = search, watch
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """Return the next trial that waits."""
+        for trial in filter(self._watch.is_stranded, tune_controller.get_trials()):
+            self._search.fail(trial.config["trial"], "the nodes that it waited for are gone", "node lost")
+            tune_controller.stop_trial(trial)
+        return super().choose_trial_to_run(tune_controller)
 
 
 class GuardedCallback(Callback):  # type: ignore[misc]
@@ -286,7 +310,7 @@ def train_trials(
             tune.with_resources(MixTrainable, resources),
             tune_config=tune.TuneConfig(
                 search_alg=SearchSearcher(search, context, watch),
-                scheduler=scheduler,
+                scheduler=scheduler or (None if cluster.is_one else ClusterScheduler(search, watch)),
                 num_samples=-1,  # until the searcher says that it is over
                 reuse_actors=True,
                 trial_name_creator=lambda trial: str(trial.config["trial"]),

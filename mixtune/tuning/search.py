@@ -287,6 +287,8 @@ class RunningSearch:
         Seconds are from the ledger's windows, so that equal recipes have equal ones. A trial that was ended by
         draining stays unfinished.
         """
+        if trial not in self._active:  # it failed, and waits again
+            return
         report = self._active[trial]
         if report is None or (not report.is_whole and self.is_draining):
             self._leave(trial)

@@ -7,6 +7,10 @@ import logging
 import os
 import re
 import secrets
+import socket
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -29,6 +33,9 @@ _QUIET = {
 }
 _OURS = ("RAY_", "TUNE_", "PYTHONBREAKPOINT")  # how variables begin that a session may set
 _TOKEN_SOURCES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+ALIVE_S = 2.0  # to take a connection
+HEAD_S = 45.0  # Ray itself gives up after a minute
+POLL_S = 2.0  # between two looks at a cluster
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a job
 
 
@@ -70,6 +77,40 @@ def ray_session(address: str | None, cpus: int, gpus: int) -> Iterator[None]:
             del os.environ[name]
         os.environ.update(before)
         _refresh_authentication()
+
+
+@contextmanager
+def head_watched(last_words: str) -> Iterator[None]:
+    """Say last words and end this process where the cluster's head is gone for HEAD_S; a head may come back before.
+
+    Ray ends a process whose head is gone for a minute in C++, without a word that helps, and raises nothing before.
+    """
+    host, port = ray.get_runtime_context().gcs_address.rsplit(":", 1)
+    ended = threading.Event()
+
+    def watch() -> None:
+        answered = time.monotonic()
+        while not ended.wait(POLL_S):
+            if answers(host, int(port)):
+                answered = time.monotonic()
+            elif time.monotonic() - answered > HEAD_S:
+                print(f"mixtune: the cluster's head is gone: {last_words}", file=sys.stderr, flush=True)
+                os._exit(1)
+
+    threading.Thread(target=watch, name="mixtune-head", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+def answers(host: str, port: int) -> bool:
+    """Return whether a process takes connections there."""
+    try:
+        socket.create_connection((host, port), timeout=ALIVE_S).close()
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
-import urllib.request
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,14 +63,15 @@ def run(
 
 
 @pytest.fixture(scope="module")
-def s3() -> Iterator[S3FileSystem]:
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3FileSystem]:
     """A bucket of moto's server, as any object store."""
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
-        assert server.stderr is not None
-        port = next(line.rsplit(":", 1)[1].split()[0] for line in server.stderr if "Running on" in line)
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/") as page:
-            assert page.status == 200
+    log = tmp_path_factory.mktemp("moto") / "log"
+    with log.open("w") as lines, subprocess.Popen(command, stderr=lines) as server:
+        while (found := re.search(r"Running on http://127\.0\.0\.1:(\d+)", log.read_text())) is None:
+            assert server.poll() is None, log.read_text()
+            time.sleep(0.05)
+        port = found[1]
         given = {"access_key": "x", "secret_key": "y", "region": "us-east-1", "allow_bucket_creation": True}
         files = S3FileSystem(endpoint_override=f"127.0.0.1:{port}", scheme="http", **given)
         files.create_dir("bucket")
