@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 from plain_search import search_here
 
+from mixtune.space.space import space_from_dict
+
 nbclient = pytest.importorskip("nbclient")
 nbformat = pytest.importorskip("nbformat")
 
@@ -17,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 MAX_BYTES = 1_000_000  # of a notebook with its outputs
 VALUES = r"\"val_fraction\": 0.2}"  # of a recipe's data, as a notebook's JSON has it
-FEWER = {r"\"trials\": 10}": r"\"trials\": 5}", "num_samples=8": "num_samples=4"}
+FEWER = {"num_samples=8": "num_samples=3"}
 
 
 def said(notebook: Any) -> str:
@@ -29,25 +32,55 @@ def said(notebook: Any) -> str:
     return "\n".join(texts)
 
 
-# accelerated.ipynb loads its search where that is done already: one notebook that searches by Ray is enough
-SEARCHED = {
-    "recipe": {
-        "data": {"dataset": "digits", "fraction": 0.2},
-        "model": {"patch_size": 2, "embed_dim": 16, "depth": 1, "num_heads": 2},
-        "epochs": {"ssl": 1, "sl": 2},
-        "ssl": {
-            "objective": "mocov3",
-            "hidden_dim": 16,
-            "compression": {"stages": [{"from_epoch": 0, "token_dropout": 0.5}]},
+def written_space(path: Path) -> dict[str, Any]:
+    """Return the values of the space that a notebook searches."""
+    for cell in nbformat.read(path, as_version=4).cells:
+        for node in ast.walk(ast.parse(cell.source)) if cell.cell_type == "code" else ():
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "space":
+                return dict(ast.literal_eval(node.value))
+    raise AssertionError(f"{path} has no space")
+
+
+# two notebooks load their searches where these are done already: one that trains by Ray is enough
+RECIPE = {
+    "data": {"dataset": "digits", "fraction": 0.2},
+    "model": {"patch_size": 2, "embed_dim": 16, "depth": 1, "num_heads": 2},
+    "epochs": {"ssl": 1, "sl": 2},
+    "optim": {"batch_size": 32, "ssl": {"base_lr": 0.02}, "sl": {"base_lr": 0.04}},
+}
+SEARCHED: dict[str, tuple[str, dict[str, Any]]] = {
+    "accelerated": (
+        "accelerated",
+        {
+            "recipe": RECIPE
+            | {
+                "ssl": {
+                    "objective": "mocov3",
+                    "hidden_dim": 16,
+                    "compression": {"stages": [{"from_epoch": 0, "token_dropout": 0.5}]},
+                }
+            },
+            "space": {
+                "ssl.objective": {"choice": ["simclr", "mocov3", "dino"]},
+                "ssl.compression.schedule": {"choice": ["none", "auto"]},
+            },
+            "baselines": ["sl"],
+            "search": {"sampler": "grid"},
         },
-        "optim": {"batch_size": 32, "ssl": {"base_lr": 0.02}, "sl": {"base_lr": 0.04}},
-    },
-    "space": {
-        "ssl.objective": {"choice": ["simclr", "mocov3", "dino"]},
-        "ssl.compression.schedule": {"choice": ["none", "auto"]},
-    },
-    "baselines": ["sl"],
-    "search": {"sampler": "grid"},
+    ),
+    "pareto": (
+        "notebook",
+        {
+            "recipe": RECIPE,
+            "space": {
+                "alpha": {"uniform": [0.05, 0.95]},
+                "rho": {"choice": [0.0, 0.5, 1.0]},
+                "epochs.ssl": {"choice": [1, 2]},
+                "epochs.sl": {"choice": [2, 3]},
+            },
+            "search": {"trials": 4},
+        },
+    ),
 }
 
 
@@ -56,8 +89,11 @@ def test_a_notebook_runs_from_a_clean_kernel(path: Path, tmp_path: Path, monkeyp
     """Every cell of a copy, alongside the ready spaces; a fifth of the images and half the trials are enough."""
     shutil.copytree(ROOT / "search_spaces", tmp_path / "search_spaces")
     (tmp_path / "notebooks" / "runs").mkdir(parents=True)
-    if path.stem == "accelerated":
-        search_here(SEARCHED, tmp_path / "notebooks" / "runs" / "accelerated")
+    if path.stem in SEARCHED:
+        name, space = SEARCHED[path.stem]
+        search_here(space, tmp_path / "notebooks" / "runs" / name)
+    if path.stem == "pareto":
+        assert space_from_dict(written_space(path)).budget == 10
     monkeypatch.setenv("PLOTLY_RENDERER", "json")
     for name in [name for name in os.environ if name.startswith("TUNE_")]:  # of a session that another test holds
         monkeypatch.delenv(name)

@@ -77,7 +77,7 @@ def test_every_default_is_spelled_out() -> None:
         "constraints": {},
         "baselines": ["sl", "ssl_sl"],
         "search": {"sampler": "tpe", "scheduler": "fifo", "trials": 20, "seed": 0, "max_failures": 2},
-        "resources": {"cpus_per_trial": 1.0, "gpus_per_trial": "auto"},
+        "resources": {"cpus_per_trial": 1.0, "gpus_per_trial": "auto", "device": None},
     }
 
 

@@ -35,7 +35,7 @@ BASELINES = "known are sl, ssl_sl; did you mean 'ssl_sl'?"
 
 def test_a_mistake_says_what_was_given_and_what_is_allowed(tmp_path: Path) -> None:
     ssl = "unknown key; allowed are objective, encode, loss_on, mask_ratio, norm_pix, decoder_depth"
-    gpus = "unknown key; allowed are cpus_per_trial, gpus_per_trial; did you mean 'gpus_per_trial'?"
+    gpus = "unknown key; allowed are cpus_per_trial, gpus_per_trial, device; did you mean 'gpus_per_trial'?"
     meant = f"unknown objective; known are {SCORES}, {COSTS}; did you mean 'val_accuracy'?"
     form, either = "should be <= and a number, such as", "should be a valid number or should be 'auto'"
     for text, key, message in (
