@@ -390,12 +390,12 @@ def drain_node(cluster: Cluster, undisturbed: Undisturbed) -> list[str]:
 
 
 def submit_job(cluster: Cluster, undisturbed: Undisturbed) -> list[str]:
-    """Search as a Ray job."""
+    """Search as a Ray job, on the job's cluster without a word of it."""
     folder = cluster.head.work / "job"
     folder.mkdir()
     (folder / "s.yaml").write_text(yaml.safe_dump(undisturbed.space))
     out = cluster.here / "work" / "run"
-    search = [MIXTUNE, "search", "s.yaml", "--address", "auto", "--out", str(out)]
+    search = [MIXTUNE, "search", "s.yaml", "--out", str(out)]
     submit = [*RAY, "job", "submit", f"--address={cluster.dashboard}", "--working-dir=job", "--", *search]
     command = cluster.head.popen(submit)
     if status := command.finish():
