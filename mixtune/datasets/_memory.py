@@ -59,5 +59,12 @@ def _label(data: Arrays) -> Parts:
             f"data should be (images, labels), Parts or a Dataset of mixtune.datasets, got {type(data).__name__}"
         )
     images, labels = data
+    dtype, shape = getattr(images, "dtype", None), tuple(getattr(images, "shape", ()))
+    if dtype is not None and (
+        dtype != np.uint8 or len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3, 4))
+    ):
+        raise RequestError(
+            f"images should be uint8 (N, H, W) or (N, H, W, C) with 1, 3 or 4 channels, got {dtype} {shape}"
+        )
     values, numbers = np.unique(np.asarray(labels), return_inverse=True)
     return Parts(Part(images, numbers), test=None, classes=tuple(str(value) for value in values), mirror=True)

@@ -85,8 +85,11 @@ def export(
     test images. on_line: receives where the weights come from and what differs. Needs neither Ray nor Optuna. Raises
     RequestError, DataError or TrainingError.
     """
-    if not isinstance(source, str | Path):
+    is_rays = hasattr(source, "as_directory") or hasattr(source, "checkpoint")
+    if is_rays or not isinstance(source, str | os.PathLike):
         checkpoint = _checkpoint_of(source)
+        if trial is not None:
+            raise RequestError(f"{checkpoint.path} holds one recipe, so there is no trial {trial!r} to choose")
         with checkpoint.as_directory() as folder:
             if out is None and str(folder) != str(checkpoint.path):
                 raise RequestError(f"{checkpoint.path} is not on this machine's disk: say where to write with out=")

@@ -26,7 +26,7 @@ _STATE_AFTER = {
     "rejected": "rejected",
     "failed": "failed",
 }
-_OF_A_TRIAL = {"asked", "started", "epoch", "retried", *_STATE_AFTER}
+_OF_A_TRIAL = {"asked", "started", "epoch", "retried", "brought", *_STATE_AFTER}
 ENDED = frozenset(_STATE_AFTER.values())
 COUNTED = frozenset({"complete", "stopped", "failed"})  # in a search's budget
 
@@ -76,7 +76,7 @@ class TrialRecord:
     None where there is none. ``stored`` are the keys of its checkpoints by how many epochs are behind them, the latest
     last, and ``nodes`` the addresses of the nodes that have them, where that is not the run directory; ``stage`` the
     key of what it has trained in all, once it has ended; ``begun_time`` is its first start; ``losses`` counts attempts
-    whose node was lost.
+    in a row whose node was lost.
     """
 
     trial: str
@@ -200,6 +200,8 @@ def _apply(record: TrialRecord, event: Mapping[str, Any]) -> None:
         record.losses = 0 if asked_for else record.losses + (cause == "node lost")
         record.gpus = event.get("gpus_per_trial", record.gpus)
         record.metrics = record.epochs[-1] if record.epochs else {}
+    elif kind == "brought":  # to the run directory, from the node that had it
+        record.nodes.pop(int(event["epoch"]), None)
     elif record.state in ENDED:
         return
     elif kind == "asked":
@@ -212,6 +214,8 @@ def _apply(record: TrialRecord, event: Mapping[str, Any]) -> None:
             record.follows = str(follows[0]), int(follows[1])
     elif kind == "epoch":
         record.state, record.metrics = "running", dict(event.get("metrics") or {})
+        if record.metrics.get("epoch", 0) > max((epoch.get("epoch") or 0 for epoch in record.epochs), default=0):
+            record.losses = 0  # it gets on
         _keep_epoch(record.epochs, record.metrics)
         if "state" in event:
             epoch = int(record.metrics["epoch"])

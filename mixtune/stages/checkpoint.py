@@ -81,6 +81,8 @@ def read_checkpoint(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise RequestError(f"{folder} holds no checkpoint of MixTrainable: {CHECKPOINT} is missing") from error
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
         raise DataError(f"{path} is damaged: {one_line(error)}") from error
+    if not isinstance(saved, dict) or "history" not in saved:
+        raise DataError(f"{path} is not a checkpoint of MixTrainable")
     if saved.get("format", 0) > FORMAT:
         raise RequestError(f"{path} was written by a newer version of mixtune, in format {saved['format']}")
     return saved
@@ -121,7 +123,8 @@ def restore(state: TrainState, saved: Mapping[str, Any]) -> Origin:
 
 def _differences(saved: Mapping[str, Any], state: TrainState) -> Iterator[str]:
     """Yield what keeps a checkpoint from being continued by a fresh state."""
-    before, now = flatten(saved["recipe"]), flatten(state.recipe.to_dict())
+    known = parse_recipe(saved["recipe"])  # with the defaults of fields that are newer than it
+    before, now = flatten(known.to_dict()), flatten(state.recipe.to_dict())
     paths = [path for path in {**before, **now} if not path.startswith(MAY_CHANGE) and path not in NOT_COMPARED]
     other = [path for path in paths if before.get(path) != now.get(path)]
     for path in other:
@@ -131,7 +134,7 @@ def _differences(saved: Mapping[str, Any], state: TrainState) -> Iterator[str]:
     if parts and not any(path == "seed" or path.startswith(("data.", "protocol")) for path in other):
         yield f"other images or labels ({', '.join(parts)})"
     if not other:
-        trained = make_plan(parse_recipe(saved["recipe"]))[: len(saved["history"])]
+        trained = make_plan(known)[: len(saved["history"])]
         for was, would_be in zip_longest(trained, state.plan[: len(trained)]):
             if was != would_be:
                 there = "past its end" if would_be is None else _place(would_be)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal
@@ -63,6 +63,7 @@ class Visited:
     doing: Doing = "answering"
     is_told: bool = False  # that it decodes
     is_lost: bool = False
+    is_said: bool = False  # what came of it
 
     @property
     def is_late(self) -> bool:
@@ -136,10 +137,13 @@ class Cluster:
         if self.is_one:
             return
         self._request(self._most or 0)
-        started, told = time.monotonic(), False
+        started, told = time.monotonic(), 0.0
         while True:
             self._look()
             known = list(self._known.values())
+            for each in known:
+                if each.problem is not None and not each.is_said and each.node.cpus:
+                    self._say_of(each)
             is_found = any(each.machine is not None for each in known)
             late = [each for each in known if each.is_late]
             if not any(each.task is not None and not each.is_late for each in known):
@@ -148,13 +152,14 @@ class Cluster:
                 waited = time.monotonic() - started
                 if wait_s is not None and waited > wait_s:
                     break
-                if waited > PENDING_S and not told:
-                    told = True
+                if waited > max(PENDING_S, 2 * told):
+                    told = waited
                     self._say(self.describe_waiting(waited))
             time.sleep(0.1)
         self._choose()
-        for line in self._lines():
-            self._say(line)
+        for each in sorted(self._known.values(), key=lambda known: known.node.name):
+            if each.node.cpus and not each.is_said:
+                self._say_of(each)
         if not self._group:
             raise RequestError(f"none of the {len(self._known)} nodes can take a trial: see above")
 
@@ -187,7 +192,9 @@ class Cluster:
         nodes = [(node.cpus, node.gpus if self.on_gpu else 0) for node in self.nodes]
         if not nodes:
             return replace(self._slots, count=0)
-        planned = plan_slots(resources, nodes, self.machine.auto_fraction(trials_for_a_gpu(resources, nodes)))
+        # trials that were handed out keep their share: it is chosen once
+        auto = self._slots.gpus or self.machine.auto_fraction(trials_for_a_gpu(resources, nodes))
+        planned = plan_slots(resources, nodes, auto)
         self._slots = replace(planned, count=min(planned.count, self._most or planned.count))
         return self._slots
 
@@ -200,6 +207,10 @@ class Cluster:
         """Return whether a node is there, by its address; None is the run directory, which is."""
         there = {known.node.address for known in self._known.values() if not known.is_lost}
         return address is None or address in there
+
+    def is_there(self, address: str) -> bool:
+        """Return whether the node at an address answers; on one machine it does."""
+        return self.is_one or any(node.answers() for node in alive_nodes() if node.address == address)
 
     def lose(self) -> list[Node]:
         """Leave the nodes whose raylets do not answer any more; return them."""
@@ -226,7 +237,7 @@ class Cluster:
         """
         if self.is_one or not (now or time.monotonic() - self._polled >= POLL_S):
             return False
-        before = frozenset(self._group)
+        before, were = frozenset(self._group), set(self._known)
         waiting = {node_id for node_id, known in self._known.items() if known.task is not None}
         self._look()
         self._polled = time.monotonic()
@@ -237,10 +248,10 @@ class Cluster:
                 known.problem = self._why_not(known)
                 if known.problem is None:
                     self._group.add(node_id)
-                self._say(self._line(known))
-            elif node_id in waiting or known.since > self._polled - POLL_S:
-                self._say(self._line(known))
-        return frozenset(self._group) != before
+                self._say_of(known)
+            elif known.problem is not None and not known.is_said and (known.node.cpus or node_id in waiting):
+                self._say_of(known)
+        return frozenset(self._group) != before or not were <= self._known.keys()
 
     def describe_waiting(self, seconds: float) -> str:
         """Return a line for a trial that no node takes: what is asked for, and what each node has free."""
@@ -320,6 +331,9 @@ class Cluster:
         if self._run is not None and not self.space.resources.device:
             near = self._run.speeds.get(REFERENCE, 0.0)
             best = min(ours, key=lambda group: abs(machines[group[0]].speeds[REFERENCE] - near))
+            ratio = near / machines[best[0]].speeds[REFERENCE]
+            if near and needs_seconds(self.space) and not 1 / ALIKE <= ratio <= ALIKE:
+                self._say(f"a training step takes {ratio:.1f} times as long here as where this run began")
         self.machine = machines[best[0]]
         if self._run is not None:
             same = self._run.device == self.machine.device
@@ -344,7 +358,10 @@ class Cluster:
 
     def _count(self, group: Sequence[str]) -> int:
         nodes = [self._known[node_id].node for node_id in group]
-        return plan_slots(self.space.resources, [(n.cpus, n.gpus if self.on_gpu else 0) for n in nodes]).count
+        counts = [(node.cpus, node.gpus if self.on_gpu else 0) for node in nodes]
+        machine = self._known[group[0]].machine
+        auto = 1.0 if machine is None else machine.auto_fraction(trials_for_a_gpu(self.space.resources, counts))
+        return plan_slots(self.space.resources, counts, auto).count
 
     def _why_not(self, known: Visited) -> str | None:
         """Return why a node that could train is not of the group, None where it is."""
@@ -363,10 +380,9 @@ class Cluster:
         how = f"{ratio:.1f} times as slow as" if ratio > 1 else f"{own / min(speeds):.1f} times as fast as"
         return f"a training step is {how} on nodes of the same name, {self.machine.device}"
 
-    def _lines(self) -> Iterator[str]:
-        for known in sorted(self._known.values(), key=lambda known: known.node.name):
-            if known.node.cpus:
-                yield self._line(known)
+    def _say_of(self, known: Visited) -> None:
+        known.is_said = True
+        self._say(self._line(known))
 
     def _line(self, known: Visited) -> str:
         if known.task is not None:

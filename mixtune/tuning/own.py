@@ -19,7 +19,6 @@ from mixtune.space.recipe import change_recipe, check_path, flatten, with_absolu
 from mixtune.space.space import SearchSpace, load_space, space_from_dict
 from mixtune.training.plan import PHASES
 from mixtune.training.state import TrainState
-from mixtune.tuning.trial import RESERVED
 
 STEPS = "steps"  # in a result: what latencies() prices, as JSON, which no logger takes for numbers
 
@@ -36,11 +35,11 @@ def param_space(space: SearchSpace | Mapping[str, Any] | str | PathLike[str], **
         space = load_space(space)
     elif not isinstance(space, SearchSpace):
         space = space_from_dict(space, {})
-    values = {path: value for path, value in changes.items() if path not in RESERVED}
-    for path in values:
-        check_path(space.recipe, path)
+    values = {path: value for path, value in changes.items() if path != "user"}
     fixed = {path: value for path, value in values.items() if not isinstance(value, Domain | Mapping)}
     recipe = with_absolute_paths(change_recipe(space.recipe, fixed))
+    for path in values:
+        check_path(recipe, path)
     resolved = flatten(recipe.to_dict())
     drawn = {path: _drawn(distribution) for path, distribution in space.space.items()}
     return {"recipe": recipe.to_dict(), **drawn, **changes, **{path: resolved[path] for path in fixed}}
@@ -49,7 +48,8 @@ def param_space(space: SearchSpace | Mapping[str, Any] | str | PathLike[str], **
 def _drawn(distribution: Distribution) -> Any:
     """Return Ray Tune's form of a distribution; names and bounds are the same."""
     ((kind, arguments),) = distribution.to_yaml().items()
-    return tune.choice(arguments) if kind == "choice" else getattr(tune, kind)(*arguments)
+    of_list = kind in ("choice", "grid_search")
+    return getattr(tune, kind)(arguments) if of_list else getattr(tune, kind)(*arguments)
 
 
 def describe_steps(state: TrainState) -> str:
@@ -71,7 +71,8 @@ def latencies(results: Any) -> pd.DataFrame:
         frame = results
     else:  # not ResultGrid's own, which needs files that Ray may be told not to write
         frame = pd.json_normalize([result.metrics or {} for result in results], sep="/")
-    frame = frame.rename(columns=lambda name: str(name).removeprefix("config/"))
+    frame = frame.rename(columns=lambda name: str(name).removeprefix("config/")).reset_index(drop=True)
+    frame["whole"] = frame["whole"].eq(True) if "whole" in frame else False  # of a trial that reported nothing, too
     if STEPS not in frame:
         return frame
     known = {label: json.loads(text) for label, text in frame[STEPS].items() if isinstance(text, str)}

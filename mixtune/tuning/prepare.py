@@ -22,7 +22,7 @@ from mixtune.space.recipe import with_absolute_paths
 from mixtune.space.space import Search, SearchSpace, load_space, space_from_dict
 from mixtune.training.data import TrainingData, load_training_data
 from mixtune.tuning.loggers import Logger
-from mixtune.tuning.slots import plan_slots, usable_cpus, usable_gpus
+from mixtune.tuning.slots import check_share, plan_slots, usable_cpus, usable_gpus
 
 MAX_CHECKED = 32  # values of a distribution; of longer ones the ends are checked
 
@@ -88,6 +88,7 @@ def prepare(
     _check_recipes(resolved, data)
     if address is not None and gpus is not None:
         raise RequestError(f"--gpus {gpus}: on a cluster give --gpus-per-trial, and --slots for at most so many trials")
+    check_share(resolved.resources.gpus_per_trial)
     cpu_count, gpu_count = usable_cpus(), usable_gpus(gpus)
     if address is None:
         slots = plan_slots(resolved.resources, [(cpu_count, gpu_count)])

@@ -121,13 +121,19 @@ class SearchCallback(_DrivenBySearch, Callback):  # type: ignore[misc]
         """The trial ran to its end, or was ended."""
         self._search.end(trial.config["trial"])
 
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Ray starts the trial again by itself: its node was taken away."""
+        self._search.move(trial.config["trial"])
+
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """The trial raised, or its worker died."""
         error = read_error(trial)
         reason, cause = failure_reason(trial, error), failure_cause(error)
+        if isinstance(error, ray.exceptions.RayActorError) and self._watch.is_lost(
+            (trial.last_result or {}).get("node_ip")
+        ):
+            reason, cause = "its node was lost", "node lost"
         self._watch.look(now=True)
-        if isinstance(error, ray.exceptions.RayActorError) and (lost := self._watch.lose_nodes()):
-            reason, cause = f"{reason}: {lost} was lost", "node lost"
         self._search.fail(trial.config["trial"], reason, cause)
 
 
@@ -144,12 +150,11 @@ class Watch:
         self._trained, self._told = time.monotonic(), 0.0
         self.has_given_up = False
 
-    def lose_nodes(self) -> str:
-        """Return the names of the nodes that do not answer any more; what they held is forgotten."""
-        lost = self._cluster.lose()
-        if lost:
+    def is_lost(self, address: str | None) -> bool:
+        """Return whether the node at an address is gone, None for any node; what lost nodes held is forgotten."""
+        if lost := self._cluster.lose():
             self._follow()
-        return " and ".join(node.name for node in lost)
+        return bool(lost) if address is None else not self._cluster.is_there(address)
 
     def _follow(self) -> None:
         self._search.slots = self._cluster.slots.count

@@ -243,7 +243,10 @@ def _run(
                 say = say_to(console)
                 interrupted = train_trials(search, cluster, run.path, paths, say, wait_s, callbacks, foreign)
     if not cluster.is_one and not interrupted:
-        collect_states(run.path, search.records, [*result_of(run).pareto_front()["trial"], *search.baselines])
+        front = {*result_of(run).pareto_front()["trial"], *search.baselines}
+        wanted = [record for record in search.records.values() if record.trial in front or record.state not in ENDED]
+        for trial, epoch in collect_states(run.path, wanted):
+            search.note_home(trial, epoch)
     result = result_of(run)
     study.close(search.suggester.study, search.records)
     _write_tables(result, report=not interrupted)

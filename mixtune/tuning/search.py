@@ -218,6 +218,15 @@ class RunningSearch:
         """Note what the stage keys of this start rest on; see mixtune.stages.opened."""
         self._append("opened", **facts)
 
+    def note_home(self, trial: str, epoch: int) -> None:
+        """Note that a trial's state after so many epochs is in the run directory now."""
+        self._append("brought", trial=trial, epoch=epoch)
+
+    def move(self, trial: str) -> None:
+        """Note that Ray has taken a trial back from a node that goes, and waits for another one for it."""
+        if self.records[trial].state == "running":
+            self._write("retried", trial, reason="its node was taken away", cause="node lost")
+
     def extend(self, trials: int) -> None:
         """Let ``trials`` trials end in all."""
         self._append("extended", trials=trials)
@@ -232,12 +241,7 @@ class RunningSearch:
         return len(failed)
 
     def start(self, trial: str) -> None:
-        """Note that a trial has begun to train, and whose path through the stage tree it follows how far.
-
-        One that runs already has begun again without a word: Ray moved it from a node that was taken away.
-        """
-        if self.records[trial].state == "running" and self._active.get(trial) is not None:
-            self._write("retried", trial, reason="its node was taken away", cause="node lost")
+        """Note that a trial has begun to train, and whose path through the stage tree it follows how far."""
         follows = self.stages.follows(trial, self.records[trial].params)
         self._write("started", trial, **({} if follows is None else {"follows": follows}))
 

@@ -32,6 +32,7 @@ _QUIET = {
     "TUNE_WARN_THRESHOLD_S": "10",
 }
 _OURS = ("RAY_", "TUNE_", "PYTHONBREAKPOINT")  # how variables begin that a session may set
+_HOST_PORT = re.compile(r"\[?([^\[\]]+)\]?:(\d+)")
 _TOKEN_SOURCES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 ALIVE_S = 2.0  # to take a connection
 HEAD_S = 45.0  # Ray itself gives up after a minute
@@ -67,16 +68,18 @@ def ray_session(address: str | None, cpus: int, gpus: int) -> Iterator[None]:
     address that does not answer, or is another version's.
     """
     before = {name: value for name, value in os.environ.items() if name.startswith(_OURS)}
+    is_there = ray.is_initialized()
     try:
         os.environ.update({name: value for name, value in _QUIET.items() if name not in before})
-        session = nullcontext() if ray.is_initialized() else _own_session(address, cpus, gpus)
+        session = nullcontext() if is_there else _own_session(address, cpus, gpus)
         with _silenced("ray"), _silenced("ray.tune"), _without_raylets_logs(), session:
             yield
     finally:
         for name in [name for name in os.environ if name.startswith(_OURS) and name not in before]:
             del os.environ[name]
         os.environ.update(before)
-        _refresh_authentication()
+        if not is_there:
+            _refresh_authentication()
 
 
 @contextmanager
@@ -86,6 +89,7 @@ def head_watched(last_words: str) -> Iterator[None]:
     Ray ends a process whose head is gone for a minute in C++, without a word that helps, and raises nothing before.
     """
     host, port = ray.get_runtime_context().gcs_address.rsplit(":", 1)
+    host = host.strip("[]")  # of IPv6
     ended = threading.Event()
 
     def watch() -> None:
@@ -115,12 +119,15 @@ def answers(host: str, port: int) -> bool:
 
 @contextmanager
 def _own_session(address: str | None, cpus: int, gpus: int) -> Iterator[None]:
+    if address is not None and (found := _HOST_PORT.fullmatch(address)) and not answers(found[1], int(found[2])):
+        raise RequestError(f"--address {address}: no Ray cluster there: nothing answers")  # Ray would try for minutes
     own = {} if address else {"num_cpus": cpus, "num_gpus": gpus, "include_dashboard": False}
     _authenticate(address)
     try:
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **own)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
-        raise RequestError(f"--address {address}: {_why_not(error)}") from error
+        where = "Ray did not start here" if address is None else f"--address {address}"
+        raise RequestError(f"{where}: {_why_not(error)}") from error
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Literal
 
 import torch
 
@@ -42,8 +43,7 @@ def plan_slots(resources: Resources, nodes: Nodes, auto_fraction: float = 1.0) -
     """
     cpus = resources.cpus_per_trial
     gpus = auto_fraction if resources.gpus_per_trial == "auto" else resources.gpus_per_trial
-    if gpus > 1:
-        raise RequestError(f"{gpus:g} GPUs a trial: a trial trains on one GPU; give at most 1")
+    check_share(gpus)
     most_cpus, most_gpus = (max(counts) for counts in zip(*nodes, strict=True))
     where = "there are" if len(nodes) == 1 else "no node has more than"
     if cpus > most_cpus:
@@ -57,6 +57,12 @@ def plan_slots(resources: Resources, nodes: Nodes, auto_fraction: float = 1.0) -
             f"{cpus:g} CPUs and {gpus:g} GPUs a trial: no node has both; lower --cpus-per-trial or --gpus-per-trial"
         )
     return Slots(cpus, fraction, count)
+
+
+def check_share(gpus: float | Literal["auto"]) -> None:
+    """Raise RequestError for more GPUs than a trial can use."""
+    if gpus != "auto" and gpus > 1:
+        raise RequestError(f"{gpus:g} GPUs a trial: a trial trains on one GPU; give at most 1")
 
 
 def is_on_gpu(resources: Resources, nodes: Nodes) -> bool:

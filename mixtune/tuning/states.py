@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -60,18 +60,17 @@ class NodePlace(Place):
         return _run_there(self._context.home, _make_write(), str(name), content) is not None
 
 
-def collect_states(directory: Path, records: Mapping[str, TrialRecord], trials: list[str]) -> None:
-    """Bring the last states of trials from the nodes that have them to the run directory: the cluster may go."""
-    stages = RunDirectory(directory).stages
-    store = StateStore(stages)
-    for trial in trials:
-        record = records[trial]
-        epochs = [epoch for epoch, key in record.stored.items() if key == record.stage and epoch in record.nodes]
-        if record.stage is None or not epochs or record.stage in store:
-            continue
-        node = _node_at(record.nodes[epochs[-1]])
-        if node is not None and (content := _read_there(node, stages, record.stage)) is not None:
-            store.receive(record.stage, content)
+def collect_states(directory: Path, records: Collection[TrialRecord]) -> list[tuple[str, int]]:
+    """Bring trials' latest states from their nodes to the run directory: the cluster may go; return (trial, epoch)."""
+    stages = RunDirectory(directory.resolve()).stages  # as workers know it
+    store, came = StateStore(stages), []
+    for record in records:
+        for epoch, key in [*record.stored.items()][-1:]:
+            node = _node_at(record.nodes[epoch]) if epoch in record.nodes else None
+            content = None if node is None else _read_there(node, stages, key)
+            if content is not None and store.receive(key, content):
+                came.append((record.trial, epoch))
+    return came
 
 
 def _node_at(address: str) -> str | None:

@@ -48,7 +48,7 @@ class MixTrainable(tune.Trainable):  # type: ignore[misc]
                    param_space=mixtune.param_space("space.yaml", alpha=tune.uniform(0, 1)))
     """
 
-    _data: Dataset | None = None
+    _held: dict[int | None, Dataset] | None = None  # by size: every trial of a process is given the same images
 
     def setup(self, config: dict[str, Any], data: AnyData | None = None) -> None:
         """Build the recipe's data and models on the trial's device, with as many threads as it has CPUs."""
@@ -64,11 +64,16 @@ class MixTrainable(tune.Trainable):  # type: ignore[misc]
             torch.set_num_threads(max(1, int(resources.head_cpus)))
         with in_original_folder(), DeviceLock.of(device).shared():
             recipe = recipe_from_config(config)
-            if self._data is None and data is not None:  # once a process: every trial of it is given the same
-                self._data = hold_dataset(data, recipe.data.image_size)
-            self.state: TrainState = start_state(recipe, load_training_data(recipe, device, self._data), device)
+            given = None if data is None else self._hold(data, recipe.data.image_size)
+            self.state: TrainState = start_state(recipe, load_training_data(recipe, device, given), device)
         self._origin = Origin()
         self._epochs = train(self.state)
+
+    def _hold(self, data: AnyData, image_size: int | None) -> Dataset:
+        self._held = self._held or {}
+        if image_size not in self._held:
+            self._held[image_size] = hold_dataset(data, image_size)
+        return self._held[image_size]
 
     def step(self) -> dict[str, Any]:
         """Train one epoch and report it."""

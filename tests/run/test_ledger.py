@@ -127,3 +127,17 @@ def test_events_of_later_versions_are_skipped() -> None:
     records = fold(events).records
     assert list(records) == ["t0001"]
     assert records["t0001"].state == "asked"
+
+
+def test_lost_nodes_are_no_crashes_and_states_that_came_home_have_no_node(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.append("asked", trial="t1", params={})
+    ledger.append("epoch", trial="t1", metrics={"epoch": 1}, state="key", node="10.0.0.2")
+    for cause in ("node lost", "node lost", "crash"):
+        ledger.append("retried", trial="t1", reason="gone", cause=cause)
+    record = fold(read_ledger(ledger.path)).records["t1"]
+    assert (record.losses, record.crashes, record.nodes) == (2, 1, {1: "10.0.0.2"})
+    ledger.append("brought", trial="t1", epoch=1)
+    ledger.append("epoch", trial="t1", metrics={"epoch": 2})
+    record = fold(read_ledger(ledger.path)).records["t1"]
+    assert (record.losses, record.crashes, record.nodes, record.stored) == (0, 1, {}, {1: "key"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import timm
 import yaml
@@ -24,7 +26,8 @@ from ray.tune.search.optuna import OptunaSearch
 from sklearn.datasets import load_digits
 
 import mixtune
-from mixtune.errors import RequestError
+from mixtune.datasets import hold_dataset
+from mixtune.errors import DataError, RequestError
 
 OBJECTIVES = {"val_accuracy": "max", "train_latency_s": "min"}
 
@@ -198,5 +201,42 @@ def test_schedulers_stop_trials_and_searchers_suggest_them(
 def test_what_is_no_source_of_weights_is_a_line(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="can be exported, not 3"):
         mixtune.export(3)
-    with pytest.raises(RequestError, match=r"epochs\.s: no field of a recipe"):
-        mixtune.param_space({"recipe": {"data": {"dataset": "digits"}}}, **{"epochs.s": 3})
+    (tmp_path / "state.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(DataError, match=r"state\.pt"):
+        mixtune.export(tmp_path)
+
+
+def test_a_param_space_has_rays_distributions_and_refuses_what_is_no_field() -> None:
+    recipe = {"data": {"dataset": "digits"}, "epochs": {"ssl": 2, "sl": 2}}
+    space = {"recipe": recipe, "space": {"alpha": {"grid_search": [0.2, 0.8]}, "epochs.sl": {"randint": [2, 5]}}}
+    space["search"] = {"sampler": "grid"}
+    made = mixtune.param_space(space, **{"ssl.objective": "simclr", "ssl.temperature": 0.2, "lambda": 0.3})
+    assert made["alpha"] == {"grid_search": [0.2, 0.8]}
+    assert (made["epochs.sl"].lower, made["epochs.sl"].upper) == (2, 5)  # the upper bound is exclusive, as Ray's
+    assert (made["lambda"], made["recipe"]["ssl"]["temperature"]) == (0.3, 0.2)
+    for wrong in ("epochs.s", "search", "trial"):
+        with pytest.raises(RequestError, match=r"unknown key|no field of a recipe"):
+            mixtune.param_space(space, **{wrong: 3})
+
+
+def test_latencies_pool_windows_and_keep_trials_that_reported_nothing() -> None:
+    """Two grids joined: labels repeat, a checkpoint's window comes twice, one trial failed before its first epoch."""
+    steps = {"steps": {"sl": {"a": 10}}, "infer": "i", "windows": {"a": [0.1]}, "disturbed": {"i": 0.002}, "fixed": []}
+    other = steps | {"steps": {"sl": {"a": 20}}, "windows": {"a": [0.1, 0.3]}, "disturbed": {"i": 0.001}}
+    rows = [{"whole": True, "steps": json.dumps(each), "config/alpha": 0.5} for each in (steps, other)]
+    frame = mixtune.latencies(pd.concat([pd.DataFrame(rows), pd.DataFrame([{"config/alpha": 0.1}])]))
+    assert list(frame["whole"]) == [True, True, False]
+    assert list(frame["train_latency_s"][:2]) == pytest.approx([2.0, 4.0])
+    assert list(frame["infer_latency_ms"][:2]) == pytest.approx([1.0, 1.0])
+    assert math.isnan(frame["train_latency_s"][2])
+    assert list(frame["alpha"]) == [0.5, 0.5, 0.1]
+
+
+@pytest.mark.parametrize(
+    "images",
+    [np.zeros((9, 8, 8)), np.zeros((9, 3, 8, 8), np.uint8), np.zeros(9, np.uint8)],
+    ids=["floats", "channels first", "no images"],
+)
+def test_images_in_memory_that_are_none_are_a_line(images: Any) -> None:
+    with pytest.raises(RequestError, match=r"images should be uint8 \(N, H, W\) or \(N, H, W, C\)"):
+        hold_dataset((images, [0, 1, 2] * 3))

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from mixtune.errors import RequestError
-from mixtune.tuning.session import IN_JOB, is_in_job_folder, session_address
+from mixtune.tuning.session import IN_JOB, is_in_job_folder, ray_session, session_address
 
 TWO_LOCAL_THEN_A_CLUSTER = """
 import os, sys
@@ -65,5 +65,7 @@ def test_inside_a_job_the_jobs_cluster_is_used_and_ray_client_is_refused(monkeyp
     assert session_address("127.0.0.1:6379") == "127.0.0.1:6379"
     assert is_in_job_folder(Path("/tmp/ray/session_1/runtime_resources/working_dir_files/_ray_pkg_1/runs/x"))
     assert not is_in_job_folder(Path("runs/x"))
+    with pytest.raises(RequestError, match="no Ray cluster there: nothing answers"), ray_session("127.0.0.1:1", 1, 0):
+        pass
     with pytest.raises(RequestError, match=r"ray job submit --working-dir \. -- mixtune search SPACE"):
         session_address("ray://127.0.0.1:10001")

@@ -14,7 +14,6 @@ import yaml
 from sklearn.datasets import load_digits
 
 import mixtune
-from mixtune.datasets import hold_dataset
 from mixtune.errors import DataError, RequestError
 from mixtune.tuning.trial import recipe_from_config
 
@@ -106,8 +105,7 @@ def test_other_images_under_the_same_recipe_are_refused(recipe: dict[str, Any], 
     folders = {}
     for name, labels in {"right": digits.target, "shifted": np.roll(digits.target, 1)}.items():
         trainable = mixtune.MixTrainable({"recipe": recipe})
-        trainable._data = hold_dataset((pixels, labels))
-        trainable.reset_config({"recipe": recipe})
+        trainable.setup({"recipe": recipe}, data=(pixels, labels))
         trainable.train()
         folders[name] = tmp_path / name
         folders[name].mkdir()
