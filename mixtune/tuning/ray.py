@@ -104,6 +104,7 @@ class SearchCallback(_DrivenBySearch, Callback):  # type: ignore[misc]
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Ray's loop turns."""
+        self._watch.has_stranded = any(map(self._watch.is_stranded, trials))
         self._watch.look()
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -149,6 +150,7 @@ class Watch:
         self._search, self._cluster, self._wait_s, self._say = search, cluster, wait_s, say
         self._trained, self._told = time.monotonic(), 0.0
         self.has_given_up = False
+        self.has_stranded = False  # ClusterScheduler takes such trials back, anyone else's does not
 
     def is_lost(self, address: str | None) -> bool:
         """Return whether the node at an address is gone, None for any node; what lost nodes held is forgotten."""
@@ -175,7 +177,7 @@ class Watch:
         if waited > max(PENDING_S, 2 * self._told):
             self._told = waited
             self._say(self._cluster.describe_waiting(waited))
-        if self._wait_s is not None and waited > self._wait_s:
+        if (self._wait_s is not None and waited > self._wait_s) or (self.has_stranded and waited > PENDING_S):
             self._search.stop_reason = self._cluster.describe_waiting(waited)
             self.has_given_up = True
         self.has_given_up |= self._search.is_draining
