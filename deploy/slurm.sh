@@ -16,7 +16,7 @@ set -euo pipefail
 space=${1:?usage: sbatch slurm.sh SPACE.yaml RUN_DIRECTORY}
 run=${2:?usage: sbatch slurm.sh SPACE.yaml RUN_DIRECTORY}
 
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+read -r head <<< "$(scontrol show hostnames "$SLURM_JOB_NODELIST")" # the first line
 address=$head:$((20000 + SLURM_JOB_ID % 10000)) # jobs that share a node differ
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN # nobody else on these nodes may join
 RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')
