@@ -114,9 +114,9 @@ def met(is_met: bool) -> str:
     return "met" if is_met else "missed"
 
 
-def note(rows: Rows, part: str, what: str, round_: int, process: int, trainings: Iterable[Training]) -> None:
+def note(rows: Rows, part: str, what: str, round_: int, process: int, training_runs: Iterable[Training]) -> None:
     """Keep what training runs measured for the CSV file; seconds are of a step."""
-    for training in trainings:
+    for training in training_runs:
         for phase in training.phases:
             rows.append((part, what, phase, round_, process, "clock_s", training.clocked(phase)))
             rows.append((part, what, phase, round_, process, "meter_s", training.metered(phase)))

@@ -119,7 +119,7 @@ def check_search(
     table, lines, off = fold(events).step_times, [], []
     for event in (event for event in events if event.get("factors", {}).get("phase") in PHASES):
         searched, phase = table.step_time(event["signature"]), event["factors"]["phase"]
-        alone = [median(training.metered(phase) for training in trainings) for trainings in (before, after)]
+        alone = [median(training.metered(phase) for training in training_runs) for training_runs in (before, after)]
         expected = mean(alone)
         bench.rows.append(("c search", ONE_SIZE, phase, "", "", "table_s", searched))
         off.append(abs(searched / expected - 1))

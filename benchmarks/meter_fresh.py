@@ -112,12 +112,12 @@ def check_fresh(bench: Bench, warm_ups: list[int]) -> tuple[list[list[str]], lis
         later = -(-bench.scale.settled_steps // steps)
         for warm_up in warm_ups:
             job = fresh_job(bench, fraction, later, warm_up)
-            trainings = [run_alone(train_in_turns, job)[0] for _ in range(bench.scale.fresh)]
-            whole = Ratio.of(training.latency_to_clock for training in trainings)
-            for process, training in enumerate(trainings):
+            training_runs = [run_alone(train_in_turns, job)[0] for _ in range(bench.scale.fresh)]
+            whole = Ratio.of(training.latency_to_clock for training in training_runs)
+            for process, training in enumerate(training_runs):
                 note(bench.rows, f"d fresh, {warm_up} left out", f"{steps} steps", 1, process, [training])
-            for phase in trainings[0].phases:
-                read = Ratio.of(training.metered(phase) / training.clocked(phase) for training in trainings)
+            for phase in training_runs[0].phases:
+                read = Ratio.of(training.metered(phase) / training.clocked(phase) for training in training_runs)
                 lines.append([str(steps), str(warm_up), phase, str(read), str(whole), met(read.off <= FRESH_GOAL)])
                 if warm_up == meter.WARM_UP_STEPS:
                     goal = f"fresh, {steps} steps an epoch, {phase}: within {FRESH_GOAL:.0%}: {read.middle - 1:+.1%}"

@@ -381,7 +381,7 @@ class Cluster:
         return f"a training step is {how} on nodes of the same name, {self.machine.device}"
 
     def _say_of(self, known: Visited) -> None:
-        known.is_said = True
+        known.is_said = known.task is None
         self._say(self._line(known))
 
     def _line(self, known: Visited) -> str:

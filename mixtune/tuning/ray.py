@@ -104,7 +104,7 @@ class SearchCallback(_DrivenBySearch, Callback):  # type: ignore[misc]
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Ray's loop turns."""
-        self._watch.has_stranded = any(map(self._watch.is_stranded, trials))
+        self._watch.note_stranded(trials)
         self._watch.look()
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -150,7 +150,7 @@ class Watch:
         self._search, self._cluster, self._wait_s, self._say = search, cluster, wait_s, say
         self._trained, self._told = time.monotonic(), 0.0
         self.has_given_up = False
-        self.has_stranded = False  # ClusterScheduler takes such trials back, anyone else's does not
+        self._has_stranded = False  # ClusterScheduler takes such trials back, anyone else's does not
 
     def is_lost(self, address: str | None) -> bool:
         """Return whether the node at an address is gone, None for any node; what lost nodes held is forgotten."""
@@ -166,6 +166,10 @@ class Watch:
         """Return whether a trial waits for nodes that are gone."""
         return trial.status == Trial.PENDING and self._cluster.strands(trial.config["search"].selector)
 
+    def note_stranded(self, trials: Sequence[Trial]) -> None:
+        """Note whether one of these trials waits for nodes that are gone."""
+        self._has_stranded = not self._cluster.is_one and any(map(self.is_stranded, trials))
+
     def look(self, now: bool = False) -> None:
         """Take in what has changed."""
         if self._cluster.poll(now):
@@ -177,7 +181,7 @@ class Watch:
         if waited > max(PENDING_S, 2 * self._told):
             self._told = waited
             self._say(self._cluster.describe_waiting(waited))
-        if (self._wait_s is not None and waited > self._wait_s) or (self.has_stranded and waited > PENDING_S):
+        if (self._wait_s is not None and waited > self._wait_s) or (self._has_stranded and waited > PENDING_S):
             self._search.stop_reason = self._cluster.describe_waiting(waited)
             self.has_given_up = True
         self.has_given_up |= self._search.is_draining
@@ -195,7 +199,7 @@ class ClusterScheduler(FIFOScheduler):  # type: ignore[misc]
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         """Return the next trial that waits."""
-        for trial in filter(self._watch.is_stranded, tune_controller.get_trials()):
+        for trial in filter(self._watch.is_stranded, [*tune_controller.get_live_trials()]):
             self._search.fail(trial.config["trial"], "the nodes that it waited for are gone", "node lost")
             tune_controller.stop_trial(trial)
         return super().choose_trial_to_run(tune_controller)

@@ -78,7 +78,7 @@ def _node_at(address: str) -> str | None:
 
 
 def _read_there(node: str, stages: Path, key: str) -> bytes | None:
-    """Return a state's file from another node, None where it is not to be had."""
+    """Return a state's file from another node, None where it cannot be read."""
     content: bytes | None = _run_there(node, _make_read(), str(StateStore(stages).path(key)))
     return content
 

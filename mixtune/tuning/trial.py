@@ -101,7 +101,7 @@ class LeavingError(RuntimeError):
 
 
 class Place:
-    """Where a trial trains: beside the run directory, on a machine that stays."""
+    """Where a trial trains: on the machine of the run directory, which stays."""
 
     address: str | None = None
 
