@@ -224,16 +224,19 @@ def kill_node(cluster: Cluster, undisturbed: Undisturbed, epochs: int = 40) -> l
 
 
 def kill_driver(cluster: Cluster, undisturbed: Undisturbed, epochs: int = 40, also: str | None = None) -> list[str]:
-    """Kill the driver after so many epochs and resume at once; ``also``: a worker that is killed once both train."""
+    """Kill the driver after so many epochs and resume at once; ``also``: a worker that is killed once it trains."""
     driver = Driver(cluster, undisturbed.space, "driver-killed")
     driver.wait_for_epochs(epochs)
     driver.command.kill()
     ended = read_endings(driver.events())
+    before = len(driver.events())
     driver.resume()
     if also is not None:
-        before = len(driver.events())
-        driver.command.wait_until(lambda: 2 in count_running(driver.events())[before:], "two trials at once")
-        cluster.nodes[also].kill()
+        node = cluster.nodes[also]
+        driver.command.wait_until(
+            lambda: any(event.get("node") == node.address for event in driver.events()[before:]), f"an epoch on {also}"
+        )
+        node.kill()
     problems = driver.finish() + check_equal(cluster, driver, undisturbed)
     now = read_endings(driver.events())
     return problems + [
