@@ -26,7 +26,7 @@ from mixtune.stages.opened import Opened
 from mixtune.stages.resume import train_shared
 from mixtune.training.data import load_test_pools, load_training_data
 from mixtune.training.device import describe_device
-from mixtune.training.evaluation import measure_scores
+from mixtune.training.evaluation import describe_held_out, encode_predictions, measure_scores
 from mixtune.training.loop import DivergedError
 from mixtune.training.measure import measure, score_metrics
 from mixtune.training.state import start_state
@@ -98,8 +98,11 @@ def _confirm(result: Result, base: Recipe, device: torch.device, seeds: int, on_
 
     for each, fields in train_each(planned, train_one, held, _describe, run.stages, device, on_line, times):
         if held(each) is None:
-            event = ledger.append("confirmed", trial=each.name, seed=each.recipe.seed, **fields)
-            result.state.apply(event)
+            held_out = fields.get("held_out")
+            if held_out is not None and held_out.digest not in result.state.held_out:
+                result.state.apply(ledger.append("validation", **vars(held_out)))
+            written = {name: value for name, value in fields.items() if name != "held_out"}
+            result.state.apply(ledger.append("confirmed", trial=each.name, seed=each.recipe.seed, **written))
 
 
 def _plan(record: TrialRecord, recipe: Recipe, seed: int) -> Planned:
@@ -109,13 +112,14 @@ def _plan(record: TrialRecord, recipe: Recipe, seed: int) -> Planned:
 
 
 def _train(each: Planned, shared: Shared, device: torch.device) -> dict[str, Any]:
-    """Return the fields of an event: metrics, and a ``reason`` where the training run diverged."""
+    """Return the fields of an event, metrics and predictions, or a ``reason`` where it diverged; and ``held_out``."""
     try:
         data = load_training_data(each.split, device)
         pools = load_test_pools(each.split, data)
         state = start_state(each.recipe, data, device)
         for _ in train_shared(state, *shared):
             pass
+        held_out = describe_held_out(data)
         scores = measure_scores(state, pools)
     except DivergedError as error:
         return _diverged(str(error), device)
@@ -124,7 +128,8 @@ def _train(each: Planned, shared: Shared, device: torch.device) -> dict[str, Any
     tested = score_metrics(scores, "test") | {"test_images": sum(map(len, pools))}
     if len(pools) > 1:
         tested |= {f"test_accuracy_{task.name}": s.accuracy for task, s in zip(data.tasks, scores, strict=True)}
-    return {"metrics": finite_or_none(measure(state) | tested)}
+    judged = {"held_out": held_out, "validation": held_out.digest, "predictions": encode_predictions(state)}
+    return {"metrics": finite_or_none(measure(state) | tested), **judged}
 
 
 def _diverged(reason: str, device: torch.device) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any
 
 from mixtune.errors import RequestError
 from mixtune.meter.times import StepTimes
+from mixtune.run.predictions import HeldOut
 
 _STATE_AFTER = {
     "complete": "complete",
@@ -76,7 +77,8 @@ class TrialRecord:
     None where there is none. ``stored`` are the keys of its checkpoints by how many epochs are behind them, the latest
     last, and ``nodes`` the addresses of the nodes that have them, where that is not the run directory; ``stage`` the
     key of what it has trained in all, once it has ended; ``begun_time`` is its first start; ``losses`` counts attempts
-    in a row whose node was lost.
+    in a row whose node was lost. ``predictions`` are the classes that it gives the images of which ``validation`` is
+    the digest, by task (see mixtune.run.predictions), once it is complete.
     """
 
     trial: str
@@ -98,6 +100,8 @@ class TrialRecord:
     losses: int = 0
     begun_time: float | None = None
     stage: str | None = None
+    validation: str | None = None
+    predictions: dict[str, str] = field(default_factory=dict)
 
     @property
     def wall_s(self) -> float | None:
@@ -113,7 +117,8 @@ class RunState:
 
     records: each trial's and baseline's, in the order in which they first appear; budget: how many trials may end, if
     the search was extended; waited_s: for which slots had nothing to do but wait for a stage; confirmed, opened: these
-    events; device: what step times are of; last_time: of the latest event, unix seconds.
+    events; held_out: the images that accuracies are of, by digest; device: what step times are of; last_time: of the
+    latest event, unix seconds.
     """
 
     records: dict[str, TrialRecord] = field(default_factory=dict)
@@ -122,6 +127,7 @@ class RunState:
     waited_s: float = 0.0
     confirmed: list[Mapping[str, Any]] = field(default_factory=list)
     opened: list[Mapping[str, Any]] = field(default_factory=list)
+    held_out: dict[str, HeldOut] = field(default_factory=dict)
     device: str | None = None
     last_time: float | None = None
 
@@ -145,6 +151,9 @@ class RunState:
             self.confirmed.append(event)
         elif kind == "opened":
             self.opened.append(event)
+        elif kind == "validation":
+            held_out = HeldOut.read(event)
+            self.held_out[held_out.digest] = held_out
 
 
 def read_ledger(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -227,6 +236,7 @@ def _apply(record: TrialRecord, event: Mapping[str, Any]) -> None:
         record.state, record.reason, record.ended_time = _STATE_AFTER[kind], event.get("reason"), moment
         record.metrics = dict(event.get("metrics") or {})
         # a search of 22a46e9 told the key with the last epoch alone
+        record.validation, record.predictions = event.get("validation"), dict(event.get("predictions") or {})
         record.stage = event.get("stage", record.stored.get(record.metrics.get("epoch", 0)))
         if kind == "rejected":
             _keep_asked(record, event)

@@ -39,17 +39,19 @@ class Tally:
     """A classifier's answers, counted batch by batch without a wait for the device.
 
     confusion: int64 (C, C), images by their class and by the answer; bins: float64 (BINS, 3), by the probability of
-    the answer: images, right answers, sum of the probabilities; finite: whether all logits were.
+    the answer: images, right answers, sum of the probabilities; finite: whether all logits were; answers: each batch's.
     """
 
     def __init__(self, classes: int, device: torch.device) -> None:
         self.confusion = torch.zeros(classes, classes, dtype=torch.int64, device=device)
         self.bins = torch.zeros(BINS, 3, dtype=torch.float64, device=device)
         self.finite = torch.ones((), dtype=torch.bool, device=device)
+        self.answers: list[Tensor] = []
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Count a batch: logits (B, C), labels int64 (B,)."""
         answers = logits.argmax(dim=1)
+        self.answers.append(answers.to(torch.uint8 if len(self.confusion) <= 256 else torch.int32))
         cells = labels * len(self.confusion) + answers
         self.confusion.view(-1).index_add_(0, cells, torch.ones_like(cells))
         confidence = logits.double().softmax(dim=1).amax(dim=1)
@@ -57,6 +59,10 @@ class Tally:
         bins = (confidence * BINS).ceil().long().clamp(1, BINS) - 1  # ((m - 1) / 15, m / 15] is bin m
         self.bins += F.one_hot(bins, BINS).double().T @ found  # not added one by one: a GPU would choose the order
         self.finite &= logits.isfinite().all()
+
+    def predictions(self) -> Tensor:
+        """Return the predicted class of every image, (images,), on the CPU, in the order in which they were counted."""
+        return torch.cat(self.answers).cpu() if self.answers else torch.zeros(0, dtype=torch.uint8)
 
     def scores(self) -> Scores:
         """Return the figures of what was counted."""

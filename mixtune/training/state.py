@@ -78,7 +78,8 @@ class TrainState:
 
     history: an entry for each epoch trained, also those of an earlier process, of which there are ``epochs_reused``;
     step_times: what is known of steps' seconds; it grows while training measures what it lacks; checkpoint_seconds:
-    what storing this state has taken, where someone stores it.
+    what storing this state has taken, where someone stores it; predictions: the class that each task's classifier gave
+    its held-out images, (images,), when they were last judged, on the CPU; None before.
     """
 
     recipe: Recipe
@@ -93,6 +94,7 @@ class TrainState:
     step_times: StepTimes = field(default_factory=StepTimes)
     epochs_reused: int = 0
     checkpoint_seconds: float = 0.0
+    predictions: tuple[Tensor, ...] | None = None
 
     @property
     def autocast_dtype(self) -> torch.dtype:
@@ -139,6 +141,7 @@ class TrainState:
             "classifiers": self.classifiers.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "history": [asdict(result) for result in self.history],
+            "predictions": None if self.predictions is None else list(self.predictions),
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -147,6 +150,8 @@ class TrainState:
         self.objective.load_state_dict(saved["objective"])
         self.classifiers.load_state_dict(saved["classifiers"])
         self.optimizer.load_state_dict(saved["optimizer"])
+        predictions = saved.get("predictions")  # of before there were any: None
+        self.predictions = None if predictions is None else tuple(predictions)
         images = [len(task.held_out) for task in self.data.tasks]
         self.history = [_read_result(result, images) for result in saved["history"]]
         self.epochs_reused = len(self.history)

@@ -312,7 +312,7 @@ class RunningSearch:
             self.fail(trial, f"trained on {metrics['device']}, where seconds are not those of {self.state.device}")
         else:
             event, steps = "baseline" if trial in self.baselines else "complete", report.bill.count_steps(done)
-            self._end(event, trial, metrics=metrics, steps=steps)
+            self._end(event, trial, metrics=metrics, steps=steps, **self._note_predictions(report))
 
     def fail(self, trial: str, reason: str, cause: Cause = "permanent") -> None:
         """Note that a trial has no result, and why; it is tried again where that can help.
@@ -335,6 +335,15 @@ class RunningSearch:
             self._waiting.insert(0, trial)
         else:
             self._end("failed", trial, reason=reason, metrics=self.figures(trial) if trial in self._active else {})
+
+    def _note_predictions(self, report: EpochReport) -> dict[str, Any]:
+        """Return an ending's fields on what was predicted; the true classes are noted once."""
+        held_out = report.held_out
+        if held_out is None or not report.predictions:
+            return {}
+        if held_out.digest not in self.state.held_out:
+            self._append("validation", **vars(held_out))
+        return {"validation": held_out.digest, "predictions": dict(report.predictions)}
 
     def _price_epoch(self, record: TrialRecord, report: EpochReport, number: int) -> dict[str, float]:
         """Return the seconds that an epoch's event holds."""

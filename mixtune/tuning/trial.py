@@ -19,12 +19,14 @@ from mixtune.meter.times import StepTimes
 from mixtune.metrics import epoch_metrics
 from mixtune.run.directory import RunDirectory
 from mixtune.run.lock import share_run
+from mixtune.run.predictions import HeldOut
 from mixtune.space.recipe import Recipe, change_recipe, flatten, parse_recipe
 from mixtune.space.space import load_space
 from mixtune.stages.resume import Recovery
 from mixtune.training.bill import Bill
 from mixtune.training.data import load_training_data
 from mixtune.training.device import limit_memory
+from mixtune.training.evaluation import describe_held_out, encode_predictions
 from mixtune.training.loop import train
 from mixtune.training.measure import observe
 from mixtune.training.state import start_state
@@ -76,7 +78,8 @@ class EpochReport:
     quiet, cost factors) of those measured meanwhile; bill: the recipe's; reused: how many epochs came from a
     checkpoint; stored: the key of the checkpoint that was stored now, None without one; node: the address of the node
     that has it, None for the run directory; stage: the key of what is trained; after_deadline: whether that was stored
-    after the deadline; warnings: for the terminal.
+    after the deadline; warnings: for the terminal; held_out, predictions: once the recipe is trained to its end, the
+    images that its accuracies are of, and the class that it gives each, by task (encode_classes).
     """
 
     epochs: list[dict[str, Any]]
@@ -89,6 +92,8 @@ class EpochReport:
     stage: str | None = None
     after_deadline: bool = False
     warnings: list[str] = field(default_factory=list)
+    held_out: HeldOut | None = None
+    predictions: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_whole(self) -> bool:
@@ -147,7 +152,7 @@ def train_trial(
         factors = state.factors("infer") if is_inference else state.factors(*state.plan[len(state.history)].work)
         windows.append((signature, seconds, quiet, factors))
 
-    training, reported = train(state, keep_window), 0
+    training, reported, held_out = train(state, keep_window), 0, describe_held_out(state.data)
     while reported < len(state.plan):
         next(training, None)
         with lock.shared():
@@ -171,6 +176,8 @@ def train_trial(
             stage=recovery.keys[done],
             after_deadline=recovery.after_deadline,
             warnings=recovery.take_warnings(),
+            held_out=held_out if done == len(state.plan) else None,
+            predictions=encode_predictions(state) if done == len(state.plan) else {},
         )
         windows.clear()
         reported = done
