@@ -18,8 +18,9 @@ from torchvision.utils import make_grid
 from mixtune.errors import DataError, RequestError, show
 from mixtune.files import write_whole
 from mixtune.objectives import Reconstructs
+from mixtune.space.effective import Method
 from mixtune.training.data import TrainingData, load_training_data
-from mixtune.training.plan import Method, make_plan, method_of
+from mixtune.training.plan import make_plan, method_of
 from mixtune.training.saved import SavedRun
 from mixtune.training.streams import torch_generator
 

@@ -23,6 +23,7 @@ COMPUTING = (  # besides mixtune.training, whose modules all count but those bel
     "mixtune.backbone",
     "mixtune.datasets._mix",
     "mixtune.space.compression",
+    "mixtune.space.effective",
     "mixtune.space.objectives",
     "mixtune.space.section",
     "mixtune.space.views",

@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 
 from mixtune.errors import DataError, RequestError
 from mixtune.space.distributions import Distribution
+from mixtune.space.effective import mix_epochs
 from mixtune.space.recipe import Recipe, Schedule
 from mixtune.space.space import SearchSpace
 from mixtune.stages.keys import stage_keys
 from mixtune.stages.table import TrialPath
 from mixtune.training.data import TrainingData, load_training_data
-from mixtune.training.plan import Phase, decay_start, make_plan, mix_epochs, warmup_length
+from mixtune.training.plan import Phase, decay_start, make_plan, warmup_length
 
 MAX_BUDGETS = 4_000  # of a space; of more a part is looked at, and where a branch is missed epochs are trained again
 

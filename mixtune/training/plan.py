@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Literal
 
+from mixtune.space.effective import Method, find_method, mix_epochs
 from mixtune.space.recipe import Recipe, Schedule
 from mixtune.space.views import Strategy
 
 Phase = Literal["ssl", "mix", "sl"]
 Work = tuple[Phase, Strategy | None]
-Method = Literal["sl", "ssl_sl", "mixtraining"]
 PHASES: tuple[Phase, ...] = ("ssl", "mix", "sl")
 
 REFERENCE_BATCH = 256  # base learning rates are stated for this batch size
@@ -41,16 +39,6 @@ class Epoch:
         return self.phase, self.strategy
 
 
-@functools.cache
-def mix_epochs(rho: float, ssl_epochs: int, sl_epochs: int) -> int:
-    """Return e_mix = floor(rho * min(e_ssl, e_sl)) (Eq. 1).
-
-    Exact: a float's floor would make 28 of 0.29 x 100, so rho is read as the nearest fraction with a denominator
-    of at most 10**6.
-    """
-    return math.floor(Fraction(rho).limit_denominator(10**6) * min(ssl_epochs, sl_epochs))
-
-
 def make_plan(recipe: Recipe) -> tuple[Epoch, ...]:
     """Return the epochs of Algorithm 1: e_ssl - e_mix of SSL, e_mix of both, e_sl - e_mix of SL.
 
@@ -68,10 +56,8 @@ def make_plan(recipe: Recipe) -> tuple[Epoch, ...]:
 
 
 def method_of(recipe: Recipe) -> Method:
-    """Return the method's name: ``sl`` is e_ssl = 0 and ``ssl_sl`` is e_mix = 0."""
-    if recipe.epochs.ssl == 0:
-        return "sl"
-    return "mixtraining" if mix_epochs(recipe.rho, recipe.epochs.ssl, recipe.epochs.sl) else "ssl_sl"
+    """Return a recipe's method."""
+    return find_method(recipe.rho, recipe.epochs.ssl, recipe.epochs.sl)
 
 
 def peak_rate(schedule: Schedule, batch_size: int) -> float:

@@ -19,6 +19,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from mixtune.errors import RequestError
+from mixtune.space.effective import effective
 from mixtune.space.recipe import flatten
 from mixtune.stages import code
 from mixtune.stages.keys import stage_keys
@@ -126,6 +127,8 @@ CASES = [
     Case("precision", "bfloat16", START),
     Case("seed", 1, NONE),
 ]
+# what is found there decides whether another value is another recipe
+OF_DATA_OR_DEVICE = {"data.root", "data.ssl_dataset", "data.ssl_root", "model.pretrained", "augment.pad", "precision"}
 NOT_TRAINED = {"compile"}  # it takes a compiler and a minute
 
 
@@ -212,6 +215,17 @@ def test_keys_are_equal_where_states_are_bit_for_bit(trained, case):
     keys, states = ([n for n, (a, b) in enumerate(zip(*pair, strict=False)) if a == b] for pair in pairs)
     assert states == list(range(min(case.shared + 1, len(one[1]))))
     assert keys == states or (keys == [] and states == [0])
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_recipes_without_their_idle_settings_are_equal_where_outcomes_are(recipe_with, case):
+    """But for what only the data or the device can say."""
+    one, other = (
+        effective(flatten(recipe.to_dict()))
+        for recipe in (recipe_with(case.alongside), recipe_with(case.alongside, {case.path: case.value}))
+    )
+    unused_weights = case.path.startswith("ssl.") and case.alongside.get("epochs.ssl") == 0
+    assert (one == other) == ((case.shared == ALL and case.path not in OF_DATA_OR_DEVICE) or unused_weights)
 
 
 def test_every_field_of_a_recipe_is_classified(make_recipe):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from itertools import product
 
-from mixtune.training.plan import make_plan, method_of, mix_epochs
+from mixtune.space.effective import mix_epochs
+from mixtune.training.plan import make_plan, method_of
 
 
 def test_the_mix_epochs_of_eq_1_are_exact():

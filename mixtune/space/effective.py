@@ -1,0 +1,82 @@
+"""What of a recipe has an effect: recipes that differ in idle settings alone train the same."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any, Literal
+
+Method = Literal["sl", "ssl_sl", "mixtraining"]
+METHODS: dict[Method, str] = {"sl": "SL", "ssl_sl": "SSL+SL", "mixtraining": "MixTraining"}
+
+_SSL_ONLY = ("ssl.", "optim.ssl.", "data.ssl_", "alpha", "rho", "lambda", "augment.ssl", "optim.carry_state")
+_MIX_ONLY = ("alpha", "lambda", "optim.mix_schedule")
+_CONSTANT_ONLY = ("token_dropout", "key_token_dropout", "patch_size", "key_patch_size")
+
+
+@functools.cache
+def mix_epochs(rho: float, ssl_epochs: int, sl_epochs: int) -> int:
+    """Return e_mix = floor(rho * min(e_ssl, e_sl)) (Eq. 1).
+
+    Exact: a float's floor would make 28 of 0.29 x 100, so rho is read as the nearest fraction with a denominator
+    of at most 10**6.
+    """
+    return math.floor(Fraction(rho).limit_denominator(10**6) * min(ssl_epochs, sl_epochs))
+
+
+def find_method(rho: float, ssl_epochs: int, sl_epochs: int) -> Method:
+    """Return a recipe's method: ``sl`` is e_ssl = 0 and ``ssl_sl`` is e_mix = 0."""
+    if ssl_epochs == 0:
+        return "sl"
+    return "mixtraining" if mix_epochs(rho, ssl_epochs, sl_epochs) else "ssl_sl"
+
+
+def idle_settings(values: Mapping[str, Any]) -> frozenset[str]:
+    """Return the dotted paths of a recipe's values that change nothing of what it trains.
+
+    values: all of a recipe's, by dotted path (:func:`mixtune.space.recipe.flatten`). A trained recipe's weights, if not
+    the objective's, and its accuracies are the same whatever an idle setting says.
+    """
+    ssl, sl = values["epochs.ssl"], values["epochs.sl"]
+    mix = mix_epochs(values["rho"], ssl, sl)
+    idle = {"data.download"}
+    if ssl == 0:
+        idle |= {path for path in values if path.startswith(_SSL_ONLY)}
+    if mix == 0:
+        idle |= set(_MIX_ONLY)
+    if ssl == mix == sl:  # one phase, without a boundary
+        idle.add("optim.carry_state")
+    own = [values.get(f"data.{name}") for name in ("dataset", "root")]
+    other = [values.get(f"data.ssl_{name}") for name in ("dataset", "root")]
+    if other[0] is None or other == own:
+        idle.add("lambda")
+        if ssl == mix:  # the mix phase has the supervised loss's images
+            idle |= {"data.ssl_fraction"}
+            idle |= {"ssl.encode", "augment.ssl"} if values.get("ssl.objective") == "mae" else set()
+    if values.get("augment.crop_scale") is None:
+        idle.add("augment.crop_ratio")
+    schedule = values.get("ssl.compression.schedule")
+    if schedule in ("none", "auto"):
+        idle |= {f"ssl.compression.{name}" for name in _CONSTANT_ONLY}
+    if schedule in ("none", "constant"):
+        idle.add("ssl.compression.stages")
+    return frozenset(idle & values.keys())
+
+
+def effective(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe's values without idle ones, by dotted path: equal for recipes that train the same.
+
+    rho is the mix phase's share of the smaller budget, and a cosine schedule's warm-up at most a fifth of its budget.
+    """
+    idle = idle_settings(values)
+    kept = {path: value for path, value in values.items() if path not in idle}
+    ssl, sl = values["epochs.ssl"], values["epochs.sl"]
+    if "rho" in kept:
+        kept["rho"] = mix_epochs(values["rho"], ssl, sl) / min(ssl, sl)
+    for loss, budget in (("ssl", ssl), ("sl", sl)):
+        warmup = f"optim.{loss}.warmup_epochs"
+        if warmup in kept and values.get(f"optim.{loss}.schedule") == "cosine":
+            kept[warmup] = min(kept[warmup], budget / 5)
+    return kept
