@@ -18,6 +18,8 @@ from mixtune.errors import DataError, RequestError, TrainingError
 from mixtune.run.directory import RunDirectory
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from mixtune.run.result import Result
 
 LOG_WIDTH = 100  # columns, where the output is not a terminal
@@ -189,9 +191,10 @@ def confirm(
     with _interruptible("the same command continues"):
         confirmed = run(directory, seeds=seeds, on_line=lambda line: print(line, flush=True))
     console = _console()
-    console.print(confirmed.table())
+    _print_table(console, confirmed.table())
     for note in confirmed.notes:
         _say(console, note)
+    _print_recommendation(confirmed.result, console)
 
 
 @app.command(epilog="Example: `mixtune train search_spaces/digits.yaml --set alpha=0.3 --out runs/one`")
@@ -244,7 +247,7 @@ def compare(
         print(compared.to_csv(), end="")
     else:
         console = _console()
-        console.print(compared.table(console.width))
+        _print_table(console, compared.table(console.width))
         for note in compared.notes():
             _say(console, note)
         print(f"tables and trained recipes: {out}")
@@ -274,17 +277,17 @@ def gradient_error(
             out=out,
             on_line=lambda line: print(line, flush=True),
         )
-    _console().print(measured.table())
+    _print_table(_console(), measured.table())
     print(f"{measured.about}\nthe schedule of the least CA-MSE, for a recipe:\n{measured.to_yaml()}")
     print(f"profile.csv, profile.html and stages.yaml: {out}")
 
 
-@app.command(epilog="Example: `mixtune export runs/digits --trial knee`")
+@app.command(epilog="Example: `mixtune export runs/digits`")
 def export(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="of a search, or of mixtune train --out")],
     trial: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="t0007, a baseline such as sl, knee (default) or best:val_accuracy"),
+        typer.Option(metavar="NAME", help="recommended (default), t0007, sl, knee, best:val_accuracy"),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="default: DIR/models/NAME; DIR/export for one recipe")
@@ -295,7 +298,8 @@ def export(
 
     with _interruptible("the same command continues"):
         folder = run(directory, trial, out, on_line=lambda line: print(line, flush=True))
-    print(f"exported to {folder}")
+    script = min(folder.rglob("classify.py"))  # of several tasks the first one's
+    print(f"exported to {folder}; next: python {shlex.quote(str(script))} IMAGE")
 
 
 @app.command(epilog="Example: `mixtune reconstruct runs/compare-digits/mixtraining-full-seed0`")
@@ -323,8 +327,9 @@ def pareto(
     directory: RunFolder,
     format_: Annotated[str, typer.Option("--format", metavar="FORMAT", help="table, json or csv")] = "table",
     objectives: Annotated[str | None, typer.Option(help="other ones, such as val_accuracy:max,train_flops:min")] = None,
+    no_baselines: Annotated[bool, typer.Option("--no-baselines", help="leave their rows out")] = False,
 ) -> None:
-    """Print the front of a run: the trials that no other trial beats in every objective."""
+    """Print the front of a run, the recipes that no other beats in every objective, and the recommended one."""
     from mixtune.report.tables import front_csv
     from mixtune.run.result import load
 
@@ -334,11 +339,13 @@ def pareto(
     if objectives is not None:
         result = result.with_objectives(_objectives(objectives))
     if format_ == "json":
-        print(json.dumps(result.to_json_dict(), indent=2))
+        print(json.dumps(result.to_json_dict(baselines=not no_baselines), indent=2))
     elif format_ == "csv":
-        print(front_csv(result), end="")
+        print(front_csv(result, baselines=not no_baselines), end="")
     else:
-        _print_front(result, _console())
+        console = _console()
+        _print_front(result, console, baselines=not no_baselines)
+        _print_recommendation(result, console)
 
 
 @app.command(epilog="Example: `mixtune report runs/digits`")
@@ -404,14 +411,28 @@ def _print_search(console: Console, run: Callable[[], Result]) -> None:
         _fail(str(error) or "interrupted", 130)
     _print_front(result, console)
     _say(console, f"report: {RunDirectory(result.directory).report_file}")
+    _print_recommendation(result, console)
 
 
-def _print_front(result: Result, console: Console) -> None:
+def _print_front(result: Result, console: Console, baselines: bool = True) -> None:
     from mixtune.report.tables import front_notes, front_table
 
-    console.print(front_table(result, console.width))
+    _print_table(console, front_table(result, console.width, baselines))
     for note in front_notes(result):
         _say(console, note)
+
+
+def _print_recommendation(result: Result, console: Console) -> None:
+    console.print()
+    for line in result.recommendation().lines():
+        console.print(line, highlight=False, markup=False)
+
+
+def _print_table(console: Console, table: Table) -> None:
+    """Print a table without the blanks that fill its lines."""
+    with console.capture() as capture:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in capture.get().splitlines()))
 
 
 def _overrides(given: list[str] | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from mixtune.cost.machine import as_in_search
 from mixtune.errors import RequestError
 from mixtune.meter.times import StepTimes
 from mixtune.metrics import duration
-from mixtune.run.confirmed import Confirmation, confirmation, counted_trainings, members_and_baselines
+from mixtune.run.confirmed import Confirmation, counted_trainings
 from mixtune.run.directory import RunDirectory
 from mixtune.run.ledger import Ledger, TrialRecord, finite_or_none
 from mixtune.run.lock import hold_run
@@ -52,14 +52,14 @@ def confirm(
     load(directory)  # says what is wrong with a directory that holds no run
     with hold_run(directory, "confirm", on_wait=on_line):
         result = load(directory)
-        if result.pareto_front().empty:
+        if result.searched_front.empty:
             raise RequestError(f"{directory} has no front to confirm: no trial is complete")
         with as_in_search(result.space.recipe, result.facts.machine) as (base, device):
             opened = Opened.of(result.space, describe_device(device), torch.get_num_threads())
             for line in opened.compare(result.state, result.space):
                 on_line(line)
             _confirm(result, base, device, seeds, on_line)
-    found = confirmation(result)
+    found = load(directory).confirmation
     assert found is not None, "something was trained"
     return found
 
@@ -71,7 +71,7 @@ def _confirm(result: Result, base: Recipe, device: torch.device, seeds: int, on_
     planned = [
         _plan(record, change_recipe(base, record.params), base.seed + 1 + number)
         for number in range(seeds)
-        for record in members_and_baselines(result)
+        for record in result.to_confirm
     ]
     missing = [each for each in planned if (each.name, each.recipe.seed) not in known]
     expected = duration(sum(each.forecast_s for each in missing))

@@ -68,14 +68,20 @@ class Metric:
         return f"{self.title} ({self.unit})" if self.unit else self.title
 
     def text(self, value: float | None, error: float | None = None) -> str:
-        """Return "97.0 ± 1.4 %" for a stored value and its standard error, "12.3 s", or "-" for no value."""
+        """Return "97.0 ± 1.4 %" for a stored value and its standard error, "12.3 s", or "-" for no value.
+
+        A value has the digits that its error carries, which has two: "4.4 ± 1.0 s"; shares are tenths of a percent.
+        """
         if value is None or not math.isfinite(value):
             return "-"
-        write = "{:.1f}".format if self.is_share else significant
-        number = write(value * self.scale)
-        if error is not None and math.isfinite(error):
-            number += f" ± {write(error * self.scale)}"
-        return f"{number} {self.unit}".rstrip()
+        if self.is_share:
+            numbers = [f"{each * self.scale:.1f}" for each in (value, error) if each is not None and each == each]
+        elif error is not None and math.isfinite(error) and error > 0:
+            decimals = max(0, 1 - math.floor(math.log10(float(f"{error:.1e}"))))
+            numbers = [f"{value:.{decimals}f}", f"{error:.{decimals}f}"]
+        else:
+            numbers = [significant(value)]
+        return f"{' ± '.join(numbers)} {self.unit}".rstrip()
 
 
 def _scores(split: str, words: str) -> list[Metric]:

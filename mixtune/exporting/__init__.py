@@ -25,7 +25,6 @@ from mixtune.exporting import classify
 from mixtune.exporting.card import ModelFacts, TaskFacts, model_card
 from mixtune.exporting.timm_model import check_logits, timm_config, timm_weights
 from mixtune.files import make_folder, remove_temporary, write_whole
-from mixtune.run.confirmed import confirmation
 from mixtune.run.directory import RunDirectory
 from mixtune.run.frames import plain
 from mixtune.run.ledger import TrialRecord, finite_or_none
@@ -45,7 +44,7 @@ from mixtune.training.state import start_state
 
 MARKER = ".mixtune-export.json"  # in a folder that an export made, so that the next one may write there
 OWN = ("config.json", "model.safetensors", "classify.py", "recipe.yaml", "metrics.json", "README.md")
-KNEE, BEST = "knee", "best:"
+RECOMMENDED, KNEE, BEST = "recommended", "knee", "best:"
 _NAMED = 12  # trials, in a mistake's message
 _SAME = 1e-9  # of an accuracy
 
@@ -74,11 +73,11 @@ def export(
     """Write a trained recipe as a folder with weights, config, script and model card; return the folder.
 
     source: a run of a search, a folder of ``mixtune train --out``, or of a Tuner of your own a ``ray.tune.Result``, a
-    ``ray.tune.Checkpoint`` of MixTrainable or its folder. trial: of a search, its id, a baseline's name, ``knee`` (the
-    default) or ``best:<objective>``. out: by default ``models/<trial>`` in the run, else ``export`` in the folder; in
-    one that an earlier export made, its files are replaced and others stay. data: what MixTrainable was given in place
-    of a dataset. timm reads the folder as ``timm.create_model("local-dir:FOLDER", pretrained=True)``; of several tasks
-    each has a folder of its own in it.
+    ``ray.tune.Checkpoint`` of MixTrainable or its folder. trial: of a search, its id, a baseline's name,
+    ``recommended`` (the default), ``knee`` or ``best:<objective>``. out: by default ``models/<trial>`` in the run, else
+    ``export`` in the folder; in one that an earlier export made, its files are replaced and others stay. data: what
+    MixTrainable was given in place of a dataset. timm reads the folder as
+    ``timm.create_model("local-dir:FOLDER", pretrained=True)``; of several tasks each has a folder of its own in it.
 
     A trial's weights are what its search has stored; what is not there any more is trained again, on the same kind of
     machine to the same bits. Figures are measured now, on the validation images or under ``protocol: paper`` on the
@@ -96,7 +95,7 @@ def export(
             return _export_checkpoint(Path(folder), out, on_line, data)
     directory = Path(source)
     if RunDirectory(directory).holds_run:
-        return _export_trial(directory, trial or KNEE, out, on_line)
+        return _export_trial(directory, trial or RECOMMENDED, out, on_line)
     if trial is not None:
         raise RequestError(f"{directory} holds no search, so there is no trial {trial!r} to choose: drop --trial")
     if (directory / CHECKPOINT).is_file():
@@ -137,7 +136,10 @@ def _export_checkpoint(
 def _export_trial(
     directory: Path, trial: str, out: str | os.PathLike[str] | None, on_line: Callable[[str], None]
 ) -> Path:
-    record, choice = _choose(load(directory), trial)
+    known = load(directory)
+    record, choice = _choose(known, trial)
+    if record.trial in known.fallen:
+        on_line(f"{record.trial} fell off the front on fresh seeds: {known.recommendation().trial} is recommended")
     folder = Path(os.path.abspath(out or directory / "models" / record.trial))
     _refuse_foreign(folder)
     with hold_run(directory, "export", on_wait=on_line):
@@ -151,7 +153,12 @@ def _choose(result: Result, trial: str) -> tuple[TrialRecord, str]:
     """Return the trial or baseline that a name means, and what it is among the others."""
     complete = f"{len(result.complete())} complete trials"
     chosen, choice = trial, f"one of {complete} of a search"
-    if trial == KNEE:
+    if trial == RECOMMENDED:
+        found = result.recommendation()
+        if found.trial is None:
+            raise RequestError(f"{result.directory}: {found.sentence}")
+        chosen, choice = found.trial, f"what a search recommends of {complete}: {found.why}"
+    elif trial == KNEE:
         knee = result.knee()
         if knee is None:
             keeps = " and keeps the constraints" if result.constraints else ""
@@ -163,7 +170,7 @@ def _choose(result: Result, trial: str) -> tuple[TrialRecord, str]:
     record = result.records.get(chosen)
     if record is None:
         ended = [name for name, known in result.records.items() if known.state == "complete"]
-        names = [KNEE, *(f"{BEST}{name}" for name in result.objectives), *ended]
+        names = [RECOMMENDED, KNEE, *(f"{BEST}{name}" for name in result.objectives), *ended]
         shown = ", ".join(names[:_NAMED]) + (f", ... ({len(ended)} in all)" if len(names) > _NAMED else "")
         raise RequestError(f"{result.directory} has no trial {trial!r}: known are {shown}{suggest(trial, names)}")
     if record.state != "complete":
@@ -197,7 +204,7 @@ def _restore(
                 reported = True
     if saved is not None or not reported:
         on_line(f"{record.trial}: its weights are those that the search has stored")
-    found = confirmation(result)
+    found = result.confirmation
     rows = [] if found is None else found.frame[found.frame["trial"] == record.trial].to_dict("records")
     return _Trained(
         name=record.trial,

@@ -14,72 +14,117 @@ from mixtune.run.frames import csv_text
 from mixtune.run.result import Result
 
 WIDTH = 100
+IDLE = "\u2013"  # an en dash: of a setting that has no effect in a recipe
+_NONE = {IDLE, ""}
 
 
-def front_table(result: Result, width: int = WIDTH) -> Table:
-    """Return the front, a row a member, the knee marked; under a line the baselines alongside it.
+def front_table(result: Result, width: int = WIDTH, baselines: bool = True) -> Table:
+    """Return the front, a row a recipe, the recommended one marked; under a line the baselines that are not on it.
 
-    Columns: trial, the objectives with their standard errors, the parameters that vary among the trials.
-    Where that is wider than ``width`` characters the parameters share one column that wraps.
+    Columns: recipe, method, the objectives with their standard errors, the parameters that vary in the table. Where
+    that is wider than ``width`` characters the parameters share one column that wraps. baselines: whether their rows
+    are shown.
     """
-    wide = _table(result, varying_parameters(result), share_column=False)
-    return wide if fits(wide, width) else _table(result, varying_parameters(result), share_column=True)
+    for share_column in (False, True):
+        table = _table(result, share_column, baselines)
+        if fits(table, width):
+            return table
+    return table
 
 
 def front_notes(result: Result) -> list[str]:
-    """Return a line each: knee and hypervolume with its reference point, noise, and baselines that beat the front."""
+    """Return a line each: equal recipes, knee and hypervolume with its reference point, constraints that are broken."""
     notes = []
-    if (volume := result.hypervolume()) is not None and not result.feasible().empty:
+    if result.confirmed is not None:
+        notes.append("means over fresh seeds; the search's own figures of one seed decide nothing any more")
+    if merged := [trial for trial in result.pareto_front()["trial"] if result.same_recipes.get(trial)]:
+        same = (f"{trial} is also {', '.join(result.same_recipes[trial])}" for trial in merged)
+        notes.append(f"one recipe, several trials: {'; '.join(same)}")
+    if (volume := result.hypervolume()) is not None and not result.candidates.empty:
         point = ", ".join(f"{name} {setting(value)}" for name, value in result.reference_point.items())
         notes.append(f"knee {result.knee()}; hypervolume {significant(volume)} against the reference point {point}")
     if broken := len(result.complete()) - len(result.feasible()):
         limits = " and ".join(str(constraint) for constraint in result.constraints.values())
         notes.append(f"{broken} complete {'trial does' if broken == 1 else 'trials do'} not keep {limits}")
-    if warning := result.noise_warning():
-        notes.append(warning)
-    members = len(result.pareto_front())
-    for method, beaten in result.beaten_by_baselines().items():
-        notes.append(f"the baseline {method} dominates {beaten} of the {members} front members")
     return notes
 
 
-def front_csv(result: Result) -> str:
-    """Return the front as CSV with a header: the columns of ``result.trials``, in full precision."""
-    return csv_text(result.pareto_front())
+def front_csv(result: Result, baselines: bool = True) -> str:
+    """Return the front as CSV with a header, in full precision; ``baselines``: whether theirs are in it."""
+    front = result.pareto_front()
+    return csv_text(front if baselines else front[front["baseline"].isna()])
 
 
 def objective_cells(result: Result, metrics: Mapping[str, Any] | pd.Series[Any]) -> list[str]:
     """Return a trial's objectives with their standard errors, as text."""
-    return [find_metric(name).text(metrics[name], metrics.get(f"{name}_se")) for name in result.objectives]
+    errors = {name: f"{name}_se" for name in result.objectives} | {"train_latency_s": "train_latency_se_s"}
+    return [find_metric(name).text(metrics[name], metrics.get(errors[name])) for name in result.objectives]
 
 
-def _table(result: Result, varying: list[str], share_column: bool) -> Table:
-    members, knee = result.pareto_front(), result.knee()
-    styles = {i: "dim" for i in range(len(members), len(members) + len(result.baselines))}
-    styles |= {i: "bold" for i, trial in enumerate(members["trial"]) if trial == knee}
-    mark = "knee" if len(result.objectives) > 1 else "best"
-    heads = [f"{trial} ({mark})" if trial == knee else str(trial) for trial in members["trial"]]
-    heads += [
-        f"{method} (baseline{'' if state == 'complete' else f', {state}'})"
-        for method, state in zip(result.baselines["method"], result.baselines["state"], strict=True)
-    ]
-    rows = [row for frame in (members, result.baselines) for _, row in frame.iterrows()]
-    params = [result.records[row["trial"]].params for row in rows]
-    settings = [[setting(own.get(name)) for name in varying] for own in params]
+def setting_cells(result: Result, trial: str, paths: list[str]) -> list[str]:
+    """Return a recipe's settings as text, a dash for one that has no effect in it, "" for one that is not known."""
+    values = result.values[trial] or result.records[trial].params
+    idle = result.idle(trial)
+    return [IDLE if path in idle else setting(values.get(path)) for path in paths]
+
+
+def recipe_name(result: Result, trial: str) -> str:
+    """Return a recipe's name in a table: a trial's id or a baseline's name, with its state where it is not complete."""
+    record = result.records[trial]
+    said = [*(["baseline"] if record.baseline else []), *([record.state] if record.state != "complete" else [])]
+    said += [f"+{len(same)}"] if (same := result.same_recipes.get(trial, ())) else []
+    return f"{record.baseline or trial} ({', '.join(said)})" if said else trial
+
+
+def varying_parameters(result: Result, trials: list[str] | None = None) -> list[str]:
+    """Return the searched parameters that differ among some trials, by default all; idle ones do not count."""
+    chosen = list(result.trials["trial"]) if trials is None else trials
+    columns = {path: [setting_cells(result, trial, [path])[0] for trial in chosen] for path in result.parameters}
+    return [path for path, cells in columns.items() if len({*cells} - _NONE) > 1]
+
+
+def _table(result: Result, share_column: bool, baselines: bool) -> Table:
+    front = result.pareto_front()
+    members = [str(t) for t, name in zip(front["trial"], front["baseline"], strict=True) if baselines or pd.isna(name)]
+    others = [str(t) for t in result.baselines["trial"] if t not in set(front["trial"])] if baselines else []
+    recommended = result.recommendation().trial
+    rows = {row["trial"]: row for frame in (result.baselines, result.rows) for _, row in frame.iterrows()}
+    varying = varying_parameters(result, [*members, *others])
+    settings = {trial: setting_cells(result, trial, varying) for trial in (*members, *others)}
     if share_column:
-        settings = [[" ".join(f"{name}={setting(own[name])}" for name in varying if name in own)] for own in params]
-    caption = f"no trial is complete yet{' and keeps the constraints' if result.constraints else ''}"
+        settings = {
+            trial: [
+                " ".join(f"{name}={cell}" for name, cell in zip(varying, cells, strict=True) if cell not in ("", IDLE))
+            ]
+            for trial, cells in settings.items()
+        }
+    titles = [find_metric(name).title for name in result.objectives]
+    heads = ["recipe", "method", *titles, *(["settings"] if share_column else varying)]
+    caption = f"no recipe is complete yet{' and keeps the constraints' if result.constraints else ''}"
+    counts = f"{len(front)} of {len(result.candidates)} complete recipes"
     return terminal_table(
-        ["trial", *result.objectives, *(["parameters"] if share_column else varying)],
-        [[head, *objective_cells(result, row), *own] for head, row, own in zip(heads, rows, settings, strict=True)],
-        title=f"the front: {len(members)} of {result.counts()['complete']} complete trials",
-        caption=caption if members.empty else None,
-        styles=styles,
+        [_stacked(head) for head in heads],
+        [
+            [
+                f"{'* ' if trial == recommended else '  '}{recipe_name(result, trial)}",
+                result.method(trial),
+                *objective_cells(result, rows[trial]),
+                *settings[trial],
+            ]
+            for trial in (*members, *others)
+        ],
+        title=f"the front: {counts}{' (* recommended)' if recommended in members else ''}",
+        caption=caption if not members else None,
+        styles={i: "bold" for i, t in enumerate(members) if t == recommended}
+        | {i: "dim" for i in range(len(members), len(members) + len(others))},
         rules={len(members)},
-        wrapped={1 + len(result.objectives)} if share_column else (),
+        wrapped={1, 2 + len(result.objectives)} if share_column else {1},
     )
 
 
-def varying_parameters(result: Result) -> list[str]:
-    """Return the parameters with more than one value, compared as text because a value may be a list."""
-    return [name for name in result.parameters if result.trials[name].astype(str).nunique() > 1]
+def _stacked(title: str) -> str:
+    """Return a column's title on two lines: "training time", "optim.sl.base_lr"."""
+    if " " in title:
+        return title.replace(" ", "\n", 1)
+    head, dot, last = title.rpartition(".")
+    return f"{head}\n.{last}" if dot else title

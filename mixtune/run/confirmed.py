@@ -1,22 +1,22 @@
-"""A front on fresh seeds: means and spreads on the test images, and which members are really on it.
+"""A front on fresh seeds: means and spreads, and which members are really on it.
 
-What ``±`` and ``p_front`` are: mixtune.run.estimates.
+The means on validation images decide; those on test images are reported and decide nothing, since the best of several
+would be no estimate. What ``±`` and ``p_front`` are: mixtune.run.estimates.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from rich.table import Table
 
-from mixtune.metrics import find_metric, significant
+from mixtune.metrics import find_metric
 from mixtune.render import terminal_table
 from mixtune.run.estimates import (
     FEW_SEEDS,
@@ -31,7 +31,10 @@ from mixtune.run.estimates import (
 )
 from mixtune.run.frames import csv_text, plain
 from mixtune.run.ledger import TrialRecord
-from mixtune.run.result import Result
+from mixtune.run.paired import Judged, Runs
+
+if TYPE_CHECKING:
+    from mixtune.run.result import Result
 
 Event = Mapping[str, Any]
 
@@ -41,9 +44,13 @@ _COLUMNS = [
     "method",
     "seeds",
     "diverged",
+    "val_accuracy",
+    "val_accuracy_std",
+    "val_accuracy_se",
     "test_accuracy",
     "test_accuracy_std",
     "test_accuracy_se",
+    "val_sampling_se",
     "test_sampling_se",
     "train_latency_s",
     "train_latency_std_s",
@@ -56,37 +63,42 @@ _COLUMNS = [
 
 @dataclass(frozen=True, eq=False)
 class Confirmation:
-    """What training runs on fresh seeds say of a run; ``confirmation`` makes one.
+    """What training runs on fresh seeds say of a run; ``Result.confirmation`` is one.
 
-    frame: a row for each member of the present front and each baseline that has such training runs, in the front's
-    order, the baselines last. Columns: trial; method (a baseline's, else None); seeds and diverged, training runs and
-    how many of them diverged; test_accuracy, its mean over the others; test_accuracy_std, the sample's standard
-    deviation over seeds, NaN for one; test_accuracy_se, the mean's standard error (see mixtune.run.estimates);
-    test_sampling_se, the binomial standard error of one training run's accuracy on that many test images, common to all
-    rows; train_latency_s, train_latency_std_s and train_latency_se_s, the same in seconds; test_balanced_accuracy and
-    the like, with _std and _se, where an objective or a constraint is of their kind; every other objective and
-    search_*, as the search found them; p_front; fell_off, whether another row's means dominate this one's or they break
-    a constraint, or all its training runs diverged.
+    frame: a row for each recipe that has such training runs, those of the search's front first, in its order, the other
+    baselines last. Columns: trial; method (a baseline's, else None); seeds and diverged, training runs and
+    how many of them diverged; val_accuracy, its mean over the others; val_accuracy_std, the sample's standard
+    deviation over seeds, NaN for one; val_accuracy_se, the mean's standard error (see mixtune.run.estimates);
+    test_accuracy and so on, the same of test images; val_sampling_se and test_sampling_se, the binomial standard error
+    of one training run's accuracy on that many images, common to all rows; train_latency_s, train_latency_std_s and
+    train_latency_se_s, the same in seconds; val_balanced_accuracy and the like, with _std and _se, where an objective
+    or a constraint is of their kind; every other objective and search_*, as the search found them; p_front; fell_off,
+    whether another row's means dominate this one's or they break a constraint, or all its training runs diverged.
     notes: what a reader needs alongside the numbers, a line each. device: what they trained on, None without any.
+    runs: the training runs that did not diverge, by trial and seed. missing: recipes that confirm would train and has
+    not; interrupted: whether some of them had ended before it last trained, so that its figures decide nothing yet.
     """
 
     result: Result
     frame: pd.DataFrame
     notes: tuple[str, ...]
     device: str | None
+    runs: Mapping[str, Runs]
+    missing: tuple[str, ...]
+    interrupted: bool
 
     @property
-    def objectives(self) -> dict[str, str]:
-        """What p_front judges by: the run's objectives, those on validation images replaced by those on test images."""
-        return {_column(name): mode for name, mode in self.result.objectives.items()}
+    def objectives(self) -> Mapping[str, str]:
+        """What p_front judges by: the run's objectives."""
+        return self.result.objectives
 
     def table(self) -> Table:
         """Return the frame for a terminal, means with standard errors; under a line the baselines."""
         frame = self.frame
-        extra = [name for name in self.objectives if name not in ("test_accuracy", "train_latency_s")]
+        extra = [name for name in self.objectives if name not in ("val_accuracy", "train_latency_s")]
         counts = [str(count) for count in sorted({*frame["seeds"]})] or ["no"]
         seeds = " to ".join(dict.fromkeys([counts[0], counts[-1]]))
-        names = ("test_accuracy", "train_latency_s", *extra)
+        names = ("val_accuracy", "test_accuracy", "train_latency_s", *extra)
         titles = [find_metric(name).title.replace(" ", "\n", 1) for name in names]
         rows = frame.to_dict("records")
         is_baseline = [row["method"] is not None for row in rows]
@@ -118,33 +130,45 @@ def confirmation(result: Result) -> Confirmation | None:
 
     Of a trial's training runs with one seed the latest counts, and only those of the latest one's device.
     """
-    return _confirmation(result, len(result.state.confirmed)) if result.state.confirmed else None
-
-
-@functools.lru_cache(maxsize=2)
-def _confirmation(result: Result, count: int) -> Confirmation:
     events = result.state.confirmed
+    if not events:
+        return None
     counted = counted_trainings(events)
     device = _device(next(reversed(counted.values()))) if counted else None
     by_trial: dict[str, list[Event]] = {}
     for (trial, _), event in counted.items():
         by_trial.setdefault(trial, []).append(event)
-    kept = [record for record in members_and_baselines(result) if record.trial in by_trial]
+    wanted = result.to_confirm
+    others = [record for trial in by_trial if (record := result.records.get(trial)) and record not in wanted]
+    kept = [record for record in (*wanted, *others) if record.trial in by_trial]
     trainings = [by_trial[record.trial] for record in kept]
-    named = dict.fromkeys(_column(name) for name in (*result.objectives, *result.constraints))
-    tested = ["test_accuracy", *(name for name in named if name.startswith("test_") and name != "test_accuracy")]
-    scores = {name: _estimate_score(trainings, name) for name in tested}
-    accuracies = scores["test_accuracy"]
+    named = [name for name in (*result.objectives, *result.constraints) if name.startswith("val_")]
+    scored = dict.fromkeys(["val_accuracy", "test_accuracy", *named])
+    scores = {name: _estimate_score(trainings, name) for name in scored}
+    accuracies = scores["val_accuracy"]
     latencies = estimate([_finished(own, "train_latency_s") for own in trainings], relative=True)
     frame = _frame(result, kept, trainings, scores, latencies)
     notes = [
         *_front_notes(frame),
         *_constraint_notes(frame, result),
         *_spread_notes(frame, accuracies, latencies),
-        *_missing_notes(frame, members_and_baselines(result)),
+        *_missing_notes(frame, wanted),
         *_device_notes(events, counted, device, kept),
     ]
-    return Confirmation(result, frame, tuple(notes), device)
+    missing = [record for record in wanted if record.trial not in by_trial]
+    last = events[-1].get("time", math.inf)
+    return Confirmation(
+        result=result,
+        frame=frame,
+        notes=tuple(notes),
+        device=device,
+        runs={
+            trial: {int(event["seed"]): Judged.read(event) for event in own if not _has_diverged(event)}
+            for trial, own in by_trial.items()
+        },
+        missing=tuple(record.trial for record in missing),
+        interrupted=any((record.ended_time or math.inf) <= last for record in missing),
+    )
 
 
 def counted_trainings(events: Iterable[Event], device: str | None = None) -> dict[tuple[str, int], Event]:
@@ -164,11 +188,6 @@ def counted_trainings(events: Iterable[Event], device: str | None = None) -> dic
     return counted
 
 
-def members_and_baselines(result: Result) -> list[TrialRecord]:
-    """Return the records that ``confirm`` trains again: the front's, in its order, and complete baselines'."""
-    return [result.records[trial] for trial in result.highlights]
-
-
 def _frame(
     result: Result,
     records: Sequence[TrialRecord],
@@ -178,14 +197,15 @@ def _frame(
 ) -> pd.DataFrame:
     seeds = np.array([len(own) for own in trainings], dtype=np.int64)
     diverged = np.array([sum(_has_diverged(event) for event in own) for own in trainings], dtype=np.int64)
-    objectives = {_column(name): mode for name, mode in result.objectives.items()}
-    others = {name: found for name, found in scores.items() if name != "test_accuracy"}
+    objectives = result.objectives
+    others = {name: found for name, found in scores.items() if name not in _COLUMNS}
     exact = [name for name in objectives if name not in (*_COLUMNS, *others)]
     values: dict[str, Any] = {
         "trial": [record.trial for record in records],
         "method": pd.Series([record.baseline for record in records], dtype=object),  # None, where text would be NaN
         "seeds": seeds,
         "diverged": diverged,
+        "val_sampling_se": _sampling_errors(trainings, "val_accuracy"),
         "test_sampling_se": _sampling_errors(trainings, "test_accuracy"),
         "train_latency_s": latencies.means,
         "train_latency_std_s": latencies.deviations,
@@ -197,7 +217,7 @@ def _frame(
         values |= {name: found.means, f"{name}_std": found.deviations, f"{name}_se": found.errors}
     finished = 1.0 - diverged / np.maximum(seeds, 1)
     estimates = {**scores, "train_latency_s": latencies}
-    bounds = {_column(name): constraint for name, constraint in result.constraints.items()}
+    bounds = result.constraints
     known = {name: _searched(records, name) for name in bounds} | values
     values["p_front"] = front_probabilities(known, objectives, bounds, estimates, finished)
     takes_part = (finished > 0) & keeps(known, bounds, (1, len(records)))
@@ -209,7 +229,7 @@ def _frame(
 
 
 def _estimate_score(trainings: Sequence[Sequence[Event]], name: str) -> Estimate:
-    """Return the means of a figure on test images; where no row has a spread, with the images' standard errors."""
+    """Return the means of a figure; where no row has a spread, with the images' standard errors."""
     found = estimate([_finished(own, name) for own in trainings], relative=False)
     if found.pooled_degrees:
         return found
@@ -236,8 +256,7 @@ def _front_notes(frame: pd.DataFrame) -> Iterator[str]:
 
 
 def _constraint_notes(frame: pd.DataFrame, result: Result) -> Iterator[str]:
-    for metric, constraint in result.constraints.items():
-        name = _column(metric)
+    for name, constraint in result.constraints.items():
         if name not in frame:  # no seed changes it, so members keep it
             continue
         members = frame[frame["method"].isna() & frame[name].notna()]
@@ -248,12 +267,13 @@ def _constraint_notes(frame: pd.DataFrame, result: Result) -> Iterator[str]:
 
 def _spread_notes(frame: pd.DataFrame, accuracies: Estimate, latencies: Estimate) -> Iterator[str]:
     """Yield what ± is, and what is not in it."""
-    points = 100 * frame["test_sampling_se"].mean()
+    points = 100 * frame["val_sampling_se"].mean()
     if math.isnan(points):
         return
     if not accuracies.pooled_degrees:
         yield (
-            f"one seed has no spread: ± is the binomial standard error of the test images, {points:.1f} points, and "
+            f"one seed has no spread: ± is the binomial standard error of the images, {points:.1f} points of "
+            "validation images, and "
             "training times are taken as exact; more --seeds tell more"
         )
         return
@@ -263,7 +283,7 @@ def _spread_notes(frame: pd.DataFrame, accuracies: Estimate, latencies: Estimate
             f"{100 * accuracies.pooled:.2g} points of accuracy, {100 * latencies.pooled:.2g} % of the training time "
             f"({accuracies.pooled_degrees} degree{'s' * (accuracies.pooled_degrees > 1)} of freedom)"
         )
-    yield f"all rows share the test images: their common sampling error, {points:.1f} points, is not in the spread"
+    yield f"all rows share the images: their common sampling error, {points:.1f} points on validation, is not in ±"
 
 
 def _missing_notes(frame: pd.DataFrame, asked: Sequence[TrialRecord]) -> Iterator[str]:
@@ -295,22 +315,16 @@ def _device_notes(
 
 def _cells(row: Mapping[Any, Any], extra: Sequence[str]) -> list[str]:
     name = str(row["trial"]) if row["method"] is None else f"{row['method']} (baseline)"
-    mean, error = row["train_latency_s"], row["train_latency_se_s"]
-    exact = not (math.isfinite(mean) and error > 0)  # a time that has no spread stands alone
-    seconds = find_metric("train_latency_s").text(mean) if exact else f"{significant(mean)} ± {significant(error, 1)} s"
+    seconds = find_metric("train_latency_s").text(row["train_latency_s"], row["train_latency_se_s"])
     return [
         f"{name} (fell off)" if row["fell_off"] and row["method"] is None else name,
-        find_metric("test_accuracy").text(row["test_accuracy"], row["test_accuracy_se"]),
+        *(find_metric(name).text(row[name], row[f"{name}_se"]) for name in ("val_accuracy", "test_accuracy")),
         seconds,
         *(find_metric(objective).text(row[objective], row.get(f"{objective}_se")) for objective in extra),
-        find_metric("val_accuracy").text(row["search_val_accuracy"], row["search_val_accuracy_se"]),
+        find_metric("val_accuracy").text(row["search_val_accuracy"]),
         find_metric("train_latency_s").text(row["search_train_latency_s"]),
         f"{100 * row['p_front']:.0f} %",
     ]
-
-
-def _column(objective: str) -> str:
-    return f"test_{objective.removeprefix('val_')}" if objective.startswith("val_") else objective
 
 
 def _device(event: Event) -> str | None:

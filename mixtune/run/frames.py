@@ -16,8 +16,8 @@ def trial_frame(
 ) -> pd.DataFrame:
     """Return a row a record: columns are ``named``, parameters, objectives, other metrics and last_columns().
 
-    ``named`` are fields that every record has (trial, state, reason; method). Where a field or a parameter
-    shares its name with a metric, the metric is not shown. ``parameters`` fixes the order of those it names.
+    ``named`` are fields of a record (trial, state, reason; baseline; method: a baseline's name). Where a field or a
+    parameter shares its name with a metric, the metric is not shown. ``parameters`` fixes the order of those it names.
     Objectives and costs are floats or ints, NaN where missing; wall_s is the last attempt's, in seconds.
     """
     records = list(records)
@@ -25,7 +25,8 @@ def trial_frame(
     rows: list[dict[str, Any]] = []
     for record in records:
         fields = {"trial": record.trial, "state": record.state, "reason": record.reason}
-        fields |= {} if record.baseline is None else {"method": record.baseline}
+        fields |= {"baseline": record.baseline} if "baseline" in named else {}
+        fields |= {} if record.baseline is None or "method" not in named else {"method": record.baseline}
         rows.append({**record.metrics, "wall_s": record.wall_s, **record.params, **fields})
     asked = dict.fromkeys([*parameters, *(name for record in records for name in record.params)])
     last = last_columns()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,19 @@ import pandas as pd
 from mixtune import plugins
 from mixtune.errors import RequestError, suggest
 from mixtune.files import write_whole
-from mixtune.metrics import find_metric
 from mixtune.run import front
 from mixtune.run.accounting import Account, account
+from mixtune.run.confirmed import Confirmation, confirmation
 from mixtune.run.directory import RunDirectory, RunFacts
 from mixtune.run.frames import csv_text, plain, trial_frame
 from mixtune.run.ledger import RunState, TrialRecord
+from mixtune.run.recommendation import Recommendation, recommend
 from mixtune.space.constraints import Constraint
+from mixtune.space.effective import METHODS, effective, find_method, idle_settings
+from mixtune.space.recipe import flatten
 from mixtune.space.space import SearchSpace
 
+_DECISIVE = {"epochs.ssl", "epochs.sl", "rho"}  # of a recipe's method
 STATES = ("complete", "stopped", "failed", "rejected", "running")
 
 
@@ -37,7 +42,9 @@ class Result:
     ``objectives`` are what it is judged by. ``trials`` has a row a trial: trial, state, reason, parameters, objectives,
     every other metric, latency_ssl_s, latency_mix_s, latency_sl_s, wall_s, epochs_asked, epochs_trained, epochs_reused;
     ``baselines`` the same after a column ``method``. Names that end in ``_s`` are seconds; accuracies are shares of 1.
-    What is derived from them, such as the front, is derived once.
+    An answer is chosen from all that was trained, baselines too: ``candidates`` as the search found them, ``rows`` as
+    they are known now: on fresh seeds, once ``mixtune confirm`` has trained them. What is derived, such as the front,
+    is derived once.
     """
 
     directory: Path
@@ -114,16 +121,18 @@ class Result:
         return self._feasible
 
     def pareto_front(self, objectives: Mapping[str, str] | None = None) -> pd.DataFrame:
-        """Return the feasible trials that no other dominates, sorted as ``front.pareto_front`` says."""
-        return self._front if objectives is None else front.pareto_front(self._feasible, objectives)
+        """Return the ``rows`` that no other dominates, sorted as ``front.pareto_front`` says."""
+        return self._front if objectives is None else front.pareto_front(self.rows, objectives)
 
     def hypervolume(self) -> float | None:
-        """Return the volume between feasible trials and reference point, None where that is incomplete."""
+        """Return the volume between ``candidates`` and reference point, None where that is incomplete."""
         return self._hypervolume
 
     @cached_property
     def _feasible(self) -> pd.DataFrame:
-        rows = self.complete()
+        return self._keep_constraints(self.complete())
+
+    def _keep_constraints(self, rows: pd.DataFrame) -> pd.DataFrame:
         for name, constraint in self.constraints.items():
             values = front.numeric_column(rows, name) if name in rows else np.full(len(rows), np.nan)
             rows = rows[np.array([constraint.holds(value) for value in values], dtype=bool)]
@@ -131,14 +140,14 @@ class Result:
 
     @cached_property
     def _front(self) -> pd.DataFrame:
-        return front.pareto_front(self._feasible, self.objectives)
+        return front.pareto_front(self.rows, self.objectives)
 
     @cached_property
     def _hypervolume(self) -> float | None:
         reference = {name: bound for name, bound in self.reference_point.items() if bound is not None}
         if len(reference) < len(self.objectives):
             return None
-        return front.hypervolume(self._feasible, self.objectives, reference)
+        return front.hypervolume(self.candidates, self.objectives, reference)
 
     def account(self) -> Account:
         """Return epochs and seconds that trials and baselines requested, trained and reused."""
@@ -165,11 +174,109 @@ class Result:
 
     @cached_property
     def highlights(self) -> Sequence[str]:
-        """The trials of the front, in its order, and the complete baselines."""
-        return [str(trial) for trial in [*self._front["trial"], *self.complete_baselines["trial"]]]
+        """The recipes of the front, in its order, and the other complete baselines."""
+        return list(dict.fromkeys([*self._front["trial"], *self.complete_baselines["trial"]]))
+
+    @cached_property
+    def values(self) -> dict[str, dict[str, Any]]:
+        """Every recipe value of each trial and baseline, by dotted path; {} where the run does not say."""
+        base = flatten(self.space.values)
+        if not base.keys() >= _DECISIVE:  # not a search's own file, in which every default is spelled out
+            try:
+                base = flatten(self.space.recipe.to_dict())
+            except RequestError:
+                return {trial: {} for trial in self.records}
+        return {trial: {**base, **record.params} for trial, record in self.records.items()}
+
+    def idle(self, trial: str) -> frozenset[str]:
+        """Return the dotted paths of the settings that have no effect in a trial's recipe."""
+        return idle_settings(self.values[trial]) if self.values[trial] else frozenset()
+
+    def method(self, trial: str) -> str:
+        """Return a trial's method in words: SL, SSL+SL or MixTraining."""
+        values = self.values[trial]
+        if not values:
+            return str(self.records[trial].metrics.get("method") or "")
+        return METHODS[find_method(values["rho"], values["epochs.ssl"], values["epochs.sl"])]
+
+    @cached_property
+    def same_recipes(self) -> dict[str, tuple[str, ...]]:
+        """The complete trials and baselines whose recipes train the same, by the first of them that has ended."""
+        alike: dict[str, list[str]] = {}
+        ended = (record for record in self.records.values() if record.state == "complete")
+        for record in sorted(ended, key=lambda record: record.ended_time or math.inf):
+            values = effective(known) if (known := self.values[record.trial]) else record.trial
+            alike.setdefault(json.dumps(values, sort_keys=True, default=str), []).append(record.trial)
+        return {trials[0]: tuple(trials[1:]) for trials in alike.values()}
+
+    @cached_property
+    def candidates(self) -> pd.DataFrame:
+        """A row for each recipe that is complete and keeps every constraint, as the search found it.
+
+        Columns as those of ``trials`` after ``baseline``, its name or None. Of trials that are one recipe the first
+        one stands for all (``same_recipes``).
+        """
+        records = [r for r in self.records.values() if r.state == "complete" and r.trial in self.same_recipes]
+        named = ["trial", "baseline", "state", "reason"]
+        return self._keep_constraints(trial_frame(records, self.parameters, self.space.objectives, named))
+
+    @cached_property
+    def searched_front(self) -> pd.DataFrame:
+        """The rows of ``candidates`` that no other dominates."""
+        return front.pareto_front(self.candidates, self.objectives)
+
+    @cached_property
+    def to_confirm(self) -> list[TrialRecord]:
+        """What ``mixtune confirm`` trains: the search's front, in its order, and the other complete baselines."""
+        baselines = (trial for trial in self.complete_baselines["trial"] if trial in self.same_recipes)
+        return [self.records[trial] for trial in dict.fromkeys([*self.searched_front["trial"], *baselines])]
+
+    @cached_property
+    def confirmation(self) -> Confirmation | None:
+        """What training runs on fresh seeds say, None where there are none."""
+        return confirmation(self)
+
+    @property
+    def confirmed(self) -> Confirmation | None:
+        """``confirmation`` where it decides: not before every recipe that it is about is trained."""
+        found = self.confirmation
+        return None if found is None or found.interrupted else found
+
+    @cached_property
+    def fallen(self) -> list[str]:
+        """The recipes of the search's front that fresh seeds took off it."""
+        if self.confirmed is None:
+            return []
+        now = set(self._front["trial"])
+        return [t for t in self.searched_front["trial"] if t not in now and t not in self.confirmed.missing]
+
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        """What decides: ``candidates``, or those of them that are confirmed, with their means over fresh seeds.
+
+        Where means decide, objectives, constrained metrics and their ``_se`` are those of the fresh seeds.
+        """
+        found = self.confirmed
+        if found is None:
+            return self.candidates
+        decided = found.frame[found.frame["diverged"] < found.frame["seeds"]].set_index("trial")
+        records = [self.records[trial] for trial in decided.index]
+        rows = trial_frame(records, self.parameters, self.space.objectives, ["trial", "baseline", "state", "reason"])
+        for name in decided.columns.intersection([*rows.columns, *(f"{name}_se" for name in self.objectives)]):
+            rows[name] = decided[name].to_numpy()
+        rows["train_latency_se_s"] = decided["train_latency_se_s"].to_numpy()
+        return self._keep_constraints(rows)
+
+    def recommendation(self) -> Recommendation:
+        """Return which recipe to use, how sure that is, and what to do next; see mixtune.run.recommendation."""
+        return self._recommendation
+
+    @cached_property
+    def _recommendation(self) -> Recommendation:
+        return recommend(self)
 
     def best(self, metric: str, bounds: Mapping[str, float] | None = None) -> pd.Series[Any]:
-        """Return the row of the complete trial with the best ``metric`` among those within ``bounds``.
+        """Return the row of ``rows`` with the best ``metric`` among those within ``bounds``.
 
         ``metric`` is an objective, which says what is better. A bound is inclusive: a least value for a "max"
         objective, a largest value for a "min" objective and for any other metric. Equals are ordered by the
@@ -180,7 +287,7 @@ class Result:
             hint = suggest(metric, self.objectives)
             known = ", ".join(self.objectives)
             raise RequestError(f"best: {metric!r} is not an objective of this run: they are {known}{hint}")
-        rows = self.feasible()
+        rows = self.rows
         rows = rows[np.isfinite(rows[metric])]
         if rows.empty:
             keeps = " and keeps its constraints" if self.constraints else ""
@@ -199,36 +306,6 @@ class Result:
         winner: pd.Series[Any] = rows.sort_values(order, ascending=ascending, kind="stable").iloc[0]
         return winner
 
-    def beaten_by_baselines(self) -> dict[str, int]:
-        """Return how many front members each complete baseline dominates; baselines that beat none are left out."""
-        members, baselines = (front.costs(rows, self.objectives) for rows in (self._front, self.complete_baselines))
-        found = {
-            str(method): int(((own <= members).all(axis=1) & (own < members).any(axis=1)).sum())
-            for method, own in zip(self.complete_baselines["method"], baselines, strict=True)
-        }
-        return {method: count for method, count in found.items() if count}
-
-    def noise_warning(self) -> str | None:
-        """Return one line where neighbours on the front differ by less than their standard error, else None.
-
-        It looks at every objective with a column ``<objective>_se``; of two neighbours' the larger counts.
-        """
-        warnings = []
-        for name in self.objectives:
-            if f"{name}_se" not in self.trials:
-                continue
-            members = self.pareto_front().sort_values(name)
-            gaps = members[name].diff().iloc[1:]
-            errors = [max(pair) for pair in pairwise(front.numeric_column(members, f"{name}_se"))]
-            within = [error for gap, error in zip(gaps, errors, strict=True) if gap < error]
-            if within:
-                are = "is" if len(within) == 1 else "are"
-                warnings.append(
-                    f"{len(within)} of {len(gaps)} gaps in {name} between neighbours on the front {are} "
-                    f"smaller than its standard error (up to {find_metric(name).text(max(within))})"
-                )
-        return "; ".join(warnings) or None
-
     def plot(self, name: str) -> Any:
         """Return a figure as a plotly Figure: ``name`` is that of a file in ``mixtune/report/figures``.
 
@@ -242,18 +319,27 @@ class Result:
         """Return the front as a plotly Figure, the same as ``plot("pareto")``."""
         return self.plot("pareto")
 
-    def to_json_dict(self) -> dict[str, Any]:
-        """Return what ``mixtune pareto --format json`` prints: plain Python, None for what is missing."""
+    def to_json_dict(self, baselines: bool = True) -> dict[str, Any]:
+        """Return what ``mixtune pareto --format json`` prints: plain Python, None for what is missing.
+
+        baselines: whether their rows are in it; all other figures are the same without.
+        """
         return {
+            "recommended": self.recommendation().to_json_dict(),
             "objectives": dict(self.objectives),
             "constraints": {name: constraint.to_yaml() for name, constraint in self.constraints.items()},
             "reference_point": self.reference_point,
             "hypervolume": self.hypervolume(),
             "knee": self.knee(),
-            "front": [self._member(row) for _, row in self.pareto_front().iterrows()],
+            "front": [
+                self._member(row)
+                for _, row in self.pareto_front().iterrows()
+                if baselines or self.records[row["trial"]].baseline is None
+            ],
             "baselines": [
                 {name: plain(row[name]) for name in ("method", *self.objectives)}
                 for _, row in self.complete_baselines.iterrows()
+                if baselines
             ],
             "trials": self.counts(),
         }
@@ -265,7 +351,11 @@ class Result:
         write_whole(run.front_file, csv_text(self.pareto_front()))
 
     def _member(self, row: pd.Series[Any]) -> dict[str, Any]:
-        values: dict[str, Any] = {"trial": row["trial"]}
+        values: dict[str, Any] = {"trial": row["trial"], "method": self.method(row["trial"])}
+        if (baseline := self.records[row["trial"]].baseline) is not None:
+            values["baseline"] = baseline
+        if same := self.same_recipes.get(row["trial"]):
+            values["same_recipe"] = list(same)
         for name in self.objectives:
             values[name] = plain(row[name])
             error = plain(row.get(f"{name}_se"))

@@ -17,6 +17,7 @@ from mixtune.run.accounting import Account
 from mixtune.run.directory import RunDirectory
 from mixtune.run.frames import plain
 from mixtune.run.ledger import COUNTED, ENDED, TrialRecord
+from mixtune.run.recommendation import Recommendation
 from mixtune.run.result import Result
 from mixtune.space.space import SearchSpace
 
@@ -51,7 +52,7 @@ class RunStatus:
     ``last_event``: unix seconds; ``wall_s``: seconds from start to end, of all ended trials and baselines together;
     ``train_latency_s``: their sum of it; ``account``: what of it was trained; ``stages_mb``: of all files
     in stages/, ``stages``: how many are states; ``confirmed``: how many seeds, by trial; ``extend_to``: a larger
-    budget to suggest, None where a grid has no more.
+    budget to suggest, None where a grid has no more; ``recommendation``: by what is known so far.
     """
 
     directory: Path
@@ -71,6 +72,7 @@ class RunStatus:
     stages: int
     stages_mb: float
     confirmed: dict[str, int]
+    recommendation: Recommendation
 
     @property
     def done(self) -> int:
@@ -84,8 +86,7 @@ class RunStatus:
             return []
         if self.state == "interrupted":
             return [f"mixtune resume {name}"]
-        extend = [] if self.extend_to is None else [f"mixtune resume {name} --trials {self.extend_to}"]
-        return [*extend, f"mixtune confirm {name}"] if self.front else extend
+        return [] if self.extend_to is None else [f"mixtune resume {name} --trials {self.extend_to}"]
 
     def lines(self) -> list[str]:
         """Return it all as lines for a terminal."""
@@ -119,7 +120,8 @@ class RunStatus:
             lines.append(f"stages: {_number(self.stages, 'state')}, {self.stages_mb:,.1f} MB")
         if self.last_event is not None:
             lines.append(f"last event: {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(self.last_event))}")
-        return lines + [f"continue: {command}" for command in self.commands()]
+        lines += [f"continue: {command}" for command in self.commands()]
+        return [*lines, *self.recommendation.lines()]
 
 
 def run_status(result: Result, holder: str | None) -> RunStatus:
@@ -154,6 +156,7 @@ def run_status(result: Result, holder: str | None) -> RunStatus:
         stages=stages,
         stages_mb=stages_mb,
         confirmed={trial: len(known) for trial, known in seeds.items()},
+        recommendation=result.recommendation(),
     )
 
 

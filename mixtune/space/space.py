@@ -28,7 +28,7 @@ from mixtune.space.recipe import (
     flatten,
     parse_recipe,
 )
-from mixtune.space.section import Count, NonNegative, Positive, PositiveCount, Section, Seed
+from mixtune.space.section import Count, NonNegative, Positive, PositiveCount, Section, Seed, Share
 
 DEFAULT_TRIALS = 20
 
@@ -41,6 +41,7 @@ class Search(Section):
     trials: PositiveCount | None = None  # default: DEFAULT_TRIALS, or the whole grid with `sampler: grid`
     seed: Seed = 0
     max_failures: Count = 2  # how often a trial that crashed is tried again
+    tolerance: Share = 0.01  # of accuracy: what is within half of it of the best is as good, if it costs less
 
 
 class Resources(Section):

@@ -23,6 +23,7 @@ GREY = "#97A1AD"
 SERIES = [BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY]
 PHASES = {"ssl": ("SSL", SKY), "mix": ("mix", ORANGE), "sl": ("SL", BLUE)}
 SYMBOLS = ["diamond", "square", "triangle-up", "cross", "pentagon", "hexagram"]
+METHOD_SYMBOLS = {"SL": "diamond", "SSL+SL": "square", "MixTraining": "circle"}
 FAINT_BARS = {BLUE: "rgba(0, 114, 178, 0.4)", VERMILLION: "rgba(213, 94, 0, 0.4)", GREEN: "rgba(0, 158, 115, 0.5)"}
 
 NOTHING_COMPLETE = "no trial is complete yet"
@@ -93,23 +94,24 @@ def scaled(values: Iterable[Any], of: Metric) -> list[float]:
 
 
 def hover_texts(result: Result, trials: Iterable[str]) -> list[str]:
-    """Return for each trial or baseline its name, its objectives with standard errors, and its parameters."""
+    """Return for each trial or baseline its name, method, objectives with standard errors, and parameters."""
     known = _HOVER_TEXTS.setdefault(result, {})
     objectives = [find_metric(name) for name in result.objectives]
     names = [str(trial) for trial in trials]
-    known |= {name: _hover_text(result.records[name], objectives) for name in names if name not in known}
+    known |= {name: _hover_text(result, result.records[name], objectives) for name in names if name not in known}
     return [known[name] for name in names]
 
 
-def _hover_text(record: TrialRecord, objectives: Iterable[Metric]) -> str:
-    lines = [f"<b>{html.escape(record.baseline or record.trial)}</b>"]
+def _hover_text(result: Result, record: TrialRecord, objectives: Iterable[Metric]) -> str:
+    lines = [f"<b>{html.escape(record.baseline or record.trial)}</b> {html.escape(result.method(record.trial))}"]
     if record.state != "complete":
         lines.append(html.escape(record.state if record.reason is None else f"{record.state}: {record.reason}"))
     for of in objectives:
         value = record.metrics.get(of.name)
         if value is not None:
             lines.append(f"{html.escape(of.title)}: {of.text(value, record.metrics.get(f'{of.name}_se'))}")
-    lines += [html.escape(f"{path} = {setting(value)}") for path, value in record.params.items()]
+    idle = result.idle(record.trial)
+    lines += [html.escape(f"{path} = {setting(value)}") for path, value in record.params.items() if path not in idle]
     return "<br>".join(lines)
 
 

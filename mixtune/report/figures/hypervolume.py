@@ -47,7 +47,7 @@ def compute(result: Result) -> HypervolumeData:
     missing = None
     if len(reference) < len(result.objectives):
         missing = "an objective has no reference point: none was fixed before the first trial"
-    feasible = result.feasible().set_index("trial")
+    feasible = result.candidates.set_index("trial")
     costs = {} if missing else dict(zip(feasible.index, front.costs(feasible, result.objectives), strict=True))
     spent, volume, rows = 0.0, 0.0, []
     trials: list[str] = []  # the front so far

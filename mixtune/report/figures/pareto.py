@@ -1,8 +1,9 @@
-"""The front: complete trials, those that no other dominates, the knee, and what stands alongside them.
+"""Accuracy against cost: the recipes that no other beats, the recommended one, and all others.
 
-Alongside them: the baselines, the front on fresh seeds where it was confirmed, and the paper's own points where it has
-the setting. With one objective it is the objective by trial and the best so far; with three or more the first two
-objectives are the axes and the third is the colour.
+A mark's shape is its method. Where the front was confirmed, its marks are means over fresh seeds, and the small ones
+are what the search found with one. The paper's own points stand alongside where it has the setting. With one objective
+it is the objective by trial and the best so far; with three or more the first two are the axes and the third the
+colour.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from mixtune.report.figures._style import (
     BLUE,
     FAINT_BARS,
     GREEN,
+    METHOD_SYMBOLS,
     NOTHING_COMPLETE,
     ORANGE,
     PURPLE,
-    SYMBOLS,
     VERMILLION,
     Heading,
     add_marks,
@@ -36,7 +37,6 @@ from mixtune.report.figures._style import (
     scaled,
 )
 from mixtune.report.paper import NoPaperRowsError, paper_rows_of
-from mixtune.run.confirmed import confirmation
 from mixtune.run.result import Result
 
 REGION = "rgba(0, 114, 178, 0.09)"
@@ -47,6 +47,8 @@ class Points:
     """Points in the axes' units (percent for accuracies); equally long lists, NaN for what is not known."""
 
     names: list[str]
+    trials: list[str]
+    symbols: list[str]
     x: list[float]
     y: list[float]
     x_error: list[float]
@@ -55,7 +57,7 @@ class Points:
     hover: list[str]
 
 
-NO_POINTS = Points([], [], [], [], [], [], [])
+NO_POINTS = Points([], [], [], [], [], [], [], [], [])
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,9 @@ class FrontData:
     """What the figure shows. ``line`` is the edge of what the front attains, as a plotly line shape.
 
     ``x_mode`` and ``y_mode`` are "max" or "min"; ``x_mode`` is None where x is the trial's number. ``region`` is the
-    corner of the dominated region, the hypervolume's reference point, None where there is none; ``knee`` is its place
-    in ``front``, None where there is nothing to trade. ``paper``: names are methods, seconds are of its own device.
+    corner of the dominated region, the hypervolume's reference point, None where there is none; ``recommended`` is its
+    place in ``front``, None where there is none. ``confirmed``: recipes on fresh seeds that are not on the front;
+    ``is_confirmed``: whether the front is. ``paper``: names are methods, seconds are of its own device.
     """
 
     heading: Heading
@@ -82,7 +85,8 @@ class FrontData:
     line_y: list[float]
     line_shape: str
     region: tuple[float, float] | None
-    knee: int | None
+    recommended: int | None
+    is_confirmed: bool
 
 
 def compute(result: Result) -> FrontData:
@@ -91,19 +95,24 @@ def compute(result: Result) -> FrontData:
     x_name, y_name, colour_name = _axes(result.objectives)
     members = result.pareto_front().sort_values(x_name or y_name, kind="stable")
     complete = result.complete().dropna(subset=names)
-    trained = result.complete_baselines.dropna(subset=names)
+    rows = pd.concat([result.complete_baselines, result.rows]).drop_duplicates("trial", keep="last")
+    trained = rows[rows["trial"].isin(result.complete_baselines["trial"])].dropna(subset=names)
+    numbers = {trial: number for number, trial in enumerate(result.trials["trial"], start=1)}
     x = find_metric(x_name) if x_name else Metric("trial", "trial, in the order asked")
     y = find_metric(y_name)
     colour = find_metric(colour_name) if colour_name else None
 
-    def points(frame: pd.DataFrame, name_column: str = "trial") -> Points:
+    def points(frame: pd.DataFrame) -> Points:
         def column(of: Metric | None, ending: str = "") -> list[float]:
-            known = of is not None and of.name + ending in frame
-            return scaled(frame[of.name + ending], of) if of and known else [math.nan] * len(frame)
+            name = "" if of is None else f"{of.name.removesuffix('_s')}{ending}_s" if ending and of.unit == "s" else ""
+            name = name or ("" if of is None else of.name + ending)
+            return scaled(frame[name], of) if of and name in frame else [math.nan] * len(frame)
 
         return Points(
-            names=[str(name) for name in frame[name_column]],
-            x=column(x) if x_name else [float(number) + 1 for number in frame.index],
+            names=[result.records[trial].baseline or str(trial) for trial in frame["trial"]],
+            trials=list(map(str, frame["trial"])),
+            symbols=[METHOD_SYMBOLS.get(result.method(trial), "circle") for trial in frame["trial"]],
+            x=column(x) if x_name else [float(numbers.get(trial, math.nan)) for trial in frame["trial"]],
             y=column(y),
             x_error=column(x, "_se"),
             y_error=column(y, "_se"),
@@ -120,7 +129,7 @@ def compute(result: Result) -> FrontData:
         line_x, line_y = shown.x, list(so_far.cummax() if y_mode == "max" else so_far.cummin())
     elif colour:
         line_x, line_y = [], []
-    knee = result.knee() if x_name else None
+    recommended = result.recommendation().trial if x_name else None
     title = f"{y.title[:1].upper()}{y.title[1:]} against {x.title}" if x_name else f"Best {y.title} so far"
     is_plane = x_name is not None and colour is None
     parts = [f"{len(front.names)} on the front"] if front.names and len(names) > 1 else []
@@ -136,16 +145,17 @@ def compute(result: Result) -> FrontData:
         colour=colour,
         x_mode=x_mode,
         y_mode=y_mode,
-        others=points(complete.drop(index=members.index)),
+        others=points(complete if result.confirmed else complete[~complete["trial"].isin(members["trial"])]),
         front=front,
-        baselines=points(trained, "method"),
-        confirmed=_confirmed_points(result, x, y) if is_plane else NO_POINTS,
+        baselines=points(trained),
+        confirmed=points(_off_the_front(result)),
         paper=_paper_points(result, x, y) if is_plane else NO_POINTS,
         line_x=line_x,
         line_y=line_y,
         line_shape="vh" if x_mode == "max" else "hv",
         region=None if corner[0] is None or corner[1] is None else (corner[0] * x.scale, corner[1] * y.scale),
-        knee=front.names.index(knee) if knee else None,
+        recommended=front.trials.index(recommended) if recommended in front.trials else None,
+        is_confirmed=result.confirmed is not None,
     )
 
 
@@ -154,7 +164,7 @@ def draw(data: FrontData) -> go.Figure:
     figure = new_figure(data.heading, data.x.axis_title, data.y.axis_title)
     if data.region is not None:
         _draw_region(figure, data, data.region)
-    _draw_points(figure, data.others, "complete trial", dots(opacity=0.75))
+    _draw_points(figure, data.others, "one seed, in the search" if data.is_confirmed else "trial", dots(opacity=0.75))
     if data.line_x:
         line = {"shape": data.line_shape, "color": BLUE, "width": 2}
         figure.add_scatter(x=data.line_x, y=data.line_y, mode="lines", line=line, hoverinfo="skip", showlegend=False)
@@ -163,13 +173,17 @@ def draw(data: FrontData) -> go.Figure:
         bar = {"title": {"text": data.colour.axis_title}, "outlinewidth": 0, "thickness": 14}
         marker |= {"color": data.front.colour, "colorscale": "Cividis", "colorbar": bar}
     bars = "rgba(127, 127, 127, 0.4)" if data.colour else FAINT_BARS[BLUE]
-    _draw_points(figure, data.front, "on the front" if data.x_mode else "best", marker, bars)
-    confirmed = "confirmed: fresh seeds, test images"
-    _draw_points(figure, data.confirmed, confirmed, dots(GREEN, 10, symbol="diamond-open"), FAINT_BARS[GREEN])
-    _draw_points(figure, data.paper, "the paper, on its own GPU", dots(PURPLE, 11, symbol="star"))
+    on_fresh_seeds = ", on fresh seeds" if data.is_confirmed else ""
+    _draw_points(figure, data.front, f"on the front{on_fresh_seeds}" if data.x_mode else "best", marker, bars)
+    _draw_points(figure, data.confirmed, "off the front, on fresh seeds", dots(GREEN, 10), FAINT_BARS[GREEN])
+    _draw_points(figure, data.paper, "the paper, on its own GPU", dots(PURPLE, 11))
     _draw_baselines(figure, data)
-    if data.knee is not None:
-        _draw_knee(figure, data, data.knee)
+    if data.recommended is not None:
+        _draw_recommended(figure, data, data.recommended)
+    drawn = {symbol for each in (data.others, data.front, data.confirmed, data.baselines) for symbol in each.symbols}
+    for method, symbol in METHOD_SYMBOLS.items():
+        if symbol in drawn and data.x_mode:
+            figure.add_scatter(x=[None], y=[None], mode="markers", name=method, marker=dots(size=9, symbol=symbol))
     return figure
 
 
@@ -184,29 +198,12 @@ def _axes(objectives: Mapping[str, str]) -> tuple[str | None, str, str | None]:
     return x_name, y_name, names[2] if len(names) > 2 else None
 
 
-def _confirmed_points(result: Result, x: Metric, y: Metric) -> Points:
-    """Return the confirmed means with their standard errors; test accuracies stand where validation accuracies do."""
-    found = confirmation(result)
-    if found is None:
-        return NO_POINTS
-    frame = found.frame
-
-    def column(of: Metric, is_error: bool) -> list[float]:
-        stem = f"test_{of.name.removeprefix('val_')}" if of.name.startswith("val_") else of.name
-        error = f"{stem.removesuffix('_s')}_se_s" if stem.endswith("_s") else f"{stem}_se"
-        name = error if is_error else stem
-        return scaled(frame[name], of) if name in frame else [math.nan] * len(frame)
-
-    values = {"x": column(x, False), "y": column(y, False), "x_error": column(x, True), "y_error": column(y, True)}
-    names = [str(method or trial) for trial, method in zip(frame["trial"], frame["method"], strict=True)]
-    hover = [
-        f"<b>{html.escape(name)}</b>, confirmed on {seeds} fresh seeds<br>"
-        f"test accuracy: {find_metric('test_accuracy').text(accuracy, error)}<br>on the front: {100 * share:.0f} %"
-        for name, seeds, accuracy, error, share in zip(
-            names, frame["seeds"], frame["test_accuracy"], frame["test_accuracy_se"], frame["p_front"], strict=True
-        )
-    ]
-    return Points(names=names, colour=[math.nan] * len(names), hover=hover, **values)
+def _off_the_front(result: Result) -> pd.DataFrame:
+    """Return the recipes that were confirmed and are not on the front, baselines aside: these are drawn anyway."""
+    if result.confirmed is None:
+        return result.rows.iloc[:0]
+    rows = result.rows
+    return rows[rows["baseline"].isna() & ~rows["trial"].isin(result.pareto_front()["trial"])]
 
 
 def _paper_points(result: Result, x: Metric, y: Metric) -> Points:
@@ -225,9 +222,9 @@ def _paper_points(result: Result, x: Metric, y: Metric) -> Points:
         for row in rows.to_dict("records")
     ]
     nothing = [math.nan] * len(rows)
-    return Points(
-        list(rows["method"]), list(rows["latency_s"]), scaled(rows["accuracy"], y), nothing, nothing, nothing, hover
-    )
+    names = [str(name) for name in rows["method"]]
+    seconds, accuracies, symbols = list(rows["latency_s"]), scaled(rows["accuracy"], y), ["star"] * len(rows)
+    return Points(names, names, symbols, seconds, accuracies, nothing, nothing, nothing, hover)
 
 
 def _draw_region(figure: go.Figure, data: FrontData, corner: tuple[float, float]) -> None:
@@ -270,7 +267,8 @@ def _draw_points(figure: go.Figure, points: Points, name: str, marker: dict[str,
         return
     errors = error_bars(points.x_error, points.y_error, bars) if bars else {}
     name = f"{name} (± standard error)" if errors else name
-    add_marks(figure, points.x, points.y, points.names, points.hover, marker, name=name, **errors)
+    marker = marker | {"symbol": points.symbols}
+    add_marks(figure, points.x, points.y, points.trials, points.hover, marker, name=name, **errors)
 
 
 def _draw_baselines(figure: go.Figure, data: FrontData) -> None:
@@ -282,22 +280,22 @@ def _draw_baselines(figure: go.Figure, data: FrontData) -> None:
             line = {"dash": "dot", "color": VERMILLION, "width": 1.5}
             figure.add_hline(y=baselines.y[i], line=line, annotation=text, annotation_position="top left")
             continue
-        marker = dots(VERMILLION, 13, symbol=SYMBOLS[i % len(SYMBOLS)])
+        marker = dots(VERMILLION, 13, symbol=baselines.symbols[i])
         bars = error_bars([baselines.x_error[i]], [baselines.y_error[i]], FAINT_BARS[VERMILLION])
         add_marks(
-            figure, [baselines.x[i]], [baselines.y[i]], [name], [baselines.hover[i]], marker, name=f"baseline {label}",
-            mode="markers+text", text=[f"  {label}"], textposition="middle right", textfont={"color": VERMILLION},
-            cliponaxis=False, **bars,
+            figure, [baselines.x[i]], [baselines.y[i]], [baselines.trials[i]], [baselines.hover[i]], marker,
+            name=f"baseline {label}", mode="markers+text", text=[f"  {label}"], textposition="middle right",
+            textfont={"color": VERMILLION}, cliponaxis=False, **bars,
         )  # fmt: skip
 
 
-def _draw_knee(figure: go.Figure, data: FrontData, place: int) -> None:
+def _draw_recommended(figure: go.Figure, data: FrontData, place: int) -> None:
     x, y = data.front.x[place], data.front.y[place]
     ring = {"size": 23, "symbol": "circle-open", "color": ORANGE, "line": {"width": 3}}
-    figure.add_scatter(x=[x], y=[y], mode="markers", name="knee", marker=ring, hoverinfo="skip")
+    figure.add_scatter(x=[x], y=[y], mode="markers", name="recommended", marker=ring, hoverinfo="skip")
     # The label stands on the side of the ideal, where by the front's definition no trial can be.
     away_x, away_y = 42 if data.x_mode == "max" else -42, 38 if data.y_mode == "min" else -38
     figure.add_annotation(
-        x=x, y=y, ax=away_x, ay=away_y, text=f"<b>knee</b> {html.escape(data.front.names[place])}",
+        x=x, y=y, ax=away_x, ay=away_y, text=f"<b>recommended</b> {html.escape(data.front.names[place])}",
         showarrow=True, arrowhead=0, arrowcolor=ORANGE, arrowwidth=1.5, standoff=11,
     )  # fmt: skip

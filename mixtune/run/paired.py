@@ -1,0 +1,177 @@
+"""How certain the difference between two recipes is, where the same images judged both.
+
+Of one training run each: the standard error of the mean over images of what one classifies rightly less what the other
+does, where half an image is added to either kind of disagreement, so that one image never decides. Balanced accuracy
+and F1: the standard deviation over resampled images. Of S seeds the classifications' means over seeds take the place of
+one run's, since the images are the same for all; what seeds add is the variance of the paired differences over seeds,
+pooled over the rows that are compared with one reference, over S. Where the ledger does not hold what was predicted, or
+of other images, two standard errors are added as if the images were independent, which is too much rather than too
+little.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import t as student
+
+from mixtune.metrics import metric_value
+from mixtune.run.ledger import TrialRecord
+from mixtune.run.predictions import Classes, HeldOut, decode_classes
+
+Floats = npt.NDArray[np.float64]
+
+DRAWS = 400  # of resampled images: a standard deviation within 4 %
+WITH_ERRORS = ("val_accuracy", "val_balanced_accuracy", "val_macro_f1")  # the others' images are not in the ledger
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One training run: its metrics, and the class that it gives each image of a digest, by task (encode_classes)."""
+
+    metrics: Mapping[str, Any]
+    validation: str | None = None
+    predictions: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, record: TrialRecord) -> Judged:
+        """Return a trial's own training run."""
+        return cls(record.metrics, record.validation, record.predictions)
+
+    @classmethod
+    def read(cls, event: Mapping[str, Any]) -> Judged:
+        """Return what an event ``confirmed`` holds."""
+        return cls(event["metrics"], event.get("validation"), event.get("predictions") or {})
+
+
+Runs = Mapping[int, Judged]  # by seed
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference of means, its standard error, and that error's degrees of freedom."""
+
+    mean: float
+    error: float
+    degrees: float = math.inf
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the 95 % interval does not hold 0."""
+        quantile = float(student.ppf(0.975, self.degrees)) if math.isfinite(self.degrees) else 1.96
+        return abs(self.mean) > quantile * self.error
+
+
+def compare_with(
+    reference: Runs, others: Mapping[str, Runs], metric: str, held_out: Mapping[str, HeldOut]
+) -> dict[str, Difference]:
+    """Return each row's ``metric`` less the reference's, on the seeds that both have; rows without any are left out.
+
+    held_out: the images by digest. metric: one of WITH_ERRORS; an error is NaN where an older ledger has none.
+    """
+    common = {name: sorted(runs.keys() & reference.keys()) for name, runs in others.items()}
+    pairs = {name: [(others[name][seed], reference[seed]) for seed in seeds] for name, seeds in common.items() if seeds}
+    per_seed = {name: np.array([_gap(*pair, metric) for pair in own]) for name, own in pairs.items()}
+    variance, degrees = pooled_variance(list(per_seed.values()))
+    found = {}
+    for name, own in pairs.items():
+        of_seeds, of_images = variance / len(own), _image_variance(own, metric, held_out)
+        total = of_seeds + of_images
+        error_degrees = math.inf if not of_seeds else degrees * (total / of_seeds) ** 2  # Welch and Satterthwaite
+        found[name] = Difference(float(per_seed[name].mean()), math.sqrt(total), error_degrees)
+    return found
+
+
+def pooled_variance(samples: Sequence[Floats]) -> tuple[float, int]:
+    """Return the variance of samples around their own means, pooled, and its degrees of freedom; 0 without any."""
+    degrees = sum(max(0, len(sample) - 1) for sample in samples)
+    squares = sum(float(((sample - sample.mean()) ** 2).sum()) for sample in samples if len(sample))
+    return (squares / degrees if degrees else 0.0), degrees
+
+
+def paired_error(differences: Floats) -> float:
+    """Return the standard error of a mean of differences between two classifiers on the same images, (images,).
+
+    differences: 1 where the first alone is right, -1 where the second alone is, 0 otherwise, or means of such over
+    seeds. Half an image is added to each of the first two kinds.
+    """
+    count, total = len(differences), float(differences.sum())
+    return math.sqrt(max(0.0, float(differences @ differences) + 1.0 - total**2 / count)) / count
+
+
+def mean_error(runs: Sequence[Judged], metric: str, held_out: Mapping[str, HeldOut]) -> float:
+    """Return the images' standard error of a row's mean over its seeds; the seeds' own is not in it."""
+    if metric != "val_accuracy" or not all(_is_known(run, held_out) for run in runs):
+        return float(np.mean([metric_value(run.metrics, f"{metric}_se") for run in runs]))
+    errors = []
+    for task in held_out[str(runs[0].validation)].classes:
+        right = np.mean([_right(run, task, held_out) for run in runs], axis=0)
+        errors.append(float(right.std()) / math.sqrt(len(right)))
+    return math.hypot(*errors) / len(errors)
+
+
+def _gap(one: Judged, other: Judged, metric: str) -> float:
+    return metric_value(one.metrics, metric) - metric_value(other.metrics, metric)
+
+
+def _image_variance(pairs: Sequence[tuple[Judged, Judged]], metric: str, held_out: Mapping[str, HeldOut]) -> float:
+    runs = [run for pair in pairs for run in pair]
+    if len({run.validation for run in runs}) > 1 or not all(_is_known(run, held_out) for run in runs):
+        either = [sum(metric_value(run.metrics, f"{metric}_se") ** 2 for run in pair) for pair in pairs]
+        return float(np.mean(either))
+    tasks = list(held_out[str(runs[0].validation)].classes)
+    if metric == "val_accuracy":
+        errors = [
+            paired_error(
+                np.mean([_right(one, task, held_out) - _right(other, task, held_out) for one, other in pairs], axis=0)
+            )
+            for task in tasks
+        ]
+        return sum(error**2 for error in errors) / len(tasks) ** 2
+    variances = [_resampled_variance(pairs, metric, task, held_out) for task in tasks]
+    return sum(variances) / len(tasks) ** 2
+
+
+def _is_known(run: Judged, held_out: Mapping[str, HeldOut]) -> bool:
+    return run.validation in held_out and bool(run.predictions)
+
+
+def _right(run: Judged, task: str, held_out: Mapping[str, HeldOut]) -> Floats:
+    """Return 1 for each image that a run classifies rightly, else 0, (images,)."""
+    labels = _decode(held_out[str(run.validation)].labels[task])
+    return np.asarray(_decode(run.predictions[task]) == labels, dtype=np.float64)
+
+
+def _resampled_variance(
+    pairs: Sequence[tuple[Judged, Judged]], metric: str, task: str, held_out: Mapping[str, HeldOut]
+) -> float:
+    known = held_out[str(pairs[0][0].validation)]
+    labels, classes = _decode(known.labels[task]), known.classes[task]
+    cells = [[labels * classes + _decode(run.predictions[task]) for run in pair] for pair in pairs]
+    rng, draws = np.random.default_rng(0), []
+    for _ in range(DRAWS):
+        drawn = rng.integers(len(labels), size=len(labels))
+        scores = [[_score(each[drawn], classes, metric) for each in pair] for pair in cells]
+        draws.append(np.mean([one - other for one, other in scores]))
+    return float(np.var(draws, ddof=1))
+
+
+def _score(cells: Classes, classes: int, metric: str) -> float:
+    """Return balanced accuracy or macro F1 of images by (class * classes + predicted class), as Scores defines them."""
+    confusion = np.bincount(cells, minlength=classes**2).reshape(classes, classes).astype(float)
+    right, support, answered = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+    if metric == "val_balanced_accuracy":
+        return float((right[support > 0] / support[support > 0]).mean())
+    either = support + answered
+    return float((2.0 * right[either > 0] / either[either > 0]).mean())
+
+
+@functools.lru_cache(maxsize=4096)
+def _decode(text: str) -> Classes:
+    return decode_classes(text)

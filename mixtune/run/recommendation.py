@@ -1,0 +1,278 @@
+"""Which recipe to use, how sure that is, and what to do next: one answer for every command, figure and export.
+
+The rule is the one-standard-error rule (Breiman, Friedman, Olshen and Stone, "Classification and Regression Trees",
+1984, section 3.4.3) with paired errors: among the front's members, baselines too, the cheapest that is not worse than
+the most accurate one by more than the standard error of their difference (mixtune.run.paired), or by half of
+``search.tolerance`` where that is more. Accuracy is the first objective with an error, cost the first in seconds or
+FLOPs; ties go to the remaining objectives in their order. Where no objective has an error, it is the knee.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from mixtune.metrics import find_metric, metric_value, setting, significant
+from mixtune.run.paired import WITH_ERRORS, Difference, Judged, Runs, compare_with, mean_error
+from mixtune.space.effective import METHODS
+
+if TYPE_CHECKING:
+    from mixtune.run.result import Result
+
+SLACK = 1e-12  # of a comparison: what is equal but for rounding is equal
+COST_UNITS = ("s", "ms", "FLOP")
+BASELINES = {
+    "sl": "supervised training alone (sl)",
+    "sl_same_time": "supervised training alone for the same time (sl_same_time)",
+    "ssl_sl": "self-supervised, then supervised training (ssl_sl)",
+    "paper": "the paper's values (paper)",
+}
+COSTS = {"train_latency_s": "time", "train_flops": "compute", "infer_latency_ms": "inference time"}
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The answer of a run; ``Result.recommendation()`` makes one.
+
+    trial: its id, a baseline's name, None where nothing can be recommended; why: the rule in a few words; confirmed:
+    whether fresh seeds decided, seeds: how many of the recommended recipe (1: the search's own); margin: what counts as
+    no worse than the most accurate, in its unit, None without an error; gain: over ``over``, the most accurate other
+    baseline, None without one; most_accurate, cheapest: of the front. sentence: all of it; next: the command to type,
+    None where there is none; notes: what else a reader should know, a line each.
+    """
+
+    trial: str | None
+    why: str
+    confirmed: bool
+    seeds: int
+    sentence: str
+    next: str | None = None
+    margin: float | None = None
+    gain: Difference | None = None
+    over: str | None = None
+    most_accurate: str | None = None
+    cheapest: str | None = None
+    alternatives: tuple[tuple[str, str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """Return it for a terminal: notes and alternatives, then the sentence, and the next command last."""
+        return [
+            *self.notes,
+            *(f"{what}: {trial}, {figures}" for what, trial, figures in self.alternatives),
+            self.sentence,
+            *([f"next: {self.next}"] if self.next else []),
+        ]
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """Return plain Python for ``mixtune pareto --format json``."""
+        gain = None
+        if self.gain is not None:
+            error = self.gain.error if math.isfinite(self.gain.error) else None
+            gain = {"over": self.over, "mean": self.gain.mean, "se": error, "shown": self.gain.is_shown}
+        kept = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        dropped = ("gain", "over", "alternatives")
+        return {**{name: value for name, value in kept.items() if name not in dropped}, "gain": gain}
+
+
+def recommend(result: Result) -> Recommendation:
+    """Return a run's recommendation; see the module."""
+    front, confirmation = result.pareto_front(), result.confirmed
+    if front.empty:
+        return _nothing(result)
+    if confirmation is not None:  # a recipe that diverged on a seed may do so again
+        diverged = confirmation.frame.set_index("trial")["diverged"]
+        finished = front[[not diverged[trial] for trial in front["trial"]]]
+        front = front if finished.empty else finished
+    accuracy, cost = accuracy_of(result), _cost_of(result)
+    cheapest_first = _sorted(front, [cost], result)
+    if accuracy is None:
+        found = Choice(str(result.knee()), "the knee: no objective has an error")
+    else:
+        found = _choose(result, cheapest_first, accuracy, cost)
+    accurate_first = cheapest_first if accuracy is None else _sorted(front, [accuracy, cost], result)
+    return _describe(result, found, accuracy, cost, str(accurate_first.iloc[0]), str(cheapest_first.iloc[0]))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A recipe, why it is chosen, and how much less accurate than the best it might have been."""
+
+    trial: str
+    why: str
+    margin: float | None = None
+
+
+def accuracy_of(result: Result) -> str | None:
+    """Return the objective that is compared with its error, None where none has one."""
+    return next((name for name in result.objectives if name in WITH_ERRORS), None)
+
+
+def training_runs(result: Result) -> Mapping[str, Runs]:
+    """Return what decides of each recipe: its training runs on fresh seeds, or the search's own, by seed."""
+    if result.confirmed is not None:
+        return result.confirmed.runs
+    return {trial: {0: Judged.of(result.records[trial])} for trial in result.rows["trial"]}
+
+
+def describe_recipe(result: Result, trial: str) -> str:
+    """Return a recipe in words: "MixTraining, alpha 0.41, rho 0.50, 20 SSL + 30 SL epochs"; searched values alone."""
+    method = result.method(trial)
+    if not result.values[trial]:
+        return method
+    values, idle = result.values[trial], result.idle(trial)
+    ratios = [f"{name} {values[name]:.2f}" for name in ("alpha", "rho")] if method == METHODS["mixtraining"] else []
+    ssl = "" if method == METHODS["sl"] else f"{values['epochs.ssl']} SSL + "
+    told = {"alpha", "rho", "epochs.ssl", "epochs.sl", *idle}
+    others = [f"{path} {setting(values[path])}" for path in result.parameters if path not in told and path in values]
+    return ", ".join([method, *ratios, f"{ssl}{values['epochs.sl']}{' SL' if ssl else ''} epochs", *others])
+
+
+def _choose(result: Result, cheapest_first: pd.Series[Any], accuracy: str, cost: str | None) -> Choice:
+    runs = training_runs(result)
+    best = str(_sorted(result.rows[result.rows["trial"].isin(cheapest_first)], [accuracy, cost], result).iloc[0])
+    others = {trial: runs[trial] for trial in cheapest_first if trial != best}
+    differences = compare_with(runs[best], others, accuracy, result.state.held_out)
+    least = result.space.search.tolerance / 2
+    for trial in cheapest_first:
+        if trial == best:
+            break
+        margin = max(differences[trial].error, least) if math.isfinite(differences[trial].error) else least
+        if differences[trial].mean >= -margin - SLACK:
+            return Choice(str(trial), "the cheapest within one standard error of the most accurate", margin)
+    return Choice(best, "the most accurate: what is cheaper is worse by more than one standard error")
+
+
+def _describe(
+    result: Result, found: Choice, accuracy: str | None, cost: str | None, most_accurate: str, cheapest: str
+) -> Recommendation:
+    confirmed, trial = result.confirmed, found.trial
+    gain, over = _gain(result, trial, accuracy)
+    method = result.method(trial)
+    use = "Supervised training alone is enough here: use" if method == METHODS["sl"] else "Use"
+    said = [f"{use} {trial} ({describe_recipe(result, trial)}): {_figures(result, trial, accuracy, cost)}."]
+    if gain is not None and over is not None:
+        most = _gain(result, most_accurate, accuracy, over)[0]
+        is_any_shown = most is not None and most.mean > 0 and most.is_shown
+        said.append(_describe_gain(result, trial, gain, over, cost, is_any_shown))
+    name, following = shlex.quote(str(result.directory)), f"mixtune confirm {shlex.quote(str(result.directory))}"
+    if confirmed is None:
+        said.append("One seed, with which about a point can be luck; not confirmed.")
+    else:
+        seeds = len(confirmed.runs[trial])
+        said.append(f"Confirmed with {seeds} fresh {'seed' if seeds == 1 else 'seeds'}.")
+        following = following if confirmed.missing else f"mixtune export {name}"
+    what = {"most accurate": most_accurate, "cheapest on the front": cheapest}
+    return Recommendation(
+        trial=trial,
+        why=found.why,
+        confirmed=confirmed is not None,
+        seeds=1 if confirmed is None else len(confirmed.runs[trial]),
+        sentence=" ".join(said),
+        next=following,
+        margin=found.margin,
+        gain=gain,
+        over=over,
+        most_accurate=most_accurate,
+        cheapest=cheapest,
+        alternatives=tuple(
+            (kind, other, _figures(result, other, accuracy, cost)) for kind, other in what.items() if other != trial
+        ),
+        notes=tuple(_notes(result)),
+    )
+
+
+def _nothing(result: Result) -> Recommendation:
+    complete = any(record.state == "complete" for record in result.records.values())
+    limits = " and ".join(str(constraint) for constraint in result.constraints.values())
+    missing = f"no complete recipe keeps {limits}" if complete and limits else "nothing is complete yet"
+    return Recommendation(None, missing, False, 0, f"Nothing to recommend: {missing}.")
+
+
+def _gain(
+    result: Result, trial: str, accuracy: str | None, over: str | None = None
+) -> tuple[Difference | None, str | None]:
+    """Return a recipe's accuracy less a baseline's, by default the most accurate other one, and that one's name."""
+    rows = result.rows
+    baselines = rows[rows["baseline"].notna() & (rows["trial"] != trial)]
+    if accuracy is None or baselines.empty:
+        return None, over
+    over = over or str(_sorted(baselines, [accuracy], result).iloc[0])
+    if over == trial:
+        return None, over
+    runs = training_runs(result)
+    return compare_with(runs[over], {trial: runs[trial]}, accuracy, result.state.held_out).get(trial), over
+
+
+def _describe_gain(
+    result: Result, trial: str, gain: Difference, over: str, cost: str | None, is_any_shown: bool
+) -> str:
+    error = f" ± {100 * gain.error:.1f}" if math.isfinite(gain.error) else ""
+    said = f"{100 * gain.mean:+.1f}{error} points over {BASELINES.get(over, over)}"
+    if cost is not None:
+        ratio = _row(result, trial)[cost] / _row(result, over)[cost]
+        said += f" at {significant(ratio, 2)}x its {COSTS.get(cost, find_metric(cost).title)}"
+    if gain.mean > 0 and gain.is_shown:
+        return f"{said}."
+    return f"{said}: {'not' if is_any_shown else 'nothing was'} shown to be better than {over}."
+
+
+def _figures(result: Result, trial: str, accuracy: str | None, cost: str | None) -> str:
+    """Return a recipe's figures: accuracy with its standard error and on how many images, cost, the other ones."""
+    row = _row(result, trial)
+    images = sum(task.get("val_images", 0) for task in result.facts.tasks.values())
+    said = []
+    if accuracy is not None:
+        error = _error_of(result, trial, accuracy)
+        reached = find_metric(accuracy).text(row[accuracy], error)
+        of = f" of {images:,} validation images" if images else ""
+        said.append(f"{reached}{of}" if accuracy == "val_accuracy" else f"{find_metric(accuracy).title} {reached}")
+        if result.confirmed is not None and math.isfinite(tested := metric_value(row, "test_accuracy")):
+            said.append(f"{find_metric('test_accuracy').text(tested)} of the test images")
+    named = [name for name in (cost, *result.objectives) if name is not None and name != accuracy]
+    for name in dict.fromkeys(named):
+        title = "" if name == cost or name == "train_latency_s" else f"{find_metric(name).title} "
+        said.append(f"{title}{find_metric(name).text(metric_value(row, name))}")
+    return ", ".join(said)
+
+
+def _error_of(result: Result, trial: str, accuracy: str) -> float:
+    """Return the standard error of a recipe's accuracy: of the images, and of the seeds where there are several."""
+    of_images = mean_error(list(training_runs(result)[trial].values()), accuracy, result.state.held_out)
+    if result.confirmed is None or not (result.confirmed.frame["seeds"] > 1).any():
+        return of_images
+    return math.hypot(of_images, metric_value(_row(result, trial), f"{accuracy}_se"))
+
+
+def _row(result: Result, trial: str) -> Mapping[str, Any]:
+    rows = result.rows[result.rows["trial"] == trial]
+    return {str(name): value for name, value in rows.iloc[0].items()}
+
+
+def _notes(result: Result) -> list[str]:
+    notes, found = [], result.confirmation
+    if found is not None and found.interrupted:
+        notes.append(f"fresh seeds do not decide before {', '.join(found.missing)} are trained with them, too")
+    elif found is not None and found.missing:
+        notes.append(f"joined the front since, not confirmed yet: {', '.join(found.missing)}")
+    if fallen := result.fallen:
+        notes.append(f"fell off the front on fresh seeds: {', '.join(fallen)}")
+    return notes
+
+
+def _cost_of(result: Result) -> str | None:
+    return next((name for name in result.objectives if find_metric(name).unit in COST_UNITS), None)
+
+
+def _sorted(rows: pd.DataFrame, first: Sequence[str | None], result: Result) -> pd.Series[Any]:
+    """Return the recipes' ids, the best first in some objectives and then in all others in their order."""
+    order = list(dict.fromkeys([*(name for name in first if name is not None), *result.objectives]))
+    ascending = [result.objectives[name] == "min" for name in order]
+    ids: pd.Series[Any] = rows.sort_values(order, ascending=ascending, kind="stable")["trial"]
+    return ids
