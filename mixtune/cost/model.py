@@ -24,12 +24,13 @@ class Cost:
     """What is known of a recipe before its training.
 
     objectives: the forecasts of those that are costs; seconds: of the whole recipe's training steps; marginal_s: of
-    those that no stage has, which would be trained.
+    those that no stage has, which would be trained; is_timed: whether all kinds of steps were timed.
     """
 
     objectives: Mapping[str, float]
     seconds: float
     marginal_s: float
+    is_timed: bool = True
 
 
 class CostModel:
@@ -68,7 +69,8 @@ class CostModel:
             return None
         speeds = {phase: speed / untimed for phase, speed in self._machine.speeds.items()}
         seconds, marginal = (sum(bill.price(times, speeds, start=epochs).values()) for epochs in (0, reused))
-        return Cost({"train_latency_s": seconds, "train_flops": bill.flops}, seconds, marginal)
+        is_timed = all(times.is_known(signature) for _, signature, _ in bill.epochs)
+        return Cost({"train_latency_s": seconds, "train_flops": bill.flops}, seconds, marginal, is_timed)
 
 
 def reference_point(space: SearchSpace, data: TrainingData, machine: Machine) -> dict[str, float]:

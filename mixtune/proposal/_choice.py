@@ -8,7 +8,7 @@ from pathlib import Path
 from mixtune.datasets import Survey, known_datasets, survey_dataset
 from mixtune.errors import RequestError, closest
 from mixtune.proposal._draft import Draft, Shape
-from mixtune.proposal._text import Proposal, wall_seconds
+from mixtune.proposal._text import Proposal, epoch_seconds, wall_seconds
 from mixtune.tuning.forecast import SearchForecast, forecast_search, look_at_machine_for
 
 SHAPES = (  # smallest first; the last two are the paper's ViT-Tiny
@@ -37,6 +37,9 @@ def propose_space(data: str, root: str | None = None, hours: float = 1.0) -> Pro
     draft = _choose_budget(*_choose_shape(survey, seconds), seconds)
     prepared = draft.prepare()
     machine = look_at_machine_for(prepared)  # again, with the batch size that the budget has led to
+    took = epoch_seconds(prepared, machine)
+    draft = replace(draft, ssl_cost=took["ssl"] / took["sl"])
+    prepared = draft.prepare()
     draft = _choose_budget(draft, forecast_search(prepared, machine), seconds)
     draft = _fill_with_trials(draft, forecast_search(draft.prepare(), machine), seconds)
     prepared = draft.prepare()

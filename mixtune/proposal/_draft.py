@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import yaml
 
 from mixtune.datasets import Survey
+from mixtune.space.recipe import BASELINES
 from mixtune.tuning.prepare import Prepared, prepare
 
 UNEVEN = 3.0  # times as many images in the largest class as in the smallest
@@ -38,7 +39,7 @@ class Shape:
 class Draft:
     """A choice: a model, the base recipe's supervised epochs (a multiple of 4), trials, a share of the images.
 
-    cpus: of each trial.
+    cpus: of each trial; ssl_cost: of an SSL epoch, in supervised ones.
     """
 
     survey: Survey
@@ -47,6 +48,7 @@ class Draft:
     epochs: int
     trials: int
     fraction: float = 1.0
+    ssl_cost: float = 1.0
 
     @property
     def image_size(self) -> int:
@@ -105,6 +107,7 @@ class Draft:
     def lines(self) -> dict[str, str]:
         """Return the space's lines of YAML, each under a name for its comment."""
         survey, shape, quarter = self.survey, self.shape, self.epochs // 4
+        most_sl = (6 + math.ceil(3 * self.ssl_cost)) * quarter  # what the longest recipe with SSL takes
         model = f"patch_size: {self.patch_size}, embed_dim: {shape.width}, depth: {shape.depth}"
         pad = "pad: 0, " if self.image_size < SHIFTED_FROM else ""
         rate, warmup = PEAK_RATE * 256 / self.batch_size, max(1, self.epochs // 20)
@@ -127,10 +130,10 @@ class Draft:
             "space": "space:",
             "alpha": "  alpha: {quniform: [0.1, 0.9, 0.1]}",
             "rho": "  rho: {quniform: [0.0, 1.0, 0.25]}",
-            "epochs.ssl": f"  epochs.ssl: {{qrandint: [{quarter}, {3 * quarter}, {quarter}]}}",
-            "epochs.sl": f"  epochs.sl: {{qrandint: [{2 * quarter}, {6 * quarter}, {quarter}]}}",
+            "epochs.ssl": f"  epochs.ssl: {{qrandint: [0, {3 * quarter}, {quarter}]}}",
+            "epochs.sl": f"  epochs.sl: {{qrandint: [{2 * quarter}, {most_sl}, {quarter}]}}",
             "objectives": f"objectives: {{{self.accuracy}: max, train_latency_s: min}}",
-            "baselines": "baselines: [sl, ssl_sl]",
+            "baselines": f"baselines: [{', '.join(BASELINES)}]",
             "search": f"search: {{sampler: cost_aware, trials: {self.trials}, seed: 0}}",
             "resources": f"resources: {{cpus_per_trial: {self.cpus}}}",
         }

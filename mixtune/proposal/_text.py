@@ -13,7 +13,7 @@ from mixtune.errors import RequestError
 from mixtune.files import write_whole
 from mixtune.metrics import duration
 from mixtune.proposal._draft import Draft
-from mixtune.training.plan import PHASES, make_plan
+from mixtune.training.plan import PHASES, Phase, make_plan
 from mixtune.tuning.forecast import SearchForecast
 from mixtune.tuning.prepare import Prepared
 
@@ -65,7 +65,7 @@ class Proposal:
     def _comments(self) -> dict[str, str]:
         """Return what is said alongside the draft's lines, by their names."""
         draft, survey, found = self.draft, self.draft.survey, self.forecast
-        epoch = {phase: f"{seconds:.2g} s" for phase, seconds in self._epoch_seconds().items()}
+        epoch = {phase: f"{seconds:.2g} s" for phase, seconds in epoch_seconds(self.prepared, self.machine).items()}
         flip = "0.0 where a mirrored image means something else, such as text"
         comments = {
             "image_size": f"the files have {_sizes(survey)}: scaled, then cropped at the centre",
@@ -79,8 +79,9 @@ class Proposal:
             "space": "what trials vary: [lowest, highest, step]",
             "alpha": "weight of the self-supervised loss where both are trained",
             "rho": "share of the epochs that train both losses at once",
+            "epochs.ssl": "0: supervised training alone",
             "epochs.sl": f"a trial trains for {duration(found.trial_s)} on average",
-            "baselines": f"supervised only; SSL, then supervised: {duration(found.baselines_s)} together",
+            "baselines": f"what one would use without a search: {duration(found.baselines_s)} together",
             "search": "later: mixtune resume DIR --trials N",
             "resources": f"{found.slots.count} at once",
         }
@@ -92,18 +93,19 @@ class Proposal:
         """Return the largest standard error of an accuracy on the validation images, in points."""
         return 50 / math.sqrt(self.draft.val_images)
 
-    def _epoch_seconds(self) -> dict[str, float]:
-        """Return the seconds of an epoch of each phase."""
-        recipe, size = self.prepared.space.recipe, Size.of(self.prepared.data)
-        flops, plan = recipe_flops(recipe, size), make_plan(recipe)
-        count = {phase: sum(epoch.phase == phase for epoch in plan) for phase in PHASES}
-        return {phase: flops[phase] / self.machine.speeds[phase] / count[phase] for phase in PHASES}
-
     def _wider(self) -> float:
         """Return how many times the FLOPs of the base recipe one of twice the width has."""
         size, space = Size.of(self.prepared.data), self.prepared.space
         wider = space.recipe_at({"model.embed_dim": 2 * self.draft.shape.width})
         return sum(recipe_flops(wider, size).values()) / sum(recipe_flops(space.recipe, size).values())
+
+
+def epoch_seconds(prepared: Prepared, machine: Machine) -> dict[Phase, float]:
+    """Return the seconds of an epoch of each phase of a base recipe that has all three."""
+    recipe = prepared.space.recipe
+    flops, plan = recipe_flops(recipe, Size.of(prepared.data)), make_plan(recipe)
+    count = {phase: sum(epoch.phase == phase for epoch in plan) for phase in PHASES}
+    return {phase: flops[phase] / machine.speeds[phase] / count[phase] for phase in PHASES}
 
 
 def write_space(proposal: Proposal, path: Path) -> None:

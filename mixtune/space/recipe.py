@@ -267,12 +267,20 @@ def check_path(recipe: Recipe, path: str) -> None:
         raise RecipeError((path,), f"no field of a recipe{hint}")
 
 
+SAME_TIME = "sl_same_time"  # as many SL epochs as cost what the base recipe does: a search finds out how many
+BASELINES: dict[str, dict[str, Any]] = {
+    "sl": {"epochs.ssl": 0},
+    SAME_TIME: {"epochs.ssl": 0},
+    "ssl_sl": {"rho": 0.0},
+    "paper": {"alpha": 0.5, "rho": 0.5},  # Section 3.1
+}
+
+
 def baseline_values(method: str) -> dict[str, Any]:
-    """Return the dotted values that turn a recipe into a baseline: the corners of Algorithm 1."""
-    corners: dict[str, dict[str, Any]] = {"sl": {"epochs.ssl": 0}, "ssl_sl": {"rho": 0.0}}
-    if method not in corners:
-        raise RequestError(f"unknown baseline {method!r}: known are sl, ssl_sl{suggest(method, corners)}")
-    return corners[method]
+    """Return the dotted values that turn a recipe into a baseline: corners of Algorithm 1, and the paper's ratios."""
+    if method not in BASELINES:
+        raise RequestError(f"unknown baseline {method!r}: known are {', '.join(BASELINES)}{suggest(method, BASELINES)}")
+    return dict(BASELINES[method])
 
 
 def _shared_fields(one: type[SslSettings], other: type[SslSettings]) -> set[str]:

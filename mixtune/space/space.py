@@ -18,6 +18,7 @@ from mixtune.space.constraints import Constraint, parse_constraint
 from mixtune.space.distributions import Distribution, parse_distribution
 from mixtune.space.document import Document, KeyPath, parse_value, read_document
 from mixtune.space.recipe import (
+    BASELINES,
     Recipe,
     RecipeError,
     baseline_values,
@@ -66,7 +67,7 @@ class SearchSpace:
     values: Mapping[str, Any]
     space: dict[str, Distribution] = field(default_factory=dict)
     objectives: dict[str, Direction] = field(default_factory=DEFAULT_OBJECTIVES.copy)
-    baselines: tuple[str, ...] = ("sl", "ssl_sl")
+    baselines: tuple[str, ...] = tuple(BASELINES)
     search: Search = field(default_factory=Search)
     resources: Resources = field(default_factory=Resources)
     constraints: dict[str, Constraint] = field(default_factory=dict)
@@ -91,7 +92,7 @@ class SearchSpace:
                 yield path, value
 
     def baseline_params(self) -> dict[str, dict[str, Any]]:
-        """Return the dotted values of each baseline: ``{"sl": {"epochs.ssl": 0}, ...}``."""
+        """Return the dotted values of each baseline: ``{"sl": {"epochs.ssl": 0}, ...}``; those that are known yet."""
         return {method: baseline_values(method) for method in self.baselines}
 
     def grid_size(self) -> int | None:
@@ -328,7 +329,7 @@ def _check_metric(document: Document, key: KeyPath, kind: str) -> None:
 
 
 def _baselines(document: Document) -> tuple[str, ...]:
-    given = document.values.get("baselines", ["sl", "ssl_sl"])
+    given = document.values.get("baselines", list(BASELINES))
     if not isinstance(given, list):
         raise _mistake(document, ("baselines",), f"should be a list, such as [sl, ssl_sl], got {show(given)}")
     for method in given:

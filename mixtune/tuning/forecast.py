@@ -16,7 +16,7 @@ from mixtune.cost.model import CostModel
 from mixtune.errors import RequestError
 from mixtune.meter.times import StepTimes
 from mixtune.metrics import duration
-from mixtune.space.recipe import Recipe
+from mixtune.space.recipe import SAME_TIME, Recipe
 from mixtune.space.space import SearchSpace
 from mixtune.stages.store import MAX_BYTES
 from mixtune.training.plan import make_plan
@@ -75,7 +75,8 @@ def forecast_search(prepared: Prepared, machine: Machine | None = None) -> Searc
     drawn = list(_recipes_at_random(space, size))
     if not drawn:
         raise RequestError(f"not one of {SAMPLED} recipes drawn from the space has values that go together")
-    baselines = [space.recipe_at(params) for params in space.baseline_params().values()]
+    base = space.recipe  # what sl_same_time costs
+    baselines = [base if n == SAME_TIME else space.recipe_at(p) for n, p in space.baseline_params().items()]
     epochs = space.budget * _mean(len(make_plan(recipe)) for recipe in drawn)
     return SearchForecast(
         trials=space.budget,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from os import PathLike
 from typing import Any, Literal
@@ -18,12 +18,13 @@ from mixtune.cost.machine import Machine
 from mixtune.cost.model import reference_point
 from mixtune.errors import RequestError
 from mixtune.run.directory import RunDirectory, RunFacts
-from mixtune.space.recipe import with_absolute_paths
+from mixtune.space.recipe import SAME_TIME, with_absolute_paths
 from mixtune.space.space import Search, SearchSpace, load_space, space_from_dict
 from mixtune.training.data import TrainingData, load_training_data
 from mixtune.tuning.loggers import Logger
 from mixtune.tuning.slots import check_share, plan_slots, usable_cpus, usable_gpus
 
+OF_SSL = (SAME_TIME, "paper")  # baselines that are sl where the base recipe has no SSL epochs
 MAX_CHECKED = 32  # values of a distribution; of longer ones the ends are checked
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -41,6 +42,7 @@ class Prepared:
     cpus: int
     gpus: int
     no_gpu_here: bool  # GPUs were requested, and the machine has none
+    left_out: tuple[str, ...] = ()  # baselines that would be sl once more
 
     def describe(self) -> str:
         """Return the lines that open a search: its data and its budget."""
@@ -57,6 +59,7 @@ class Prepared:
                 *(["no GPU on this machine: training on its CPU"] if self.no_gpu_here else []),
                 *tasks,
                 budget,
+                *(f"the baseline {name} is left out: the base recipe is supervised training" for name in self.left_out),
             ]
         )
 
@@ -84,6 +87,8 @@ def prepare(
     resolved = resolved.with_search(**_given(trials=trials, seed=seed))
     resolved = resolved.with_resources(**_given(gpus_per_trial=gpus_per_trial, cpus_per_trial=cpus_per_trial))
     resolved = resolved.with_recipe(with_absolute_paths(resolved.recipe))  # a worker has a folder of its own
+    left_out = [name for name in resolved.baselines if name in OF_SSL and resolved.recipe.epochs.ssl == 0]
+    resolved = replace(resolved, baselines=tuple(name for name in resolved.baselines if name not in left_out))
     data = load_training_data(resolved.recipe)
     _check_recipes(resolved, data)
     if address is not None and gpus is not None:
@@ -95,7 +100,8 @@ def prepare(
         if slots.gpus == 0 and "peak_memory_mb" in {*resolved.objectives, *resolved.constraints}:
             raise RequestError("peak_memory_mb is measured on a GPU, and these trials train on a CPU: drop it")
     wanted = bool(gpus) or resolved.resources.gpus_per_trial not in ("auto", 0)
-    return Prepared(resolved, data, cpu_count, gpu_count, wanted and gpu_count == 0 and address is None)
+    no_gpu_here = wanted and gpu_count == 0 and address is None
+    return Prepared(resolved, data, cpu_count, gpu_count, no_gpu_here, tuple(left_out))
 
 
 def _resolve(space: AnySpace, overrides: Mapping[str, Any]) -> SearchSpace:

@@ -28,6 +28,7 @@ from mixtune.cost.model import Cost
 from mixtune.meter.times import StepTimes
 from mixtune.metrics import METRICS
 from mixtune.run.ledger import COUNTED, ENDED, Ledger, RunState, TrialRecord, finite_or_none, fold, read_ledger
+from mixtune.space.recipe import SAME_TIME
 from mixtune.space.space import SearchSpace
 from mixtune.stages.table import Paths, StageTable, Stored, TrialPath
 from mixtune.tuning.suggestions import Advice, Suggester
@@ -43,6 +44,7 @@ MAX_LOSSES = 20  # of a trial's nodes, in a row; then it is the trial that takes
 MIN_WAITED_S = 0.1  # of slots, to be noted
 OPTIMISM = 0.5  # of a forecast by FLOPs: before anything was timed a constraint rejects only what is far too expensive
 TIMED = "train_latency_s"
+ONE_SL_EPOCH = {"epochs.ssl": 0, "epochs.sl": 1}
 
 _log = logging.getLogger("mixtune.tuning")
 
@@ -136,7 +138,9 @@ class RunningSearch:
         """
         self._count_idle()
         while not self.is_draining:
-            for trial in self._waiting:
+            for trial in list(self._waiting):
+                if trial == SAME_TIME and not self._is_priced():
+                    continue
                 if self.stages.awaited(self._params(trial)) is None:
                     self._waiting.remove(trial)
                     return self._start(trial)
@@ -159,6 +163,23 @@ class RunningSearch:
             if self._holds(node := record.nodes.get(epoch)):
                 found[key] = node
         return found
+
+    def _is_priced(self) -> bool:
+        """Return whether it is known how many SL epochs cost what the base recipe does, which is found out once.
+
+        The other baselines time its steps; where they do not, those are forecast by their FLOPs.
+        """
+        if SAME_TIME in self.records:
+            return True
+        base, one = (self._costs(params, self.step_times, 0, 1.0) for params in ({}, ONE_SL_EPOCH))
+        others = [self.records.get(name) for name in self.baselines if name != SAME_TIME]
+        if base is None or one is None:
+            del self.baselines[SAME_TIME]
+            self._waiting.remove(SAME_TIME)
+            return False
+        unit = "train_flops" if "train_flops" in self._goals and TIMED not in self._goals else TIMED
+        self.baselines[SAME_TIME] |= {"epochs.sl": max(1, round(base.objectives[unit] / one.objectives[unit]))}
+        return base.is_timed or all(record is not None and record.state in ENDED for record in others)
 
     @property
     def _wants_more(self) -> bool:

@@ -20,7 +20,7 @@ from mixtune.cost.model import Cost
 from mixtune.metrics import METRICS, metric_value
 from mixtune.run.ledger import TrialRecord
 from mixtune.space.distributions import Distribution
-from mixtune.space.recipe import flatten
+from mixtune.space.recipe import BASELINES, flatten
 from mixtune.space.space import SearchSpace
 
 _STATES = {
@@ -30,8 +30,7 @@ _STATES = {
     "failed": optuna.trial.TrialState.FAIL,
 }
 
-# asked first: what the MixTraining paper recommends (Section 3.1)
-PAPER_POINT = {"alpha": 0.5, "rho": 0.5}
+PAPER_POINT = BASELINES["paper"]  # asked first where it is no baseline
 
 
 class Advice:
@@ -76,7 +75,8 @@ class Suggester:
         """Return the dotted parameters of a new trial; ``number`` counts the search's trials from 1."""
         seed = _trial_seed(self._space.search.seed, number)
         self.study.sampler = self._sampler.build(self._space, seed, self._complete)
-        if number == 1 and self._space.search.sampler != "grid" and (first := first_point(self._space)):
+        is_first = number == 1 and self._space.search.sampler != "grid" and "paper" not in self._space.baselines
+        if is_first and (first := first_point(self._space)):
             self._enqueue(first)
         elif hasattr(self._sampler, "propose"):
             self._enqueue(self._sampler.propose(self._space, self.study, seed, self._advice) or {})
