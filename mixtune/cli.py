@@ -191,7 +191,7 @@ def confirm(
     with _interruptible("the same command continues"):
         confirmed = run(directory, seeds=seeds, on_line=lambda line: print(line, flush=True))
     console = _console()
-    _print_table(console, confirmed.table())
+    _print_table(console, confirmed.table(console.width))
     for note in confirmed.notes:
         _say(console, note)
     _print_recommendation(confirmed.result, console)

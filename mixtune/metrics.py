@@ -70,14 +70,16 @@ class Metric:
     def text(self, value: float | None, error: float | None = None) -> str:
         """Return "97.0 ± 1.4 %" for a stored value and its standard error, "12.3 s", or "-" for no value.
 
-        A value has the digits that its error carries, which has two: "4.4 ± 1.0 s"; shares are tenths of a percent.
+        A value has the digits that its error carries, which has one, or two from 1.0 to 1.9: "4.4 ± 1.0 s". Shares are
+        tenths of a percent.
         """
         if value is None or not math.isfinite(value):
             return "-"
         if self.is_share:
             numbers = [f"{each * self.scale:.1f}" for each in (value, error) if each is not None and each == each]
         elif error is not None and math.isfinite(error) and error > 0:
-            decimals = max(0, 1 - math.floor(math.log10(float(f"{error:.1e}"))))
+            digits, _, exponent = f"{error:.1e}".partition("e")
+            decimals = max(0, (1 if digits < "2" else 0) - int(exponent))
             numbers = [f"{value:.{decimals}f}", f"{error:.{decimals}f}"]
         else:
             numbers = [significant(value)]

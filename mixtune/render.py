@@ -32,7 +32,7 @@ def terminal_table(
     table.show_edge = padding > 0
     for number, name in enumerate(header):
         is_text = number == 0 or number in wrapped
-        table.add_column(Text(name), justify="left" if is_text else "right", overflow="fold")
+        table.add_column(Text(name), justify="left" if is_text else "right", overflow="fold", no_wrap=number == 0)
     for number, cells in enumerate(rows):
         if number in rules and number:
             table.add_section()

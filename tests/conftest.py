@@ -18,7 +18,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from mixtune.run.ledger import Ledger
-from mixtune.space.recipe import Recipe, parse_recipe, with_values
+from mixtune.space.recipe import BASELINES, Recipe, parse_recipe, with_values
 from mixtune.training.data import load_training_data
 from mixtune.training.state import TrainState, start_state
 
@@ -73,6 +73,7 @@ def _small_space() -> dict[str, Any]:
             "rho": {"quniform": [0.0, 1.0, 0.25]},
             "epochs.sl": {"randint": [1, 5]},
         },
+        "baselines": ["sl", "ssl_sl"],
         "search": {"trials": 6},
         "resources": {"cpus_per_trial": 1.5},  # one thread, and on two cores one at a time: fewer processes to start
     }
@@ -142,6 +143,7 @@ Metrics = Mapping[str, Any]
 MakeRun = Callable[..., Path]
 OBJECTIVES = {"val_accuracy": "max", "train_latency_s": "min"}
 SPACE = {"alpha": {"uniform": [0.0, 1.0]}, "epochs.sl": {"qrandint": [10, 50, 10]}}
+RECIPE = parse_recipe({"data": {"dataset": "digits"}, "epochs": {"ssl": 10, "sl": 20}}).to_dict()
 REFERENCE = {"val_accuracy": 0.1, "train_latency_s": 60.0}
 
 
@@ -162,7 +164,12 @@ def make_run(tmp_path: Path) -> MakeRun:
     ) -> Path:
         directory = tmp_path / "runs" / name
         directory.mkdir(parents=True)
-        space = {"space": SPACE, "objectives": dict(objectives), "run": {"reference_point": reference}}
+        space = {
+            "recipe": RECIPE,
+            "space": SPACE,
+            "objectives": dict(objectives),
+            "run": {"reference_point": reference},
+        }
         space |= {"constraints": dict(constraints)} if constraints else {}
         (directory / "space.yaml").write_text(yaml.safe_dump(space, sort_keys=False))
         (directory / "ledger.jsonl").touch()
@@ -175,7 +182,7 @@ def make_run(tmp_path: Path) -> MakeRun:
             ledger.append("started", trial=trial, time=100.0 * i)
             ledger.append("complete", trial=trial, time=100.0 * i + 42, metrics=found)
         for method, found in (baselines or {}).items():
-            ledger.append("asked", trial=method, baseline=method, params={"rho": 0.0})
+            ledger.append("asked", trial=method, baseline=method, params=BASELINES.get(method, {"rho": 0.0}))
             ledger.append("baseline", trial=method, method=method, metrics=found)
         return directory
 

@@ -17,7 +17,7 @@ import pandas as pd
 from rich.table import Table
 
 from mixtune.metrics import find_metric
-from mixtune.render import terminal_table
+from mixtune.render import fits, terminal_table
 from mixtune.run.estimates import (
     FEW_SEEDS,
     Estimate,
@@ -92,23 +92,45 @@ class Confirmation:
         """What p_front judges by: the run's objectives."""
         return self.result.objectives
 
-    def table(self) -> Table:
-        """Return the frame for a terminal, means with standard errors; under a line the baselines."""
-        frame = self.frame
-        extra = [name for name in self.objectives if name not in ("val_accuracy", "train_latency_s")]
-        counts = [str(count) for count in sorted({*frame["seeds"]})] or ["no"]
-        seeds = " to ".join(dict.fromkeys([counts[0], counts[-1]]))
-        names = ("val_accuracy", "test_accuracy", "train_latency_s", *extra)
+    def table(self, width: int = 100) -> Table:
+        """Return the frame for a terminal, means with standard errors; under a line what is not on the front.
+
+        Where that is wider than ``width`` characters, the search's accuracies and then those on test images are left
+        out.
+        """
+        tables = [self._table(columns) for columns in (["test_accuracy", "search"], ["test_accuracy"], [])]
+        return next((table for table in tables if fits(table, width)), tables[-1])
+
+    def _table(self, columns: Sequence[str]) -> Table:
+        rows = self.frame.sort_values(["fell_off", "train_latency_s"], kind="stable").to_dict("records")
+        others = [name for name in self.objectives if name not in ("val_accuracy", "train_latency_s")]
+        names = ["val_accuracy", *columns[:1], "train_latency_s", *others]
+        errors = {name: f"{name}_se" for name in names} | {"test_accuracy": "", "train_latency_s": "train_latency_se_s"}
         titles = [find_metric(name).title.replace(" ", "\n", 1) for name in names]
-        rows = frame.to_dict("records")
-        is_baseline = [row["method"] is not None for row in rows]
+        cells = [
+            [
+                self._name(row),
+                *(find_metric(name).text(row[name], row.get(errors[name])) for name in names),
+                *([find_metric("val_accuracy").text(row["search_val_accuracy"])] if "search" in columns else []),
+                f"{100 * row['p_front']:.0f} %",
+            ]
+            for row in rows
+        ]
+        on_front = sum(not row["fell_off"] for row in rows)
+        counts = [str(count) for count in sorted({*self.frame["seeds"]})] or ["no"]
+        seeds = " to ".join(dict.fromkeys([counts[0], counts[-1]]))
         return terminal_table(
-            ["trial", *titles, "search:\naccuracy", "search:\ntime", "on the\nfront"],
-            [_cells(row, extra) for row in rows],
+            ["recipe", *titles, *(["in the\nsearch"] if "search" in columns else []), "on the\nfront"],
+            cells,
             title=f"the front on {seeds} fresh {'seed' if counts == ['1'] else 'seeds'}: mean ± standard error",
-            styles={i: "dim" for i, row in enumerate(rows) if row["fell_off"] or is_baseline[i]},
-            rules={is_baseline.index(True)} if any(is_baseline) else (),
+            styles={number: "dim" for number in range(on_front, len(rows))},
+            rules={on_front},
         )
+
+    def _name(self, row: Mapping[Any, Any]) -> str:
+        fell = row["fell_off"] and row["trial"] in set(self.result.searched_front["trial"])
+        mark = "* " if row["trial"] == self.result.recommendation().trial else "  "
+        return f"{mark}{row['trial']}{' (fell off)' if fell else ''}"
 
     def to_csv(self) -> str:
         """Return the frame as CSV with a header, in full precision."""
@@ -149,7 +171,7 @@ def confirmation(result: Result) -> Confirmation | None:
     latencies = estimate([_finished(own, "train_latency_s") for own in trainings], relative=True)
     frame = _frame(result, kept, trainings, scores, latencies)
     notes = [
-        *_front_notes(frame),
+        *_front_notes(frame, result),
         *_constraint_notes(frame, result),
         *_spread_notes(frame, accuracies, latencies),
         *_missing_notes(frame, wanted),
@@ -242,10 +264,9 @@ def _sampling_errors(trainings: Sequence[Sequence[Event]], name: str) -> Floats:
     return np.array([mean_of(_finished(own, f"{name}_se")) for own in trainings])
 
 
-def _front_notes(frame: pd.DataFrame) -> Iterator[str]:
-    if fallen := list(frame["trial"][frame["fell_off"] & frame["method"].isna()]):
-        members = int(frame["method"].isna().sum())
-        yield f"{len(fallen)} of {members} members fell off the front: {', '.join(fallen)}"
+def _front_notes(frame: pd.DataFrame, result: Result) -> Iterator[str]:
+    if fallen := [trial for trial in frame["trial"][frame["fell_off"]] if trial in set(result.searched_front["trial"])]:
+        yield f"fell off the front: {', '.join(fallen)}"
     if total := int(frame["diverged"].sum()):
         rows = frame[frame["diverged"] > 0]
         each = (f"{t} {d} of {n}" for t, d, n in zip(rows["trial"], rows["diverged"], rows["seeds"], strict=True))
@@ -311,20 +332,6 @@ def _device_notes(
     searched = {record.metrics.get("device") for record in records} - {None, device}
     if counted and searched:
         yield f"confirmed on {device}; the search's seconds are of {', '.join(sorted(map(str, searched)))}"
-
-
-def _cells(row: Mapping[Any, Any], extra: Sequence[str]) -> list[str]:
-    name = str(row["trial"]) if row["method"] is None else f"{row['method']} (baseline)"
-    seconds = find_metric("train_latency_s").text(row["train_latency_s"], row["train_latency_se_s"])
-    return [
-        f"{name} (fell off)" if row["fell_off"] and row["method"] is None else name,
-        *(find_metric(name).text(row[name], row[f"{name}_se"]) for name in ("val_accuracy", "test_accuracy")),
-        seconds,
-        *(find_metric(objective).text(row[objective], row.get(f"{objective}_se")) for objective in extra),
-        find_metric("val_accuracy").text(row["search_val_accuracy"]),
-        find_metric("train_latency_s").text(row["search_train_latency_s"]),
-        f"{100 * row['p_front']:.0f} %",
-    ]
 
 
 def _device(event: Event) -> str | None:

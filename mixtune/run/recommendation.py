@@ -156,7 +156,8 @@ def _describe(
     gain, over = _gain(result, trial, accuracy)
     method = result.method(trial)
     use = "Supervised training alone is enough here: use" if method == METHODS["sl"] else "Use"
-    said = [f"{use} {trial} ({describe_recipe(result, trial)}): {_figures(result, trial, accuracy, cost)}."]
+    recipe = describe_recipe(result, trial)
+    said = [f"{use} {trial}{f' ({recipe})' if recipe else ''}: {_figures(result, trial, accuracy, cost)}."]
     if gain is not None and over is not None:
         most = _gain(result, most_accurate, accuracy, over)[0]
         is_any_shown = most is not None and most.mean > 0 and most.is_shown

@@ -351,7 +351,8 @@ class Result:
         write_whole(run.front_file, csv_text(self.pareto_front()))
 
     def _member(self, row: pd.Series[Any]) -> dict[str, Any]:
-        values: dict[str, Any] = {"trial": row["trial"], "method": self.method(row["trial"])}
+        method = self.method(row["trial"])
+        values: dict[str, Any] = {"trial": row["trial"]} | ({"method": method} if method else {})
         if (baseline := self.records[row["trial"]].baseline) is not None:
             values["baseline"] = baseline
         if same := self.same_recipes.get(row["trial"]):

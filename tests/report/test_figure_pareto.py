@@ -25,7 +25,7 @@ def traces(figure: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("names", [("val_accuracy", "train_latency_s"), ("train_latency_s", "val_accuracy")])
 def test_time_is_on_x_and_accuracy_in_percent_on_y(make_run: MakeRun, names: tuple[str, str]) -> None:
-    """The front, the rest, the baselines and the knee, whatever the order of the objectives."""
+    """The front, the rest, the baselines and the recommended one, whatever the order of the objectives."""
     objectives = {name: "max" if name == "val_accuracy" else "min" for name in names}
     data = compute(load(make_run(FIVE, BASELINES, objectives)))
     assert data.heading.subtitle.startswith("digits · 5 complete · 4 on the front · hypervolume ")
@@ -34,15 +34,15 @@ def test_time_is_on_x_and_accuracy_in_percent_on_y(make_run: MakeRun, names: tup
     assert data.front.y == pytest.approx([50.0, 90.0, 95.0, 96.0])
     for text in ("t0002", "validation accuracy: 90.0 %", "training time: 10.0 s", "alpha = 0.2", "epochs.sl = 20"):
         assert text in data.front.hover[1]
-    assert data.front.names[data.knee or 0] == "t0002"
+    assert data.front.names[data.recommended or 0] == "t0005"  # without errors all but the best are worse
     figure = draw(data)
     drawn = traces(figure)
     assert list(drawn["on the front"].x) == data.front.x == [5.0, 10.0, 30.0, 50.0]
-    assert (list(drawn["complete trial"].x), data.others.names) == ([12.0], ["t0003"])
-    assert list(drawn["knee"].x) == [10.0]
+    assert (list(drawn["trial"].x), data.others.names) == ([12.0], ["t0003"])
+    assert list(drawn["recommended"].x) == [50.0]
     assert (drawn["baseline ssl_sl"].text[0].strip(), data.baselines.y_error) == ("ssl_sl", [2.0])
     assert drawn["baseline ssl_sl"].marker.symbol != drawn["on the front"].marker.symbol
-    assert drawn["on the front"].marker.size > drawn["complete trial"].marker.size
+    assert drawn["on the front"].marker.size > drawn["trial"].marker.size
     assert figure.layout.xaxis.title.text == "training time (s)"
 
 
@@ -71,7 +71,7 @@ def test_one_objective_is_drawn_by_trial_with_the_best_so_far(make_run: MakeRun)
     assert data.line_x == [1.0, 2.0, 3.0, 4.0]
     assert data.line_y == pytest.approx([50.0, 90.0, 90.0, 95.0])
     assert data.front.names == ["t0004"]
-    assert data.knee is None
+    assert data.recommended is None
     figure = draw(data)
     assert list(traces(figure)["best"].x) == [4.0]
     assert figure.layout.annotations[0].text == "ssl_sl"
@@ -108,15 +108,18 @@ def test_a_confirmed_front_stands_beside_the_searchs_both_with_standard_errors_i
     rows = [{"val_accuracy": a, "train_latency_s": t, "val_accuracy_se": 0.02} for a, t in FIVE]
     directory = make_run(rows, BASELINES)
     ledger = Ledger(directory / "ledger.jsonl")
-    for seed, accuracy in ((1, 0.8), (2, 0.9)):
-        metrics = {"test_accuracy": accuracy, "test_accuracy_se": 0.01, "train_latency_s": 11.0, "device": "a CPU"}
-        ledger.append("confirmed", trial="t0002", seed=seed, metrics=metrics)
+    for trial, seconds in (("t0001", 5.0), ("t0002", 11.0), ("t0004", 12.0), ("t0005", 50.0), ("ssl_sl", 14.0)):
+        for seed, accuracy in ((1, 0.8), (2, 0.9)):
+            metrics = {"val_accuracy": accuracy, "val_accuracy_se": 0.01, "train_latency_s": seconds, "device": "a CPU"}
+            ledger.append("confirmed", trial=trial, seed=seed, metrics=metrics)
     data = compute(load(directory))
-    assert (data.confirmed.names, data.confirmed.x, data.confirmed.y) == (["t0002"], [11.0], [pytest.approx(85.0)])
-    assert data.confirmed.y_error == [pytest.approx(100 * 0.05)]  # 0.1 / sqrt(2) / sqrt(2)
+    assert (data.front.names, data.front.x, data.front.y) == (["t0001"], [5.0], [pytest.approx(85.0)])
+    assert data.front.y_error == [pytest.approx(100 * 0.05)]  # 0.1 / sqrt(2) / sqrt(2)
+    assert data.confirmed.names == ["t0002", "t0004", "t0005"]
+    assert data.others.y == [50.0, 90.0, 85.0, 95.0, 96.0]
     drawn = traces(draw(data))
-    assert list(drawn["on the front (± standard error)"].error_y.array) == [2.0] * 4
-    assert list(drawn["confirmed: fresh seeds, test images (± standard error)"].customdata) == ["t0002"]
+    assert list(drawn["on the front, on fresh seeds (± standard error)"].customdata) == ["t0001"]
+    assert list(drawn["off the front, on fresh seeds (± standard error)"].customdata) == ["t0002", "t0004", "t0005"]
 
 
 def test_the_papers_points_are_shown_at_its_own_setting_alone(make_run: MakeRun) -> None:

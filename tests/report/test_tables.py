@@ -29,9 +29,9 @@ def test_a_row_shows_the_trial_its_objectives_with_errors_and_what_varies(make_r
         {"val_accuracy": 0.98, "val_accuracy_se": None, "train_latency_s": 1234.5},
     ]
     lines = printed(load(make_run(rows)))
-    header = next(line for line in lines if "trial " in line and "alpha" in line)
+    header = next(line for line in lines if "recipe " in line and "alpha" in line)
     assert "epochs.sl" not in header
-    for trial, cells in (("t0001", ("96.1 ± 1.6 %", "12.3 s", "0.1")), ("t0002", ("98.0 %", "1230 s", "(knee)"))):
+    for trial, cells in (("t0001", ("96.1 ± 1.6 %", "12.3 s", "0.1")), ("t0002", ("98.0 %", "1230 s", "* "))):
         (row,) = (line for line in lines if trial in line)
         assert all(cell in row for cell in cells), row
 
@@ -62,27 +62,34 @@ def test_many_parameters_share_a_column_and_the_table_stays_within_100_columns(m
     assert "[bold]" in text
 
 
-def test_an_empty_front_says_so_and_one_objective_marks_the_best(make_run: MakeRun) -> None:
-    assert any("no trial is complete yet" in line for line in printed(load(make_run([]))))
+def test_an_empty_front_says_so_and_one_objective_recommends_the_best(make_run: MakeRun) -> None:
+    assert any("no recipe is complete yet" in line for line in printed(load(make_run([]))))
     rows = [{"val_accuracy": 0.5}, {"val_accuracy": 0.7}]
     result = load(make_run(rows, objectives={"val_accuracy": "max"}, name="one"))
-    assert any("t0002 (best)" in line for line in printed(result))
+    assert any("* t0002" in line for line in printed(result))
 
 
 def test_the_csv_keeps_full_precision(make_run: MakeRun) -> None:
     result = load(make_run([(0.1 + 0.2, 1 / 3)]))
     frame = pd.read_csv(io.StringIO(front_csv(result)), dtype=str)
     assert (frame["val_accuracy"][0], frame["train_latency_s"][0]) == (repr(0.1 + 0.2), repr(1 / 3))
-    assert list(frame.columns) == list(result.trials.columns)
+    assert set(frame.columns) == {*result.trials.columns, "baseline"}
 
 
-def test_baselines_that_beat_front_members_are_said_in_words(make_run: MakeRun) -> None:
+def test_a_baseline_stands_on_the_front_by_its_own_merit_and_can_be_left_out(make_run: MakeRun) -> None:
     points = [(0.90, 10.0), (0.95, 20.0), (0.97, 30.0)]
-    found = {"sl": (0.96, 9.0), "ssl_sl": (0.97, 30.0), "slower": (0.5, 31.0)}  # better and faster, equal, neither
+    found = {"sl": (0.96, 9.0), "slower": (0.5, 31.0)}  # better and faster than two; than none
     baselines = {name: {"val_accuracy": a, "train_latency_s": t} for name, (a, t) in found.items()}
     result = load(make_run(points, baselines))
-    assert result.beaten_by_baselines() == {"sl": 2}
-    assert "the baseline sl dominates 2 of the 3 front members" in front_notes(result)
+    assert list(result.pareto_front()["trial"]) == ["sl", "t0003"]
+    lines = printed(result)
+    rows = [line.split()[0] for line in lines if line.split() and line.split()[0] in (*found, "t0003")]
+    assert rows == ["sl", "t0003", "slower"] or rows == ["sl", "slower"]  # t0003 may be recommended
+    hidden = io.StringIO()
+    Console(width=100, file=hidden).print(front_table(result, baselines=False))
+    assert "sl (baseline)" not in hidden.getvalue()
+    assert "t0003" in hidden.getvalue()
+    assert list(pd.read_csv(io.StringIO(front_csv(result, baselines=False)))["trial"]) == ["t0003"]
 
 
 def test_knee_and_hypervolume_are_noted_with_the_reference_point(make_run: MakeRun) -> None:

@@ -49,7 +49,7 @@ def test_baselines_have_their_method_first_and_are_no_trials(make_run: MakeRun) 
     assert "rho" in result.baselines
     assert "rho" not in result.trials
     assert len(result.trials) == 5
-    assert "ssl_sl" not in set(result.pareto_front()["trial"])
+    assert list(result.pareto_front()["trial"]) == ["ssl_sl"]  # a baseline is a recipe like any other
 
 
 def test_only_complete_trials_reach_the_front(make_run: MakeRun) -> None:
@@ -74,7 +74,7 @@ def test_a_run_without_a_complete_trial_has_an_empty_front(make_run: MakeRun) ->
         assert result.pareto_front().empty
         assert result.hypervolume() == 0
         assert result.knee() is None
-        assert result.noise_warning() is None
+        assert result.recommendation().trial is None
         assert result.to_json_dict()["front"] == []
         with pytest.raises(RequestError, match=r"no trial of .* is complete yet"):
             result.best("val_accuracy")
@@ -87,6 +87,9 @@ def test_the_json_has_the_documented_schema(make_run: MakeRun) -> None:
     first = {"val_accuracy": 0.9, "val_accuracy_se": 0.025, "train_latency_s": 10.0, "train_flops": 1e9}
     baselines = {"ssl_sl": {"val_accuracy": 0.8, "train_latency_s": 14.0}}
     document = load(make_run([first, (0.5, 20.0)], baselines)).to_json_dict()
+    recommended = document.pop("recommended")
+    assert (recommended["trial"], recommended["confirmed"], recommended["margin"]) == ("t0001", False, None)
+    assert recommended["gain"] == {"over": "ssl_sl", "mean": pytest.approx(0.1), "se": None, "shown": False}
     assert json.loads(json.dumps(document, allow_nan=False)) == {
         "objectives": {"val_accuracy": "max", "train_latency_s": "min"},
         "constraints": {},
@@ -96,6 +99,7 @@ def test_the_json_has_the_documented_schema(make_run: MakeRun) -> None:
         "front": [
             {
                 "trial": "t0001",
+                "method": "MixTraining",
                 "val_accuracy": 0.9,
                 "val_accuracy_se": 0.025,
                 "train_latency_s": 10.0,
@@ -148,18 +152,6 @@ def test_other_objectives_judge_the_same_run(make_run: MakeRun) -> None:
         result.with_objectives({"val_acuracy": "max"})
 
 
-def test_gaps_below_the_standard_error_are_counted(make_run: MakeRun) -> None:
-    rows = [(0.50, 1.0, 0.04), (0.90, 2.0, 0.02), (0.91, 3.0, 0.02), (0.915, 4.0, 0.01), (0.95, 5.0, 0.01)]
-    names = ("val_accuracy", "train_latency_s", "val_accuracy_se")
-    warning = load(make_run([dict(zip(names, row, strict=True)) for row in rows])).noise_warning()
-    assert warning is not None
-    assert warning.startswith("2 of 4 gaps in val_accuracy")
-    assert "up to 2.0 %" in warning
-    assert load(make_run(FIVE, name="unknown errors")).noise_warning() is None
-    wide = [{"val_accuracy": a, "train_latency_s": t, "val_accuracy_se": 0.001} for a, t in FIVE]
-    assert load(make_run(wide, name="wide gaps")).noise_warning() is None
-
-
 def test_the_tables_are_written_whole_and_read_back(make_run: MakeRun) -> None:
     directory = make_run(FIVE)
     load(directory).write_tables()
@@ -196,7 +188,7 @@ def test_a_trial_that_breaks_a_constraint_is_never_on_the_front(make_run: MakeRu
     assert none.feasible().empty
     assert (none.knee(), none.hypervolume()) == (None, 0)
     assert front_notes(none) == ["5 complete trials do not keep train_latency_s <= 1"]
-    assert front_table(none).caption == "no trial is complete yet and keeps the constraints"
+    assert front_table(none).caption == "no recipe is complete yet and keeps the constraints"
     with pytest.raises(RequestError, match="is complete yet and keeps its constraints"):
         none.best("val_accuracy")
 

@@ -68,7 +68,7 @@ def test_a_finished_run_in_words(make_searched: MakeRun) -> None:
         "stages: 1 state, 2.0 MB",
         f"last event: {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(2e9))}",
         f"continue: mixtune resume {directory} --trials 23",
-        f"continue: mixtune confirm {directory}",
+        *load(directory).recommendation().lines(),
     ]
 
 
@@ -117,10 +117,9 @@ def test_the_budget_is_what_the_search_was_last_extended_to(make_searched: MakeR
 def test_a_grid_is_not_extended_beyond_its_end(make_searched: MakeRun) -> None:
     directory = make_searched(THREE * 2, sampler="grid")
     change_space(directory, space={"rho": {"grid_search": [0.0, 0.5, 1.0]}, "epochs.sl": {"qrandint": [10, 20, 10]}})
-    more, confirm = f"mixtune resume {directory} --trials 6", f"mixtune confirm {directory}"
-    assert run_status(load(directory), None).commands() == [more, confirm]
+    assert run_status(load(directory), None).commands() == [f"mixtune resume {directory} --trials 6"]
     ledger_of(directory).append("extended", trials=6)
-    assert run_status(load(directory), None).commands() == [confirm]
+    assert run_status(load(directory), None).commands() == []
 
 
 def test_failures_that_differ_in_numbers_alone_are_one(make_searched: MakeRun) -> None:
@@ -154,8 +153,10 @@ def test_confirmed_seeds_are_counted_once(make_searched: MakeRun) -> None:
 
 def test_a_run_that_has_asked_for_nothing_yet(make_searched: MakeRun) -> None:
     directory = make_searched([])
-    nothing = [f"{directory}: interrupted, 0 of 3 trials done", f"continue: mixtune resume {directory}"]
+    none = "Nothing to recommend: nothing is complete yet."
+    nothing = [f"{directory}: interrupted, 0 of 3 trials done", f"continue: mixtune resume {directory}", none]
     assert run_status(load(directory), None).lines() == nothing
     (directory / "ledger.jsonl").unlink()
     assert run_status(load(directory), None).lines() == nothing
-    assert run_status(load(directory), HOLDER).lines() == [f"{directory}: running ({HOLDER}), 0 of 3 trials done"]
+    running = [f"{directory}: running ({HOLDER}), 0 of 3 trials done", none]
+    assert run_status(load(directory), HOLDER).lines() == running
