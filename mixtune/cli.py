@@ -38,6 +38,15 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="PATH=VALUE", help="set a recipe field, such as epochs.sl=20; repeatable"),
 ]
+SearchOverrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="PATH=VALUE",
+        help="fix a recipe field (epochs.sl=20), searched or not, or change the space "
+        "(space.rho='{choice: [0, 0.5]}', or nothing to drop it; search.sampler=gp); repeatable",
+    ),
+]
 
 Gpus = Annotated[int | None, typer.Option(min=0, help="GPUs of this machine to use (default: all)")]
 GpuShare = Annotated[str | None, typer.Option(metavar="SHARE", help="such as 0.25, or auto")]
@@ -81,7 +90,8 @@ def search(
     trials: Annotated[int | None, typer.Option(min=1, help="how many trials may end")] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="run directory (default: below runs/)")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="seed of the suggestions")] = None,
-    set_: Overrides = None,
+    set_: SearchOverrides = None,
+    quick: Annotated[bool, typer.Option("--quick", help="a smoke run: 4 trials of a few epochs")] = False,
     address: Address = None,
     slots: MostSlots = None,
     wait: Wait = None,
@@ -93,6 +103,15 @@ def search(
 
     What ends it (Ctrl-C, a crash, a spent time budget), `mixtune resume` continues.
     """
+    from mixtune.run.directory import free_directory
+    from mixtune.space.quick import quick_space
+    from mixtune.space.space import load_space
+
+    wanted, name = load_space(space, _overrides(set_)), space.stem
+    if quick:
+        wanted, line = quick_space(wanted)
+        name = f"{name}-quick"
+        print(line, file=sys.stderr)
     from mixtune.tuning import prepare, run
     from mixtune.tuning.forecast import forecast_search
 
@@ -102,17 +121,16 @@ def search(
         "cpus_per_trial": cpus_per_trial,
         "trials": trials,
         "seed": seed,
-        "overrides": _overrides(set_),
         "address": address,
     }
     console = _console()
     if dry_run:
-        prepared = prepare.prepare(space, **options)
+        prepared = prepare.prepare(wanted, **options)
         print(f"{prepared.to_yaml()}\n{prepared.describe()}")
         print(f"{forecast_search(prepared)}\nnothing was trained, no run directory written")
         return
     options |= {"slots": slots, "wait": wait, "time_budget": time_budget, "log_to": log_to or ()}
-    _print_search(console, lambda: run.search(space, out=out, console=console, **options))
+    _print_search(console, lambda: run.search(wanted, out=out or free_directory(name), console=console, **options))
 
 
 @app.command(epilog="Example: `mixtune resume runs/digits --trials 40`")

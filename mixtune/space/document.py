@@ -22,12 +22,14 @@ MAX_VALUES = 50_000  # of a document whose aliases are written out: nine lines o
 class Document:
     """The values of a YAML mapping, and the line of each key.
 
-    ``lines`` maps a key's path, such as ``("space", "epochs.ssl")``, to its line, counted from 1.
+    ``lines`` maps a key's path, such as ``("space", "epochs.ssl")``, to its line, counted from 1; ``changes`` holds the
+    values that did not come from the file, but from options (``--set``).
     """
 
     name: str
     values: dict[str, Any]
     lines: dict[KeyPath, int] = field(default_factory=dict)
+    changes: dict[KeyPath, Any] = field(default_factory=dict)
 
     def where(self, path: KeyPath) -> str:
         """Return ``"file.yaml:7: "`` for the deepest key on ``path`` that the file holds."""

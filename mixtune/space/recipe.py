@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, Field, SerializeAsAny, Strict, ValidationError
@@ -258,12 +258,12 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def check_path(recipe: Recipe, path: str) -> None:
-    """Raise RecipeError unless the dotted ``path`` is a field of the recipe."""
+def check_path(recipe: Recipe, path: str, others: Iterable[str] = ()) -> None:
+    """Raise RecipeError unless the dotted ``path`` is a field of the recipe; it may have been meant for ``others``."""
     known = flatten(recipe.to_dict())
     if path not in known:
         section = [name for name in known if name.startswith(f"{path}.")]
-        hint = f" (a section: name one of {', '.join(section)})" if section else suggest(path, known)
+        hint = f" (a section: name one of {', '.join(section)})" if section else suggest(path, [*known, *others])
         raise RecipeError((path,), f"no field of a recipe{hint}")
 
 

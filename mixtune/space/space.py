@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from typing import Any, Literal
@@ -52,6 +53,10 @@ class Resources(Section):
     gpus_per_trial: NonNegative | Literal["auto"] = "auto"
     device: str | None = None  # on a cluster, by its name; default: that of the nodes with the most slots
 
+
+_CHANGEABLE = ("space", "objectives", "constraints", "baselines", "search", "resources")  # by dotted values
+
+_log = logging.getLogger("mixtune.space")
 
 _SECTIONS = ("recipe", "space", "objectives", "constraints", "baselines", "search", "resources", "run")
 
@@ -132,7 +137,7 @@ class SearchSpace:
 
 
 def load_space(path: str | PathLike[str], overrides: Mapping[str, Any] | None = None) -> SearchSpace:
-    """Read a search space's file; ``overrides`` are dotted recipe values (``--set``).
+    """Read a search space's file; ``overrides`` are dotted values (``--set``), see build_space().
 
     Raises RequestError: one line with the file, the line, the key, what was given and what is allowed.
     """
@@ -145,15 +150,23 @@ def space_from_dict(values: Mapping[str, Any], overrides: Mapping[str, Any] | No
 
 
 def build_space(document: Document, overrides: Mapping[str, Any]) -> SearchSpace:
-    """Validate a document, section by section, and then every recipe at the ends of its distributions."""
+    """Validate a document, section by section, and then every recipe at the ends of its distributions.
+
+    overrides: dotted values. One of a recipe field is the base recipe's, and drops the distribution over that field,
+    which a line on stderr says. Those below ``space``, ``objectives``, ``constraints``, ``baselines``, ``search`` and
+    ``resources`` are put over the document's, where None drops what is there: ``{"space.rho": {"choice": [0, 0.5]}}``.
+    """
     for key in document.values:
         if key not in _SECTIONS:
             raise _mistake(document, (str(key),), f"unknown key; {_where_it_belongs(str(key))}")
-    recipe = _base_recipe(document, overrides)
+    sections = {path: value for path, value in overrides.items() if path.partition(".")[0] in _CHANGEABLE}
+    document = _with_changes(document, sections)
+    fixed = {path: value for path, value in overrides.items() if path not in sections}
+    recipe = _base_recipe(document, fixed)
     search = _section(document, "search", Search)
     space = SearchSpace(
         values=recipe.to_dict(),
-        space=_distributions(document, recipe, search, overrides),
+        space=_distributions(document, recipe, search, fixed),
         objectives=_objectives(document),
         baselines=_baselines(document),
         search=search,
@@ -162,8 +175,33 @@ def build_space(document: Document, overrides: Mapping[str, Any]) -> SearchSpace
     )
     _check_plugins(document, space)
     _check_extremes(document, space)
-    _refuse_idle(document, space)
+    _refuse_idle(document, space, is_changed=bool(overrides))
     return space.with_search(trials=space.budget)
+
+
+def _with_changes(document: Document, changes: Mapping[str, Any]) -> Document:
+    """Return a document with dotted values put over its sections'; None drops a named one."""
+    values, changed = dict(document.values), dict(document.changes)
+    for path, value in changes.items():
+        head, _, name = path.partition(".")
+        key = (head, name) if name else (head,)
+        changed[key] = value
+        if not name:
+            values[head] = value
+            continue
+        below = {**_mapping(replace(document, values=values), head)}
+        if head == "objectives" and not below:
+            below = {**DEFAULT_OBJECTIVES}
+        if value is None and head in ("space", "objectives", "constraints"):
+            if name not in below:
+                known = f", but {', '.join(below)}" if below else ""
+                wrong = f"{head} does not hold it{known}{suggest(name, below)}"
+                raise _mistake(replace(document, changes=changed), key, wrong)
+            del below[name]
+        else:
+            below[name] = value
+        values[head] = below
+    return replace(document, values=values, changes=changed)
 
 
 def read_run_space(document: Document) -> SearchSpace:
@@ -216,12 +254,15 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise RequestError(f"--set {text}: {error}") from error
 
 
-def override(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
-    """Return a recipe with dotted values put over its own (``--set``). Raises RequestError."""
+def override(recipe: Recipe, overrides: Mapping[str, Any], others: Iterable[str] = ()) -> Recipe:
+    """Return a recipe with dotted values put over its own (``--set``); others: paths that may have been meant.
+
+    Raises RequestError.
+    """
     try:
         named = change_recipe(recipe, {p: v for p, v in overrides.items() if p == "ssl.objective"})
         for path in overrides:
-            check_path(named, path)
+            check_path(named, path, others)
         return change_recipe(recipe, overrides)
     except RecipeError as error:
         path = ".".join(error.path)
@@ -238,13 +279,18 @@ def _base_recipe(document: Document, overrides: Mapping[str, Any]) -> Recipe:
         recipe = parse_recipe(given)
     except RecipeError as error:
         raise _mistake(document, ("recipe", *error.path), error.message) from error
-    return override(recipe, overrides)
+    others = [f"search.{name}" for name in Search.model_fields] + [
+        f"resources.{name}" for name in Resources.model_fields
+    ]
+    return override(recipe, overrides, [*_CHANGEABLE, *others])
 
 
 def _distributions(
-    document: Document, recipe: Recipe, search: Search, overrides: Mapping[str, Any]
+    document: Document, recipe: Recipe, search: Search, fixed: Mapping[str, Any]
 ) -> dict[str, Distribution]:
+    """Return the distributions over fields that are not fixed, and say which ones are."""
     distributions: dict[str, Distribution] = {}
+    pinned = []
     for path, given in _mapping(document, "space").items():
         key = ("space", str(path))
         try:
@@ -254,13 +300,24 @@ def _distributions(
             raise _mistake(document, key, error.message) from error
         except RequestError as error:
             raise _mistake(document, key, str(error)) from error
-        if path in overrides:
-            raise _mistake(document, key, f"--set {path}={show(overrides[path])} overrides this distribution: drop one")
+        if path in fixed:
+            if key in document.changes:
+                raise _mistake(document, key, f"--set {path}={show(fixed[path])} fixes the same field: drop one")
+            del distributions[path]
+            pinned.append(f"--set {path}={show(fixed[path])}")
+            continue
         kind = distributions[path].kind
         if search.sampler == "grid" and distributions[path].grid() is None:
             raise _mistake(document, key, f"{kind} has no end of values, so sampler: grid cannot list them")
         if kind == "grid_search" and search.sampler != "grid":
             raise _mistake(document, key, f"grid_search needs search.sampler: grid, not {search.sampler}")
+    if pinned and not distributions:
+        nothing = "nothing is left to search: drop one, or train the one recipe by mixtune train"
+        raise RequestError(
+            f"{' '.join(pinned)} {'fixes' if len(pinned) == 1 else 'fix'} all that is searched: {nothing}"
+        )
+    if pinned:
+        _log.warning("%s %s what the space searches", " ".join(pinned), "fixes" if len(pinned) == 1 else "fix")
     return distributions
 
 
@@ -271,8 +328,11 @@ _CONSTANT_ONLY = tuple(
 )
 
 
-def _refuse_idle(document: Document, space: SearchSpace) -> None:
-    """Refuse distributions whose draws something else overrides: they would search over nothing."""
+def _refuse_idle(document: Document, space: SearchSpace, is_changed: bool) -> None:
+    """Refuse distributions whose draws something else overrides: they would search over nothing.
+
+    is_changed: by ``--set``, which can drop them as well.
+    """
     base = flatten(space.recipe.to_dict())
     values = {path: (value,) for path, value in base.items()} | {p: d.extremes() for p, d in space.space.items()}
     one_dataset = all(values[f"data.ssl_{name}"] in ((None,), values[f"data.{name}"]) for name in ("dataset", "root"))
@@ -296,7 +356,8 @@ def _refuse_idle(document: Document, space: SearchSpace) -> None:
         elif not mixes and path in ("alpha", "rho", "lambda", "optim.mix_schedule"):
             because = "rho times the fewer of epochs.ssl and epochs.sl is below 1: no epoch is mixed"
         if because is not None:
-            raise _mistake(document, ("space", path), f"has no effect while {because}")
+            hint = f": --set space.{path}= drops it" if is_changed else ""
+            raise _mistake(document, ("space", path), f"has no effect while {because}{hint}")
 
 
 def _objectives(document: Document) -> dict[str, Direction]:
@@ -387,4 +448,10 @@ def _where_it_belongs(key: str) -> str:
 
 
 def _mistake(document: Document, path: KeyPath, message: str) -> RequestError:
+    """Return the error about a key: with its line in the file, or the ``--set`` that gave it."""
+    for end in range(len(path), 0, -1):
+        if path[:end] in document.changes:
+            rest = "".join(f"{name}: " for name in path[end:])
+            given = document.changes[path[:end]]
+            return RequestError(f"--set {'.'.join(path[:end])}={'' if given is None else show(given)}: {rest}{message}")
     return RequestError(f"{document.where(path)}{'.'.join(path)}: {message}")

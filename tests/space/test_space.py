@@ -149,6 +149,29 @@ def test_overrides_are_set_together_whatever_their_order() -> None:
     assert override(recipe, {}) == recipe
 
 
+def test_an_override_fixes_what_is_searched_and_a_line_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    values = {"recipe": DIGITS, "space": {path: CANDIDATES[path][0] for path in ("alpha", "rho", "epochs.ssl")}}
+    space = space_from_dict(values, {"epochs.ssl": 2, "alpha": 0.25, "seed": 4})
+    assert (list(space.space), space.recipe.epochs.ssl, space.recipe.alpha) == (["rho"], 2, 0.25)
+    assert caplog.messages == ["--set alpha=0.25 --set epochs.ssl=2 fix what the space searches"]
+
+
+def test_an_override_changes_the_spaces_other_sections(caplog: pytest.LogCaptureFixture) -> None:
+    values = {"recipe": DIGITS, "space": {path: CANDIDATES[path][0] for path in ("alpha", "rho")}}
+    changes: dict[str, Any] = {"space.rho": {"choice": [0, 0.5]}, "space.epochs.sl": {"randint": [2, 5]}}
+    changes |= {"search.trials": 4, "objectives.train_latency_s": None, "objectives.train_flops": "min"}
+    changes |= {"constraints.train_latency_s": "<= 60", "baselines": ["sl"], "resources.cpus_per_trial": 2.0}
+    space = space_from_dict(values, changes)
+    assert list(space.space) == ["alpha", "rho", "epochs.sl"]
+    assert space.space["rho"].values == (0, 0.5)
+    assert (space.budget, space.baselines, space.resources.cpus_per_trial) == (4, ("sl",), 2.0)
+    assert space.objectives == {"val_accuracy": "max", "train_flops": "min"}
+    assert space.to_dict()["constraints"] == {"train_latency_s": "<= 60"}
+    assert list(space_from_dict(values, {"space.rho": None}).space) == ["alpha"]
+    assert list(values["space"]) == ["alpha", "rho"]
+    assert caplog.messages == []
+
+
 def test_a_wrong_override_names_itself() -> None:
     section, alone = "a section: name one of epochs.ssl, epochs.sl", "is given without data.ssl_dataset: add it"
     unknown = "unknown objective 'mea': known are dino, mae, mocov3, simclr; did you mean 'mae'?"

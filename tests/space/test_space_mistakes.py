@@ -126,11 +126,41 @@ def test_what_all_trials_share_is_not_searched(tmp_path: Path) -> None:
         assert mistake(tmp_path, f"{RECIPE}space:\n  {path}: {distribution}\n") == expected
 
 
-def test_a_distribution_over_an_overridden_field_is_refused(tmp_path: Path) -> None:
+def test_what_an_option_makes_idle_is_named_where_it_stands_and_how_to_drop_it(tmp_path: Path) -> None:
     text = f"{RECIPE}space:\n  epochs.sl: {{randint: [5, 9]}}\n  alpha: {{uniform: [0, 1]}}\n"
-    message = mistake(tmp_path, text, {"rho": 0.25, "alpha": 0.5})
-    assert message == "wrong.yaml:5: space.alpha: --set alpha=0.5 overrides this distribution: drop one"
-    assert mistake(tmp_path, text, {"rho": 0}) == f"wrong.yaml:5: space.alpha: has no effect while {NO_MIX}"
+    expected = f"wrong.yaml:5: space.alpha: has no effect while {NO_MIX}: --set space.alpha= drops it"
+    assert mistake(tmp_path, text, {"rho": 0}) == expected
+
+
+def test_a_mistake_in_an_option_names_the_option() -> None:
+    values = {"recipe": {"data": {"dataset": "digits"}}, "space": {"alpha": {"uniform": [0, 1]}}}
+    fixes = "nothing is left to search: drop one, or train the one recipe by mixtune train"
+    for overrides, message in (
+        ({"space.rhoo": {"choice": [0]}}, "space.rhoo={\"choice\": [0]}: no field of a recipe; did you mean 'rho'?"),
+        ({"space.rho": 3}, "space.rho=3: should be one distribution, such as {uniform: [0, 1]}, got 3"),
+        (
+            {"space.alhpa": None},
+            "space.alhpa=: space does not hold it, but alpha; did you mean 'alpha'?",
+        ),
+        ({"space.rho": {"choice": [2]}}, None),
+        ({"search.trials": 0}, "search.trials=0: should be greater than or equal to 1, got 0"),
+        ({"search": {"trials": 0}}, 'search={"trials": 0}: trials: should be greater than or equal to 1, got 0'),
+        ({"serach.trials": 4}, "serach.trials=4: no field of a recipe; did you mean 'search.trials'?"),
+        (
+            {"search.trails": 4},
+            "search.trails=4: unknown key; allowed are sampler, scheduler, trials, ",
+        ),
+        ({"objectives.val_accuracy": "min"}, 'objectives.val_accuracy="min": should be max, got "min"'),
+        ({"alpha": 0.5}, f"alpha=0.5 fixes all that is searched: {fixes}"),
+        ({"alpha": 0.5, "space.alpha": {"choice": [0, 1]}}, None),
+        ({"run.machine": 1}, "run.machine=1: no field of a recipe"),
+    ):
+        with pytest.raises(RequestError) as caught:
+            space_from_dict(values, overrides)
+        said = str(caught.value)
+        assert said.startswith("--set ")
+        assert "\n" not in said
+        assert message is None or said.startswith(f"--set {message}"), said
 
 
 def test_values_from_python_get_the_same_messages() -> None:
