@@ -376,6 +376,41 @@ def report(directory: RunFolder) -> None:
     print(f"report: {write_report(load(directory), holder(directory))}")
 
 
+@app.command(epilog="Example: `mixtune fields optim.ssl`")
+def fields(
+    path: Annotated[str | None, typer.Argument(metavar="PATH", help="such as ssl.mask_ratio (default: all)")] = None,
+) -> None:
+    """Say what a recipe's field means, or each of a section or of all: meaning, values, default, source."""
+    from mixtune.render import terminal_table
+    from mixtune.space.fields import find_fields
+
+    found, console = find_fields(path), _console()
+    if path is not None and {field.path for field in found} == {path}:
+        for field in found:
+            _say(console, f"{field.path}: {field.meaning}\n  values   {field.values}\n  default  {field.default}")
+            for source in field.sources:
+                _say(console, f"  source   {source}")
+        return
+    rows = [(field.path, field.default, field.meaning) for field in found]
+    console.print(terminal_table(("field", "default", "meaning"), rows, wrapped={1, 2}))
+
+
+@app.command("list", epilog="Example: `mixtune list samplers`")
+def list_(
+    kind: Annotated[
+        str,
+        typer.Argument(
+            metavar="KIND", help="datasets, samplers, schedulers, objectives, loggers, metrics or spaces (ready ones)"
+        ),
+    ],
+) -> None:
+    """List what there is to choose from, and what each is."""
+    from mixtune.catalog import list_kind
+    from mixtune.render import terminal_table
+
+    _console().print(terminal_table((kind, "what it is"), list_kind(kind), wrapped={1}))
+
+
 def main() -> None:
     """Run a command; exit with 0 done, 1 failed, 2 the request was wrong, 130 interrupted."""
     handler = CurrentStderrHandler()

@@ -168,12 +168,12 @@ _ROWS = [
     Metric("epochs_trained", last=True, about="by the trial's latest attempt"),
     Metric("epochs_reused", last=True, about="from a stored checkpoint"),
     Metric("sl_progress", known="epoch", about="the share of the SL budget's epochs (mix and SL) that are done"),
-    Metric("train_images", known="before"),
+    Metric("train_images", known="before", about="labelled ones that are trained on"),
     Metric("lr_ssl", known="before", about="the peak rate used: base_lr * batch / 256"),
     Metric("lr_sl", known="before", about="the peak rate used: base_lr * batch / 256"),
-    Metric("precision", known="before"),
+    Metric("precision", known="before", about="float32 or bfloat16"),
     Metric("device", known="before", about="the GPU, or the CPU and its threads"),
-    Metric("protocol", known="before"),
+    Metric("protocol", known="before", about="search or paper"),
 ]
 METRICS = {row.name: row for row in _ROWS}
 DEFAULT_OBJECTIVES: dict[str, Direction] = {"val_accuracy": "max", "train_latency_s": "min"}

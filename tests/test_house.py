@@ -47,9 +47,11 @@ def test_looking_at_a_run_and_checking_a_space_load_no_torch(make_run: Callable[
         "import sys, mixtune\n"
         f"for path in {[str(path) for path in SPACES]!r}:\n    mixtune.load_space(path)\n"
         "assert not {'torch', 'timm', 'ray', 'optuna', 'pandas'} & set(sys.modules)\n"
+        "from mixtune.catalog import KINDS\n"
         "from mixtune.cli import main\n"
-        "for word in ('pareto', 'status', 'report'):\n"
-        f"    sys.argv = ['mixtune', word, {str(run)!r}]\n"
+        f"words = [[word, {str(run)!r}] for word in ('pareto', 'status', 'report')]\n"
+        "for given in (['fields'], ['fields', 'rho'], *(['list', kind] for kind in KINDS), *words):\n"
+        "    sys.argv = ['mixtune', *given]\n"
         "    try:\n        main()\n    except SystemExit as ended:\n        assert not ended.code\n"
         "assert not {'torch', 'timm', 'ray'} & set(sys.modules)"
     )

@@ -19,15 +19,16 @@ MAX_SHAPES = 8  # strategies of a schedule: each has a memory layout, a compiled
 
 
 class Shortenings(Section):
-    """Token dropout and patch size of the query's views and of the key's; a patch size of None is the backbone's.
-
-    Without ``key_patch_size`` the key's patches are as large as the query's.
-    """
+    """Token dropout and patch size of the query's views and of the key's."""
 
     token_dropout: ShareBelowOne = 0.0
+    """Share of the query's patch tokens that is left out, at random."""
     key_token_dropout: ShareBelowOne = 0.0
+    """The same of the key's, or of a momentum encoder's or teacher's."""
     patch_size: PositiveCount | None = None
+    """Of the query's view in pixels, larger than the backbone's for fewer tokens; default: the backbone's."""
     key_patch_size: PositiveCount | None = None
+    """Of the key's view; default: as large as the query's."""
 
     def to_strategy(self) -> Strategy:
         """Return the same as plain values."""
@@ -38,21 +39,22 @@ class Shortenings(Section):
 
 
 class Period(Shortenings):
-    """What holds from an epoch of the SSL budget on, until the next stage; ``from_epoch`` counts from 0."""
+    """What holds from an epoch of the SSL budget on, until the next stage."""
 
     from_epoch: Count
+    """The first epoch, counted from 0."""
 
 
 class Compression(Shortenings):
     """How the token sequences of the views are shortened in SSL and mix epochs.
 
-    ``constant``: as the fields here say, by default not at all; ``auto``: as ``stages`` say, which
-    ``mixtune gradient-error`` finds; ``none``: not at all, whatever else is given here. In the mix phase the first view
-    is whole always, so there the query's fields shorten nothing of SimCLR and MoCo-v3.
+    In the mix phase the first view is whole always, so there the query's fields shorten nothing of SimCLR and MoCo-v3.
     """
 
     schedule: Literal["none", "constant", "auto"] = "constant"
+    """constant: as the fields here say; auto: as `stages` say; none: not at all, whatever else is given here."""
     stages: Annotated[tuple[Period, ...], Strict(False)] = ()
+    """What `schedule: auto` follows: fields as here and a `from_epoch` each; `mixtune gradient-error` prints them."""
 
     @model_validator(mode="after")
     def _check_stages(self) -> Self:

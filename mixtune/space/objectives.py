@@ -12,29 +12,35 @@ from mixtune.space.views import Strategy, View
 
 
 class MaeSettings(SslSettings):
-    """``encode``: in the SSL phase encode the kept tokens only (He et al.), or all, then drop features (paper A.2).
-
-    ``loss_on``: the patches in the mean squared error: He et al. use masked, the paper's A.2 says unmasked.
-    """
+    """Masked autoencoding (He et al. 2022), the paper's objective (A.2)."""
 
     encode: Literal["visible", "full"] = "visible"
+    """In the SSL phase encode the kept tokens only (He et al.), or all, and then drop features (paper A.2)."""
     loss_on: Literal["masked", "unmasked", "all"] = "masked"
+    """The patches in the mean squared error: He et al. use masked, the paper's A.2 says unmasked."""
     mask_ratio: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.75
+    """Share of the patches that is masked."""
     norm_pix: bool = False
+    """Whether the decoder fills in each patch normalised by its own mean and standard deviation."""
     decoder_depth: PositiveCount = 2
+    """Transformer blocks of the decoder."""
 
 
 class InvarianceSettings(SslSettings):
     """Views and compression, which the augmentation-invariance objectives share.
 
     Views are mirrored as ``augment.flip`` says, and not at all with ``augment.ssl: false``; the rest of ``augment`` is
-    of the first view in the mix phase alone, which the classifier reads. ``color_jitter``: SimCLR's strength.
+    of the first view in the mix phase alone, which the classifier reads.
     """
 
     crop_scale: Annotated[tuple[PositiveShare, PositiveShare], Strict(False)] = (0.2, 1.0)
-    color_jitter: NonNegative = 0.5  # as SimCLR on CIFAR-10
+    """Least and largest share of the area of a view's random crop, which is resized to the image."""
+    color_jitter: NonNegative = 0.5
+    """Strength of the change of a view's colours; the default is SimCLR's on CIFAR-10."""
     grayscale: Share = 0.2
+    """Probability that a view has no colour."""
     compression: Compression = Compression()
+    """How the views' token sequences are shortened."""
 
     def views(self, joint: bool) -> tuple[View | None, ...]:
         """Return two views; see :class:`SslSettings`."""
@@ -51,42 +57,50 @@ class InvarianceSettings(SslSettings):
 
 
 class SimclrSettings(InvarianceSettings):
-    """The head has two layers; query and key are the first and the second view, both trained."""
+    """SimCLR: the head has two layers; query and key are the first and the second view, both trained."""
 
     least_batch: ClassVar[int] = 2  # one to be distinguished from the other
 
     hidden_dim: PositiveCount = 512
+    """Width of the head's hidden layers."""
     output_dim: PositiveCount = 128
+    """Width of the projections that are compared."""
     temperature: Positive = 0.2
+    """What cosines are divided by before the softmax."""
 
 
 class Mocov3Settings(InvarianceSettings):
-    """Query and key are the first and the second view.
-
-    ``momentum``: constant, where MoCo-v3 lets it rise to 1 at the end (ours: no epoch may depend on the budget).
-    """
+    """MoCo-v3: query and key are the first and the second view."""
 
     least_batch: ClassVar[int] = 2  # one to be distinguished from the other
 
     hidden_dim: PositiveCount = 512
+    """Width of the head's hidden layers."""
     output_dim: PositiveCount = 128
+    """Width of the projections that are compared."""
     temperature: Positive = 0.2
+    """What cosines are divided by before the softmax."""
     momentum: ShareBelowOne = 0.99
+    """Of the momentum encoder; constant, where MoCo-v3 lets it rise to 1 (ours: no epoch may depend on the budget)."""
 
 
 class DinoSettings(InvarianceSettings):
-    """Student and teacher are query and key; both see both views, and none is cropped smaller (no multi-crop).
-
-    ``momentum`` and ``teacher_temperature`` are constant (ours: no epoch may depend on the budget).
-    """
+    """DINO: student and teacher are query and key; both see both views, and none is cropped smaller (no multi-crop)."""
 
     hidden_dim: PositiveCount = 512
+    """Width of the head's hidden layers."""
     bottleneck_dim: PositiveCount = 128
+    """Width of the head's output, which is compared with the prototypes."""
     prototypes: PositiveCount = 1024
+    """How many prototypes student and teacher choose among."""
     student_temperature: Positive = 0.1
+    """What the student's scores are divided by before the softmax."""
     teacher_temperature: Positive = 0.04
+    """What the teacher's scores are divided by; constant (ours: no epoch may depend on the budget)."""
     momentum: ShareBelowOne = 0.99
+    """Of the teacher's weights; constant (ours: no epoch may depend on the budget)."""
     center_momentum: ShareBelowOne = 0.9
+    """Of the running mean that is taken off the teacher's scores."""
 
 
 SETTINGS: dict[str, type[SslSettings]] = {

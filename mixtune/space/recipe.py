@@ -1,6 +1,6 @@
 """A Recipe is everything that one trial needs: validated, immutable, hashable, unknown keys refused.
 
-Where the paper (MixTraining, arXiv 2502.19513) is silent, a field's comment says that the choice is ours.
+Where the paper (MixTraining, arXiv 2502.19513) is silent, a field's text says that the choice is ours.
 """
 
 from __future__ import annotations
@@ -42,15 +42,25 @@ class Data(Section):
     """Which images are trained on (``mixtune.datasets``): one dataset, or a list, whose members are a task each."""
 
     dataset: str | Annotated[tuple[str, ...], Strict(False), Field(min_length=1)]
-    root: str | Annotated[tuple[str | None, ...], Strict(False)] | None = None  # default: the dataset cache of the user
+    """A dataset's name (see `mixtune list datasets`), package.module:name for your own, or a list: a task each."""
+    root: str | Annotated[tuple[str | None, ...], Strict(False)] | None = None
+    """The folder of the files, or a list with one for each dataset; default: the dataset cache of the user."""
     download: bool = True
-    image_size: PositiveCount | None = None  # pixels; default: the images' own
-    fraction: PositiveShare = 1.0  # the paper's p: share of the training set that is kept, stratified
-    val_fraction: ShareBelowOne = 0.1  # of the training data, taken before `fraction`
-    ssl_dataset: str | None = None  # default: the supervised training images
-    ssl_root: str | None = None  # of `ssl_dataset`
-    ssl_fraction: PositiveShare | None = None  # share of the SSL images; default: `fraction`, or all of `ssl_dataset`
-    statistics: Literal["own", "imagenet"] = "own"  # mean and standard deviation that images are normalised by
+    """Whether missing files may be downloaded, where the dataset knows how."""
+    image_size: PositiveCount | None = None
+    """Height and width in pixels that images are resized to; default: the images' own."""
+    fraction: PositiveShare = 1.0
+    """The paper's p: share of the training set that is kept, stratified."""
+    val_fraction: ShareBelowOne = 0.1
+    """Share of the training data that validates, taken before `fraction`, stratified."""
+    ssl_dataset: str | None = None
+    """Another dataset for the self-supervised loss; default: the supervised training images."""
+    ssl_root: str | None = None
+    """The folder of `ssl_dataset`."""
+    ssl_fraction: PositiveShare | None = None
+    """Share of the self-supervised images that is kept; default: `fraction`, or all of `ssl_dataset`."""
+    statistics: Literal["own", "imagenet"] = "own"
+    """Mean and standard deviation that images are normalised by: of the training images, or ImageNet's."""
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -66,29 +76,43 @@ class Model(Section):
     """The backbone: a timm ViT. None keeps what the named model has."""
 
     name: str = "vit_tiny_patch16_224"
-    patch_size: PositiveCount | None = None  # default: the smallest that gives at most 256 tokens, as in the paper
+    """A plain vision transformer of timm's; the paper's is the default."""
+    patch_size: PositiveCount | None = None
+    """Height and width of a patch in pixels; default: the smallest that gives at most 256 tokens, as in the paper."""
     embed_dim: PositiveCount | None = None
+    """Width of a token; default: the named model's."""
     depth: PositiveCount | None = None
+    """Number of transformer blocks; default: the named model's."""
     num_heads: PositiveCount | None = None
-    pool: Literal["token", "avg"] = "token"  # what the classifier reads (ours)
-    pretrained: bool | str = False  # true: timm's weights, downloaded; or a file of such weights
+    """Attention heads of a block, which divide `embed_dim`; default: the named model's."""
+    pool: Literal["token", "avg"] = "token"
+    """What the classifier reads: the class token, or the mean of the patch tokens (ours)."""
+    pretrained: bool | str = False
+    """Initial weights: random, timm's (true), downloaded, or a file of such weights."""
 
 
 class Epochs(Section):
     """The epoch budgets e_ssl and e_sl; both include the e_mix epochs that they share (Eq. 1)."""
 
     ssl: Count = 100
+    """Budget e_ssl of self-supervised epochs, mixed ones included (Eq. 1); 0 is supervised training alone."""
     sl: PositiveCount = 100
+    """Budget e_sl of supervised epochs, mixed ones included (Eq. 1)."""
 
 
 class Schedule(Section):
     """Optimizer settings of one of the two losses. The rate used is ``base_lr * batch_size / 256``."""
 
     base_lr: Positive
+    """Peak learning rate at 256 images a step: the rate used is base_lr * batch_size / 256."""
     weight_decay: NonNegative = 0.05
+    """AdamW's weight decay."""
     betas: Annotated[tuple[ShareBelowOne, ShareBelowOne], Strict(False)] = (0.9, 0.95)
-    warmup_epochs: Count  # cosine: at most, never more than a fifth of the epoch budget (ours); wsd: exactly
-    schedule: Literal["cosine", "wsd"] = "cosine"  # wsd: warm-up, stable, decay; budgets share all but the decay
+    """AdamW's decay rates of the gradient's first and second moment."""
+    warmup_epochs: Count
+    """Epochs in which the rate rises. cosine: at most, never more than a fifth of the budget (ours); wsd: exactly."""
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    """The rate after the warm-up. wsd: stable, then decay (ours); budgets share all epochs but those of the decay."""
 
 
 class SslSchedule(Schedule):
@@ -109,10 +133,15 @@ class Optim(Section):
     """AdamW, with one schedule for each loss. Ours are the defaults that did best in benchmarks/phase_boundaries.py."""
 
     batch_size: PositiveCount = 256
-    mix_schedule: Literal["sl", "ssl", "blend"] = "sl"  # the backbone's in the mix phase; blend: by alpha (ours)
-    carry_state: bool = True  # AdamW's moments continue across phase boundaries (ours)
+    """Images of a step."""
+    mix_schedule: Literal["sl", "ssl", "blend"] = "sl"
+    """Whose schedule the backbone follows in the mix phase; blend: both, weighted by alpha (ours)."""
+    carry_state: bool = True
+    """Whether AdamW's moments continue across phase boundaries (ours)."""
     ssl: SslSchedule = SslSchedule()
+    """The self-supervised loss's schedule."""
     sl: SlSchedule = SlSchedule()
+    """The supervised loss's schedule."""
 
 
 class Augment(Section):
@@ -123,30 +152,44 @@ class Augment(Section):
     as in the SL phase (ours).
     """
 
-    pad: Count | None = None  # pixels on each side, then a random crop; default: an eighth of the image size (4 at 32)
-    flip: Share | None = None  # probability; default: 0.5, or 0 where mirrored images change their meaning
-    crop_scale: Annotated[tuple[PositiveShare, PositiveShare], Strict(False)] | None = None  # area; in place of `pad`
-    crop_ratio: Annotated[tuple[Positive, Positive], Strict(False)] = (0.75, 4 / 3)  # width to height
-    randaugment: Annotated[tuple[PositiveCount, Magnitude], Strict(False)] | None = None  # operations, magnitude
-    ssl: bool = True  # whether the images of the self-supervised loss alone are augmented too
+    pad: Count | None = None
+    """Pixels added on each side before a random crop; default: an eighth of the image size (4 at 32)."""
+    flip: Share | None = None
+    """Probability of mirroring; default: 0.5, or 0 where mirrored images change their meaning."""
+    crop_scale: Annotated[tuple[PositiveShare, PositiveShare], Strict(False)] | None = None
+    """Least and largest share of the area of a random crop that is resized to the image; in place of `pad`."""
+    crop_ratio: Annotated[tuple[Positive, Positive], Strict(False)] = (0.75, 4 / 3)
+    """Least and largest ratio of width to height of the crop that `crop_scale` asks for."""
+    randaugment: Annotated[tuple[PositiveCount, Magnitude], Strict(False)] | None = None
+    """RandAugment's number of operations and their magnitude; default: none."""
+    ssl: bool = True
+    """Whether the images of the self-supervised loss alone are augmented too."""
 
 
 class Recipe(Section):
-    """Everything that one trial needs. Make one with :func:`parse_recipe`."""
+    """Everything that one trial needs; parse_recipe() makes one."""
 
     data: Data
     model: Model = Model()
     epochs: Epochs = Epochs()
-    alpha: Share = 0.5  # loss-ratio, Eq. 3
-    rho: Share = 0.5  # mix-ratio, Eq. 1
-    lambda_: Annotated[Share, Field(alias="lambda")] = 0.5  # mixup weight of the supervised image, Eq. 2
+    alpha: Share = 0.5
+    """Loss-ratio: the weight of the self-supervised loss in the mix phase (Eq. 3)."""
+    rho: Share = 0.5
+    """Mix-ratio: the share of the smaller epoch budget that is trained on both losses at once (Eq. 1)."""
+    lambda_: Annotated[Share, Field(alias="lambda")] = 0.5
+    """Mixup weight of the supervised image where the self-supervised loss has a dataset of its own (Eq. 2)."""
     ssl: SerializeAsAny[SslSettings]
+    """The self-supervised objective and its settings."""
     optim: Optim = Optim()
     augment: Augment = Augment()
-    protocol: Literal["search", "paper"] = "search"  # paper: no validation split, accuracy on the test images
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: float32, but bfloat16 on a GPU that has it
-    compile: bool = False  # torch.compile; its time is reported apart
+    protocol: Literal["search", "paper"] = "search"
+    """paper: no validation split, accuracy on the test images, which a search refuses."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the forward and backward passes. auto: float32, but bfloat16 on a GPU that has it."""
+    compile: bool = False
+    """Whether the steps go through torch.compile; its time is reported apart."""
     seed: Seed = 0
+    """Of the initial weights, the splits and every draw of the training."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain nested values under the names that YAML uses; parse_recipe() reads them back."""

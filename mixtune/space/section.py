@@ -20,9 +20,19 @@ NonNegative = Annotated[float, Field(ge=0.0)]
 
 
 class Section(BaseModel):
-    """A part of a recipe: strict types, finite numbers, no unknown keys, no change after validation."""
+    """A part of a recipe: strict types, finite numbers, no unknown keys, no change after validation.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True)
+    The text below a field is what ``mixtune fields`` prints of it.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        use_attribute_docstrings=True,
+    )
 
 
 class SslSettings(Section):
@@ -31,6 +41,7 @@ class SslSettings(Section):
     least_batch: ClassVar[int] = 1  # images that a step needs
 
     objective: str = "mae"
+    """The self-supervised objective: a plug-in of mixtune, or package.module:name for one of your own."""
 
     def views(self, joint: bool) -> tuple[View | None, ...]:
         """Return the views of an image in the SSL phase, or in the mix phase (``joint``).

@@ -39,19 +39,28 @@ class Search(Section):
     """How the search goes: the ``search`` section."""
 
     sampler: str = "tpe"
+    """What suggests recipes (see `mixtune list samplers`), or package.module:name for your own."""
     scheduler: str = "fifo"
-    trials: PositiveCount | None = None  # default: DEFAULT_TRIALS, or the whole grid with `sampler: grid`
+    """What ends trials early (see `mixtune list schedulers`), or package.module:name for your own."""
+    trials: PositiveCount | None = None
+    """How many trials may end; default: 20, or the whole grid with `sampler: grid`."""
     seed: Seed = 0
-    max_failures: Count = 2  # how often a trial that crashed is tried again
-    tolerance: Share = 0.01  # of accuracy: what is within half of it of the best is as good, if it costs less
+    """Of the suggestions."""
+    max_failures: Count = 2
+    """How often a trial that crashed is tried again."""
+    tolerance: Share = 0.01
+    """Of the accuracy: within half of it of the best, what costs less is recommended."""
 
 
 class Resources(Section):
-    """What one trial gets: the ``resources`` section. ``auto``: as much of a GPU as the largest recipe needs."""
+    """What one trial gets: the ``resources`` section."""
 
     cpus_per_trial: Positive = 1.0
+    """CPU cores of each trial, and its threads."""
     gpus_per_trial: NonNegative | Literal["auto"] = "auto"
-    device: str | None = None  # on a cluster, by its name; default: that of the nodes with the most slots
+    """Share of a GPU of each trial, at most 1. auto: as much as the largest recipe needs."""
+    device: str | None = None
+    """On a cluster the device that trials train on, by its name; default: that of the nodes with the most slots."""
 
 
 _CHANGEABLE = ("space", "objectives", "constraints", "baselines", "search", "resources")  # by dotted values

@@ -77,6 +77,7 @@ def test_a_comment_changes_no_key_and_an_operator_in_any_module_does() -> None:
     for module in modules:
         assert edited(module, lambda text: f"{text}\n# a comment\n\n") == before, module
         assert edited(module, lambda text: text.replace('"""', '"""In other words. ', 1)) == before, module
+        assert edited(module, lambda text: f'{text}\n"""What a field below which this stands means."""\n') == before
         assert edited(module, negate_what_is_returned) != before, module
 
 
