@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 from rich.console import Console
 
+from mixtune._version import __version__
 from mixtune.errors import DataError, RequestError, TrainingError
 from mixtune.run.directory import RunDirectory
 
@@ -21,12 +22,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from mixtune.run.result import Result
+    from mixtune.space.recipe import Recipe
 
 LOG_WIDTH = 100  # columns, where the output is not a terminal
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="Find the MixTraining recipe that buys the most accuracy for the least training time.",
@@ -61,6 +62,21 @@ LogTo = Annotated[
 TimeBudget = Annotated[str | None, typer.Option(metavar="TIME", help="such as 2h or 30m; resume continues after it")]
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"mixtune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
+
+
 @app.command(epilog="Example: `mixtune init path/to/images -o space.yaml`")
 def init(
     data: Annotated[str, typer.Argument(metavar="DATA", help="a folder of images, or a dataset such as CIFAR10")],
@@ -88,7 +104,9 @@ def search(
     gpus_per_trial: GpuShare = None,
     cpus_per_trial: CpuShare = None,
     trials: Annotated[int | None, typer.Option(min=1, help="how many trials may end")] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="run directory (default: below runs/)")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="DIR", help="run directory (default: below runs/)")
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="seed of the suggestions")] = None,
     set_: SearchOverrides = None,
     quick: Annotated[bool, typer.Option("--quick", help="a smoke run: 4 trials of a few epochs")] = False,
@@ -112,6 +130,7 @@ def search(
         wanted, line = quick_space(wanted)
         name = f"{name}-quick"
         print(line, file=sys.stderr)
+    print("starting: PyTorch and Ray are being loaded", file=sys.stderr, flush=True)
     from mixtune.tuning import prepare, run
     from mixtune.tuning.forecast import forecast_search
 
@@ -219,13 +238,16 @@ def confirm(
 def train(
     space: SpaceFile,
     set_: Overrides = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="keep recipe, weights and metrics there")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="DIR", help="keep recipe, weights and metrics there")
+    ] = None,
 ) -> None:
     """Train one recipe, the base recipe of a space, without Ray."""
+    recipe, overrides = _read_recipe(space, set_)
     from mixtune.single import epoch_line, final_line, train_recipe
 
     with _interruptible("nothing is kept"):
-        trained = train_recipe(space, _overrides(set_), lambda metrics: print(epoch_line(metrics), flush=True), out)
+        trained = train_recipe(recipe, overrides, lambda metrics: print(epoch_line(metrics), flush=True), out)
     print(final_line(trained.metrics))
     if out is not None:
         print(f"saved to {out}")
@@ -237,25 +259,26 @@ def compare(
     seeds: Annotated[int, typer.Option(min=1, help="training runs of each method")] = 4,
     paper: Annotated[bool, typer.Option("--paper", help="the paper's protocol, and with its figures")] = False,
     set_: Overrides = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="default: runs/compare-SPACE")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="DIR", help="default: runs/compare-SPACE")] = None,
     format_: Annotated[str, typer.Option("--format", metavar="FORMAT", help="table, markdown or csv")] = "table",
 ) -> None:
     """Train SL, and SSL+SL and MixTraining with each encoding: accuracies and speed-ups side by side.
 
     What DIR holds already is not trained again, so an interrupted comparison continues.
     """
-    from mixtune.comparison import compare as run
-
     if format_ not in ("table", "markdown", "csv"):
         raise RequestError(f"--format {format_}: should be table, markdown or csv")
+    recipe, overrides = _read_recipe(space, set_)
+    from mixtune.comparison import compare as run
+
     out = out or Path("runs") / f"compare-{space.stem}"
     lines = sys.stdout if format_ == "table" else sys.stderr
     with _interruptible("the same command continues"):
         compared = run(
-            space,
+            recipe,
             seeds=seeds,
             paper=paper,
-            overrides=_overrides(set_),
+            overrides=overrides,
             out=out,
             on_line=lambda line: print(line, file=lines, flush=True),
         )
@@ -277,21 +300,24 @@ def gradient_error(
     points: Annotated[int, typer.Option(min=2, help="of the SSL budget at which gradients are compared")] = 5,
     batches: Annotated[int, typer.Option(min=2, help="compared at each point, for each strategy")] = 16,
     set_: Overrides = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="default: runs/gradient-error-SPACE")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="DIR", help="default: runs/gradient-error-SPACE")
+    ] = None,
 ) -> None:
     """Measure what shortened sequences do to the SSL gradient, and find a schedule for `ssl.compression`.
 
     Prints the stages that `schedule: auto` takes, ready for a space.
     """
+    recipe, overrides = _read_recipe(space, set_)
     from mixtune.gradient_error import measure_gradient_errors
 
     out = out or Path("runs") / f"gradient-error-{space.stem}"
     with _interruptible("nothing is kept"):
         measured = measure_gradient_errors(
-            space,
+            recipe,
             points=points,
             batches=batches,
-            overrides=_overrides(set_),
+            overrides=overrides,
             out=out,
             on_line=lambda line: print(line, flush=True),
         )
@@ -308,7 +334,8 @@ def export(
         typer.Option(metavar="NAME", help="recommended (default), t0007, sl, knee, best:val_accuracy"),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="default: DIR/models/NAME; DIR/export for one recipe")
+        Path | None,
+        typer.Option("-o", "--out", metavar="FOLDER", help="default: DIR/models/NAME; DIR/export for one recipe"),
     ] = None,
 ) -> None:
     """Write a trained recipe as a folder: weights and config for timm, a script that classifies, a model card."""
@@ -323,7 +350,7 @@ def export(
 @app.command(epilog="Example: `mixtune reconstruct runs/compare-digits/mixtraining-full-seed0`")
 def reconstruct(
     directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="folders of mixtune train --out")],
-    out: Annotated[Path, typer.Option(metavar="PNG")] = Path("reconstructions.png"),
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="PNG")] = Path("reconstructions.png"),
     images: Annotated[int, typer.Option(min=1, max=32, help="columns of the picture")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="of the choice of images and masks")] = 0,
 ) -> None:
@@ -492,6 +519,15 @@ def _overrides(given: list[str] | None) -> dict[str, Any]:
     from mixtune.space.space import parse_override
 
     return dict(parse_override(text) for text in given or [])
+
+
+def _read_recipe(space: Path, set_: list[str] | None) -> tuple[Recipe, dict[str, Any]]:
+    """Return a space's base recipe and dotted values that it takes: mistakes come before PyTorch's slow import."""
+    from mixtune.space.space import load_space, override
+
+    recipe, overrides = load_space(space).recipe, _overrides(set_)
+    override(recipe, overrides)
+    return recipe, overrides
 
 
 def _gpu_fraction(given: str | None) -> float | Literal["auto"] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -54,17 +55,19 @@ class Trained:
 def train_recipe(
     recipe: Recipe | Mapping[str, Any] | str | PathLike[str],
     overrides: Mapping[str, Any] | None = None,
-    on_epoch: Callable[[Metrics], None] = lambda _: None,
+    on_epoch: Callable[[Metrics], None] | None = None,
     out: str | PathLike[str] | None = None,
     shared: Shared | None = None,
+    progress: bool | None = None,
 ) -> Trained:
     """Train one recipe on this machine's GPU, or else on its CPU; ``on_epoch`` sees the metrics of each epoch.
 
     recipe: a Recipe, nested values, or a search space's file, whose base recipe is trained; overrides: dotted
     values put over it; out: a folder for the recipe, the weights and the metrics (see mixtune.training.saved).
     One that holds the same recipe already is trained again. shared: stages to continue from, for training runs that
-    belong together; epochs of a stored beginning are not reported to ``on_epoch``. Raises RequestError, DataError, or
-    TrainingError: DivergedError where a loss is NaN or infinite.
+    belong together; epochs of a stored beginning are not reported to ``on_epoch``. progress: whether each epoch is a
+    line on stderr; by default where that is a terminal or a notebook's and neither on_epoch nor shared is given. Raises
+    RequestError, DataError, or TrainingError: DivergedError where a loss is NaN or infinite.
     """
     if isinstance(recipe, str | PathLike):
         recipe = load_space(recipe).recipe
@@ -73,11 +76,17 @@ def train_recipe(
     recipe = override(recipe, overrides or {})
     if out is not None:
         _claim(Path(out), recipe)
+    if progress is None:
+        progress = on_epoch is None and shared is None and _is_watched()
     device = choose_device()
     try:
         state = start_state(recipe, load_training_data(recipe, device), device)
         for _ in train(state) if shared is None else train_shared(state, *shared):
-            on_epoch(measure(state))
+            reached = measure(state)
+            if on_epoch is not None:
+                on_epoch(reached)
+            if progress:
+                print(epoch_line(reached), file=sys.stderr, flush=True)
     except torch.OutOfMemoryError as error:
         raise TrainingError(f"the GPU's memory is full: lower optim.batch_size ({one_line(error)})") from error
     trained = Trained(recipe, measure(state), state.history, state)
@@ -133,6 +142,11 @@ def train_each(
         left = f"; about {duration((took / forecast if forecast else 1.0) * to_come)} left" if to_come else ""
         said = f"{each.name}, seed {each.recipe.seed}: {describe(found)}{' (held)' * is_held}"
         on_line(f"[{number}/{len(planned)}] {said}{left}")
+
+
+def _is_watched() -> bool:
+    """Return whether stderr is a terminal, or a notebook's."""
+    return sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel.")
 
 
 def _claim(folder: Path, recipe: Recipe) -> None:

@@ -1,0 +1,91 @@
+"""The command line: what comes before anything slow, and what holds for every command."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+import mixtune
+from mixtune.cli import app, main
+
+Run = Callable[..., tuple[int, str, str]]
+QUICK = "--quick: 4 of 6 trials, at most 4 of 4 epochs in a budget; "
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], small_space: Callable[..., Any]
+) -> Run:
+    """Return a function: a command where space.yaml is; its exit status, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(small_space()))
+
+    def command(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mixtune", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0), *capsys.readouterr()
+
+    return command
+
+
+def test_a_mistake_in_the_request_comes_before_torch_and_ray_are_loaded(tmp_path: Path) -> None:
+    (tmp_path / "space.yaml").write_text("recipe: {data: {dataset: digits}}\nspace: {alhpa: {uniform: [0, 1]}}\n")
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['ray'] = sys.modules['optuna'] = None\n"
+        "from mixtune.cli import main\n"
+        "for word in ('search', 'train', 'compare', 'gradient-error'):\n"
+        "    for space in ('no.yaml', 'space.yaml'):\n"
+        "        sys.argv = ['mixtune', word, space]\n"
+        "        try:\n            main()\n        except SystemExit as ended:\n            assert ended.code == 2\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    missing = "mixtune: no.yaml: no such file (there is: space.yaml); did you mean 'space.yaml'?"
+    wrong = "mixtune: space.yaml:2: space.alhpa: no field of a recipe; did you mean 'alpha'?"
+    assert (done.returncode, done.stderr.splitlines()) == (0, [missing, wrong] * 4)
+
+
+def test_the_version_by_the_command_and_by_the_module() -> None:
+    for words in (["-m", "mixtune"], ["-c", "from mixtune.cli import main; main()"]):
+        done = subprocess.run([sys.executable, *words, "--version"], capture_output=True, text=True, check=True)
+        assert done.stdout == f"mixtune {mixtune.__version__}\n"
+
+
+def test_every_out_can_be_written_short_and_every_command_has_an_example() -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    assert {"search", "fields", "list"} <= set(commands)
+    for name, command in commands.items():
+        assert command.epilog.startswith("Example: `mixtune "), name
+        for option in command.params:
+            assert "--out" not in option.opts or "-o" in option.opts, name
+
+
+def test_a_dry_run_shows_what_set_and_quick_made_of_the_space(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    words = ("--set", "alpha=0.25", "--set", "space.rho={choice: [0, 1]}", "--quick", "--gpus", "0", "--dry-run")
+    status, out, err = run("search", "space.yaml", *words)
+    assert status == 0, err
+    assert any(line.startswith(QUICK) for line in err.splitlines())
+    assert caplog.messages[0] == "--set alpha=0.25 fixes what the space searches"
+    space = yaml.safe_load(out.partition("\n\n")[0])
+    assert (space["recipe"]["alpha"], space["search"]["trials"]) == (0.25, 4)
+    assert space["space"] == {"rho": {"choice": [0, 1]}, "epochs.sl": {"randint": [1, 5]}}
+    assert not Path("runs").exists()
+
+
+def test_a_field_is_explained_and_an_unknown_one_is_a_line(run: Run) -> None:
+    status, out, _ = run("fields", "optim.ssl.base_lr")
+    assert (status, "values   number above 0" in out, "default  0.00015" in out) == (0, True, True)
+    assert "optim.sl.schedule" in run("fields", "optim")[1]
+    assert run("fields", "epochs.sll") == (
+        2,
+        "",
+        "mixtune: epochs.sll: no field of a recipe; did you mean 'epochs.sl'?\n",
+    )
+    assert "cost_aware" in run("list", "samplers")[1]
