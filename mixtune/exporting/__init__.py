@@ -30,7 +30,7 @@ from mixtune.run.frames import plain
 from mixtune.run.ledger import TrialRecord, finite_or_none
 from mixtune.run.lock import hold_run
 from mixtune.run.result import Result, load
-from mixtune.space.recipe import Recipe, change_recipe, with_absolute_paths
+from mixtune.space.recipe import Recipe, change_recipe, flatten, with_absolute_paths, with_portable_paths
 from mixtune.stages.checkpoint import CHECKPOINT, read_checkpoint, recipe_of, restore
 from mixtune.stages.resume import train_shared
 from mixtune.stages.store import StateStore
@@ -248,7 +248,7 @@ def _write(trained: _Trained, folder: Path, on_line: Callable[[str], None]) -> P
         }
         for task in facts.tasks
     }
-    files["recipe.yaml"] = yaml.safe_dump({"recipe": facts.recipe.to_dict()}, sort_keys=False).encode()
+    files["recipe.yaml"] = _recipe_text(facts.recipe).encode()
     files["metrics.json"] = _json({"mixtune": facts.version, **figures, "tasks": of_tasks})
     files["README.md"] = model_card(facts).encode()
     make_folder(folder)
@@ -261,6 +261,15 @@ def _write(trained: _Trained, folder: Path, on_line: Callable[[str], None]) -> P
         make_folder((folder / name).parent)
         write_whole(folder / name, content)
     return folder
+
+
+def _recipe_text(recipe: Recipe) -> str:
+    """Return the recipe as a space's file that says nothing of this machine's folders."""
+    portable = with_portable_paths(recipe)
+    before, after = flatten(recipe.to_dict()), flatten(portable.to_dict())
+    changed = [path for path in before if before[path] != after[path]]
+    hint = [f"# {path}: set it here, or by --set {path}=PATH, to where that is on your machine\n" for path in changed]
+    return "".join(hint) + yaml.safe_dump({"recipe": portable.to_dict()}, sort_keys=False)
 
 
 def _refuse_foreign(folder: Path) -> None:

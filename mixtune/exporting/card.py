@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jinja2
+import yaml
 
 from mixtune.metrics import find_metric, significant
 from mixtune.space.recipe import Recipe, flatten
@@ -14,6 +16,7 @@ from mixtune.space.recipe import Recipe, flatten
 MAX_CLASSES = 20  # whose tables are shown in full
 LOWEST, MAX_CONFUSED = 10, 15  # rows of the tables that stand for them where there are more
 
+_SOURCES = "the training images and the weights that it began from"
 _SCORES = {
     "accuracy": "accuracy, top-1 (± standard error)",
     "balanced_accuracy": "balanced accuracy: the mean of the classes' recalls",
@@ -117,6 +120,7 @@ def model_card(facts: ModelFacts) -> str:
     costs = {name: facts.metrics.get(name) for name in ("train_latency_s", "infer_latency_ms", "train_flops")}
     return environment.get_template("card.md").render(
         facts=facts,
+        front_matter=yaml.safe_dump(_front_matter(facts), sort_keys=False, allow_unicode=True),
         tasks=facts.tasks,
         several=len(facts.tasks) > 1,
         recipe=facts.recipe,
@@ -126,10 +130,45 @@ def model_card(facts: ModelFacts) -> str:
         scores=scores,
         costs=[f"{find_metric(name).title} {find_metric(name).text(value)}" for name, value in costs.items() if value],
         settings=list(_settings(facts)),
+        sources="the images" if facts.recipe.model.pretrained is False else _SOURCES,
         find_metric=find_metric,
         MAX_CLASSES=MAX_CLASSES,
         LOWEST=LOWEST,
     )
+
+
+def _front_matter(facts: ModelFacts) -> dict[str, Any]:
+    """Return what the hub reads (huggingface.co/docs/hub/model-cards); no licence, which is for its owner to say."""
+    measured = [task for task in facts.tasks if task.images]
+    split = "test" if facts.split == "test" else "validation"
+    results = [
+        {
+            "task": {"type": "image-classification", "name": "Image Classification"},
+            "dataset": {"name": task.title, "type": _identifier(task.title), "split": split},
+            "metrics": [
+                {
+                    "type": "accuracy",
+                    "value": round(task.scores["accuracy"], 4),
+                    "name": f"top-1 accuracy, {split} images",
+                }
+            ],
+        }
+        for task in measured
+    ]
+    other = facts.recipe.data.ssl_dataset
+    datasets = [_identifier(name) for name in (*(task.title for task in facts.tasks), *([other] if other else []))]
+    return {
+        "library_name": "timm",
+        "pipeline_tag": "image-classification",
+        "tags": ["timm", "mixtune"],
+        "datasets": list(dict.fromkeys(datasets)),
+        **({"metrics": ["accuracy"], "model-index": [{"name": facts.name, "results": results}]} if results else {}),
+    }
+
+
+def _identifier(name: str) -> str:
+    """Return a dataset's name in the form of the hub's."""
+    return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.") or "images"
 
 
 def _settings(facts: ModelFacts) -> Iterator[tuple[str, str]]:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, Field, SerializeAsAny, Strict, ValidationError
@@ -250,14 +251,27 @@ def change_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
     """Return a recipe whose files and folders mean the same from every folder."""
+    return _with_paths(recipe, lambda path: os.path.abspath(os.path.expanduser(path)))
 
-    def absolute(value: Any) -> Any:
+
+def with_portable_paths(recipe: Recipe) -> Recipe:
+    """Return a recipe that names no folder of this machine: paths are from the current one, or their last name."""
+
+    def portable(path: str) -> str:
+        whole = Path(os.path.abspath(os.path.expanduser(path)))
+        return whole.relative_to(Path.cwd()).as_posix() if whole.is_relative_to(Path.cwd()) else whole.name
+
+    return _with_paths(recipe, portable)
+
+
+def _with_paths(recipe: Recipe, change: Callable[[str], str]) -> Recipe:
+    def changed(value: Any) -> Any:
         if isinstance(value, list):
-            return [absolute(item) for item in value]
-        return os.path.abspath(os.path.expanduser(value)) if isinstance(value, str) else value
+            return [changed(item) for item in value]
+        return change(value) if isinstance(value, str) else value
 
     given = flatten(recipe.to_dict())
-    return change_recipe(recipe, {path: absolute(given[path]) for path in _PATHS})
+    return change_recipe(recipe, {path: changed(given[path]) for path in _PATHS})
 
 
 _PATHS = ("data.root", "data.ssl_root", "model.pretrained")

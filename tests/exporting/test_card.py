@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from huggingface_hub import ModelCard
+
 from mixtune.exporting.card import LOWEST, MAX_CONFUSED, ModelFacts, TaskFacts, model_card
 from mixtune.space.recipe import parse_recipe
 
@@ -57,6 +59,23 @@ def test_a_card_says_what_it_is_how_good_and_how_it_was_measured() -> None:
     assert "Confirmed" not in card
 
 
+def test_the_hub_reads_what_it_is_and_its_accuracy() -> None:
+    data = ModelCard(model_card(facts())).data
+    assert (data.library_name, data.pipeline_tag, data.license) == ("timm", "image-classification", None)
+    assert (data.tags, data.datasets, data.metrics) == (["timm", "mixtune"], ["pets"], ["accuracy"])
+    (result,) = data.eval_results
+    assert (data.model_name, result.task_type, result.dataset_split) == ("t0007", "image-classification", "validation")
+    assert (result.metric_type, result.metric_value) == ("accuracy", 0.875)
+
+    recipe = parse_recipe({"data": {"dataset": "digits", "ssl_dataset": "CIFAR10"}, "protocol": "paper"})
+    other = replace(PETS, title="my scans: 2", confusion=[[0] * 3] * 3)  # without held-out images
+    data = ModelCard(model_card(facts(recipe=recipe, split="test", tasks=(PETS, other)))).data
+    assert data.datasets == ["pets", "my-scans-2", "CIFAR10"]
+    assert [(each.dataset_name, each.dataset_split) for each in data.eval_results] == [("pets", "test")]
+    data = ModelCard(model_card(facts(tasks=(other,)))).data
+    assert (data.eval_results, data.metrics) == (None, None)
+
+
 def test_of_many_classes_the_worst_and_the_most_confused_are_shown() -> None:
     count = 120
     confusion = [[50 if i == j else i * (j == i + 1) for j in range(count)] for i in range(count)]
@@ -71,7 +90,7 @@ def test_of_many_classes_the_worst_and_the_most_confused_are_shown() -> None:
     assert (len(confused), confused[0]) == (MAX_CONFUSED, "| class17 | class18 | 150 of 200 |")
     assert "The 10 of 120 classes with the lowest recall; `metrics.json` has all" in card
     assert "# 120 classes: class0, class1, " in card
-    assert len(card.splitlines()) <= 102
+    assert len(card.partition("\n---\n")[2].splitlines()) <= 96
 
 
 def test_a_confirmed_recipe_says_whose_figures_those_are() -> None:

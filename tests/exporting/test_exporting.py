@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import importlib.util
 import json
 import re
 import shutil
@@ -16,6 +18,7 @@ import pytest
 import timm
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
 import mixtune
@@ -317,6 +320,84 @@ def test_the_script_classifies_a_file_as_we_do(
     names = ("church", "flower")
     expected = [f"{100 * ours[i].item():5.1f} %  {names[i]}" for i in ours.argsort(descending=True).tolist()]
     assert (printed.stdout.splitlines(), printed.stderr) == (expected, "")
+
+
+def test_the_script_takes_folders_and_goes_on_after_a_bad_file(
+    train_one: Callable[..., Trained],
+    photos: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    train_one({**photos, "epochs.ssl": 0, "epochs.sl": 1})
+    folder, images = export(tmp_path / "one"), tmp_path / "images"
+    spec = importlib.util.spec_from_file_location("exported_script", folder / "classify.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    shutil.copytree(photos["data.root"], images)
+    bad, notes, empty = images / "church" / "bad.JPG", images / "notes.txt", tmp_path / "empty"
+    bad.write_bytes(b"no image")
+    notes.write_text("no image either")
+    empty.mkdir()
+    (images / ".hidden").mkdir()
+    shutil.copy(images / "church" / "00.jpg", images / ".hidden" / "00.jpg")
+    frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+
+    def run(*words: str | Path) -> tuple[int, list[str], list[str]]:
+        monkeypatch.setattr(sys, "argv", ["classify.py", *map(str, words)])
+        status = script.main()
+        captured = capsys.readouterr()
+        return status, captured.out.splitlines(), captured.err.splitlines()
+
+    status, lines, errors = run(images, tmp_path / "moving.gif", tmp_path / "gone.png", empty)
+    read = [*sorted(images.rglob("[!.]*/[0-9]*.jpg")), tmp_path / "moving.gif"]
+    assert (status, len(lines)) == (1, 121)
+    assert [line.partition(": ")[0] for line in lines] == [str(path) for path in read]
+    assert re.fullmatch(r".*\.jpg: (church|flower) \d+\.\d %, (church|flower) \d+\.\d %", lines[0])
+    assert [line.partition(": ")[0] for line in errors] == [str(bad), str(tmp_path / "gone.png"), str(empty)]
+    assert errors[1:] == [
+        f"{tmp_path}/gone.png: cannot be read: No such file or directory",
+        f"{empty}: no image in this folder",
+    ]
+
+    status, rows, errors = run("--csv", images / "flower")
+    header, *found = csv.reader(rows)
+    assert (status, errors, len(found)) == (0, [], 60)
+    assert header == ["path", "class", "probability", "class_2", "probability_2"]
+    for row, line in zip(found, lines[60:], strict=False):
+        assert line == f"{row[0]}: {row[1]} {100 * float(row[2]):.1f} %, {row[3]} {100 * float(row[4]):.1f} %"
+        assert float(row[2]) + float(row[4]) == pytest.approx(1.0, abs=1e-5)
+    status, lines, _ = run(images / "flower" / "00.jpg")  # in a batch of its own, so a digit may differ
+    assert (status, len(lines)) == (0, 2)
+    assert lines[0].endswith(f" %  {found[0][1]}")
+    with pytest.raises(SystemExit) as ended:
+        run("--help")
+    assert ended.value.code == 0
+    assert "--csv" in capsys.readouterr().out
+
+
+def test_its_recipe_names_no_folder_of_this_machine_and_trains_where_they_are(
+    train_one: Callable[..., Trained], photos: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(photos["data.root"], tmp_path / "mine" / "photos")
+    monkeypatch.chdir(tmp_path)
+    state = train_one({**photos, "data.root": "mine/photos", "epochs.ssl": 0, "epochs.sl": 1}).state
+    text = (export(tmp_path / "one") / "recipe.yaml").read_text()
+    assert text.startswith("# data.root: set it here, or by --set data.root=PATH, to where that is on your machine\n")
+    assert "root: mine/photos\n" in text
+    again = train_recipe(tmp_path / "one" / "export" / "recipe.yaml").state
+    assert torch.equal(logits(again), logits(state))
+    monkeypatch.chdir(tmp_path / "one")  # the images are not below this folder
+    text = (export(tmp_path / "one", out="elsewhere") / "recipe.yaml").read_text()
+    assert "root: photos\n" in text
+    assert str(tmp_path) not in text
+    with pytest.raises(RequestError, match=r"data\.root .*/one/photos does not exist"):
+        train_recipe("elsewhere/recipe.yaml")
+    again = train_recipe("elsewhere/recipe.yaml", {"data.root": str(tmp_path / "mine" / "photos")}).state
+    assert torch.equal(logits(again), logits(state))
 
 
 def test_the_command_needs_neither_ray_nor_optuna(run: Path) -> None:
