@@ -1,4 +1,7 @@
-"""`mixtune confirm`: the front's members and the baselines, trained again on fresh seeds and tested."""
+"""`mixtune confirm`: the search's front and the baselines, trained again on fresh seeds.
+
+Their validation images decide; their test images are reported.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ from mixtune.training.state import start_state
 def confirm(
     directory: str | PathLike[str], *, seeds: int = 4, on_line: Callable[[str], None] = lambda _: None
 ) -> Confirmation:
-    """Train the front's members and the complete baselines of a run on fresh seeds, and test them; needs no Ray.
+    """Train the search's front and the complete baselines of a run on fresh seeds; needs no Ray.
 
     seeds: how many, counted from the one after the recipe's own and the same for all. A seed decides weights, order,
     augmentation and masks; the split stays the search's, so no validation image is trained on. Every training run is
@@ -140,4 +143,5 @@ def _describe(fields: Mapping[str, Any]) -> str:
     metrics = fields["metrics"]
     if "reason" in fields:
         return f"diverged ({fields['reason']})"
-    return f"test accuracy {metrics['test_accuracy']:.3f} in {metrics['train_latency_s']:.1f} s"
+    accuracies = f"validation accuracy {metrics['val_accuracy']:.3f}, test {metrics['test_accuracy']:.3f}"
+    return f"{accuracies} in {metrics['train_latency_s']:.1f} s"

@@ -67,33 +67,30 @@ def test_members_and_baselines_are_trained_in_turn_on_fresh_seeds_and_kept(confi
     directory, found, lines = confirmed
     events = confirmed_events(directory)
     order = [(event["trial"], event["seed"]) for event in events]
-    assert order == [(trial, seed) for seed in (6, 7) for trial in ("t0001", "t0002", "sl")]
-    assert list(found.frame["trial"]) == ["t0001", "t0002", "sl"]
+    assert order == [(trial, seed) for seed in (6, 7) for trial in ("sl", "t0001", "t0002")]
+    assert list(found.frame["trial"]) == ["sl", "t0001", "t0002"]  # the search's front, cheapest first
     assert list(found.frame["seeds"]) == [2, 2, 2]
     assert (found.frame["train_latency_s"] > 0).all()
     assert found.frame["p_front"].between(0, 1).all()
     assert lines[0].endswith("that they are the same cannot be checked")  # nothing says what the run was begun with
     assert lines[1].startswith("6 training runs (cpu), 0 of them held already; about 0:07 of training steps")
-    assert lines[2].startswith("[1/6] t0001, seed 6: test accuracy 0.")
+    assert lines[2].startswith("[1/6] sl, seed 6: validation accuracy 0.")
     assert "left" in lines[2]
     assert len(lines) == 8
     assert "left" not in lines[-1]
 
 
 def test_what_a_seeds_recipes_have_in_common_is_trained_and_timed_once(make_run: MakeRun) -> None:
-    trials = {
-        name: ({"rho": 0.0, "epochs.sl": 2, "alpha": a}, 0.2, s) for name, a, s in (("t1", 0.2, 1), ("t2", 0.5, 1))
-    }
-    directory = make_run(trials=trials)  # alpha is idle where nothing is mixed: the two are the same training
+    alike = ("t1", 2, 0.2, 1), ("t2", 2, 0.5, 1), ("t3", 3, 0.5, 2)  # alpha is idle where nothing is mixed
+    trials = {name: ({"rho": 0.0, "epochs.sl": sl, "alpha": a}, 0.1 + 0.05 * sl, s) for name, sl, a, s in alike}
+    directory = make_run(trials=trials)
     confirm(directory, seeds=1)
-    events = confirmed_events(directory)
-    first, second, baseline = (event["metrics"] for event in events)
-    assert (first["epochs_reused"], second["epochs_reused"], baseline["epochs_reused"]) == (0, 4, 0)
-    assert first["test_accuracy"] == second["test_accuracy"]
-    assert first["train_latency_s"] == second["train_latency_s"]
-    assert not events[1]["windows"]
+    events = {event["trial"]: event for event in confirmed_events(directory)}
+    assert set(events) == {"sl", "t1", "t3"}  # t2 is the recipe t1
+    assert [events[trial]["metrics"]["epochs_reused"] for trial in ("sl", "t1", "t3")] == [0, 0, 2]  # of SSL
+    assert not events["t3"]["windows"]
     confirm(directory, seeds=2)
-    assert confirmed_events(directory)[0]["metrics"] == first
+    assert [event for event in confirmed_events(directory) if event["seed"] == 6] == list(events.values())
 
 
 def test_accuracies_are_of_the_test_images_and_the_split_is_the_searchs(confirmed: Confirmed) -> None:
@@ -117,7 +114,8 @@ def test_a_seed_changes_the_training_but_not_what_it_trains_on(confirmed: Confir
         for _ in train(state):
             pass
         losses.append(state.history[-1].sl_loss)
-    assert confirmed_events(confirmed[0])[0]["metrics"]["sl_loss"] == losses[0] != losses[1]
+    (first,) = (e for e in confirmed_events(confirmed[0]) if (e["trial"], e["seed"]) == ("t0001", 6))
+    assert first["metrics"]["sl_loss"] == losses[0] != losses[1]
 
 
 def test_seeds_matter_and_a_seed_gives_the_same_again(confirmed: Confirmed, make_run: MakeRun) -> None:
@@ -148,7 +146,7 @@ def test_what_is_held_is_not_trained_again_and_more_seeds_are_added(make_run: Ma
     assert lines[1].startswith("4 training runs (cpu), 2 of them held already")
     assert confirmed_events(directory)[:2] == before
     order = [(event["trial"], event["seed"]) for event in confirmed_events(directory)]
-    assert order == [(trial, seed) for seed in (6, 7) for trial in ("t0001", "sl")]
+    assert order == [(trial, seed) for seed in (6, 7) for trial in ("sl", "t0001")]
     three = confirm(directory, seeds=3)
     assert list(three.frame["seeds"]) == [3, 3]
     assert {event["seed"] for event in confirmed_events(directory)} == {6, 7, 8}
@@ -159,11 +157,11 @@ def test_what_is_held_is_not_trained_again_and_more_seeds_are_added(make_run: Ma
 
 def test_trainings_of_another_device_are_made_again(make_run: MakeRun) -> None:
     directory = make_run(trials={"t0001": FOUND["t0001"]})
-    metrics = {"test_accuracy": 0.99, "test_accuracy_se": 0.01, "train_latency_s": 0.1, "device": "NVIDIA H200"}
+    metrics = {"val_accuracy": 0.99, "val_accuracy_se": 0.01, "train_latency_s": 0.1, "device": "NVIDIA H200"}
     for trial in ("t0001", "sl"):
         Ledger(directory / "ledger.jsonl").append("confirmed", trial=trial, seed=6, metrics=metrics)
     found = confirm(directory, seeds=1)
-    assert found.frame["test_accuracy"].max() < 0.9
+    assert found.frame["val_accuracy"].max() < 0.9
     assert list(found.frame["seeds"]) == [1, 1]
     assert any("left out: 2 on NVIDIA H200" in note for note in found.notes)
 
@@ -176,7 +174,7 @@ def test_a_diverged_training_is_kept_with_its_reason_and_not_repeated(make_run: 
     events = confirmed_events(directory)
     assert [event["reason"].startswith("the loss is ") for event in events] == [True, True]
     assert list(found.frame["p_front"]) == [0.0, 0.0]
-    assert found.notes[0] == "1 of 1 members fell off the front: t0001"
+    assert found.notes[0] == "fell off the front: sl, t0001"
     assert found.notes[1].startswith("2 of 2 training runs diverged")
     confirm(directory, seeds=1, on_line=lines.append)
     assert confirmed_events(directory) == events
@@ -184,6 +182,8 @@ def test_a_diverged_training_is_kept_with_its_reason_and_not_repeated(make_run: 
 
 def test_a_run_without_a_front_is_refused_in_one_line(make_run: MakeRun, tmp_path: Path) -> None:
     directory = make_run(trials={})
+    run = directory / "ledger.jsonl"
+    run.write_text(run.read_text().replace('"event": "baseline"', '"event": "stopped"'))  # not even a baseline
     with pytest.raises(RequestError, match="has no front to confirm: no trial is complete") as refused:
         confirm(directory)
     assert "\n" not in str(refused.value)

@@ -238,9 +238,12 @@ class Result:
 
     @property
     def confirmed(self) -> Confirmation | None:
-        """``confirmation`` where it decides: not before every recipe that it is about is trained."""
+        """``confirmation`` where it decides: not before every recipe that it is about is trained and judged."""
         found = self.confirmation
-        return None if found is None or found.interrupted else found
+        if found is None or found.interrupted:
+            return None
+        finished = found.frame[found.frame["diverged"] < found.frame["seeds"]]
+        return found if np.isfinite(front.costs(finished, self.objectives)).all() else None
 
     @cached_property
     def fallen(self) -> list[str]:

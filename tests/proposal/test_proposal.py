@@ -72,7 +72,7 @@ def test_it_says_what_it_saw_and_what_it_costs(written: Path, even_folder: Path)
     head = [line for line in text.splitlines() if line.startswith("#")]
     assert head[0] == f"# mixtune search {written}"
     assert head[1] == f"# {even_folder}: 144 training and 36 test images, 8x8 grayscale, 3 classes of 48."
-    assert re.search(r"\d+ trials and 2 baselines, .* about \d+ (seconds|minutes)", "\n".join(head))
+    assert re.search(r"\d+ trials and 4 baselines, .* about \d+ (seconds|minutes)", "\n".join(head))
     assert max(map(len, text.splitlines()[2:])) <= 120
     assert len(text.splitlines()) <= 32
 

@@ -92,7 +92,8 @@ def test_hypervolume_grows_to_the_runs_own_over_the_seconds_that_were_trained(se
     assert steps["hypervolume"].iloc[-1] == pytest.approx(searched.hypervolume())
     half = steps.iloc[len(steps) // 2]
     order = list(searched.records)
-    before = searched.complete()[searched.complete()["trial"].map(order.index) <= order.index(half["trial"])]
+    found = searched.candidates
+    before = found[found["trial"].map(order.index) <= order.index(half["trial"])]
     reference = {name: bound or 0.0 for name, bound in searched.reference_point.items()}
     assert front.hypervolume(before, searched.objectives, reference) == pytest.approx(half["hypervolume"])
 

@@ -75,8 +75,11 @@ def test_every_default_is_spelled_out() -> None:
         "space": {},
         "objectives": {"val_accuracy": "max", "train_latency_s": "min"},
         "constraints": {},
-        "baselines": ["sl", "ssl_sl"],
-        "search": {"sampler": "tpe", "scheduler": "fifo", "trials": 20, "seed": 0, "max_failures": 2},
+        "baselines": ["sl", "sl_same_time", "ssl_sl", "paper"],
+        "search": {
+            **{"sampler": "tpe", "scheduler": "fifo", "trials": 20, "seed": 0},
+            **{"max_failures": 2, "tolerance": 0.01},
+        },
         "resources": {"cpus_per_trial": 1.0, "gpus_per_trial": "auto", "device": None},
     }
 
@@ -95,7 +98,12 @@ def test_recipes_of_the_space_are_the_base_recipe_with_values_set() -> None:
     assert (recipe.alpha, recipe.epochs.sl, recipe.optim.sl.betas) == (0.3, 6, betas[1])
     ends = [("epochs.sl", 5), ("epochs.sl", 8), ("optim.sl.betas", betas[0]), ("optim.sl.betas", betas[1])]
     assert list(space.extremes()) == ends
-    assert space.baseline_params() == {"sl": {"epochs.ssl": 0}, "ssl_sl": {"rho": 0.0}}
+    assert space.baseline_params() == {
+        "sl": {"epochs.ssl": 0},
+        "sl_same_time": {"epochs.ssl": 0},  # for how many epochs a search finds out
+        "ssl_sl": {"rho": 0.0},
+        "paper": {"alpha": 0.5, "rho": 0.5},
+    }
     assert space.grid_size() == 8
 
 

@@ -30,7 +30,7 @@ SCORES = "val_accuracy, val_balanced_accuracy, val_macro_f1, val_calibration_err
 COSTS = "train_latency_s, train_flops, infer_latency_ms, peak_memory_mb"
 NEEDS = "needs a function build: see mixtune.tuning.samplers"
 SCHEDULERS = "known are fifo, pareto_asha; did you mean 'fifo'?"
-BASELINES = "known are sl, ssl_sl; did you mean 'ssl_sl'?"
+BASELINES = "known are sl, sl_same_time, ssl_sl, paper; did you mean 'ssl_sl'?"
 
 
 def test_a_mistake_says_what_was_given_and_what_is_allowed(tmp_path: Path) -> None:
