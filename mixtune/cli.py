@@ -6,6 +6,7 @@ import json
 import logging
 import shlex
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -505,7 +506,7 @@ def _print_front(result: Result, console: Console, baselines: bool = True) -> No
 def _print_recommendation(result: Result, console: Console) -> None:
     console.print()
     for line in result.recommendation().lines():
-        console.print(line, highlight=False, markup=False)
+        print(textwrap.fill(line, console.width, break_long_words=False, break_on_hyphens=False))
 
 
 def _print_table(console: Console, table: Table) -> None:

@@ -34,9 +34,12 @@ def kept(tmp_path: Path) -> Path:
 
 def test_it_loads_and_reports_as_it_did(kept: Path) -> None:
     result = mixtune.load(kept)
-    assert list(result.pareto_front()["trial"]) == ["t0007", "t0002"]
-    assert result.knee() == "t0002"
-    assert result.hypervolume() == pytest.approx(0.01786, abs=1e-5)
+    assert list(mixtune.pareto_front(result.complete(), result.objectives)["trial"]) == ["t0007", "t0002"]
+    assert list(result.searched_front["trial"]) == ["sl", "t0002"]  # baselines are recipes, too
+    assert list(result.pareto_front()["trial"]) == ["sl", "t0002"]  # and so on its one fresh seed
+    recommended = result.recommendation()
+    assert (recommended.trial, recommended.confirmed) == ("sl", True)
+    assert recommended.sentence.startswith("Supervised training alone is enough here: use sl (SL, 3 epochs): 20.8 ± ")
     assert json.dumps(result.to_json_dict(), allow_nan=False)
     lines = run_status(result, None).lines()
     assert lines[0].endswith("interrupted, 7 of 9 trials done")

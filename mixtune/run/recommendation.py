@@ -77,8 +77,8 @@ class Recommendation:
             error = self.gain.error if math.isfinite(self.gain.error) else None
             gain = {"over": self.over, "mean": self.gain.mean, "se": error, "shown": self.gain.is_shown}
         kept = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        dropped = ("gain", "over", "alternatives")
-        return {**{name: value for name, value in kept.items() if name not in dropped}, "gain": gain}
+        shown = {name: value for name, value in kept.items() if name not in ("over", "alternatives")}
+        return {**shown, "notes": list(self.notes), "gain": gain}
 
 
 def recommend(result: Result) -> Recommendation:

@@ -59,8 +59,10 @@ def assert_the_files_agree(run: Path) -> None:
         if record.state == "complete":
             assert told[key].values == [record.metrics[name] for name in objectives]
             assert list(table.loc[key, objectives]) == told[key].values
-    front = list(pd.read_csv(run / "pareto.csv")["trial"])
-    assert sorted(front) == sorted(trial.user_attrs["trial"] for trial in study.best_trials)
+    result = mixtune.load(run)
+    of_trials = mixtune.pareto_front(result.complete(), result.objectives)["trial"]
+    assert sorted(of_trials) == sorted(trial.user_attrs["trial"] for trial in study.best_trials)
+    assert list(pd.read_csv(run / "pareto.csv")["trial"]) == list(result.pareto_front()["trial"])
 
 
 def test_a_spent_time_budget_leaves_a_run_that_can_be_continued_and_extended(
@@ -147,8 +149,10 @@ def test_status_clean_and_confirm_from_the_command_line(small_space: Any, tmp_pa
     seeds = [
         (e["trial"], e["seed"]) for e in read_ledger(tmp_path / "run" / "ledger.jsonl") if e["event"] == "confirmed"
     ]
-    front = [entry["trial"] for entry in json.loads(_front(tmp_path))["front"]]
-    assert sorted(seeds) == sorted((trial, seed) for trial in [*front, "sl"] for seed in (1, 2))
+    wanted = [record.trial for record in mixtune.load(tmp_path / "run").to_confirm]
+    assert sorted(seeds) == sorted((trial, seed) for trial in wanted for seed in (1, 2))
+    assert json.loads(_front(tmp_path))["recommended"]["confirmed"]
+    assert confirmed.stdout.splitlines()[-1] == "next: mixtune export run"
     states = list((tmp_path / "run" / "stages").glob("*.state"))
     assert states
     cleaned = run_command(tmp_path, "clean", "run").stdout

@@ -150,7 +150,7 @@ def test_one_objective_without_a_clock(small_space: Any, tmp_path: Path) -> None
     values = small_space(objectives={"train_flops": "min"}, search={"trials": 3, "sampler": "random"}, baselines=["sl"])
     result = search_here(values, tmp_path / "run")
     best = result.best("train_flops")
-    assert best["train_flops"] == result.trials["train_flops"].min()
+    assert best["train_flops"] == result.candidates["train_flops"].min()
 
 
 def test_a_search_may_aim_at_other_figures_of_the_validation_split(small_space: Any, tmp_path: Path) -> None:
@@ -267,7 +267,10 @@ def test_the_command_prints_its_own_lines_and_nothing_of_rays(
     assert sorted(ended) == [["baseline", "sl"], ["baseline", "ssl_sl"], *(["trial", f"t000{i}"] for i in range(1, 7))]
     assert lines[12].startswith("epochs: ")
     assert lines[13].startswith("the front: ")
-    assert lines[-1] == f"report: {run.directory}/report.html"
+    assert f"report: {run.directory}/report.html" in lines
+    assert lines[-1] == f"next: mixtune confirm {run.directory}"
+    assert max(map(len, lines[13:])) <= 100
+    assert not any(line.endswith(" ") for line in lines)
 
 
 def test_fractions_of_logical_gpus_pack_trials(small_space: Any, tmp_path: Path) -> None:
