@@ -12,6 +12,7 @@ import pytest
 
 from mixtune import plugins
 from mixtune.cost.model import Cost
+from mixtune.meter.times import StepTimes
 from mixtune.run.ledger import read_ledger
 from mixtune.space.space import SearchSpace, space_from_dict
 from mixtune.training.bill import Bill
@@ -86,6 +87,32 @@ def test_baselines_come_first_and_do_not_count_in_the_budget(search: RunningSear
     assert [(a.trial, a.params) for a in asked[:2]] == [("sl", {"epochs.ssl": 0}), ("ssl_sl", {"rho": 0.0})]
     assert [a.trial for a in asked[2:]] == [f"t{i:04d}" for i in range(1, 7)]
     assert not search.is_over  # eight trials train
+
+
+def test_as_many_epochs_as_cost_what_the_base_recipe_does_are_known_once_its_steps_are_timed(
+    small_space: Any, tmp_path: Path
+) -> None:
+    """Trials go first meanwhile; the ledger has the number, and whoever continues does not compute another one."""
+    space = space_from_dict(small_space(baselines=["sl", "sl_same_time", "ssl_sl"]))
+
+    def costs(params: Any, times: StepTimes, reused: int, untimed: float) -> Cost:
+        known = times.is_known("ssl steps") and times.is_known("sl steps")
+        seconds = 0.7 if params else 9.0 if known else 1e9
+        return Cost({"train_latency_s": seconds, "train_flops": 1e9}, seconds, seconds, is_timed=known)
+
+    search = RunningSearch(space, tmp_path / "ledger.jsonl", costs=costs, slots=4)
+    first = [asked.trial for asked in (search.ask(), search.ask(), search.ask()) if asked]
+    assert first == ["sl", "ssl_sl", "t0001"]
+    search.start("sl")
+    search.report("sl", report(1))  # with windows of all its steps
+    same = search.ask()
+    assert same is not None
+    assert (same.trial, same.params) == ("sl_same_time", {"epochs.ssl": 0, "epochs.sl": 13})
+    resumed = again(search, tmp_path, costs=lambda *_: Cost({"train_latency_s": 1.0}, 1.0, 1.0))
+    assert resumed.records["sl_same_time"].params == same.params
+    unpriced = RunningSearch(space, tmp_path / "other.jsonl")  # nobody knows what a recipe costs
+    assert [asked.trial for _ in range(3) if (asked := unpriced.ask())] == ["sl", "ssl_sl", "t0001"]
+    assert "sl_same_time" not in unpriced.baselines
 
 
 def test_every_event_is_on_the_disk_before_anyone_hears_of_it(space: SearchSpace, tmp_path: Path) -> None:

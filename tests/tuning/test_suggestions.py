@@ -88,7 +88,10 @@ def test_the_grid_visits_every_recipe_once(small_space: Any) -> None:
 
 def test_the_papers_point_is_asked_first_with_the_base_recipes_other_values(small_space: Any) -> None:
     space = space_from_dict(small_space())
-    assert Suggester(space).ask("t0001", 1) == {"alpha": 0.5, "rho": 0.5, "epochs.sl": 3}
+    paper = {"alpha": 0.5, "rho": 0.5, "epochs.sl": 3}
+    assert Suggester(space).ask("t0001", 1) == paper
+    baseline = space_from_dict(small_space(baselines=["paper"]))
+    assert Suggester(baseline).ask("t0001", 1) != paper  # it is trained anyway
 
 
 def test_values_that_the_space_does_not_hold_are_left_to_the_sampler(small_space: Any) -> None:
