@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Literal
 
 from rich import box
 from rich.console import Console
@@ -25,14 +26,15 @@ def terminal_table(
     """Return a table for a terminal, its first column at the left.
 
     styles: of rows, by number; rules: rows that a line stands above; wrapped: columns of text, at the left; padding:
-    characters on both sides of a cell.
+    blanks between columns besides one, and with 0 cells are broken where there is no room for them.
     """
     table = Table(title=title, caption=caption, title_justify="left", box=box.SIMPLE_HEAD)
-    table.padding = (0, padding)
-    table.show_edge = padding > 0
+    table.padding, table.show_edge = (0, padding, 0, 0), False
     for number, name in enumerate(header):
         is_text = number == 0 or number in wrapped
-        table.add_column(Text(name), justify="left" if is_text else "right", overflow="fold", no_wrap=number == 0)
+        whole = max((len(cells[number]) for cells in rows), default=0) if padding and number not in wrapped else None
+        justify: Literal["left", "right"] = "left" if is_text else "right"
+        table.add_column(Text(name), justify=justify, overflow="fold", min_width=whole)
     for number, cells in enumerate(rows):
         if number in rules and number:
             table.add_section()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from rich.table import Table
@@ -14,6 +14,7 @@ from mixtune.run.frames import csv_text
 from mixtune.run.result import Result
 
 WIDTH = 100
+LEAST_SETTINGS = 28  # characters of the column that they share
 IDLE = "\u2013"  # an en dash: of a setting that has no effect in a recipe
 _NONE = {IDLE, ""}
 
@@ -22,14 +23,13 @@ def front_table(result: Result, width: int = WIDTH, baselines: bool = True) -> T
     """Return the front, a row a recipe, the recommended one marked; under a line the baselines that are not on it.
 
     Columns: recipe, method, the objectives with their standard errors, the parameters that vary in the table. Where
-    that is wider than ``width`` characters the parameters share one column that wraps. baselines: whether their rows
-    are shown.
+    that is wider than ``width`` characters the parameters share one column that wraps, and where there is no room for
+    that either they are left out. baselines: whether their rows are shown.
     """
-    for share_column in (False, True):
-        table = _table(result, share_column, baselines)
-        if fits(table, width):
-            return table
-    return table
+    wide, none = _table(result, "columns", baselines), _table(result, "none", baselines)
+    if fits(wide, width) or not fits(none, width - LEAST_SETTINGS):
+        return wide if fits(wide, width) else none
+    return _table(result, "shared", baselines)
 
 
 def front_notes(result: Result) -> list[str]:
@@ -71,9 +71,7 @@ def setting_cells(result: Result, trial: str, paths: list[str]) -> list[str]:
 def recipe_name(result: Result, trial: str) -> str:
     """Return a recipe's name in a table: a trial's id or a baseline's name, with its state where it is not complete."""
     record = result.records[trial]
-    said = [*(["baseline"] if record.baseline else []), *([record.state] if record.state != "complete" else [])]
-    said += [f"+{len(same)}"] if (same := result.same_recipes.get(trial, ())) else []
-    return f"{record.baseline or trial} ({', '.join(said)})" if said else trial
+    return trial if record.state == "complete" else f"{trial} ({record.state})"
 
 
 def varying_parameters(result: Result, trials: list[str] | None = None) -> list[str]:
@@ -83,7 +81,7 @@ def varying_parameters(result: Result, trials: list[str] | None = None) -> list[
     return [path for path, cells in columns.items() if len({*cells} - _NONE) > 1]
 
 
-def _table(result: Result, share_column: bool, baselines: bool) -> Table:
+def _table(result: Result, shown: Literal["columns", "shared", "none"], baselines: bool) -> Table:
     front = result.pareto_front()
     members = [str(t) for t, name in zip(front["trial"], front["baseline"], strict=True) if baselines or pd.isna(name)]
     others = [str(t) for t in result.baselines["trial"] if t not in set(front["trial"])] if baselines else []
@@ -91,26 +89,27 @@ def _table(result: Result, share_column: bool, baselines: bool) -> Table:
     rows = {row["trial"]: row for frame in (result.baselines, result.rows) for _, row in frame.iterrows()}
     varying = varying_parameters(result, [*members, *others])
     settings = {trial: setting_cells(result, trial, varying) for trial in (*members, *others)}
-    if share_column:
+    if shown != "columns":
         settings = {
-            trial: [
-                " ".join(f"{name}={cell}" for name, cell in zip(varying, cells, strict=True) if cell not in ("", IDLE))
-            ]
+            trial: [" ".join(f"{name}={cell}" for name, cell in zip(varying, cells, strict=True) if cell not in _NONE)]
             for trial, cells in settings.items()
         }
     titles = [find_metric(name).title for name in result.objectives]
-    heads = ["recipe", "method", *titles, *(["settings"] if share_column else varying)]
+    heads = ["recipe", "method", *titles, *(varying if shown == "columns" else ["settings"])]
+    names = {trial: recipe_name(result, trial) for trial in (*members, *others)}
+    names |= {trial: f"{trial} (baseline)" for trial in members if result.records[trial].baseline is not None}
+    width = len(heads) - (shown == "none")
     caption = f"no recipe is complete yet{' and keeps the constraints' if result.constraints else ''}"
     counts = f"{len(front)} of {len(result.candidates)} complete recipes"
     return terminal_table(
-        [_stacked(head) for head in heads],
+        [_stacked(head) for head in heads[:width]],
         [
             [
-                f"{'* ' if trial == recommended else '  '}{recipe_name(result, trial)}",
+                f"{'*' if trial == recommended else ' '}{names[trial]}",
                 result.method(trial),
                 *objective_cells(result, rows[trial]),
                 *settings[trial],
-            ]
+            ][:width]
             for trial in (*members, *others)
         ],
         title=f"the front: {counts}{' (* recommended)' if recommended in members else ''}",
@@ -118,7 +117,7 @@ def _table(result: Result, share_column: bool, baselines: bool) -> Table:
         styles={i: "bold" for i, t in enumerate(members) if t == recommended}
         | {i: "dim" for i in range(len(members), len(members) + len(others))},
         rules={len(members)},
-        wrapped={1, 2 + len(result.objectives)} if share_column else {1},
+        wrapped={1, 2 + len(result.objectives)} if shown == "shared" else {1},
     )
 
 

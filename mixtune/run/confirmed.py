@@ -129,7 +129,7 @@ class Confirmation:
 
     def _name(self, row: Mapping[Any, Any]) -> str:
         fell = row["fell_off"] and row["trial"] in set(self.result.searched_front["trial"])
-        mark = "* " if row["trial"] == self.result.recommendation().trial else "  "
+        mark = "*" if row["trial"] == self.result.recommendation().trial else " "
         return f"{mark}{row['trial']}{' (fell off)' if fell else ''}"
 
     def to_csv(self) -> str:

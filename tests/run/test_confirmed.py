@@ -170,7 +170,7 @@ def test_a_diverged_training_counts_as_off_the_front_and_is_told(make_run: MakeR
     assert list(frame["p_front"]) == [1.0, 0.0]
     assert list(frame["fell_off"]) == [False, True]
     assert frame["val_accuracy"].isna().tolist() == [False, True]
-    assert "- " in printed(read(directory))[-2]
+    assert "- " in printed(read(directory))[-1]
 
 
 def test_a_member_that_breaks_a_constraint_on_fresh_seeds_fell_off_and_beats_nobody(make_run: MakeRun) -> None:
