@@ -227,13 +227,15 @@ def read_study(directory: Path, objectives: Mapping[str, str]) -> dict[str, tupl
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = optuna.storages.RDBStorage(f"sqlite:///{directory / 'study.db'}")
     try:
-        trials = optuna.load_study(study_name="mixtune", storage=storage).get_trials()
+        trials = optuna.load_study(study_name=None, storage=storage).get_trials()
     finally:
         storage.engine.dispose()
     names = {"complete": "COMPLETE", "stopped": "PRUNED", "rejected": "PRUNED", "failed": "FAIL"}
     rows = {}
     for trial in trials:
         own = trial.user_attrs
+        if "baseline" in own:
+            continue
         agrees = names[own["state"]] == trial.state.name
         metrics = trial.values or [own.get(name) for name in objectives]
         rows[own["trial"]] = (own["state"] if agrees else trial.state.name, *metrics)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 import math
 import os
@@ -18,6 +19,7 @@ import pandas as pd
 from mixtune import plugins
 from mixtune.errors import RequestError, suggest
 from mixtune.files import write_whole
+from mixtune.metrics import find_metric
 from mixtune.run import front
 from mixtune.run.accounting import Account, account
 from mixtune.run.confirmed import Confirmation, confirmation
@@ -56,6 +58,14 @@ class Result:
     def __repr__(self) -> str:
         counts = ", ".join(f"{count} {state}" for state, count in self.counts().items() if count)
         return f"Result({str(self.directory)!r}: {counts or 'no trial has started'})"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the recommendation and the front."""
+        front = self.pareto_front()
+        columns = ["trial", *(name for name in self.parameters if name in front), *self.objectives]
+        shown = front[columns].rename(columns=lambda name: find_metric(name).title).to_html(index=False, border=0)
+        lines = "".join(f"<p>{html.escape(line)}</p>" for line in self.recommendation().lines())
+        return f"<div>{lines}{shown}</div>"
 
     @property
     def records(self) -> dict[str, TrialRecord]:

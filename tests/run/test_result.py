@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -109,6 +110,13 @@ def test_the_json_has_the_documented_schema(make_run: MakeRun) -> None:
         "baselines": [{"method": "ssl_sl", "val_accuracy": 0.8, "train_latency_s": 14.0}],
         "trials": {"complete": 2, "stopped": 0, "failed": 0, "rejected": 0, "running": 0},
     }
+
+
+def test_a_notebook_shows_the_sentence_and_the_front(make_run: MakeRun) -> None:
+    result = load(make_run(FIVE))
+    shown = result._repr_html_()
+    assert result.recommendation().sentence in html.unescape(shown)
+    assert [f"<td>{trial}</td>" in shown for trial in result.trials["trial"]] == [True, True, False, True, True]
 
 
 def test_without_a_whole_reference_point_there_is_no_hypervolume(make_run: MakeRun) -> None:

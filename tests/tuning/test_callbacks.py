@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import logging
 import math
@@ -115,11 +116,21 @@ def test_tensorboard_has_the_curves_of_the_ledger_with_the_epoch_as_step(searche
     assert sorted(path.name for path in (result.directory / "logs").iterdir()) == sorted(result.records)
     for trial, record in result.records.items():
         drawn = curves(result.directory / "logs" / trial)
-        assert list(drawn["train_flops"]) == list(range(1, record.metrics["epochs_asked"] + 1)), trial
-        for name in ("val_accuracy", *LOSSES):
+        assert list(drawn["compute/train_flops"]) == list(range(1, record.metrics["epochs_asked"] + 1)), trial
+        for group, name in (("accuracy", "val_accuracy"), *(("loss", name) for name in LOSSES)):
             kept = {e["epoch"]: e[name] for e in record.epochs if e[name] is not None}
-            assert drawn[name] == pytest.approx(kept, rel=1e-5), (trial, name)
-        assert drawn["train_latency_s"][record.metrics["epochs_asked"]] > 0
+            assert drawn[f"{group}/{name}"] == pytest.approx(kept, rel=1e-5), (trial, name)
+        assert drawn["time/train_latency_s"][record.metrics["epochs_asked"]] > 0
+        assert {tag.partition("/")[0] for tag in drawn if "/" in tag} == {"accuracy", "loss", "time", "compute"}
+
+
+def test_a_trial_that_continues_in_another_process_is_in_tensorboard_once(searched: Any, tmp_path: Path) -> None:
+    record = searched[0].records["t0001"]
+    begun = dataclasses.replace(record, state="running", epochs=record.epochs[:1])
+    for process in (begun, record):
+        (log,) = find_loggers(["tensorboard"], RunDirectory(tmp_path))
+        log(process)
+    assert list(curves(tmp_path / "logs" / "t0001")["time/train_latency_s"]) == [e["epoch"] for e in record.epochs]
 
 
 def test_tensorboard_has_what_varies_as_hyperparameters(searched: Any) -> None:
@@ -180,13 +191,17 @@ def test_trials_csv_reads_as_numbers(searched: Any) -> None:
 
 def test_study_db_is_an_optuna_study(searched: Any) -> None:
     result = searched[0]
-    study = optuna.load_study(study_name="mixtune", storage=f"sqlite:///{result.directory / 'study.db'}")
+    study = optuna.load_study(study_name=None, storage=f"sqlite:///{result.directory / 'study.db'}")
     values = {tuple(trial.values) for trial in study.get_trials(states=[optuna.trial.TrialState.COMPLETE])}
-    assert values == set(result.trials[list(result.objectives)].itertuples(index=False, name=None))
+    trained = pd.concat([result.trials, result.baselines])[list(result.objectives)]
+    assert values == set(trained.itertuples(index=False, name=None))
 
 
 def test_a_resumed_search_logs_too(searched: Any) -> None:
     """Last, because it changes the run."""
     directory = searched[0].directory
     result = mixtune.resume(directory, trials=3, log_to=["tensorboard"], console=quiet())
-    assert len(curves(directory / "logs" / "t0003")["train_flops"]) == result.records["t0003"].metrics["epochs_asked"]
+    assert (
+        len(curves(directory / "logs" / "t0003")["compute/train_flops"])
+        == result.records["t0003"].metrics["epochs_asked"]
+    )

@@ -51,7 +51,7 @@ def assert_the_files_agree(run: Path) -> None:
     table = pd.read_csv(run / "trials.csv").set_index("trial")
     assert list(table.index) == list(records)
     study = optuna.load_study(study_name=None, storage=f"sqlite:///{run / 'study.db'}")
-    told = {trial.user_attrs["trial"]: trial for trial in study.trials}
+    told = {t.user_attrs["trial"]: t for t in study.trials if "baseline" not in t.user_attrs}
     assert set(told) == {key for key, record in records.items() if record.ended_time}
     objectives = list(mixtune.load(run).objectives)
     for key, record in records.items():
@@ -60,8 +60,9 @@ def assert_the_files_agree(run: Path) -> None:
             assert told[key].values == [record.metrics[name] for name in objectives]
             assert list(table.loc[key, objectives]) == told[key].values
     result = mixtune.load(run)
-    of_trials = mixtune.pareto_front(result.complete(), result.objectives)["trial"]
-    assert sorted(of_trials) == sorted(trial.user_attrs["trial"] for trial in study.best_trials)
+    trained = pd.concat([result.complete(), result.complete_baselines])
+    best = mixtune.pareto_front(trained, result.objectives)["trial"]
+    assert sorted(best) == sorted(trial.user_attrs["trial"] for trial in study.best_trials)
     assert list(pd.read_csv(run / "pareto.csv")["trial"]) == list(result.pareto_front()["trial"])
 
 

@@ -47,16 +47,24 @@ def search(small_space: Callable[..., dict[str, Any]], tmp_path: Path) -> Runnin
 
 
 def trials_of(path: Path) -> list[optuna.trial.FrozenTrial]:
-    return optuna.load_study(study_name="mixtune", storage=f"sqlite:///{path}").trials
+    """Return the trials of a file whose only study has the name of its folder."""
+    study = optuna.load_study(study_name=None, storage=f"sqlite:///{path}")
+    assert study.study_name == path.parent.name
+    return study.trials
 
 
 def assert_it_agrees(path: Path, records: dict[str, TrialRecord]) -> None:
     states = {"complete": "COMPLETE", "stopped": "PRUNED", "rejected": "PRUNED", "failed": "FAIL"}
     held = {trial.user_attrs["trial"]: trial for trial in trials_of(path)}
-    wanted = {trial: record for trial, record in records.items() if record.baseline is None and record.ended_time}
+    wanted = {trial: record for trial, record in records.items() if record.ended_time}
     assert held.keys() == wanted.keys()
     for name, record in wanted.items():
         trial = held[name]
+        assert trial.intermediate_values == {epoch["epoch"]: epoch["val_accuracy"] for epoch in record.epochs}
+        if record.baseline is not None:  # its recipe need not be one of the space
+            assert trial.user_attrs["baseline"] == record.baseline
+            assert trial.values == [record.metrics["val_accuracy"], record.metrics["train_latency_s"]]
+            continue
         assert trial.state.name == states[record.state]
         assert trial.params == record.params
         assert trial.user_attrs["state"] == record.state
@@ -124,6 +132,6 @@ def test_a_place_that_takes_no_file_costs_one_warning(
 def test_optunas_command_reads_it(search: RunningSearch, tmp_path: Path) -> None:
     StudyFile(tmp_path / "study.db").copy(search.suggester.study, search.records)
     optuna_command = Path(sys.executable).with_name("optuna")
-    words = ["best-trials", "--storage", f"sqlite:///{tmp_path / 'study.db'}", "--study-name", "mixtune"]
+    words = ["best-trials", "--storage", f"sqlite:///{tmp_path / 'study.db'}", "--study-name", tmp_path.name]
     done = subprocess.run([optuna_command, *words], capture_output=True, text=True, check=True)
     assert "val_accuracy" in done.stdout or "values" in done.stdout

@@ -1,4 +1,8 @@
-"""TensorBoard: the curves of each trial, and at its end its hyperparameters; ``tensorboard --logdir DIR/logs``."""
+"""TensorBoard: the curves of each trial, and at its end its hyperparameters; ``tensorboard --logdir DIR/logs``.
+
+Curves are in groups: accuracy, loss, time, compute. A trial that another process has logged before, and that continues,
+is logged anew from its ledger, so that nothing is there twice and nothing is missing.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mixtune.errors import RequestError
+from mixtune.metrics import find_metric
 from mixtune.run.ledger import ENDED, TrialRecord
 from mixtune.tuning.loggers import Logger
 
@@ -26,11 +31,14 @@ def build(folder: Path) -> Logger:
         if record.trial not in writers:
             if not new:
                 return
+            for earlier in (folder / record.trial).glob("events.out.tfevents.*"):
+                earlier.unlink()
             writers[record.trial] = SummaryWriter(str(folder / record.trial))
         writer = writers[record.trial]
         for epoch in new:
             for name, value in _numbers(epoch).items():
-                writer.add_scalar(name, value, epoch["epoch"])
+                if (group := _group(name)) is not None:
+                    writer.add_scalar(f"{group}/{name}", value, epoch["epoch"])
             logged[record.trial] = epoch["epoch"]
         if record.state in ENDED:
             params = {
@@ -41,6 +49,13 @@ def build(folder: Path) -> Logger:
             writers.pop(record.trial).close()
 
     return log
+
+
+def _group(name: str) -> str | None:
+    """Return where a curve belongs, None for what is no curve."""
+    if name.endswith("_loss"):
+        return "loss"
+    return {"%": "accuracy", "s": "time", "FLOP": "compute"}.get(find_metric(name).unit)
 
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
