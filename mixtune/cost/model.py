@@ -24,13 +24,15 @@ class Cost:
     """What is known of a recipe before its training.
 
     objectives: the forecasts of those that are costs; seconds: of the whole recipe's training steps; marginal_s: of
-    those that no stage has, which would be trained; is_timed: whether all kinds of steps were timed.
+    those that no stage has, which would be trained; is_timed: whether all kinds of steps were timed; epochs: how many
+    it has.
     """
 
     objectives: Mapping[str, float]
     seconds: float
     marginal_s: float
     is_timed: bool = True
+    epochs: int | None = None
 
 
 class CostModel:
@@ -70,7 +72,8 @@ class CostModel:
         speeds = {phase: speed / untimed for phase, speed in self._machine.speeds.items()}
         seconds, marginal = (sum(bill.price(times, speeds, start=epochs).values()) for epochs in (0, reused))
         is_timed = all(times.is_known(signature) for _, signature, _ in bill.epochs)
-        return Cost({"train_latency_s": seconds, "train_flops": bill.flops}, seconds, marginal, is_timed)
+        objectives = {"train_latency_s": seconds, "train_flops": bill.flops}
+        return Cost(objectives, seconds, marginal, is_timed, len(bill.epochs))
 
 
 def reference_point(space: SearchSpace, data: TrainingData, machine: Machine) -> dict[str, float]:

@@ -78,7 +78,9 @@ class TrialRecord:
     last, and ``nodes`` the addresses of the nodes that have them, where that is not the run directory; ``stage`` the
     key of what it has trained in all, once it has ended; ``begun_time`` is its first start; ``losses`` counts attempts
     in a row whose node was lost. ``predictions`` are the classes that it gives the images of which ``validation`` is
-    the digest, by task (see mixtune.run.predictions), once it is complete.
+    the digest, by task (see mixtune.run.predictions), once it is complete. ``forecast_s`` are the seconds of its
+    training steps as forecast when it was asked, ``epochs_asked`` its recipe's epochs; ``epoch_time`` is when the last
+    attempt's latest epoch was reported, and ``reused`` with how many epochs that attempt began.
     """
 
     trial: str
@@ -102,6 +104,10 @@ class TrialRecord:
     stage: str | None = None
     validation: str | None = None
     predictions: dict[str, str] = field(default_factory=dict)
+    forecast_s: float | None = None
+    epochs_asked: int | None = None
+    epoch_time: float | None = None
+    reused: int = 0
 
     @property
     def wall_s(self) -> float | None:
@@ -219,6 +225,7 @@ def _apply(record: TrialRecord, event: Mapping[str, Any]) -> None:
     elif kind == "started":
         record.state, record.started_time = "running", moment
         record.begun_time = moment if record.begun_time is None else record.begun_time
+        record.epoch_time, record.reused = None, 0
         if follows := event.get("follows"):
             record.follows = str(follows[0]), int(follows[1])
     elif kind == "epoch":
@@ -226,6 +233,7 @@ def _apply(record: TrialRecord, event: Mapping[str, Any]) -> None:
         if record.metrics.get("epoch", 0) > max((epoch.get("epoch") or 0 for epoch in record.epochs), default=0):
             record.losses = 0  # it gets on
         _keep_epoch(record.epochs, record.metrics)
+        record.epoch_time, record.reused = moment, int(event.get("reused", record.reused))
         if "state" in event:
             epoch = int(record.metrics["epoch"])
             record.stored[epoch] = str(event["state"])
@@ -247,6 +255,7 @@ def _apply(record: TrialRecord, event: Mapping[str, Any]) -> None:
 def _keep_asked(record: TrialRecord, event: Mapping[str, Any]) -> None:
     record.params = dict(event.get("params") or {})
     record.sampler = dict(event.get("sampler") or {})
+    record.forecast_s, record.epochs_asked = event.get("forecast_s"), event.get("epochs")
     record.asked_time = event.get("time")
 
 

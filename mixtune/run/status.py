@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from mixtune.run.directory import RunDirectory
 from mixtune.run.frames import plain
 from mixtune.run.ledger import COUNTED, ENDED, TrialRecord
 from mixtune.run.recommendation import Recommendation
+from mixtune.run.remaining import time_left
 from mixtune.run.result import Result
 from mixtune.space.space import SearchSpace
 
@@ -52,7 +53,9 @@ class RunStatus:
     ``last_event``: unix seconds; ``wall_s``: seconds from start to end, of all ended trials and baselines together;
     ``train_latency_s``: their sum of it; ``account``: what of it was trained; ``stages_mb``: of all files
     in stages/, ``stages``: how many are states; ``confirmed``: how many seeds, by trial; ``extend_to``: a larger
-    budget to suggest, None where a grid has no more; ``recommendation``: by what is known so far.
+    budget to suggest, None where a grid has no more; ``recommendation``: by what is known so far; of a search that runs
+    ``running`` says how far its trials are, as in "7/30", and ``left_s`` the wall seconds that it will still take, None
+    where that is not known.
     """
 
     directory: Path
@@ -73,6 +76,8 @@ class RunStatus:
     stages_mb: float
     confirmed: dict[str, int]
     recommendation: Recommendation
+    running: dict[str, str] = field(default_factory=dict)
+    left_s: float | None = None
 
     @property
     def done(self) -> int:
@@ -98,6 +103,11 @@ class RunStatus:
             for kind, found in counts.items()
             if found
         ]
+        if self.running:
+            epochs = ", ".join(f"{trial} epoch {epoch}" for trial, epoch in self.running.items())
+            lines.append(f"running: {epochs}")
+        if self.left_s is not None:
+            lines.append(f"about {duration(self.left_s)} left")
         if self.front:
             lines.append(f"front: {_number(self.front, 'member')}")
         lines += [
@@ -138,6 +148,7 @@ def run_status(result: Result, holder: str | None) -> RunStatus:
     for event in result.state.confirmed:
         if event.get("trial") is not None:
             seeds.setdefault(str(event["trial"]), set()).add(event.get("seed"))
+    searches = holder is not None and not holder.startswith("confirm")
     return RunStatus(
         directory=result.directory,
         state="running" if holder else "finished" if done >= budget and len(ended) == len(records) else "interrupted",
@@ -157,6 +168,8 @@ def run_status(result: Result, holder: str | None) -> RunStatus:
         stages_mb=stages_mb,
         confirmed={trial: len(known) for trial, known in seeds.items()},
         recommendation=result.recommendation(),
+        running={r.trial: _epoch(r) for r in records if r.state == "running"} if searches else {},
+        left_s=time_left(result.state, result.space, time.time()).search if searches else None,
     )
 
 
@@ -172,6 +185,12 @@ def _count(records: Iterable[TrialRecord], holder: str | None) -> dict[str, int]
     states = Counter(r.state if holder or r.state in ENDED else "unfinished" for r in records)
     order = ("complete", "stopped", "failed", "rejected", "running", "asked", "unfinished")
     return {state: states[state] for state in order if states[state]}
+
+
+def _epoch(record: TrialRecord) -> str:
+    """Return how many epochs are done, of how many where a search wrote that down."""
+    done = str(record.epochs[-1].get("epoch") or 0) if record.epochs else "0"
+    return done if record.epochs_asked is None else f"{done}/{record.epochs_asked}"
 
 
 def _best(result: Result) -> dict[str, Best]:

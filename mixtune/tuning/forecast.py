@@ -19,6 +19,7 @@ from mixtune.metrics import duration
 from mixtune.space.recipe import SAME_TIME, Recipe
 from mixtune.space.space import SearchSpace
 from mixtune.stages.store import MAX_BYTES
+from mixtune.training.data import TrainingData
 from mixtune.training.plan import make_plan
 from mixtune.training.state import build_parts
 from mixtune.tuning.prepare import Prepared
@@ -88,6 +89,19 @@ def forecast_search(prepared: Prepared, machine: Machine | None = None) -> Searc
         slots=plan_slots(space.resources, nodes, machine.auto_fraction(trials_for_a_gpu(space.resources, nodes))),
         device=machine.device,
     )
+
+
+def forecast_trials(space: SearchSpace, data: TrainingData, costs: CostModel, times: StepTimes) -> dict[str, float]:
+    """Return the seconds of training steps of a ``trial``, the mean over recipes drawn at random, and of baselines.
+
+    A space of which no recipe drawn has values that go together has no mean.
+    """
+    drawn = [costs.latency(recipe, times) for recipe in _recipes_at_random(space, Size.of(data))]
+    baselines = space.baseline_params().items()
+    return {
+        **({"trial": _mean(drawn)} if drawn else {}),
+        **{name: costs.latency(space.recipe_at(params), times) for name, params in baselines},
+    }
 
 
 def _recipes_at_random(space: SearchSpace, size: Size) -> Iterator[Recipe]:

@@ -2,37 +2,48 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from rich.console import Console, Group
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from mixtune.metrics import duration, find_metric, setting
+from mixtune.errors import RequestError
+from mixtune.metrics import duration, find_metric, learned_scores, setting
 from mixtune.run.accounting import account
 from mixtune.run.directory import RunFacts
-from mixtune.run.ledger import COUNTED, ENDED, TrialRecord
+from mixtune.run.ledger import ENDED, TrialRecord
+from mixtune.run.remaining import TimeLeft, time_left
 from mixtune.run.result import Result
+from mixtune.training.plan import Phase, make_plan, method_of
 from mixtune.tuning.search import RunningSearch
 
 SHOWN = ("failed", "rejected")  # of the states, besides running
 ROWS = 8  # of the front
 REFRESH_S = 0.5  # between two views
+QUIET_S = 180.0  # in which a log gets no line; then it gets one that says how far the running trials are
+BAR = 24  # columns, where there is room
+PARAMETERS = 16  # columns, at least, or they are not shown
+LABELS = {"sl": "SL", "ssl_sl": "SSL+SL", "mixtraining": "MixTraining"}
 
 
 class Progress:
     """A context manager whose ``update`` is a search's ``on_change``."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console()
+    def __init__(self, console: Console | None = None, quiet_s: float = QUIET_S) -> None:
+        self._console, self._quiet_s = console or Console(), quiet_s
         self._told: dict[str, tuple[str, float | None]] = {}  # by trial: its state, and when it started
         self._live: Live | None = None
-        self._drawn_at = 0.0
+        self._view: SearchView | None = None
+        self._over, self._said = threading.Event(), threading.Event()
+        self._heartbeat: threading.Thread | None = None
 
     def __enter__(self) -> Progress:
         return self
@@ -40,52 +51,185 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._over.set()
+        self._said.set()
         if self._live is not None:
             self._live.stop()
             self._live = None
+        if self._heartbeat is not None:
+            self._heartbeat.join()
+            self._heartbeat = None
 
     def begin(self, search: RunningSearch) -> None:
-        """Count what has ended before as reported, and start the live view where there is a terminal."""
+        """Count what has ended before as reported, and start the live view, or in a log its clock."""
         self._told = {trial: (record.state, record.started_time) for trial, record in search.records.items()}
+        view = self._view = SearchView(search)
         if self._console.is_interactive:
-            view = view_search(search)
-            self._live = Live(view, console=self._console, transient=True, refresh_per_second=1 / REFRESH_S)
+            self._live = Live(
+                console=self._console,
+                transient=True,
+                refresh_per_second=1 / REFRESH_S,
+                get_renderable=lambda: view,
+            )
             self._live.start()
+        else:
+            self._heartbeat = threading.Thread(target=self._beat, args=(view,), daemon=True)
+            self._heartbeat.start()
 
     def update(self, search: RunningSearch, record: TrialRecord) -> None:
         """Show what changed of a record."""
-        is_old = record.state in ENDED or time.monotonic() - self._drawn_at > REFRESH_S
-        if self._live is not None and is_old:
-            self._drawn_at = time.monotonic()
-            self._live.update(view_search(search))
         now = record.state, record.started_time
         if self._told.get(record.trial) != now and record.state in ENDED:
+            if self._view is not None:
+                self._view.settle()
             self._console.print(Text(ended_line(search, record)), soft_wrap=self._live is None)
+            self._said.set()
         self._told[record.trial] = now
 
+    def _beat(self, view: SearchView) -> None:
+        while not self._over.is_set():
+            if self._said.wait(self._quiet_s):
+                self._said.clear()
+            else:
+                self._console.print(Text(view.line()), soft_wrap=True)
 
-def view_search(search: RunningSearch) -> Group:
-    """Return what a terminal shows of a search now: counts, time trained and saved, the front so far."""
-    records = list(search.records.values())
-    states = Counter(record.state for record in records)
-    running = [record for record in search.active if record.state == "running"]
-    counts = [f"{len(running)} running", *(f"{states[state]} {state}" for state in SHOWN)]
-    whole = account(r for r in records if r.metrics.get("forecast_latency_s") is not None)
-    cut_s = max(0.0, whole.asked_s - whole.trained_s - whole.reused_s)
-    spent = f"device time: {duration(whole.trained_s)} trained"
-    saved = f"saved: {duration(whole.reused_s)} reused, {duration(cut_s)} cut short"
-    lines = [
-        " · ".join([f"{search.done}/{search.budget} trials done", *counts, _time_left(search, running)]),
-        f"{spent} · {saved}",
-    ]
-    result = Result(Path(), search.space, RunFacts(), search.state, search.space.objectives)
-    members = [str(trial) for trial in result.pareto_front()["trial"]]
-    if not members:
-        return Group(*map(Text, lines))
-    shown = spread(members, result.knee())
-    of_them = f", {len(shown)} of them here" if len(shown) < len(members) else ""
-    lines.append(f"the front so far: {len(members)} of {len(result.complete())} complete trials{of_them}")
-    return Group(*map(Text, lines), _front_table(result, shown))
+
+class SearchView:
+    """What a terminal of 60 columns or more shows of a search now.
+
+    It is drawn twice a second, from a thread of its own. What changes only where a trial ends is computed then, by
+    settle(), in the search's thread.
+    """
+
+    def __init__(self, search: RunningSearch) -> None:
+        self._search, self._began = search, time.time()
+        self._plans: dict[str, tuple[str, list[Phase]]] = {}  # by trial: its method, and each epoch's phase
+        self.settle()
+
+    def settle(self) -> None:
+        """Take in what has ended."""
+        search = self._search
+        records = list(search.records.values())
+        states = Counter(record.state for record in records)
+        self._counts = [f"{states[state]} {state}" for state in SHOWN]
+        whole = account(r for r in records if r.metrics.get("forecast_latency_s") is not None)
+        cut_s = max(0.0, whole.asked_s - whole.trained_s - whole.reused_s)
+        self._spent = [
+            f"device time: {duration(whole.trained_s)} trained",
+            f"saved: {duration(whole.reused_s)} reused, {duration(cut_s)} cut short",
+        ]
+        self._done = search.done
+        result = Result(Path(), search.space, RunFacts(), search.state, search.space.objectives)
+        members = [str(trial) for trial in result.pareto_front()["trial"]]
+        shown = spread(members, result.knee()) if members else []
+        self._best = best_line(result) if members else ""
+        self._front = [f"the front so far: {len(members)} of {len(result.complete())} complete trials"]
+        self._front += [f"{len(shown)} of them here"] if len(shown) < len(members) else []
+        self._result, self._shown = result, shown
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Draw it, with fewer of the running trials where the terminal is low."""
+        width = options.max_width
+        running, left = self._now()
+        head = [*self._where(left), f"{len(running)} running", *self._counts]
+        shown_rows = max(2, console.height - ROWS - 9)
+        parts: list[RenderableType] = [
+            *fold(head, width),
+            *([Text(self._best, no_wrap=True, overflow="ellipsis")] if self._best else []),
+            *([self._running_table(running[:shown_rows], left, width)] if running else []),
+            *([Text(f"... and {len(running) - shown_rows} more")] if len(running) > shown_rows else []),
+            *fold(self._spent, width),
+        ]
+        if self._shown:
+            parts += [*fold(self._front, width), _front_table(self._result, self._shown, width)]
+        yield Group(*parts)
+
+    def line(self) -> str:
+        """Return one line for a log."""
+        running, left = self._now()
+        epochs = ", ".join(f"{record.trial} epoch {'/'.join(self._epochs(record))}" for record in running[:4])
+        return " · ".join([*self._where(left), *([epochs] if epochs else [])])
+
+    def _now(self) -> tuple[list[TrialRecord], TimeLeft]:
+        search, now = self._search, time.time()
+        left = time_left(search.state, search.space, now, search.slots)
+        if search.deadline is not None and left.search is not None:
+            left = TimeLeft(min(left.search, max(0.0, search.deadline - now)), left.trials)
+        return [record for record in search.active if record.state == "running"], left
+
+    def _where(self, left: TimeLeft) -> list[str]:
+        said = "time left: not known yet" if left.search is None else f"about {duration(left.search)} left"
+        done = f"{self._done}/{self._search.budget} trials done"
+        return [done, f"elapsed {duration(time.time() - self._began)}", said]
+
+    def _plan(self, record: TrialRecord) -> tuple[str, list[Phase]]:
+        if record.trial not in self._plans:
+            try:
+                recipe = self._search.space.recipe_at(record.params)
+                self._plans[record.trial] = LABELS[method_of(recipe)], [epoch.phase for epoch in make_plan(recipe)]
+            except RequestError:  # its trial will say so
+                self._plans[record.trial] = "", []
+        return self._plans[record.trial]
+
+    def _epochs(self, record: TrialRecord) -> tuple[str, str]:
+        return str(_done(record)), str(len(self._plan(record)[1]))
+
+    def _running_table(self, running: Sequence[TrialRecord], left: TimeLeft, width: int) -> Table:
+        """Return a row a trial: name, method, phase, epochs, a bar, the latest score, seconds left, parameters."""
+        score = next((name for name in self._search.space.objectives if name in learned_scores()), "val_accuracy")
+        rows = []
+        for record in running:
+            (method, phases), done = self._plan(record), _done(record)
+            phase = phases[min(done, len(phases) - 1)] if phases else ""
+            latest = find_metric(score).text(record.epochs[-1].get(score) if record.epochs else None)
+            seconds = duration(left.trials[record.trial]) if record.trial in left.trials else "-"
+            rows.append([record.trial, method, phase, "/".join(self._epochs(record)), latest, seconds])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        room = width - sum(widths) - len(widths)
+        bar = max(4, min(BAR, room))
+        table = Table.grid(padding=(0, 1, 0, 0))
+        for index, wide in enumerate([*widths[:4], bar, *widths[4:]]):
+            table.add_column(justify="right" if index in (3, 5, 6) else "left", no_wrap=True, width=wide)
+        has_room = room - bar > PARAMETERS
+        if has_room:
+            table.add_column(no_wrap=True)
+        for record, cells in zip(running, rows, strict=True):
+            total = max(1, len(self._plan(record)[1]))
+            drawn = ProgressBar(total, min(total, _done(record)), width=bar)
+            params = [Text(fit(_parameters(record), room - bar - 1))] if has_room else []
+            table.add_row(*map(Text, cells[:4]), drawn, *map(Text, cells[4:]), *params)
+        return table
+
+
+def fold(parts: Sequence[str], width: int) -> list[Text]:
+    """Return lines of parts, each whole."""
+    lines = [""]
+    for part in parts:
+        longer = f"{lines[-1]} · {part}" if lines[-1] else part
+        if len(longer) <= width or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(part)
+    return [Text(line, no_wrap=True, overflow="ellipsis") for line in lines]
+
+
+def fit(parts: Sequence[str], width: int) -> str:
+    """Return as many of the parts as there is room for, each whole, and a sign where some are left out."""
+    text = ""
+    for number, part in enumerate(parts, start=1):
+        longer = f"{text} {part}".lstrip()
+        if len(longer) + 2 * (number < len(parts)) > width:
+            return f"{text} …".lstrip()
+        text = longer
+    return text
+
+
+def best_line(result: Result) -> str:
+    """Return what is best so far: the trial of the front that is best in the first objective."""
+    name, mode = next(iter(result.objectives.items()))
+    front = result.pareto_front().sort_values(name, ascending=mode == "min", kind="stable")
+    trial = str(front.iloc[0]["trial"])
+    return f"best so far: {trial}, {', '.join(_figures(result, trial))}"
 
 
 def spread(members: Sequence[str], knee: str | None) -> list[str]:
@@ -106,31 +250,36 @@ def ended_line(search: RunningSearch, record: TrialRecord) -> str:
         said = "  ".join(f"{name} {record.metrics[name]:.4g}" for name in search.space.objectives)
     else:
         said = f"{record.state}: {record.reason}"
-    params = " ".join(f"{path}={setting(value)}" for path, value in record.params.items())
     kind = "baseline" if record.baseline else "trial"
-    return f"[{search.done}/{search.budget}] {kind} {record.trial}  {said}  ({params})"
+    return f"[{search.done}/{search.budget}] {kind} {record.trial}  {said}  ({' '.join(_parameters(record))})"
 
 
-def _front_table(result: Result, shown: Sequence[str]) -> Table:
+def _front_table(result: Result, shown: Sequence[str], width: int) -> Table:
+    knee = result.knee() if len(result.objectives) > 1 else None
+    titles = ["trial", *(find_metric(name).title for name in result.objectives)]
+    rows = [[f"{trial} (knee)" if trial == knee else trial, *_figures(result, trial)] for trial in shown]
+    needed = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    wanted = [max(len(title), wide) for title, wide in zip(titles, needed, strict=True)]
+    room = width - sum(wanted) - 2 * len(wanted)
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="none")
-    for title in ("trial", *(find_metric(name).title for name in result.objectives)):
-        table.add_column(Text(title), justify="right" if table.columns else "left", no_wrap=bool(not table.columns))
-    table.add_column(Text("parameters"), no_wrap=True, overflow="ellipsis")
-    for trial in shown:
-        record, is_knee = result.records[trial], trial == result.knee() and len(result.objectives) > 1
-        figures = [find_metric(name).text(record.metrics[name]) for name in result.objectives]
-        params = " ".join(f"{path}={setting(value)}" for path, value in record.params.items())
-        cells = [f"{trial} (knee)" if is_knee else trial, *figures, params]
-        table.add_row(*map(Text, cells), style="bold" if is_knee else None)
+    for title, wide in zip(titles, needed, strict=True):
+        table.add_column(Text(title), justify="right" if table.columns else "left", min_width=wide)
+    if room >= PARAMETERS:
+        table.add_column(Text("parameters"), no_wrap=True)
+    for trial, cells in zip(shown, rows, strict=True):
+        params = [fit(_parameters(result.records[trial]), room)] if room >= PARAMETERS else []
+        table.add_row(*map(Text, [*cells, *params]), style="bold" if trial == knee else None)
     return table
 
 
-def _time_left(search: RunningSearch, running: Sequence[TrialRecord]) -> str:
-    """Say how long the search will take, from the mean wall time of the trials that have ended."""
-    took = [record.wall_s for record in search.records.values() if record.wall_s is not None]
-    if not took:
-        return "time left: not known yet"
-    mean, now = sum(took) / len(took), time.time()
-    to_come = search.budget + len(search.baselines) - sum(r.state in COUNTED for r in search.records.values())
-    to_do = mean * max(to_come, len(running)) - sum(min(now - (r.started_time or now), mean) for r in running)
-    return f"about {duration(max(to_do, 0.0) / max(1, search.slots))} left"
+def _figures(result: Result, trial: str) -> list[str]:
+    metrics = result.records[trial].metrics
+    return [find_metric(name).text(metrics[name], metrics.get(f"{name}_se")) for name in result.objectives]
+
+
+def _parameters(record: TrialRecord) -> list[str]:
+    return [f"{path}={setting(value)}" for path, value in record.params.items()]
+
+
+def _done(record: TrialRecord) -> int:
+    return int(record.epochs[-1].get("epoch") or 0) if record.epochs else 0

@@ -30,6 +30,7 @@ from mixtune.run.result import Result, result_of
 from mixtune.space.space import SearchSpace
 from mixtune.stages.opened import Opened, refuse_other_device
 from mixtune.stages.paths import RecipePaths
+from mixtune.tuning.forecast import forecast_trials
 from mixtune.tuning.live import Progress
 from mixtune.tuning.loggers import Logger
 from mixtune.tuning.nodes import Cluster
@@ -235,10 +236,11 @@ def _run(
             _say(console, f"finished already; mixtune resume {quoted(run)} --trials N extends it")
         else:
             _say(console, _what_is_left(search, slots, again))
-            progress.begin(search)
-            study.copy(search.suggester.study, search.records)
+            forecast = forecast_trials(space, prepared.data, costs, search.step_times)
             with _saying_that_the_ledger_is_full(search, run):
-                search.open(opened.to_dict())
+                search.open({**opened.to_dict(), "slots": slots.count, "forecast_s": forecast})
+                progress.begin(search)
+                study.copy(search.suggester.study, search.records)
                 foreign = None if is_ours else scheduler
                 say = say_to(console)
                 interrupted = train_trials(search, cluster, run.path, paths, say, wait_s, callbacks, foreign)

@@ -28,6 +28,7 @@ from mixtune.cost.model import Cost
 from mixtune.meter.times import StepTimes
 from mixtune.metrics import METRICS
 from mixtune.run.ledger import COUNTED, ENDED, Ledger, RunState, TrialRecord, finite_or_none, fold, read_ledger
+from mixtune.run.remaining import wanted_trials
 from mixtune.space.recipe import SAME_TIME
 from mixtune.space.space import SearchSpace
 from mixtune.stages.table import Paths, StageTable, Stored, TrialPath
@@ -199,7 +200,7 @@ class RunningSearch:
     @property
     def active(self) -> list[TrialRecord]:
         """The records of the trials that were handed out and have not ended."""
-        return [self.records[trial] for trial in self._active]
+        return [self.records[trial] for trial in [*self._active]]  # a view asks from a thread of its own
 
     @property
     def is_training(self) -> bool:
@@ -224,11 +225,7 @@ class RunningSearch:
 
     @property
     def _wanted(self) -> int:
-        """How many trials should end: the budget, or all of a grid that no constraint forbids."""
-        size = self.space.grid_size() if self.space.search.sampler == "grid" else None
-        if size is None:
-            return self.budget
-        return min(self.budget, size - sum(record.state == "rejected" for record in self.records.values()))
+        return wanted_trials(self.state, self.space)
 
     @property
     def is_draining(self) -> bool:
@@ -282,7 +279,8 @@ class RunningSearch:
             metrics = finite_or_none({**epoch, **self._price_epoch(record, report, number)})
             is_stored = report.stored is not None and number == report.metrics["epoch"]
             if number not in known or is_stored:
-                stored = {"state": report.stored} if is_stored else {}
+                stored: dict[str, Any] = {"state": report.stored} if is_stored else {}
+                stored |= {"reused": report.reused} if report.reused else {}
                 if is_stored and report.node is not None:
                     stored["node"] = report.node
                 # what is decided by an epoch is a line of its own, which puts this one on the disk too
@@ -379,7 +377,8 @@ class RunningSearch:
     def _start(self, trial: str) -> Asked:
         """Hand out a trial, which is requested in the ledger already, unless it is a baseline's first time."""
         if trial not in self.records:
-            self._write("asked", trial, baseline=trial, params=self.baselines[trial])
+            params = self.baselines[trial]
+            self._write("asked", trial, baseline=trial, params=params, **self._forecast(params))
         if self._idle_s > MIN_WAITED_S:
             self._append("waited", trial=trial, seconds=self._idle_s)
             self._idle_s = 0.0
@@ -419,8 +418,13 @@ class RunningSearch:
                 reason = f"{broken.metric} would be {forecast[broken.metric]:.4g}, not {broken.to_yaml()}"
                 self._write("rejected", trial, reason=reason, metrics=finite_or_none(forecast), **fields)
                 return None
-        self._write("asked", trial, **fields)
+        self._write("asked", trial, **fields, **self._forecast(params))
         return trial
+
+    def _forecast(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what an ``asked`` event holds of a recipe's cost."""
+        cost = self._costs(params, self.step_times, 0, 1.0)
+        return {} if cost is None else {"forecast_s": cost.seconds, "epochs": cost.epochs}
 
     def _end(self, event: str, trial: str, metrics: Mapping[str, Any], **fields: Any) -> None:
         report = self._active.get(trial)
