@@ -48,9 +48,8 @@ def main() -> None:
     """Print the table."""
     for directory in map(Path, sys.argv[1:]):
         moments = list(replay(directory))
-        print(
-            f"{directory}: {moments[0].truth:.0f} s\n| after | trials done | forecast (s) | left (s) | ratio |\n|{'---|' * 5}"
-        )
+        print(f"{directory}: {moments[0].truth:.0f} s")
+        print(f"| after | trials done | forecast (s) | left (s) | ratio |\n|{'---|' * 5}")
         for each in moments:
             if each.share in SHARES:
                 ratio = each.forecast / each.truth

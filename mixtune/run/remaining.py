@@ -11,7 +11,8 @@ from mixtune.run.accounting import trained_seconds
 from mixtune.run.ledger import COUNTED, ENDED, RunState, TrialRecord
 from mixtune.space.space import SearchSpace
 
-DRAWN = 4  # trials that count as much as the mean forecast of recipes drawn at random
+RECENT = 8  # trials; what is learned follows a machine whose load changes, and a sampler that finds what is cheap
+DRAWN = 4  # trials, for which the mean forecast of recipes drawn at random stands at first
 OVERDUE = 0.1  # of the time that an epoch has taken, left at least: a forecast that is over says nothing any more
 
 
@@ -36,11 +37,11 @@ def time_left(state: RunState, space: SearchSpace, now: float, slots: int | None
     """Return how long a search that runs will still take.
 
     The seconds of training steps that are left to each trial are known: by its latest epoch, by its forecast when it
-    was asked, or, of one still to be suggested, by the mean of those suggested so far and of recipes drawn at random.
-    What was seen so far makes wall seconds of them: the pace, wall seconds per second of training steps (validation,
-    starts, neighbours on the device); the share of a recipe that its trial trains, which falls as stages are reused and
-    trials are ended early; the time for which a slot is free between two trials. Then trials follow each other in the
-    slots.
+    was asked, or, of one still to be suggested, by the mean of those suggested last, at first of recipes drawn at
+    random. What was seen of the latest trials makes wall seconds of them: the pace, wall seconds per second of training
+    steps (validation, starts, neighbours on the device); the share of a recipe that its trial trains, which falls as
+    stages are reused and trials are ended early; the time for which a slot is free between two trials. Then trials
+    follow each other in the slots.
 
     now: unix seconds; slots: trials at once, by default as many as the search began with.
     """
@@ -53,16 +54,17 @@ def time_left(state: RunState, space: SearchSpace, now: float, slots: int | None
     timed = [record for record in records if record.epochs and record.forecast_s]
     asked_s = sum(record.forecast_s or 0.0 for record in timed)
     revision = sum(_forecast(record) for record in timed) / asked_s if asked_s else 1.0
-    suggested = [seconds for r in records if r.baseline is None and not math.isnan(seconds := _forecast(r))]
-    weight = DRAWN if "trial" in drawn else 0
-    seconds_known = weight * revision * drawn.get("trial", 0.0) + sum(suggested)
-    if not seconds_known:
+    costs = [revision * drawn["trial"]] * DRAWN if "trial" in drawn else []
+    costs += [seconds for r in records if r.baseline is None and not math.isnan(seconds := _forecast(r))]
+    if not any(costs):
         return TimeLeft(None, {})
-    typical = seconds_known / (weight + len(suggested))
+    typical = sum(costs[-RECENT:]) / len(costs[-RECENT:])
 
-    wall = trained = typical  # a trial at the pace of its steps, and without reuse, for what is not seen yet
-    kept = requested = typical
-    for record in records:
+    ended = [record for record in records if record.ended_time is not None]
+    seen = [*heapq.nlargest(RECENT, ended, key=lambda record: record.ended_time or 0.0), *running]
+    # until enough is seen, a trial at the pace of its steps, and without reuse, stands in for it
+    wall = trained = kept = requested = typical if len(ended) < RECENT else 0.0
+    for record in seen:
         seconds = _trained_seconds(record)
         until = record.epoch_time if record.ended_time is None else record.ended_time
         if math.isnan(seconds) or until is None or record.started_time is None:
@@ -70,7 +72,8 @@ def time_left(state: RunState, space: SearchSpace, now: float, slots: int | None
         wall, trained = wall + until - record.started_time, trained + seconds
         if record.state in ENDED and not math.isnan(forecast := _forecast(record)):
             kept, requested = kept + seconds, requested + forecast
-    pace, share = wall / trained, kept / requested
+    pace = wall / trained if trained else 1.0
+    share = kept / requested if requested else 1.0
     pause = _pause(records, opened.get("time", 0.0), now, slots)
 
     def rest(record: TrialRecord) -> float:
