@@ -17,6 +17,7 @@ from rich.console import Console
 
 from mixtune._version import __version__
 from mixtune.errors import DataError, RequestError, TrainingError
+from mixtune.metrics import disturbed_note, is_disturbed
 from mixtune.run.directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -59,6 +60,9 @@ Wait = Annotated[str | None, typer.Option(metavar="TIME", help="for a node, then
 LogTo = Annotated[
     list[str] | None,
     typer.Option(metavar="LOGGER", help="log curves below DIR/logs, such as tensorboard; repeatable"),
+]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="on a CPU (default: what is fastest, measured; a kept run's own)")
 ]
 TimeBudget = Annotated[str | None, typer.Option(metavar="TIME", help="such as 2h or 30m; resume continues after it")]
 
@@ -242,14 +246,23 @@ def train(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="DIR", help="keep recipe, weights and metrics there")
     ] = None,
+    threads: Threads = None,
 ) -> None:
     """Train one recipe, the base recipe of a space, without Ray."""
     recipe, overrides = _read_recipe(space, set_)
     from mixtune.single import epoch_line, final_line, train_recipe
 
     with _interruptible("nothing is kept"):
-        trained = train_recipe(recipe, overrides, lambda metrics: print(epoch_line(metrics), flush=True), out)
+        trained = train_recipe(
+            recipe,
+            overrides,
+            on_epoch=lambda metrics: print(epoch_line(metrics), flush=True),
+            out=out,
+            threads=threads,
+        )
     print(final_line(trained.metrics))
+    for note in disturbed_note(["training time"] if is_disturbed(trained.metrics.disturbed) else []):
+        print(note)
     if out is not None:
         print(f"saved to {out}")
 
@@ -262,6 +275,7 @@ def compare(
     set_: Overrides = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", metavar="DIR", help="default: runs/compare-SPACE")] = None,
     format_: Annotated[str, typer.Option("--format", metavar="FORMAT", help="table, markdown or csv")] = "table",
+    threads: Threads = None,
 ) -> None:
     """Train SL, and SSL+SL and MixTraining with each encoding: accuracies and speed-ups side by side.
 
@@ -282,6 +296,7 @@ def compare(
             overrides=overrides,
             out=out,
             on_line=lambda line: print(line, file=lines, flush=True),
+            threads=threads,
         )
     if format_ == "markdown":
         print(compared.to_markdown(), end="")

@@ -7,15 +7,19 @@ direction may be an objective or a constraint; the report writes it with its tit
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Direction = Literal["max", "min"]
 Known = Literal["before", "epoch", "end"]
 Worst = Literal["chance", "certain and wrong", "most expensive"]
 
+DISTURBED = "~"  # before figures that were measured while others computed
 _UNITS = {
     "_accuracy": "%",
     "_f1": "%",
@@ -34,7 +38,8 @@ class Metric:
     direction: which way is better, None for what is not a goal; known: before training, of each epoch (and so in the
     ledger's epoch events), or at the end alone; worst: what the hypervolume's reference point takes for the worst that
     counts, None for what has none; forecast: the metric that forecasts this one during training; of_device: whether
-    values of two devices cannot be compared; last: whether its column comes last in a table.
+    values of two devices cannot be compared; disturbed: the metric that says how much of it was measured while others
+    disturbed it; last: whether its column comes last in a table.
     """
 
     name: str
@@ -44,6 +49,7 @@ class Metric:
     worst: Worst | None = None
     forecast: str | None = None
     of_device: bool = False
+    disturbed: str | None = None
     last: bool = False
     about: str = ""
 
@@ -67,11 +73,12 @@ class Metric:
         """The title with its unit: "training time (s)"."""
         return f"{self.title} ({self.unit})" if self.unit else self.title
 
-    def text(self, value: float | None, error: float | None = None) -> str:
+    def text(self, value: float | None, error: float | None = None, disturbed: float | None = None) -> str:
         """Return "97.0 ± 1.4 %" for a stored value and its standard error, "12.3 s", or "-" for no value.
 
         A value has the digits that its error carries, which has one, or two from 1.0 to 1.9: "4.4 ± 1.0 s". Shares are
-        tenths of a percent.
+        tenths of a percent. disturbed: what the metric of this one's ``disturbed`` says; where that is not nothing, the
+        text is "~12.3 s".
         """
         if value is None or not math.isfinite(value):
             return "-"
@@ -83,7 +90,7 @@ class Metric:
             numbers = [f"{value:.{decimals}f}", f"{error:.{decimals}f}"]
         else:
             numbers = [significant(value)]
-        return f"{' ± '.join(numbers)} {self.unit}".rstrip()
+        return f"{DISTURBED * is_disturbed(disturbed)}{' ± '.join(numbers)} {self.unit}".rstrip()
 
 
 def _scores(split: str, words: str) -> list[Metric]:
@@ -121,6 +128,7 @@ _ROWS = [
         "most expensive",
         forecast="forecast_latency_s",
         of_device=True,
+        disturbed="disturbed",
         about="the training steps so far on a device of their own, from step times measured in quiet windows; revised "
         "as more windows are measured, exact at the end",
     ),
@@ -131,6 +139,8 @@ _ROWS = [
     Metric("wall_s", last=True, about="the last attempt's, from its start to its end"),
     Metric("forecast_latency_s", known="epoch", about="the same for the whole recipe, untimed phases by their FLOPs"),
     Metric("training_s", known="epoch", about="the sum of the epochs' training times, each as known when it ended"),
+    Metric("disturbed", about="the share of train_latency_s of steps that were never timed while others were quiet"),
+    Metric("infer_disturbed", about="1 where infer_latency_ms was not measured while others were quiet, else 0"),
     Metric("train_clock_s", about="the steps of epochs_trained by the wall clock, slowed by whatever else ran"),
     Metric("validation_s", about="the clock of held-out images, of epochs_trained"),
     Metric("compile_s", about="the clock of torch.compile, of epochs_trained"),
@@ -150,6 +160,7 @@ _ROWS = [
         "inference time",
         "min",
         of_device=True,
+        disturbed="infer_disturbed",
         about="one image from its pixels to its class, measured as the training steps are, after the last epoch",
     ),
     Metric(
@@ -173,6 +184,7 @@ _ROWS = [
     Metric("lr_sl", known="before", about="the peak rate used: base_lr * batch / 256"),
     Metric("precision", known="before", about="float32 or bfloat16"),
     Metric("device", known="before", about="the GPU, or the CPU and its threads"),
+    Metric("threads", known="before", about="of the process that trained"),
     Metric("protocol", known="before", about="search or paper"),
 ]
 METRICS = {row.name: row for row in _ROWS}
@@ -203,6 +215,30 @@ def last_columns() -> list[str]:
 def learned_scores() -> list[str]:
     """Return the objectives that training has to find out, epoch by epoch: scores on validation images."""
     return [row.name for row in METRICS.values() if row.direction and row.known == "epoch" and row.forecast is None]
+
+
+def metric_text(metrics: Mapping[str, Any] | pd.Series[Any], name: str) -> str:
+    """Return a metric with its standard error, and a mark where it was disturbed: "97.0 ± 1.4 %", "~12.3 s"."""
+    row = find_metric(name)
+    disturbed = None if row.disturbed is None else metrics.get(row.disturbed)
+    return row.text(metrics[name], metrics.get(error_name(name)), disturbed)
+
+
+def error_name(name: str) -> str:
+    """Return the column of a metric's standard error: ``val_accuracy_se``, ``train_latency_se_s``."""
+    return f"{name.removesuffix('_s')}_se_s" if name.endswith("_s") else f"{name}_se"
+
+
+def is_disturbed(share: float | None) -> bool:
+    """Return whether a figure in seconds was disturbed, by the metric that its row names."""
+    return share is not None and share > 0
+
+
+def disturbed_note(names: Iterable[str]) -> list[str]:
+    """Return what a table with marked figures of these rows needs alongside: a line, or none."""
+    listed = ", ".join(names)
+    quiet = f"{DISTURBED} {listed}: timed while other processes computed, so the seconds may be too long"
+    return [quiet] if listed else []
 
 
 def metric_value(metrics: Mapping[str, Any], name: str) -> float:

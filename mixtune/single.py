@@ -18,7 +18,7 @@ import torch
 from mixtune.errors import RequestError, TrainingError, one_line
 from mixtune.files import make_folder
 from mixtune.meter.times import StepTimes
-from mixtune.metrics import duration
+from mixtune.metrics import DISTURBED, duration, is_disturbed
 from mixtune.run.directory import RunDirectory
 from mixtune.space.recipe import Recipe, parse_recipe
 from mixtune.space.space import load_space, override
@@ -30,6 +30,7 @@ from mixtune.training.loop import train
 from mixtune.training.measure import Metrics, measure
 from mixtune.training.saved import save_trained, saved_metrics
 from mixtune.training.state import EpochResult, TrainState, start_state
+from mixtune.training.threads import fastest_threads, known_threads, set_threads
 
 T = TypeVar("T")
 
@@ -59,6 +60,7 @@ def train_recipe(
     out: str | PathLike[str] | None = None,
     shared: Shared | None = None,
     progress: bool | None = None,
+    threads: int | None = None,
 ) -> Trained:
     """Train one recipe on this machine's GPU, or else on its CPU; ``on_epoch`` sees the metrics of each epoch.
 
@@ -66,32 +68,39 @@ def train_recipe(
     values put over it; out: a folder for the recipe, the weights and the metrics (see mixtune.training.saved).
     One that holds the same recipe already is trained again. shared: stages to continue from, for training runs that
     belong together; epochs of a stored beginning are not reported to ``on_epoch``. progress: whether each epoch is a
-    line on stderr; by default where that is a terminal or a notebook's and neither on_epoch nor shared is given. Raises
-    RequestError, DataError, or TrainingError: DivergedError where a loss is NaN or infinite.
+    line on stderr; by default where that is a terminal or a notebook's and neither on_epoch nor shared is given.
+    threads: on a CPU, by default those of the training run that ``out`` holds, since bits depend on them, else as many
+    as are fastest here and now (see mixtune.training.threads); with ``shared``, this process's. Raises RequestError,
+    DataError, or TrainingError: DivergedError where a loss is NaN or infinite.
     """
     if isinstance(recipe, str | PathLike):
         recipe = load_space(recipe).recipe
     elif not isinstance(recipe, Recipe):
         recipe = parse_recipe(recipe)
     recipe = override(recipe, overrides or {})
-    if out is not None:
-        _claim(Path(out), recipe)
+    if threads is not None and threads < 1:
+        raise RequestError(f"threads: should be at least 1, got {threads}")
+    before = None if out is None else _claim(Path(out), recipe)
     if progress is None:
         progress = on_epoch is None and shared is None and _is_watched()
     device = choose_device()
-    try:
-        state = start_state(recipe, load_training_data(recipe, device), device)
-        for _ in train(state) if shared is None else train_shared(state, *shared):
-            reached = measure(state)
-            if on_epoch is not None:
-                on_epoch(reached)
-            if progress:
-                print(epoch_line(reached), file=sys.stderr, flush=True)
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(f"the GPU's memory is full: lower optim.batch_size ({one_line(error)})") from error
-    trained = Trained(recipe, measure(state), state.history, state)
-    if out is not None:
-        save_trained(out, state, trained.metrics)
+    data = load_training_data(recipe, device)
+    if threads is None and shared is None and device.type == "cpu":
+        threads = known_threads(before) or fastest_threads(recipe, data)
+    with set_threads(threads):
+        try:
+            state = start_state(recipe, data, device)
+            for _ in train(state) if shared is None else train_shared(state, *shared):
+                reached = measure(state)
+                if on_epoch is not None:
+                    on_epoch(reached)
+                if progress:
+                    print(epoch_line(reached), file=sys.stderr, flush=True)
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(f"the GPU's memory is full: lower optim.batch_size ({one_line(error)})") from error
+        trained = Trained(recipe, measure(state), state.history, state)
+        if out is not None:
+            save_trained(out, state, trained.metrics)
     return trained
 
 
@@ -149,12 +158,16 @@ def _is_watched() -> bool:
     return sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel.")
 
 
-def _claim(folder: Path, recipe: Recipe) -> None:
-    """Refuse, before it costs a training run, a folder that cannot be had or holds something else."""
+def _claim(folder: Path, recipe: Recipe) -> dict[str, Any] | None:
+    """Refuse, before it costs a training run, a folder that cannot be had or holds something else.
+
+    Returns the metrics of the recipe's training that it holds, None where it does not.
+    """
     if RunDirectory(folder).holds_run:
         raise RequestError(f"{folder} holds a search: choose another folder")
-    saved_metrics(folder, recipe)  # raises where it holds another recipe's training
+    known = saved_metrics(folder, recipe)
     make_folder(folder)
+    return known
 
 
 def epoch_line(metrics: Metrics) -> str:
@@ -162,7 +175,7 @@ def epoch_line(metrics: Metrics) -> str:
     figures = {"ssl loss": metrics.ssl_loss, "sl loss": metrics.sl_loss}
     losses = [f"{name} {value:.4f}" for name, value in figures.items() if not math.isnan(value)]
     accuracy = [] if math.isnan(metrics.accuracy) else [f"{metrics.split}_accuracy {metrics.accuracy:.3f}"]
-    seconds = f"{metrics.train_latency_s:.1f} s"
+    seconds = f"{_mark(metrics)}{metrics.train_latency_s:.1f} s"
     counted = f"epoch {metrics.epoch}/{metrics.epochs_asked}"
     return "  ".join([counted, f"{metrics.phase:<3}", *losses, *accuracy, seconds])
 
@@ -175,7 +188,12 @@ def final_line(metrics: Metrics) -> str:
     accuracy = f"{metrics.split}_accuracy {metrics.accuracy:.3f} ± {metrics.accuracy_se:.3f}"
     compiled = f" after {metrics.compile_s:.1f} s of compilation" if metrics.compile_s else ""
     return (
-        f"{metrics.method}: {accuracy} {f'({tasks}) ' if tasks else ''}in {metrics.train_latency_s:.1f} s of training "
+        f"{metrics.method}: {accuracy} {f'({tasks}) ' if tasks else ''}in "
+        f"{_mark(metrics)}{metrics.train_latency_s:.1f} s of training "
         f"({parts}){compiled}; peak learning rates: ssl {metrics.lr_ssl:.2g}, sl {metrics.lr_sl:.2g}; "
-        f"{metrics.precision}"
+        f"{metrics.precision}, {metrics.threads} {'thread' if metrics.threads == 1 else 'threads'}"
     )
+
+
+def _mark(metrics: Metrics) -> str:
+    return DISTURBED * is_disturbed(metrics.disturbed)

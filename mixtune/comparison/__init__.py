@@ -37,6 +37,7 @@ from mixtune.training.device import choose_device, describe_device
 from mixtune.training.loop import DivergedError
 from mixtune.training.plan import method_of
 from mixtune.training.saved import save_diverged, saved_metrics
+from mixtune.training.threads import fastest_threads, known_threads, set_threads
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def compare(
     overrides: Mapping[str, Any] | None = None,
     out: str | PathLike[str] | None = None,
     on_line: Callable[[str], None] = lambda _: None,
+    threads: int | None = None,
 ) -> Comparison:
     """Train SL, and SSL+SL and MixTraining with each encoding, on ``seeds`` seeds each; needs no Ray.
 
@@ -90,13 +92,15 @@ def compare(
     out: a folder for the trained recipes (see mixtune.training.saved) and the tables, ``compare.md`` and
     ``compare.csv``; training runs that it holds already are not repeated, so an interrupted comparison continues.
     Of one seed, epochs that recipes have in common are trained once, and step times are measured once.
-    on_line: receives progress, line by line. The seeds of all methods are trained in turn, so that a machine that
-    slows down slows all of them. Raises RequestError or DataError.
+    threads: of all training runs on a CPU, by default those of the ones that ``out`` holds, else as many as are fastest
+    here and now (see mixtune.training.threads). on_line: receives progress, line by line. The seeds of all methods are
+    trained in turn, so that a machine that slows down slows all of them. Raises RequestError or DataError.
     """
     recipe = space if isinstance(space, Recipe) else load_space(space).recipe
     recipe = override(recipe, {**({"protocol": "paper"} if paper else {}), **(overrides or {})})
-    if seeds < 1:
-        raise RequestError(f"seeds: should be at least 1, got {seeds}")
+    for name, given in (("seeds", seeds), ("threads", threads)):
+        if given is not None and given < 1:
+            raise RequestError(f"{name}: should be at least 1, got {given}")
     if recipe.protocol == "search" and recipe.data.val_fraction == 0:
         raise RequestError("data.val_fraction is 0: there is nothing to measure on (protocol: paper takes test images)")
     if method_of(recipe) != "mixtraining":
@@ -109,7 +113,8 @@ def compare(
     comparison = Comparison((), split="test" if recipe.protocol == "paper" else "val", remarks=_remarks(recipe))
     if paper:
         comparison = _with_paper(comparison, recipe)
-    with tempfile.TemporaryDirectory(prefix="mixtune-compare-") as scratch:
+    threads = threads or _find_threads(recipe, seeds, None if out is None else Path(out))
+    with tempfile.TemporaryDirectory(prefix="mixtune-compare-") as scratch, set_threads(threads):
         stages = Path(scratch if out is None else out) / "stages"
         for run in _train_all(recipe, seeds, None if out is None else Path(out), stages, on_line):
             comparison = replace(comparison, runs=(*comparison.runs, run))
@@ -138,13 +143,29 @@ def _encodings(recipe: Recipe) -> tuple[str | None, ...]:
     return choices if set(choices) == {"visible", "full"} else (None,)
 
 
+def _find_threads(recipe: Recipe, seeds: int, out: Path | None) -> int | None:
+    """Return the threads of the training runs that a folder holds, else the fastest here; None on a GPU."""
+    device = choose_device()
+    if device.type == "cuda":
+        return None
+    if out is not None:
+        for name, each in _named_recipes(recipe, seeds):
+            if threads := known_threads(saved_metrics(out / f"{name}-seed{each.seed}", each)):
+                return threads
+    return fastest_threads(recipe, load_training_data(recipe, device))
+
+
+def _named_recipes(recipe: Recipe, seeds: int) -> list[tuple[str, Recipe]]:
+    return [each for seed in range(seeds) for each in compared_recipes(recipe, seed)]
+
+
 def _train_all(
     recipe: Recipe, seeds: int, out: Path | None, stages: Path, on_line: Callable[[str], None]
 ) -> Iterator[Run]:
     device = choose_device()
     data = load_training_data(recipe, device)
     size, speeds = Size.of(data), measure_speeds(recipe, data, device)
-    named = [each for seed in range(seeds) for each in compared_recipes(recipe, seed)]
+    named = _named_recipes(recipe, seeds)
     bills = [recipe_bill(each, size) for _, each in named]
     seconds = [sum(bill.price(StepTimes(), speeds).values()) for bill in bills]
     planned = [Planned(name, each, s, each) for (name, each), s in zip(named, seconds, strict=True)]
@@ -200,6 +221,7 @@ def _run(recipe: Recipe, metrics: Mapping[str, Any], flops: float, split: str) -
         task_accuracies=by_task if len(tasks) > 1 else {tasks[0]: accuracy},
         latency_s=metric_value(metrics, "train_latency_s"),
         flops=flops,
+        disturbed=metric_value(metrics, "disturbed"),
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
-from mixtune.metrics import find_metric, significant
+from mixtune.metrics import DISTURBED, disturbed_note, find_metric, is_disturbed, significant
 from mixtune.render import fits, markdown_table, terminal_table
 from mixtune.report.paper import dataset_key
 from mixtune.run.frames import csv_text
@@ -34,7 +34,8 @@ class Run:
     """One training run of a comparison. Accuracies are shares in [0, 1] of one split, NaN where the training diverged.
 
     method: "sl", "ssl_sl" or "mixtraining"; encode: "visible" or "full", None for sl and for SSL objectives without
-    that choice; task_accuracies: by task, in the recipe's order; latency_s: seconds of training.
+    that choice; task_accuracies: by task, in the recipe's order; latency_s: seconds of training;
+    disturbed: the share of them that was timed while other processes computed.
     """
 
     method: str
@@ -44,15 +45,17 @@ class Run:
     task_accuracies: dict[str, float]
     latency_s: float
     flops: float
+    disturbed: float = 0.0
 
 
 def summarise(runs: Sequence[Run]) -> pd.DataFrame:
     """Return a row for each (method, encode) that has runs: SL, then SSL+SL and MixTraining at each encoding.
 
     Columns: label, method, encode, seeds, diverged (how many of them), accuracy_mean, accuracy_std,
-    accuracy_<task>_mean where there are several tasks, latency_mean_s, latency_std_s, flops (mean), and four speed-ups,
-    of seconds and ``_by_flops``: ``speedup_same_encoding`` for MixTraining, against SSL+SL at its encoding;
-    ``speedup_fastest`` for SSL+SL and MixTraining, against the SSL+SL of the fewest seconds (that one's FLOPs, too).
+    accuracy_<task>_mean where there are several tasks, latency_mean_s, latency_std_s, flops (mean), disturbed (the
+    share of the seconds that was timed while other processes computed), and four speed-ups, of seconds and
+    ``_by_flops``: ``speedup_same_encoding`` for MixTraining, against SSL+SL at its encoding; ``speedup_fastest`` for
+    SSL+SL and MixTraining, against the SSL+SL of the fewest seconds (that one's FLOPs, too).
 
     Standard deviations are the sample's over seeds, NaN for one. A diverged run makes the accuracies NaN; seconds and
     FLOPs are those of the runs that did not diverge, because a diverged one stops early. What cannot be had is NaN.
@@ -141,7 +144,7 @@ def comparison_notes(frame: pd.DataFrame, paper: pd.DataFrame | None = None) -> 
             f"paper ({_tables(paper['table'])}): {paper['setting'].iloc[0]}; test accuracy, seconds on its own "
             "hardware, encoding full"
         )
-    return notes
+    return notes + disturbed_note(str(row["label"]) for row in rows if is_disturbed(row["disturbed"]))
 
 
 def _summary(runs: Sequence[Run], tasks: Sequence[str]) -> Row:
@@ -163,6 +166,7 @@ def _summary(runs: Sequence[Run], tasks: Sequence[str]) -> Row:
         "latency_mean_s": _mean(latencies),
         "latency_std_s": _deviation(latencies),
         "flops": _mean([run.flops for run in finished]),
+        "disturbed": _mean([run.disturbed for run in finished]),
     }
 
 
@@ -262,7 +266,8 @@ def _cells(frame: pd.DataFrame, row: Row) -> list[str]:
         str(row["label"]),
         accuracy.text(row["accuracy_mean"], row.get("accuracy_std")),
         *(accuracy.text(row.get(name)) for name in _task_columns(frame)),
-        _seconds(row["latency_mean_s"], row.get("latency_std_s", math.nan)),
+        DISTURBED * is_disturbed(row.get("disturbed"))
+        + _seconds(row["latency_mean_s"], row.get("latency_std_s", math.nan)),
         *(f"{row[name]:.2f}x" if math.isfinite(row.get(name, math.nan)) else "-" for name in _speedups(frame).values()),
     ]
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 import torch
@@ -20,10 +18,9 @@ from mixtune.space.space import SearchSpace
 from mixtune.space.views import Strategy
 from mixtune.training.bill import Bill, phase_flops
 from mixtune.training.data import TrainingData
-from mixtune.training.loop import compile_phase, train_step
 from mixtune.training.plan import PHASES, Epoch, Phase, make_plan
-from mixtune.training.state import TrainState, start_state
-from mixtune.training.streams import torch_generator
+from mixtune.training.state import start_state
+from mixtune.training.threads import step_seconds
 
 TIMED_BATCH = 64
 TIMED_STEPS = 5
@@ -151,20 +148,4 @@ def measure_speeds(recipe: Recipe, data: TrainingData, device: torch.device) -> 
     state = start_state(small, replace(data, batch_size=batch), device)
     first = recipe.ssl.strategy(0)
     epochs = [Epoch(0, phase, None, None, None if phase == "sl" else first) for phase in PHASES]
-    return {epoch.phase: state.step_flops(epoch) / _step_seconds(state, epoch) for epoch in epochs}
-
-
-def _step_seconds(state: TrainState, epoch: Epoch) -> float:
-    """Return the least of a few timed training steps, their batches included; the first, which allocates, is not."""
-    compile_phase(state, epoch)
-    masks = torch_generator(state.recipe.seed, "masks", 0, state.device)
-    times = []
-    batches = islice(state.data.batches(state.recipe, epoch), TIMED_STEPS + 1)
-    started = time.perf_counter()
-    for images, labels in batches:
-        train_step(state, epoch, images, labels, masks)
-        if state.device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-        started = time.perf_counter()
-    return min(times[1:] or times)
+    return {epoch.phase: state.step_flops(epoch) / step_seconds(state, epoch, TIMED_STEPS) for epoch in epochs}

@@ -52,6 +52,10 @@ class StepTimes:
         """Return whether there is a step time, even if of a disturbed window."""
         return signature in self.windows or signature in self.disturbed
 
+    def is_disturbed(self, signature: str) -> bool:
+        """Return whether a step time is known, but of no quiet window: others computed, and it may be too long."""
+        return signature in self.disturbed and signature not in self.windows
+
     def unfixed(self, signatures: Iterable[str]) -> list[str]:
         """Return the signatures whose step times are known and could still change."""
         return sorted({s for s in signatures if self.is_known(s) and self.missing(s)})

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pandas as pd
 from rich.table import Table
 
-from mixtune.metrics import find_metric, setting, significant
+from mixtune.metrics import disturbed_note, find_metric, is_disturbed, metric_text, setting, significant
 from mixtune.render import fits, terminal_table
 from mixtune.run.frames import csv_text
 from mixtune.run.result import Result
@@ -46,7 +46,9 @@ def front_notes(result: Result) -> list[str]:
     if broken := len(result.complete()) - len(result.feasible()):
         limits = " and ".join(str(constraint) for constraint in result.constraints.values())
         notes.append(f"{broken} complete {'trial does' if broken == 1 else 'trials do'} not keep {limits}")
-    return notes
+    shown = [result.records[trial] for trial in result.highlights]
+    marks = [mark for name in result.objectives if (mark := find_metric(name).disturbed)]
+    return notes + disturbed_note(r.trial for r in shown if any(is_disturbed(r.metrics.get(mark)) for mark in marks))
 
 
 def front_csv(result: Result, baselines: bool = True) -> str:
@@ -57,8 +59,7 @@ def front_csv(result: Result, baselines: bool = True) -> str:
 
 def objective_cells(result: Result, metrics: Mapping[str, Any] | pd.Series[Any]) -> list[str]:
     """Return a trial's objectives with their standard errors, as text."""
-    errors = {name: f"{name}_se" for name in result.objectives} | {"train_latency_s": "train_latency_se_s"}
-    return [find_metric(name).text(metrics[name], metrics.get(errors[name])) for name in result.objectives]
+    return [metric_text(metrics, name) for name in result.objectives]
 
 
 def setting_cells(result: Result, trial: str, paths: list[str]) -> list[str]:

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from rich.table import Table
 
-from mixtune.metrics import find_metric
+from mixtune.metrics import disturbed_note, find_metric, metric_text
 from mixtune.render import fits, terminal_table
 from mixtune.run.estimates import (
     FEW_SEEDS,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 Event = Mapping[str, Any]
 
-_SEARCHED = ("val_accuracy", "val_accuracy_se", "train_latency_s")
+_SEARCHED = ("val_accuracy", "val_accuracy_se", "train_latency_s", "disturbed")
 _COLUMNS = [
     "trial",
     "method",
@@ -58,6 +58,7 @@ _COLUMNS = [
     *(f"search_{name}" for name in _SEARCHED),
     "p_front",
     "fell_off",
+    "disturbed",
 ]
 
 
@@ -73,7 +74,8 @@ class Confirmation:
     of one training run's accuracy on that many images, common to all rows; train_latency_s, train_latency_std_s and
     train_latency_se_s, the same in seconds; val_balanced_accuracy and the like, with _std and _se, where an objective
     or a constraint is of their kind; every other objective and search_*, as the search found them; p_front; fell_off,
-    whether another row's means dominate this one's or they break a constraint, or all its training runs diverged.
+    whether another row's means dominate this one's or they break a constraint, or all its training runs diverged;
+    disturbed, the share of the seconds that was timed while other processes computed.
     notes: what a reader needs alongside the numbers, a line each. device: what they trained on, None without any.
     runs: the training runs that did not diverge, by trial and seed. missing: recipes that confirm would train and has
     not; interrupted: whether some of them had ended before it last trained, so that its figures decide nothing yet.
@@ -105,12 +107,11 @@ class Confirmation:
         rows = self.frame.sort_values(["fell_off", "train_latency_s"], kind="stable").to_dict("records")
         others = [name for name in self.objectives if name not in ("val_accuracy", "train_latency_s")]
         names = ["val_accuracy", *columns[:1], "train_latency_s", *others]
-        errors = {name: f"{name}_se" for name in names} | {"test_accuracy": "", "train_latency_s": "train_latency_se_s"}
         titles = [find_metric(name).title.replace(" ", "\n", 1) for name in names]
         cells = [
             [
                 self._name(row),
-                *(find_metric(name).text(row[name], row.get(errors[name])) for name in names),
+                *(metric_text(row | {"test_accuracy_se": None}, name) for name in names),
                 *([find_metric("val_accuracy").text(row["search_val_accuracy"])] if "search" in columns else []),
                 f"{100 * row['p_front']:.0f} %",
             ]
@@ -176,6 +177,7 @@ def confirmation(result: Result) -> Confirmation | None:
         *_spread_notes(frame, accuracies, latencies),
         *_missing_notes(frame, wanted),
         *_device_notes(events, counted, device, kept),
+        *disturbed_note(frame["trial"][(frame["disturbed"] > 0) | (frame["search_disturbed"] > 0)]),
     ]
     missing = [record for record in wanted if record.trial not in by_trial]
     last = events[-1].get("time", math.inf)
@@ -232,6 +234,7 @@ def _frame(
         "train_latency_s": latencies.means,
         "train_latency_std_s": latencies.deviations,
         "train_latency_se_s": latencies.errors,
+        "disturbed": np.array([mean_of(_finished(own, "disturbed")) for own in trainings]),
         **{f"search_{name}": _searched(records, name) for name in _SEARCHED},
         **{name: _searched(records, name) for name in exact},
     }

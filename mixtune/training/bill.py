@@ -91,13 +91,17 @@ class Bill:
         Until the end the forecast prices steps that were not timed yet by their FLOPs.
         """
         by_phase = self.price(times, end=trained)
-        forecast = self.price(times, self.speeds(times))
+        forecast, total = self.price(times, self.speeds(times)), sum(by_phase.values())
+        counts = Counter(signature for _, signature, _ in self.epochs[:trained] if times.is_disturbed(signature))
+        disturbed = self.steps * sum(count * times.step_time(signature) for signature, count in counts.items())
         return {
-            "train_latency_s": sum(by_phase.values()),
+            "train_latency_s": total,
             **{f"latency_{phase}_s": by_phase.get(phase, 0.0) for phase in PHASES},
             "latency_reused_s": sum(self.price(times, end=reused).values()),
             "forecast_latency_s": sum(forecast.values()),
             "infer_latency_ms": 1e3 * times.step_time(self.infer),
+            "disturbed": disturbed / total if total else 0.0,
+            "infer_disturbed": float(times.is_disturbed(self.infer)),
         }
 
 

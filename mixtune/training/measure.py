@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import torch
+
 from mixtune.training.device import describe_device
 from mixtune.training.plan import method_of, peak_rate
 from mixtune.training.scores import SCORES, Scores, mean_scores
@@ -97,5 +99,6 @@ def observe(state: TrainState, epochs: int | None = None) -> dict[str, Any]:
         "lr_sl": peak_rate(optim.sl, optim.batch_size),
         "precision": str(state.autocast_dtype).removeprefix("torch."),
         "device": describe_device(state.device),
+        "threads": torch.get_num_threads(),
         "protocol": state.recipe.protocol,
     }

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mixtune.errors import RequestError
-from mixtune.metrics import duration, find_metric, learned_scores, setting
+from mixtune.metrics import duration, find_metric, learned_scores, metric_text, setting
 from mixtune.run.accounting import account
 from mixtune.run.directory import RunFacts
 from mixtune.run.ledger import ENDED, TrialRecord
@@ -273,8 +273,7 @@ def _front_table(result: Result, shown: Sequence[str], width: int) -> Table:
 
 
 def _figures(result: Result, trial: str) -> list[str]:
-    metrics = result.records[trial].metrics
-    return [find_metric(name).text(metrics[name], metrics.get(f"{name}_se")) for name in result.objectives]
+    return [metric_text(result.records[trial].metrics, name) for name in result.objectives]
 
 
 def _parameters(record: TrialRecord) -> list[str]:

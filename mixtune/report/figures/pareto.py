@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from mixtune.metrics import Metric, find_metric, significant
+from mixtune.metrics import Metric, error_name, find_metric, significant
 from mixtune.report.figures._style import (
     BLUE,
     FAINT_BARS,
@@ -103,9 +103,8 @@ def compute(result: Result) -> FrontData:
     colour = find_metric(colour_name) if colour_name else None
 
     def points(frame: pd.DataFrame) -> Points:
-        def column(of: Metric | None, ending: str = "") -> list[float]:
-            name = "" if of is None else f"{of.name.removesuffix('_s')}{ending}_s" if ending and of.unit == "s" else ""
-            name = name or ("" if of is None else of.name + ending)
+        def column(of: Metric | None, is_error: bool = False) -> list[float]:
+            name = "" if of is None else error_name(of.name) if is_error else of.name
             return scaled(frame[name], of) if of and name in frame else [math.nan] * len(frame)
 
         return Points(
@@ -114,8 +113,8 @@ def compute(result: Result) -> FrontData:
             symbols=[METHOD_SYMBOLS.get(result.method(trial), "circle") for trial in frame["trial"]],
             x=column(x) if x_name else [float(numbers.get(trial, math.nan)) for trial in frame["trial"]],
             y=column(y),
-            x_error=column(x, "_se"),
-            y_error=column(y, "_se"),
+            x_error=column(x, is_error=True),
+            y_error=column(y, is_error=True),
             colour=column(colour),
             hover=hover_texts(result, frame["trial"]),
         )
