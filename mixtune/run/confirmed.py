@@ -234,7 +234,7 @@ def _frame(
         "train_latency_s": latencies.means,
         "train_latency_std_s": latencies.deviations,
         "train_latency_se_s": latencies.errors,
-        "disturbed": np.array([mean_of(_finished(own, "disturbed")) for own in trainings]),
+        "disturbed": np.array([mean_of(np.nan_to_num(_finished(own, "disturbed"))) for own in trainings]),
         **{f"search_{name}": _searched(records, name) for name in _SEARCHED},
         **{name: _searched(records, name) for name in exact},
     }

@@ -6,6 +6,7 @@ import io
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -225,3 +226,14 @@ def test_the_csv_reads_back_to_the_same_figures() -> None:
     assert list(theirs["latency_mean_s"]) == list(paper["latency_s"])
     assert list(theirs["encode"].fillna("")) == ["", "full", "full"]
     assert theirs["speedup_same_encoding"].iloc[-1] == paper["speedup"].iloc[-1]
+
+
+def test_seconds_that_were_disturbed_are_marked_and_noted() -> None:
+    runs = [*five(), replace(run("ssl_sl", "full", seed=2), disturbed=0.25)]
+    frame = summarise(runs)
+    (marked,) = (cells for cells in markdown_cells(comparison_markdown(frame, None, "val")) if "~" in " ".join(cells))
+    assert marked[0] == "SSL+SL (full)"
+    assert "~22.4 ± 0.0 s" in marked
+    note = "~ SSL+SL (full): timed while other processes computed, so the seconds may be too long"
+    assert [line for line in comparison_notes(frame) if "~" in line] == [note]
+    assert any("~22.4" in line for line in printed(frame))

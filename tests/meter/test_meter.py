@@ -443,6 +443,7 @@ def test_a_window_that_was_not_quiet_is_made_again(path, monkeypatch):
     run_epoch(meter, 100, lambda number: clock.tick(*((2.0, 0.5) if number < 40 else (1.0, 1.0))))
     assert told == [(2.0, False), *[(1.0, True)] * WINDOWS]
     assert meter.times.step_time("a") == 1.0
+    assert not meter.times.is_disturbed("a")
     assert clock.windows > WINDOWS + 1
 
 
@@ -455,6 +456,7 @@ def test_where_no_window_was_quiet_the_shortest_counts(path, monkeypatch):
     assert list(seconds) == sorted(seconds, reverse=True)
     assert meter.times.step_time("a") == seconds[-1]
     assert meter.times.missing("a") == WINDOWS
+    assert meter.times.is_disturbed("a")
     assert MAX_DISTURBED <= clock.windows <= MAX_DISTURBED + WINDOWS
 
 

@@ -96,3 +96,11 @@ def test_knee_and_hypervolume_are_noted_with_the_reference_point(make_run: MakeR
     notes = front_notes(load(make_run([(0.5, 50.0), (0.6, 55.0)])))
     assert notes[0] == ("knee t0002; hypervolume 4.50 against the reference point val_accuracy 0.1, train_latency_s 60")
     assert front_notes(load(make_run([], name="empty"))) == []
+
+
+def test_seconds_that_were_disturbed_are_marked_and_noted(make_run: MakeRun) -> None:
+    quiet = {"val_accuracy": 0.9, "train_latency_s": 12.0, "disturbed": 0.0}
+    loud = {"val_accuracy": 0.95, "train_latency_s": 20.0, "disturbed": 0.5}
+    result = load(make_run([quiet, loud]))
+    assert ["~20.0 s" in line for line in printed(result) if "t000" in line] == [False, True]
+    assert front_notes(result)[-1] == ("~ t0002: timed while other processes computed, so the seconds may be too long")

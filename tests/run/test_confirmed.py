@@ -308,3 +308,17 @@ def test_other_figures_are_confirmed_where_they_are_aimed_at(make_run: MakeRun) 
     assert list(confirmed.frame["fell_off"]) == [False, True]
     assert "val_calibration_error <= 0.05 does not hold on fresh seeds: t0002" in confirmed.notes
     assert any("80.0 ± 0.6 %" in line for line in printed(confirmed))
+
+
+def test_seconds_that_were_disturbed_are_marked_and_noted(make_run: MakeRun) -> None:
+    directory = make_run([FOUND[0], FOUND[1] | {"disturbed": 1.0}])
+    add(directory, "t0001", around(0.91, 10.0))
+    add(directory, "t0002", around(0.94, 20.0))
+    metrics = {"test_accuracy": 0.91, "test_accuracy_se": 0.016, "train_latency_s": 10.0, "disturbed": 0.1}
+    Ledger(directory / "ledger.jsonl").append("confirmed", trial="t0001", seed=9, metrics=metrics | {"device": "CPU"})
+    found = read(directory)
+    first, second = (" ".join(line.split()) for line in printed(found) if "t000" in line)
+    assert "~10.0 ± 0.05 s 90.0 ± 2.0 % 10.0 s" in first
+    assert "20.0 ± 0.1 s 95.0 ± 2.0 % ~20.0 s" in second
+    assert "~20.0 ± 0.1 s" not in second
+    assert found.notes[-1].startswith("~ t0001, t0002: timed while other processes computed")

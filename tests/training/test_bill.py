@@ -47,3 +47,16 @@ def test_the_metrics_in_seconds_follow_from_bill_and_times_alone() -> None:
     pace = (0.5 + 1.0) / (8.0 + 4.0)  # seconds a FLOP, of the steps that were timed
     assert found["forecast_latency_s"] == pytest.approx(20.0 + 10 * pace * (6.0 + 2.0))
     assert math.isnan(bill.seconds(StepTimes(), 1, 0)["forecast_latency_s"])
+
+
+def test_the_share_of_seconds_that_no_quiet_window_stands_behind_is_told() -> None:
+    bill, times = Bill(10, EPOCHS, "infer"), times_of(a=0.5)
+    times.add("b", 3.0, quiet=False)
+    times.add("infer", 0.002, quiet=False)
+    assert bill.seconds(times, 2, 0)["disturbed"] == 0.0
+    assert bill.seconds(times, 3, 0)["disturbed"] == 30.0 / (5.0 + 5.0 + 30.0)
+    assert bill.seconds(times, 3, 0)["infer_disturbed"] == 1.0
+    times.add("b", 1.0)  # a quiet one counts alone
+    times.add("infer", 0.001)
+    found = bill.seconds(times, 3, 0)
+    assert (found["disturbed"], found["infer_disturbed"], found["train_latency_s"]) == (0.0, 0.0, 20.0)
