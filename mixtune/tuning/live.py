@@ -30,6 +30,7 @@ ROWS = 8  # of the front
 REFRESH_S = 0.5  # between two views
 QUIET_S = 180.0  # in which a log gets no line; then it gets one that says how far the running trials are
 BAR = 24  # columns, where there is room
+LEAST = (5, 11, 3, 5, 7, 7)  # columns of each cell of a running trial but its bar, so that they stand still
 PARAMETERS = 16  # columns, at least, or they are not shown
 LABELS = {"sl": "SL", "ssl_sl": "SSL+SL", "mixtraining": "MixTraining"}
 
@@ -184,7 +185,7 @@ class SearchView:
             latest = find_metric(score).text(record.epochs[-1].get(score) if record.epochs else None)
             seconds = duration(left.trials[record.trial]) if record.trial in left.trials else "-"
             rows.append([record.trial, method, phase, "/".join(self._epochs(record)), latest, seconds])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        widths = [max(least, *map(len, cells)) for least, cells in zip(LEAST, zip(*rows, strict=True), strict=True)]
         room = width - sum(widths) - len(widths)
         bar = max(4, min(BAR, room))
         table = Table.grid(padding=(0, 1, 0, 0))

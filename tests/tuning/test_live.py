@@ -213,7 +213,7 @@ def test_at_any_width_a_row_is_a_line_and_no_number_is_cut(busy_search: RunningS
     assert "16 running · 0 failed" in text.replace("\n", " · ")
     assert "best so far: t1200, 92.3 ± 1.2 %, 1220 s" in text
     rows = [line for line in lines if re.match(r"t\d{4} (SL|MixTraining) ", line)]
-    said = r"t\d{4} +\S+ +(mix|ssl|sl) +[07]/1\d\d +\S* +(-|9\d\.\d %) (\d+:)?\d+:\d\d"
+    said = r"t\d{4} +\S+ +(mix|ssl|sl) +[07]/1\d\d +\S* +(-|9\d\.\d %) +(\d+:)?\d+:\d\d"
     assert all(re.match(said, row) for row in rows), text
     assert len(rows) == 13
     assert "... and 3 more" in lines
