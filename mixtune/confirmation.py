@@ -17,7 +17,7 @@ import torch
 from mixtune.cost.machine import as_in_search
 from mixtune.errors import RequestError
 from mixtune.meter.times import StepTimes
-from mixtune.metrics import duration
+from mixtune.metrics import DISTURBED, duration, is_disturbed
 from mixtune.run.confirmed import Confirmation, counted_trainings
 from mixtune.run.directory import RunDirectory
 from mixtune.run.ledger import Ledger, TrialRecord, finite_or_none
@@ -144,4 +144,5 @@ def _describe(fields: Mapping[str, Any]) -> str:
     if "reason" in fields:
         return f"diverged ({fields['reason']})"
     accuracies = f"validation accuracy {metrics['val_accuracy']:.3f}, test {metrics['test_accuracy']:.3f}"
-    return f"{accuracies} in {metrics['train_latency_s']:.1f} s"
+    mark = DISTURBED * is_disturbed(metrics.get("disturbed"))
+    return f"{accuracies} in {mark}{metrics['train_latency_s']:.1f} s"

@@ -20,6 +20,7 @@ Known = Literal["before", "epoch", "end"]
 Worst = Literal["chance", "certain and wrong", "most expensive"]
 
 DISTURBED = "~"  # before figures that were measured while others computed
+METHODS = {"sl": "SL", "ssl_sl": "SSL+SL", "mixtraining": "MixTraining"}  # as the paper writes them
 _UNITS = {
     "_accuracy": "%",
     "_f1": "%",

@@ -27,7 +27,7 @@ from mixtune.cost.flops import Size, measure_speeds, recipe_bill
 from mixtune.errors import RequestError
 from mixtune.files import make_folder, write_whole
 from mixtune.meter.times import StepTimes
-from mixtune.metrics import duration, metric_value
+from mixtune.metrics import DISTURBED, duration, is_disturbed, metric_value
 from mixtune.report.paper import NoPaperRowsError, paper_rows_of
 from mixtune.single import Planned, Shared, train_each, train_recipe
 from mixtune.space.recipe import Recipe, baseline_values, change_recipe, flatten, parse_recipe
@@ -190,8 +190,10 @@ def _train_all(
 
     def describe(metrics: Mapping[str, Any]) -> str:
         accuracy = metric_value(metrics, f"{split}_accuracy")
-        seconds = metric_value(metrics, "train_latency_s")
-        return "diverged" if math.isnan(accuracy) else f"accuracy {accuracy:.3f} in {seconds:.1f} s"
+        seconds = (
+            f"{DISTURBED * is_disturbed(metrics.get('disturbed'))}{metric_value(metrics, 'train_latency_s'):.1f} s"
+        )
+        return "diverged" if math.isnan(accuracy) else f"accuracy {accuracy:.3f} in {seconds}"
 
     split = "test" if recipe.protocol == "paper" else "val"
     trained = train_each(planned, train_one, held, describe, stages, device, on_line)

@@ -16,13 +16,12 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
-from mixtune.metrics import DISTURBED, disturbed_note, find_metric, is_disturbed, significant
+from mixtune.metrics import DISTURBED, METHODS, disturbed_note, find_metric, is_disturbed, significant
 from mixtune.render import fits, markdown_table, terminal_table
 from mixtune.report.paper import dataset_key
 from mixtune.run.frames import csv_text
 
-_LABELS = {"sl": "SL", "ssl_sl": "SSL+SL", "mixtraining": "MixTraining"}
-_ORDER = [(method, encode) for encode in (None, "visible", "full") for method in _LABELS]
+_ORDER = [(method, encode) for encode in (None, "visible", "full") for method in METHODS]
 _TASK = re.compile(r"accuracy_(.+)_mean", re.DOTALL)
 _SPEEDUPS = ["speedup_same_encoding", "speedup_same_encoding_by_flops", "speedup_fastest", "speedup_fastest_by_flops"]
 
@@ -155,7 +154,7 @@ def _summary(runs: Sequence[Run], tasks: Sequence[str]) -> Row:
     latencies = [run.latency_s for run in finished]
     by_task = {task: [run.task_accuracies.get(task, math.nan) for run in runs] for task in tasks}
     return {
-        "label": f"{_LABELS[method]} ({encode})" if encode else _LABELS[method],
+        "label": f"{METHODS[method]} ({encode})" if encode else METHODS[method],
         "method": method,
         "encode": encode,
         "seeds": len(runs),
@@ -221,7 +220,7 @@ def _rows(frame: pd.DataFrame, paper: pd.DataFrame | None) -> list[Row]:
     tasks = _paper_tasks(frame, paper)
     for row in paper.to_dict("records"):
         entry: Row = {
-            "label": f"paper: {_LABELS[row['method']]}",
+            "label": f"paper: {METHODS[row['method']]}",
             "method": row["method"],
             "encode": None if row["method"] == "sl" else "full",  # its Appendix A.2
             "accuracy_mean": row["accuracy"],

@@ -104,7 +104,8 @@ class Confirmation:
         return next((table for table in tables if fits(table, width)), tables[-1])
 
     def _table(self, columns: Sequence[str]) -> Table:
-        rows = self.frame.sort_values(["fell_off", "train_latency_s"], kind="stable").to_dict("records")
+        frame = self.frame.sort_values(["fell_off", "train_latency_s"], kind="stable")
+        rows: list[dict[str, Any]] = [{str(name): v for name, v in row.items()} for _, row in frame.iterrows()]
         others = [name for name in self.objectives if name not in ("val_accuracy", "train_latency_s")]
         names = ["val_accuracy", *columns[:1], "train_latency_s", *others]
         titles = [find_metric(name).title.replace(" ", "\n", 1) for name in names]

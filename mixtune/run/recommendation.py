@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from mixtune.metrics import find_metric, metric_value, setting, significant
+from mixtune.metrics import METHODS, find_metric, metric_value, setting, significant
 from mixtune.run.paired import WITH_ERRORS, Difference, Judged, Runs, compare_with, mean_error
-from mixtune.space.effective import METHODS
 
 if TYPE_CHECKING:
     from mixtune.run.result import Result

@@ -19,7 +19,7 @@ import pandas as pd
 from mixtune import plugins
 from mixtune.errors import RequestError, suggest
 from mixtune.files import write_whole
-from mixtune.metrics import find_metric
+from mixtune.metrics import METHODS, find_metric
 from mixtune.run import front
 from mixtune.run.accounting import Account, account
 from mixtune.run.confirmed import Confirmation, confirmation
@@ -28,7 +28,7 @@ from mixtune.run.frames import csv_text, plain, trial_frame
 from mixtune.run.ledger import RunState, TrialRecord
 from mixtune.run.recommendation import Recommendation, recommend
 from mixtune.space.constraints import Constraint
-from mixtune.space.effective import METHODS, effective, find_method, idle_settings
+from mixtune.space.effective import effective, find_method, idle_settings
 from mixtune.space.recipe import flatten
 from mixtune.space.space import SearchSpace
 

@@ -9,7 +9,6 @@ from fractions import Fraction
 from typing import Any, Literal
 
 Method = Literal["sl", "ssl_sl", "mixtraining"]
-METHODS: dict[Method, str] = {"sl": "SL", "ssl_sl": "SSL+SL", "mixtraining": "MixTraining"}
 
 _SSL_ONLY = ("ssl.", "optim.ssl.", "data.ssl_", "alpha", "rho", "lambda", "augment.ssl", "optim.carry_state")
 _MIX_ONLY = ("alpha", "lambda", "optim.mix_schedule")

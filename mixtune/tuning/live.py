@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mixtune.errors import RequestError
-from mixtune.metrics import duration, find_metric, learned_scores, metric_text, setting
+from mixtune.metrics import METHODS, duration, find_metric, learned_scores, metric_text, setting
 from mixtune.run.accounting import account
 from mixtune.run.directory import RunFacts
 from mixtune.run.ledger import ENDED, TrialRecord
@@ -32,7 +32,6 @@ QUIET_S = 180.0  # in which a log gets no line; then it gets one that says how f
 BAR = 24  # columns, where there is room
 LEAST = (5, 11, 3, 5, 7, 7)  # columns of each cell of a running trial but its bar, so that they stand still
 PARAMETERS = 16  # columns, at least, or they are not shown
-LABELS = {"sl": "SL", "ssl_sl": "SSL+SL", "mixtraining": "MixTraining"}
 
 
 class Progress:
@@ -167,7 +166,7 @@ class SearchView:
         if record.trial not in self._plans:
             try:
                 recipe = self._search.space.recipe_at(record.params)
-                self._plans[record.trial] = LABELS[method_of(recipe)], [epoch.phase for epoch in make_plan(recipe)]
+                self._plans[record.trial] = METHODS[method_of(recipe)], [epoch.phase for epoch in make_plan(recipe)]
             except RequestError:  # its trial will say so
                 self._plans[record.trial] = "", []
         return self._plans[record.trial]

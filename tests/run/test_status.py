@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -90,6 +91,20 @@ def test_what_began_is_running_while_somebody_drives_and_unfinished_after(make_s
     assert left.trials == {"complete": 3, "unfinished": 2}
     assert left.commands() == [f"mixtune resume {directory}"]
     assert (left.front, left.wall_s, left.train_latency_s) == (2, 126, 27)  # as far as trials have ended
+
+
+def test_a_search_that_runs_says_how_far_its_trials_are_and_what_is_left(make_searched: MakeRun) -> None:
+    directory, now = make_searched([], trials=2), time.time()
+    ledger = ledger_of(directory)
+    ledger.append("opened", time=now, slots=1, forecast_s={"trial": 1e5})
+    ledger.append("asked", trial="t0001", params={}, forecast_s=1e5, epochs=30)
+    ledger.append("started", trial="t0001", time=now)
+    status = run_status(load(directory), HOLDER)
+    assert line_of(status, "running") == "running: t0001 epoch 0/30"
+    assert re.fullmatch(r"about 55:[23]\d:\d\d left", line_of(status, "about"))
+    assert status.left_s == pytest.approx(2e5, rel=1e-3)
+    for nobody in (None, "confirm, process 12 on host"):
+        assert not any(line.startswith(("running: ", "about")) for line in run_status(load(directory), nobody).lines())
 
 
 def test_stopped_and_failed_trials_spend_the_budget_but_not_rejected_ones_and_baselines(make_searched: MakeRun) -> None:
