@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shlex
 import sys
 import textwrap
@@ -359,8 +360,9 @@ def export(
 
     with _interruptible("the same command continues"):
         folder = run(directory, trial, out, on_line=lambda line: print(line, flush=True))
+    folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     script = min(folder.rglob("classify.py"))  # of several tasks the first one's
-    print(f"exported to {folder}; next: python {shlex.quote(str(script))} IMAGE")
+    print(f"exported to {folder}\nnext: python {shlex.quote(str(script))} IMAGE")
 
 
 @app.command(epilog="Example: `mixtune reconstruct runs/compare-digits/mixtraining-full-seed0`")
@@ -521,7 +523,9 @@ def _print_front(result: Result, console: Console, baselines: bool = True) -> No
 def _print_recommendation(result: Result, console: Console) -> None:
     console.print()
     for line in result.recommendation().lines():
-        print(textwrap.fill(line, console.width, break_long_words=False, break_on_hyphens=False))
+        whole = re.sub(r"(?<=[\d±]) (?=[\d%±]|s\b|ms\b|FLOP|MB)", "\u00a0", line)  # no line ends within a figure
+        lines = textwrap.wrap(whole, console.width, break_long_words=False, break_on_hyphens=False)
+        print("\n".join(lines).replace("\u00a0", " "))
 
 
 def _print_table(console: Console, table: Table) -> None:

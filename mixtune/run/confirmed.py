@@ -173,7 +173,7 @@ def confirmation(result: Result) -> Confirmation | None:
     latencies = estimate([_finished(own, "train_latency_s") for own in trainings], relative=True)
     frame = _frame(result, kept, trainings, scores, latencies)
     notes = [
-        *_front_notes(frame, result),
+        *_divergence_notes(frame),
         *_constraint_notes(frame, result),
         *_spread_notes(frame, accuracies, latencies),
         *_missing_notes(frame, wanted),
@@ -268,9 +268,7 @@ def _sampling_errors(trainings: Sequence[Sequence[Event]], name: str) -> Floats:
     return np.array([mean_of(_finished(own, f"{name}_se")) for own in trainings])
 
 
-def _front_notes(frame: pd.DataFrame, result: Result) -> Iterator[str]:
-    if fallen := [trial for trial in frame["trial"][frame["fell_off"]] if trial in set(result.searched_front["trial"])]:
-        yield f"fell off the front: {', '.join(fallen)}"
+def _divergence_notes(frame: pd.DataFrame) -> Iterator[str]:
     if total := int(frame["diverged"].sum()):
         rows = frame[frame["diverged"] > 0]
         each = (f"{t} {d} of {n}" for t, d, n in zip(rows["trial"], rows["diverged"], rows["seeds"], strict=True))

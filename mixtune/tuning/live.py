@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
@@ -22,6 +23,8 @@ from mixtune.run.directory import RunFacts
 from mixtune.run.ledger import ENDED, TrialRecord
 from mixtune.run.remaining import TimeLeft, time_left
 from mixtune.run.result import Result
+from mixtune.space.effective import idle_settings
+from mixtune.space.recipe import flatten
 from mixtune.training.plan import Phase, make_plan, method_of
 from mixtune.tuning.search import RunningSearch
 
@@ -103,6 +106,7 @@ class SearchView:
 
     def __init__(self, search: RunningSearch) -> None:
         self._search, self._began = search, time.time()
+        self._base = flatten(search.space.values)
         self._plans: dict[str, tuple[str, list[Phase]]] = {}  # by trial: its method, and each epoch's phase
         self.settle()
 
@@ -196,7 +200,8 @@ class SearchView:
         for record, cells in zip(running, rows, strict=True):
             total = max(1, len(self._plan(record)[1]))
             drawn = ProgressBar(total, min(total, _done(record)), width=bar)
-            params = [Text(fit(_parameters(record), room - bar - 1))] if has_room else []
+            settings = _parameters(record, self._base)
+            params = [Text(fit(settings, room - bar - 1))] if has_room else []
             table.add_row(*map(Text, cells[:4]), drawn, *map(Text, cells[4:]), *params)
         return table
 
@@ -225,11 +230,13 @@ def fit(parts: Sequence[str], width: int) -> str:
 
 
 def best_line(result: Result) -> str:
-    """Return what is best so far: the trial of the front that is best in the first objective."""
+    """Return what is best so far, the recipe of the front that is best in the first objective, and the recommended."""
     name, mode = next(iter(result.objectives.items()))
     front = result.pareto_front().sort_values(name, ascending=mode == "min", kind="stable")
     trial = str(front.iloc[0]["trial"])
-    return f"best so far: {trial}, {', '.join(_figures(result, trial))}"
+    recommended = result.recommendation().trial
+    said = "" if recommended in (None, trial) else f"; recommended so far: {recommended}"
+    return f"best so far: {trial}, {', '.join(_figures(result, trial))}{said}"
 
 
 def spread(members: Sequence[str], knee: str | None) -> list[str]:
@@ -251,7 +258,8 @@ def ended_line(search: RunningSearch, record: TrialRecord) -> str:
     else:
         said = f"{record.state}: {record.reason}"
     kind = "baseline" if record.baseline else "trial"
-    return f"[{search.done}/{search.budget}] {kind} {record.trial}  {said}  ({' '.join(_parameters(record))})"
+    settings = " ".join(_parameters(record, flatten(search.space.values)))
+    return f"[{search.done}/{search.budget}] {kind} {record.trial}  {said}  ({settings})"
 
 
 def _front_table(result: Result, shown: Sequence[str], width: int) -> Table:
@@ -267,7 +275,8 @@ def _front_table(result: Result, shown: Sequence[str], width: int) -> Table:
     if room >= PARAMETERS:
         table.add_column(Text("parameters"), no_wrap=True)
     for trial, cells in zip(shown, rows, strict=True):
-        params = [fit(_parameters(result.records[trial]), room)] if room >= PARAMETERS else []
+        settings = _parameters(result.records[trial], flatten(result.space.values))
+        params = [fit(settings, room)] if room >= PARAMETERS else []
         table.add_row(*map(Text, [*cells, *params]), style="bold" if trial == knee else None)
     return table
 
@@ -276,8 +285,10 @@ def _figures(result: Result, trial: str) -> list[str]:
     return [metric_text(result.records[trial].metrics, name) for name in result.objectives]
 
 
-def _parameters(record: TrialRecord) -> list[str]:
-    return [f"{path}={setting(value)}" for path, value in record.params.items()]
+def _parameters(record: TrialRecord, base: Mapping[str, Any]) -> list[str]:
+    """Return a trial's settings that have an effect; base: the base recipe's values by dotted path."""
+    idle = idle_settings({**base, **record.params})
+    return [f"{path}={setting(value)}" for path, value in record.params.items() if path not in idle]
 
 
 def _done(record: TrialRecord) -> int:

@@ -421,7 +421,7 @@ def test_the_command_needs_neither_ray_nor_optuna(run: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     model = run.parent / "model"
-    assert done.stdout.splitlines()[-1] == f"exported to {model}; next: python {model / 'classify.py'} IMAGE"
+    assert done.stdout.splitlines()[-2:] == [f"exported to {model}", f"next: python {model / 'classify.py'} IMAGE"]
 
 
 def test_a_training_that_diverges_now_is_told(run: Path) -> None:

@@ -130,7 +130,6 @@ def test_a_baseline_can_push_a_member_off_and_what_was_confirmed_stays(make_run:
     confirmed = read(directory)
     assert list(confirmed.frame["trial"]) == ["sl", "ssl_sl", "t0001", "t0002", "t0003"]
     assert list(confirmed.frame["fell_off"]) == [False, True, True, False, False]
-    assert confirmed.notes[0] == "fell off the front: ssl_sl, t0001"
     assert any("t0001 (fell off)" in line for line in printed(confirmed))
 
 
