@@ -15,7 +15,7 @@ from mixtune.metrics import duration
 from mixtune.proposal._draft import Draft
 from mixtune.training.plan import PHASES, Phase, make_plan
 from mixtune.tuning.forecast import SearchForecast
-from mixtune.tuning.prepare import Prepared
+from mixtune.tuning.prepare import Prepared, warn_of_few_images
 
 OVERHEAD_OF_TRAINING = 0.15  # of the seconds of the training steps: starts, quiet windows, checkpoints, busy neighbours
 COLUMN = 48  # where comments begin
@@ -44,6 +44,7 @@ class Proposal:
             f"machine: {found.device}; trials: {found.slots}",
             f"model: a ViT of width {draft.shape.width} and depth {draft.shape.depth}, {draft.tokens} patches an image",
             f"search: {found.trials} trials and {found.baselines} baselines{share}: about {say_time(self.wall_s)}",
+            *warn_of_few_images(draft.val_images),
         ]
 
     def text(self, path: Path) -> str:

@@ -28,6 +28,7 @@ from mixtune.run.predictions import Classes, HeldOut, decode_classes
 Floats = npt.NDArray[np.float64]
 
 DRAWS = 400  # of resampled images: a standard deviation within 4 %
+DISAGREEMENT = 0.1  # of two recipes, before anything is known of them
 WITH_ERRORS = ("val_accuracy", "val_balanced_accuracy", "val_macro_f1")  # the others' images are not in the ledger
 
 
@@ -86,6 +87,19 @@ def compare_with(
         error_degrees = math.inf if not of_seeds else degrees * (total / of_seeds) ** 2  # Welch and Satterthwaite
         found[name] = Difference(float(per_seed[name].mean()), math.sqrt(total), error_degrees)
     return found
+
+
+def visible_difference(images: int) -> float:
+    """Return, as a share of 1, the least difference that so many images show with one training run of each recipe.
+
+    Two standard errors where a tenth of the images is classified rightly by one of two recipes alone (ours).
+    """
+    return 2.0 * math.sqrt(DISAGREEMENT / images)
+
+
+def images_needed(images: int, error: float, difference: float) -> int:
+    """Return of how many images an error would be so small that a difference is two of it."""
+    return math.ceil(images * (2.0 * error / difference) ** 2)
 
 
 def pooled_variance(samples: Sequence[Floats]) -> tuple[float, int]:

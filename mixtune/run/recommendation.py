@@ -12,18 +12,21 @@ from __future__ import annotations
 import dataclasses
 import math
 import shlex
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from mixtune.metrics import METHODS, find_metric, metric_value, setting, significant
-from mixtune.run.paired import WITH_ERRORS, Difference, Judged, Runs, compare_with, mean_error
+from mixtune.run.paired import WITH_ERRORS, Difference, Judged, Runs, compare_with, images_needed, mean_error
 
 if TYPE_CHECKING:
     from mixtune.run.result import Result
 
+POINT = 0.01  # of accuracy
 SLACK = 1e-12  # of a comparison: what is equal but for rounding is equal
 COST_UNITS = ("s", "ms", "FLOP")
 BASELINES = {
@@ -148,6 +151,30 @@ def _choose(result: Result, cheapest_first: pd.Series[Any], accuracy: str, cost:
     return Choice(best, "the most accurate: what is cheaper is worse by more than one standard error")
 
 
+def resolution(result: Result) -> str | None:
+    """Return one line where the validation images cannot tell the front's neighbours apart, and what would, or None."""
+    accuracy, images = accuracy_of(result), _count_images(result)
+    if accuracy is None or not images or len(front := result.pareto_front()) < 2:
+        return None
+    runs, ids = training_runs(result), list(_sorted(front, [accuracy], result))
+    gaps = [
+        compare_with(runs[one], {other: runs[other]}, accuracy, result.state.held_out)[other]
+        for one, other in pairwise(ids)
+        if set(runs[one]) & set(runs[other])
+    ]
+    errors = [gap.error for gap in gaps if math.isfinite(gap.error)]
+    close = [gap for gap in gaps if abs(gap.mean) < 2 * gap.error]
+    if not errors or not close:
+        return None
+    error, seeds = statistics.median(errors), "more seeds" if result.confirmed else "fresh seeds"
+    needed = float(f"{images_needed(images, error, POINT):.2g}")
+    return (
+        f"{images:,} validation images tell recipes apart from about {200 * error:.1f} points on: {len(close)} of "
+        f"{len(gaps)} neighbours on the front are closer; one point takes about {needed:,.0f} images "
+        f"(data.val_fraction) or {seeds} (mixtune confirm)"
+    )
+
+
 def _describe(
     result: Result, found: Choice, accuracy: str | None, cost: str | None, most_accurate: str, cheapest: str
 ) -> Recommendation:
@@ -226,7 +253,7 @@ def _describe_gain(
 def _figures(result: Result, trial: str, accuracy: str | None, cost: str | None) -> str:
     """Return a recipe's figures: accuracy with its standard error and on how many images, cost, the other ones."""
     row = _row(result, trial)
-    images = sum(task.get("val_images", 0) for task in result.facts.tasks.values())
+    images = _count_images(result)
     said = []
     if accuracy is not None:
         error = _error_of(result, trial, accuracy)
@@ -264,6 +291,10 @@ def _notes(result: Result) -> list[str]:
     if fallen := result.fallen:
         notes.append(f"fell off the front on fresh seeds: {', '.join(fallen)}")
     return notes
+
+
+def _count_images(result: Result) -> int:
+    return sum(task.get("val_images", 0) for task in result.facts.tasks.values())
 
 
 def _cost_of(result: Result) -> str | None:

@@ -12,6 +12,7 @@ import yaml
 
 from mixtune.run.ledger import Ledger
 from mixtune.run.predictions import HeldOut, encode_classes
+from mixtune.run.recommendation import resolution
 from mixtune.run.result import Result, load
 
 Wrong = Mapping[str, tuple[range, float]]  # by recipe: the images that it gets wrong, and its seconds
@@ -179,6 +180,17 @@ def test_after_fresh_seeds_these_decide_everywhere(make_judged: Any) -> None:
     assert "Confirmed with 2 fresh seeds." in found.sentence
     assert found.lines()[-1] == f"next: mixtune export {directory}"
     assert "fell off the front on fresh seeds: t0002" in found.lines()
+
+
+def test_a_line_says_what_the_validation_images_cannot_tell_apart(make_judged: Any) -> None:
+    """Two points apart with 443 disagreements: 1.8 * 2 = 4.2 points would be seen, and one of 17 times the images."""
+    close = load(make_judged({"t0001": (range(500, 731), 10.0), "t0002": (range(211), 20.0)}))
+    assert resolution(close) == (
+        "1,000 validation images tell recipes apart from about 4.2 points on: 1 of 1 neighbours on the front are "
+        "closer; one point takes about 18,000 images (data.val_fraction) or fresh seeds (mixtune confirm)"
+    )
+    assert resolution(load(make_judged({"t0001": (range(70), 10.0), "t0002": (range(50), 20.0)}, name="far"))) is None
+    assert resolution(load(make_judged({"t0001": (range(70), 10.0)}, name="alone"))) is None
 
 
 def test_what_joined_the_front_since_is_to_be_confirmed_next(make_judged: Any) -> None:
