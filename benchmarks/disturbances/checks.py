@@ -110,12 +110,12 @@ def read_figures(directory: Path) -> dict[str, Any]:
 
 
 def find_front(events: Events, objectives: Mapping[str, str]) -> list[str]:
-    """Return the complete trials that no other dominates, by comparing all with all."""
+    """Return the complete trials and baselines that no other dominates, by comparing all with all."""
     signs = {name: 1 if mode == "max" else -1 for name, mode in objectives.items()}
     complete = {
         trial: [sign * ending["metrics"][name] for name, sign in signs.items()]
         for trial, ending in read_endings(events).items()
-        if ending["event"] == "complete"
+        if ending["event"] in ("complete", "baseline")
     }
 
     def is_dominated(values: list[float]) -> bool:
@@ -190,7 +190,8 @@ def check_run(directory: Path) -> list[str]:
     table = read_table(directory / "trials.csv")
     rows = {t: (row["state"], *(_number(row[name]) for name in result.objectives)) for t, row in table.items()}
     problems += _disagreements("trials.csv", {t: r for t, r in rows.items() if r[0] in ENDINGS.values()}, wanted)
-    front = {trial: wanted[trial] for trial in find_front(events, result.objectives)}
+    found = [trial for trial in find_front(events, result.objectives) if trial in result.same_recipes]
+    front = {trial: _row(endings[trial], result.objectives) for trial in found}
     members = read_table(directory / "pareto.csv")
     in_table = {t: (row["state"], *(_number(row[name]) for name in result.objectives)) for t, row in members.items()}
     problems += _disagreements("pareto.csv", in_table, front)

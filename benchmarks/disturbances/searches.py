@@ -45,6 +45,7 @@ def small_space(trials: int = 12, epochs: int = 10, **sections: Any) -> Values:
             "epochs.sl": {"randint": [max(1, epochs // 2), epochs + 5]},
         },
         "objectives": {"val_accuracy": "max", "train_flops": "min"},
+        "baselines": ["sl", "ssl_sl"],
         "search": {"trials": trials, "sampler": "tpe"},
         "resources": {"cpus_per_trial": 1},
     } | sections
