@@ -137,16 +137,16 @@ def describe_recipe(result: Result, trial: str) -> str:
 
 
 def _choose(result: Result, cheapest_first: pd.Series[Any], accuracy: str, cost: str | None) -> Choice:
-    runs = training_runs(result)
     best = str(_sorted(result.rows[result.rows["trial"].isin(cheapest_first)], [accuracy, cost], result).iloc[0])
-    others = {trial: runs[trial] for trial in cheapest_first if trial != best}
-    differences = compare_with(runs[best], others, accuracy, result.state.held_out)
-    least = result.space.search.tolerance / 2
+    differences, least = _differences(result, best, accuracy), result.space.search.tolerance / 2
     for trial in cheapest_first:
+        difference = differences.get(trial)
         if trial == best:
             break
-        margin = max(differences[trial].error, least) if math.isfinite(differences[trial].error) else least
-        if differences[trial].mean >= -margin - SLACK:
+        if difference is None:  # no seed in common
+            continue
+        margin = max(difference.error, least) if math.isfinite(difference.error) else least
+        if difference.mean >= -margin - SLACK:
             return Choice(str(trial), "the cheapest within one standard error of the most accurate", margin)
     return Choice(best, "the most accurate: what is cheaper is worse by more than one standard error")
 
@@ -156,12 +156,9 @@ def resolution(result: Result) -> str | None:
     accuracy, images = accuracy_of(result), _count_images(result)
     if accuracy is None or not images or len(front := result.pareto_front()) < 2:
         return None
-    runs, ids = training_runs(result), list(_sorted(front, [accuracy], result))
-    gaps = [
-        compare_with(runs[one], {other: runs[other]}, accuracy, result.state.held_out)[other]
-        for one, other in pairwise(ids)
-        if set(runs[one]) & set(runs[other])
-    ]
+    ids = list(_sorted(front, [accuracy], result))
+    found = (_differences(result, one, accuracy).get(other) for one, other in pairwise(ids))
+    gaps = [gap for gap in found if gap is not None]
     errors = [gap.error for gap in gaps if math.isfinite(gap.error)]
     close = [gap for gap in gaps if abs(gap.mean) < 2 * gap.error]
     if not errors or not close:
@@ -179,14 +176,15 @@ def _describe(
     result: Result, found: Choice, accuracy: str | None, cost: str | None, most_accurate: str, cheapest: str
 ) -> Recommendation:
     confirmed, trial = result.confirmed, found.trial
-    gain, over = _gain(result, trial, accuracy)
+    over = _best_baseline(result, trial, accuracy)
+    gains = {} if over is None or accuracy is None else _differences(result, over, accuracy)
+    gain = gains.get(trial)
     method = result.method(trial)
     use = "Supervised training alone is enough here: use" if method == METHODS["sl"] else "Use"
     recipe = describe_recipe(result, trial)
     said = [f"{use} {trial}{f' ({recipe})' if recipe else ''}: {_figures(result, trial, accuracy, cost)}."]
     if gain is not None and over is not None:
-        most = _gain(result, most_accurate, accuracy, over)[0]
-        is_any_shown = most is not None and most.mean > 0 and most.is_shown
+        is_any_shown = any(each.mean > 0 and each.is_shown for each in gains.values())
         said.append(_describe_gain(result, trial, gain, over, cost, is_any_shown))
     name, following = shlex.quote(str(result.directory)), f"mixtune confirm {shlex.quote(str(result.directory))}"
     if confirmed is None:
@@ -222,19 +220,17 @@ def _nothing(result: Result) -> Recommendation:
     return Recommendation(None, missing, False, 0, f"Nothing to recommend: {missing}.")
 
 
-def _gain(
-    result: Result, trial: str, accuracy: str | None, over: str | None = None
-) -> tuple[Difference | None, str | None]:
-    """Return a recipe's accuracy less a baseline's, by default the most accurate other one, and that one's name."""
-    rows = result.rows
-    baselines = rows[rows["baseline"].notna() & (rows["trial"] != trial)]
-    if accuracy is None or baselines.empty:
-        return None, over
-    over = over or str(_sorted(baselines, [accuracy], result).iloc[0])
-    if over == trial:
-        return None, over
+def _best_baseline(result: Result, trial: str, accuracy: str | None) -> str | None:
+    """Return the most accurate baseline besides a recipe, None without one."""
+    baselines = result.rows[result.rows["baseline"].notna() & (result.rows["trial"] != trial)]
+    return None if accuracy is None or baselines.empty else str(_sorted(baselines, [accuracy], result).iloc[0])
+
+
+def _differences(result: Result, reference: str, accuracy: str) -> dict[str, Difference]:
+    """Return the accuracies of the front and of the baselines less that of one of them."""
     runs = training_runs(result)
-    return compare_with(runs[over], {trial: runs[trial]}, accuracy, result.state.held_out).get(trial), over
+    others = {trial: runs[trial] for trial in result.highlights if trial != reference and trial in runs}
+    return compare_with(runs[reference], others, accuracy, result.state.held_out)
 
 
 def _describe_gain(

@@ -211,10 +211,10 @@ class Result:
 
     @cached_property
     def same_recipes(self) -> dict[str, tuple[str, ...]]:
-        """The complete trials and baselines whose recipes train the same, by the first of them that has ended."""
+        """The complete trials and baselines whose recipes train the same, by a baseline or the first that has ended."""
         alike: dict[str, list[str]] = {}
         ended = (record for record in self.records.values() if record.state == "complete")
-        for record in sorted(ended, key=lambda record: record.ended_time or math.inf):
+        for record in sorted(ended, key=lambda record: (record.baseline is None, record.ended_time or math.inf)):
             values = effective(known) if (known := self.values[record.trial]) else record.trial
             alike.setdefault(json.dumps(values, sort_keys=True, default=str), []).append(record.trial)
         return {trials[0]: tuple(trials[1:]) for trials in alike.values()}
