@@ -23,7 +23,7 @@ BILL = Bill(10, (("sl", "sl steps", 1.0),), "inference")
 
 
 def limited(params: Any, *_: Any) -> Cost:
-    return Cost({"train_latency_s": 4.0 * params["alpha"]}, 1.0, 1.0)
+    return Cost({"train_latency_s": 4.0 * params.get("alpha", 0.0)}, 1.0, 1.0)
 
 
 @pytest.fixture
