@@ -412,13 +412,34 @@ def pareto(
 
 
 @app.command(epilog="Example: `mixtune report runs/digits`")
-def report(directory: RunFolder) -> None:
-    """Write DIR/report.html: front, knee, costs, failures and every figure in one file that needs no network."""
-    from mixtune.report.page import write_report
+def report(
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="run directories of searches")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="FILE.html", help="default: DIR/report.html of one run")
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="keep the page current until the search ends")] = False,
+) -> None:
+    """Write DIR/report.html: answer, front, all trials and every figure in one file that needs no network.
+
+    Of several runs it compares them: fronts, hypervolumes, settings that differ.
+    """
+    from mixtune.report.page import follow_search, write_comparison, write_report
     from mixtune.run.lock import holder
     from mixtune.run.result import load
 
-    print(f"report: {write_report(load(directory), holder(directory))}")
+    if out is not None and out.is_dir():
+        raise RequestError(f"--out {out} is a folder: give the name of an HTML file")
+    if len(directories) > 1:
+        if out is None or watch:
+            raise RequestError("several runs are compared in a file of its own: give --out FILE.html, without --watch")
+        print(f"report: {write_comparison([load(directory) for directory in directories], out)}")
+        return
+    (directory,) = directories
+    if watch:
+        with _interruptible("the page stays as it is"):
+            follow_search(directory, out, lambda path: print(f"report: {path}", flush=True))
+    else:
+        print(f"report: {write_report(load(directory), holder(directory), out)}")
 
 
 @app.command(epilog="Example: `mixtune fields optim.ssl`")

@@ -1,11 +1,14 @@
-"""One HTML file that tells a search's whole story, without a network: front, knee, costs, failures, every figure."""
+"""HTML files that tell a search's whole story, or compare several, without a network."""
 
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -14,81 +17,181 @@ from plotly.offline import get_plotlyjs
 from mixtune import plugins
 from mixtune._version import __version__
 from mixtune.files import write_whole
-from mixtune.report import words
-from mixtune.report.figures._style import template
+from mixtune.report import several, words
+from mixtune.report.figures._style import Heading, hover_texts, template
+from mixtune.report.trials import trials_table
 from mixtune.run.directory import RunDirectory
-from mixtune.run.result import Result
+from mixtune.run.lock import holder
+from mixtune.run.result import Result, load
 from mixtune.run.status import RunStatus, run_status
 
-FIRST = ("pareto", "hypervolume", "importance", "alpha_rho", "budgets", "phases", "learning_curves")  # then the others
+FIRST = ("parallel_coordinates", "importance", "alpha_rho", "learning_curves", "budgets", "phases")  # then the others
+ON_TOP, OF_COST = "pareto", "hypervolume"  # have a place of their own
+WIDE = ("parallel_coordinates", "stage_tree", "rungs")  # take both columns of figures
+REFRESH_S = 10.0  # of a page that follows a search
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure as the page has it: plotly's JSON, its title, what it shows, or why there is nothing to show."""
+    """A figure as the page has it: plotly's JSON, title, caption, sizes in pixels; width is the least one."""
 
+    name: str
     title: str
     says: str
-    missing: str | None
     height: int | None
+    width: int | None
     json: Markup
 
+    @property
+    def is_wide(self) -> bool:
+        """Whether half a page is too narrow for it."""
+        return self.name in WIDE
 
-def write_report(result: Result, driver: str | None) -> Path:
-    """Write report.html into a run directory, finished or not, and return its path. Raises DataError.
 
-    ``driver`` says who continues the search after this, None for nobody (``mixtune.run.lock.holder``).
+def write_report(result: Result, driver: str | None, out: Path | None = None, refresh_s: float | None = None) -> Path:
+    """Write a run's report, by default report.html in its directory, and return its path. Raises DataError.
+
+    ``driver`` says who continues the search after this, None for nobody (``mixtune.run.lock.holder``). ``refresh_s``:
+    how often the page loads itself again, None for never.
     """
-    path = RunDirectory(result.directory).report_file
-    write_whole(path, report_page(result, run_status(result, driver)))
+    path = out or RunDirectory(result.directory).report_file
+    write_whole(path, report_page(result, run_status(result, driver), refresh_s))
     return path
 
 
-def report_page(result: Result, status: RunStatus) -> str:
+def follow_search(directory: Path, out: Path | None, on_written: Callable[[Path], None]) -> None:
+    """Keep a run's report current until its search has ended; ``on_written`` gets its path after the first time.
+
+    It is written again when the ledger has grown, every ``REFRESH_S`` seconds at most, and the page loads itself again
+    until the last time. Raises as ``load`` and ``write_report`` do.
+    """
+    ledger, written = RunDirectory(directory).ledger_file, -1
+    try:
+        while (driver := holder(directory)) is not None:
+            size = ledger.stat().st_size if ledger.exists() else 0
+            if size != written:
+                path = write_report(load(directory), driver, out, REFRESH_S)
+                if written < 0:
+                    on_written(path)
+                written = size
+            time.sleep(REFRESH_S)
+    finally:  # a page that nobody writes again should not wait for news
+        path = write_report(load(directory), holder(directory), out)
+    if written < 0:
+        on_written(path)
+
+
+def report_page(result: Result, status: RunStatus, refresh_s: float | None = None) -> str:
     """Return the page; plotly.js and all data are inside, so it can be mailed and read offline."""
-    folder = resources.files("mixtune.report").joinpath("templates")
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    page = environment.from_string(folder.joinpath("report.html").read_text(encoding="utf-8"))
     names = plugins.names("report.figures")
-    order = [*(name for name in FIRST if name in names), *(name for name in names if name not in FIRST)]
-    return page.render(
+    order = [*(name for name in (ON_TOP, OF_COST, *FIRST) if name in names)]
+    figures = [figure for name in dict.fromkeys([*order, *names]) if (figure := _of_run(result, name)) is not None]
+    placed = {figure.name: figure for figure in figures if figure.name in (ON_TOP, OF_COST)}
+    return _render(
+        "report.html",
+        figures,
         name=result.directory.resolve().name,
         state=words.state(result, status),
-        cards=list(words.cards(result, status)),
+        answer=result.recommendation(),
+        facts=list(words.facts(result, status)),
+        choices=list(words.choices(result)),
+        commands=list(words.commands(result, status)),
         constraints=" and ".join(str(constraint) for constraint in result.constraints.values()),
         front=words.front(result),
-        knee=words.knee(result),
+        recipe=words.recipe(result),
         baselines=list(words.baselines(result)),
         confidence=list(words.confidence(result)),
-        confirm_commands=[]
-        if result.state.confirmed
-        else [c for c in status.commands() if c.startswith("mixtune confirm")],
-        searched=list(words.searched(result)),
+        searched=list(words.searched(result, status)),
         cost=list(words.cost(result, status)),
         failures=[
             {"reason": f.reason, "count": len(f.trials), "trials": words.some(f.trials)} for f in status.failures
         ],
-        figures={name: _figure(result, name) for name in order},
+        placed=placed,
+        figures=[figure for figure in figures if figure.name not in placed],
         measured=list(words.measured(result)),
-        footer=f"Made by mixtune {__version__} from the ledger of {result.directory.resolve().name}.",
-        templates=_script(json.dumps({kind: template(kind == "dark").to_plotly_json() for kind in ("light", "dark")})),
-        plotly=Markup(get_plotlyjs()),
-        css=Markup(folder.joinpath("report.css").read_text(encoding="utf-8")),
-        js=Markup(folder.joinpath("report.js").read_text(encoding="utf-8")),
+        trials=_script(json.dumps(trials_table(result, status), separators=(",", ":"), ensure_ascii=False)),
+        hovers=_script(json.dumps(dict(zip(result.records, hover_texts(result, result.records), strict=True)))),
+        refresh_s=refresh_s,
     )
 
 
-def _figure(result: Result, name: str) -> Figure:
+def write_comparison(results: Sequence[Result], out: Path) -> Path:
+    """Write a page that compares runs, and return its path. Raises DataError, and RequestError as ``compare_runs``."""
+    write_whole(out, comparison_page(several.compare_runs(results)))
+    return out
+
+
+def comparison_page(runs: several.Runs) -> str:
+    """Return the page that compares runs: their recommendations, fronts, hypervolumes, and what differs."""
+    drawn = {"fronts": several.draw_fronts(runs), "hypervolumes": several.draw_hypervolumes(runs)}
+    figures = [_page_figure(name, *made) for name, made in drawn.items() if made is not None]
+    return _render(
+        "several.html",
+        figures,
+        name=" and ".join(runs.results),
+        answers=[
+            {"name": name, "directory": str(result.directory), "says": result.recommendation().sentence}
+            for name, result in runs.results.items()
+        ],
+        notes=runs.notes,
+        differences=several.differences(runs),
+        names=list(runs.results),
+        figures=figures,
+        refresh_s=None,
+    )
+
+
+def _render(file: str, drawn: Sequence[Figure], **values: Any) -> str:
+    folder = resources.files("mixtune.report").joinpath("templates")
+
+    def read(name: str) -> str:
+        return folder.joinpath(name).read_text(encoding="utf-8")
+
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(read),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template(file).render(
+        **values,
+        made=words.made(time.time()),
+        version=__version__,
+        drawn=drawn,
+        templates=_script(json.dumps({kind: template(kind == "dark").to_plotly_json() for kind in ("light", "dark")})),
+        plotly=Markup(get_plotlyjs()),
+        css=Markup(read("report.css")),
+        js=Markup(read("report.js")),
+    )
+
+
+def _of_run(result: Result, name: str) -> Figure | None:
+    """Return a figure of a run, None where it has nothing to show."""
     module = plugins.find("report.figures", name, "figure")
     data = module.compute(result)
-    figure, heading = module.draw(data), data.heading
-    says = " ".join((module.__doc__ or "").split("\n\n")[0].split())
-    height = figure.layout.height
-    # the page has the title, and gives the height and the template
-    figure.update_layout(title=None, height=None, template=None, margin={"t": 30})
-    return Figure(heading.title, says, heading.missing, height, _script(figure.to_json()))
+    if data.heading.missing is not None:
+        return None
+    figure = module.draw(data)
+    for trace in figure.data:  # what the page knows of every trial is in it once
+        given = trace.to_plotly_json()
+        trials = [str(trial) for trial in _listed(given.get("customdata"))]
+        if trials and _listed(given.get("hovertext")) == hover_texts(result, trials):
+            trace.hovertext = None
+    return _page_figure(name, data.heading, figure)
+
+
+def _page_figure(name: str, heading: Heading, figure: Any) -> Figure:
+    """Return a figure as the page has it, which gives it its title, sizes and template."""
+    height, width = figure.layout.height, figure.layout.width
+    figure.update_layout(title=None, height=None, width=None, template=None)
+    if figure.layout.margin.t is None:
+        figure.update_layout(margin={"t": 30})
+    return Figure(name, heading.title, heading.caption, height, width, _script(figure.to_json()))
+
+
+def _listed(values: Any) -> list[Any]:
+    return [] if values is None else list(values)
 
 
 def _script(text: str) -> Markup:

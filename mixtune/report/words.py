@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import pandas as pd
 import yaml
 
-from mixtune.metrics import find_metric, setting, significant
-from mixtune.report.tables import front_notes, objective_cells, varying_parameters
-from mixtune.run.confirmed import confirmation
+from mixtune.metrics import duration, find_metric, setting, significant
+from mixtune.report.tables import front_notes, objective_cells, setting_cells, varying_parameters
+from mixtune.run.recommendation import describe_figures
 from mixtune.run.result import Result
 from mixtune.run.status import RunStatus
 from mixtune.space.recipe import with_values
 
-_KNEE = (
-    ": the member of the front with the largest distance from the line through its ends; a good place to begin where "
-    "neither objective is all that counts."
-)
 LIKELY = 0.5  # a probability of being on the front
+_DATA_FOLDER = "mixtune's folder for data ($MIXTUNE_DATA, else ~/.cache/mixtune)"
+
+
+def moment(seconds: float) -> str:
+    """Return a time, unix seconds, as this machine's date and time of day: "26 Nov 2026, 21:34"."""
+    return time.strftime("%d %b %Y, %H:%M", time.localtime(seconds)).lstrip("0")
+
+
+def made(seconds: float) -> str:
+    """Return when a report was made, with the zone."""
+    zone = time.strftime("%Z", time.localtime(seconds))
+    return f"{moment(seconds)}{time.strftime(':%S', time.localtime(seconds))} {zone}".rstrip()
 
 
 def state(result: Result, status: RunStatus) -> str:
@@ -29,92 +37,141 @@ def state(result: Result, status: RunStatus) -> str:
     if status.state == "finished":
         return f"A finished search: {done}."
     if status.state == "running":
-        return f"A search that is still running: {done}. What stands here is what was known when this page was made."
+        return f"A search that is still running: {done}."
     return f"An interrupted search: {done}. mixtune resume {_quoted(result)} continues it."
 
 
-def cards(result: Result, status: RunStatus) -> Iterator[dict[str, str]]:
-    """Yield the figures at the top: name, value, and a note where there is one."""
-    for name, best in status.best.items():
-        metric = find_metric(name)
-        yield {"name": f"best {metric.title}", "value": metric.text(best.value), "note": best.trial}
-    complete = f"of {len(result.complete()):,} complete trials"
-    yield {"name": "on the front", "value": str(status.front), "note": complete}
-    if (volume := result.hypervolume()) is not None and status.front:
-        point = ", ".join(find_metric(name).text(value) for name, value in result.reference_point.items())
-        yield {"name": "hypervolume", "value": significant(volume), "note": f"up to {point}"}
-    account = status.account
-    if account.epochs_asked:
-        share = 100 * account.epochs_trained / account.epochs_asked
-        yield {"name": "epochs trained", "value": f"{share:.0f} %", "note": f"of {account.epochs_asked:,} requested"}
+def facts(result: Result, status: RunStatus) -> Iterator[tuple[str, str]]:
+    """Yield (name, value) of when it was searched, for how long, on which images, and what is confirmed."""
+    records = result.records.values()
+    begun = [at for record in records if (at := record.asked_time) is not None]
+    ended = [at for record in records if (at := record.ended_time) is not None]
+    if begun:
+        first = min(begun)
+        last = max([*ended, first])
+        if status.state == "running":
+            last = max(last, result.state.last_time or last)
+        until = moment(last).removeprefix(f"{moment(first).rpartition(', ')[0]}, ")
+        yield "searched", f"{moment(first)} to {until} ({duration(last - first)})"
+    yield from (("data", line) for line in _images(result))
+    places = _places(result)
+    if places:
+        yield "where", "; ".join(places)
+    yield "confirmed", _confirmed(result)
+
+
+def choices(result: Result) -> Iterator[dict[str, Any]]:
+    """Yield the recipes to choose from: recommended, most accurate, cheapest; one that is several of them once.
+
+    Each has kinds, trial, name, method, figures, and settings: pairs of a searched parameter and its value.
+    """
+    found = result.recommendation()
+    modes = set(result.objectives.values())
+    kinds = {"recommended": found.trial}
+    kinds |= {"most accurate": found.most_accurate} if "max" in modes else {}
+    kinds |= {"cheapest on the front": found.cheapest} if "min" in modes else {}
+    for trial in dict.fromkeys(trial for trial in kinds.values() if trial is not None):
+        baseline = result.records[trial].baseline
+        cells = setting_cells(result, trial, list(result.parameters))
+        yield {
+            "kinds": ", ".join(kind for kind, chosen in kinds.items() if chosen == trial),
+            "trial": trial,
+            "name": f"{baseline} (baseline)" if baseline else trial,
+            "method": result.method(trial),
+            "figures": describe_figures(result, trial),
+            "settings": [(path, cell) for path, cell in zip(result.parameters, cells, strict=True) if cell],
+        }
+
+
+def commands(result: Result, status: RunStatus) -> Iterator[tuple[str, str]]:
+    """Yield (what it does, command): what is to be done next, the export, and how to search on."""
+    export = f"mixtune export {_quoted(result)}"
+    found = result.recommendation()
+    if status.state == "running":
+        yield "keep this page up to date", f"mixtune report {_quoted(result)} --watch"
+    elif found.next and found.next != export:
+        yield "next: train the front again on fresh seeds", found.next
+    if found.trial is not None:
+        yield "write the recommended recipe as a model", export
+    yield from (("search on", command) for command in status.commands())
 
 
 def front(result: Result) -> dict[str, Any]:
-    """Return the table of the front and the baselines: columns, rows with the trial that each is of, and notes."""
-    varying = varying_parameters(result)
-    found = confirmation(result)
-    confirmed = {} if found is None else found.frame.set_index("trial").to_dict("index")
-    columns = ["trial", *(find_metric(name).title for name in result.objectives)]
-    if confirmed:
-        columns += ["test accuracy", "on the front"]
+    """Return the table of the front and the baselines: columns, rows with the trial that each is of, and notes.
 
-    def row(trial: pd.Series[Any], mark: str) -> dict[str, Any]:
-        record = result.records[str(trial["trial"])]
-        cells = objective_cells(result, trial)
-        if again := confirmed.get(record.trial):
-            share = f"{100 * again['p_front']:.0f} %"
+    Where a confirmation decides, figures are its means, and rows that fell off the front stand below it.
+    """
+    members = [str(trial) for trial in result.pareto_front()["trial"]]
+    others = [str(trial) for trial in result.complete_baselines["trial"] if trial not in members]
+    others = [*(trial for trial in result.fallen if trial not in others), *others]
+    confirmed = {} if result.confirmed is None else result.confirmed.frame.set_index("trial").to_dict("index")
+    rows = {
+        str(row["trial"]): row
+        for frame in (result.candidates, result.baselines, result.rows)
+        for _, row in frame.iterrows()
+    }
+    varying = varying_parameters(result, [*members, *others])
+    columns = ["recipe", "method", *(find_metric(name).title for name in result.objectives)]
+    columns += ["test accuracy", "on the front"] if confirmed else []
+
+    def row(trial: str) -> dict[str, Any]:
+        record = result.records[trial]
+        marks = [
+            *(["recommended"] if trial == result.recommendation().trial else []),
+            *(["baseline"] if record.baseline else []),
+            *(["fell off"] if trial in result.fallen else []),
+        ]
+        cells = [result.method(trial), *objective_cells(result, rows[trial])]
+        if again := confirmed.get(trial):
             cells.append(find_metric("test_accuracy").text(again["test_accuracy"], again["test_accuracy_se"]))
-            cells.append("fell off" if again["fell_off"] and mark != "baseline" else share)
+            cells.append(f"{100 * again['p_front']:.0f} %")
         elif confirmed:
             cells += ["", ""]
-        cells += [setting(record.params.get(name)) for name in varying]
-        return {"trial": record.trial, "name": record.baseline or record.trial, "mark": mark, "cells": cells}
+        cells += setting_cells(result, trial, varying)
+        return {"trial": trial, "marks": marks, "cells": cells, "is_below": trial in others}
 
-    knee = result.knee() if len(result.objectives) > 1 else None
-    members = [member for _, member in result.pareto_front().iterrows()]
     return {
         "columns": [*columns, *varying],
-        "rows": [row(member, "knee" if member["trial"] == knee else "") for member in members],
-        "baselines": [row(baseline, "baseline") for _, baseline in result.complete_baselines.iterrows()],
+        "rows": [row(trial) for trial in (*members, *others)],
         "notes": [line[:1].upper() + line[1:] + "." for line in front_notes(result)],
     }
 
 
-def knee(result: Result) -> dict[str, Any] | None:
-    """Return what the page says of the knee, its recipe as YAML and the commands for it; None without a front."""
-    trial = result.knee()
+def recipe(result: Result) -> dict[str, Any] | None:
+    """Return the recommended recipe as YAML, and how to train it for longer; None without one."""
+    trial = result.recommendation().trial
     if trial is None or not result.space.values:
         return None
-    record = result.records[trial]
-    recipe = with_values(result.space.values, record.params)
+    values = with_values(result.space.values, result.records[trial].params)
+    file = shlex.quote(str(result.directory / "models" / trial / "recipe.yaml"))
     return {
         "trial": trial,
-        "title": "The knee" if len(result.objectives) > 1 else "The best trial",
-        "says": f"{', '.join(objective_cells(result, record.metrics))}{_KNEE if len(result.objectives) > 1 else '.'}",
-        "commands": [
-            f"mixtune export {_quoted(result)} --trial {trial} --out {trial}",
-            f"mixtune train {trial}/recipe.yaml --set epochs.sl={2 * recipe['epochs']['sl']} --out longer",
-        ],
-        "recipe": yaml.safe_dump({"recipe": recipe}, sort_keys=False),
+        "longer": f"mixtune train {file} --set epochs.sl={2 * values['epochs']['sl']} --out longer",
+        "yaml": yaml.safe_dump({"recipe": values}, sort_keys=False),
     }
 
 
 def baselines(result: Result) -> Iterator[str]:
-    """Yield a line a baseline: what it reached, and what the cheapest trial that is as good costs."""
+    """Yield a line a baseline: what it reached, and what the cheapest recipe that is as good costs."""
     accuracy, cost = result.accuracy_name, result.cost_name
     members = result.pareto_front()
     if not {accuracy, cost} <= set(members.columns):
         return
-    for _, baseline in result.complete_baselines.iterrows():
+    decided = {str(row["trial"]): row for _, row in result.rows.iterrows()}
+    for _, searched in result.complete_baselines.iterrows():
+        baseline = decided.get(str(searched["trial"]), searched)
         reached = " in ".join(find_metric(name).text(baseline[name]) for name in (accuracy, cost))
-        reached = f"{baseline['method']}: {reached}"
+        reached = f"{searched['method']}: {reached}"
+        if baseline["trial"] in set(members["trial"]):
+            yield f"{reached}. It is on the front: nothing is as accurate for less."
+            continue
         as_good = members[members[accuracy] >= baseline[accuracy]].sort_values(cost, kind="stable")
         if as_good.empty:
-            yield f"{reached}. No trial on the front is as accurate."
+            yield f"{reached}. Nothing on the front is as accurate."
             continue
         best = as_good.iloc[0]
         yield (
-            f"{reached}. The cheapest trial on the front that is at least as accurate, {best['trial']} "
+            f"{reached}. The cheapest recipe on the front that is at least as accurate, {best['trial']} "
             f"({find_metric(accuracy).text(best[accuracy])}), takes {find_metric(cost).text(best[cost])}: "
             f"{significant(baseline[cost] / best[cost])}x as fast."
         )
@@ -122,30 +179,35 @@ def baselines(result: Result) -> Iterator[str]:
 
 def confidence(result: Result) -> Iterator[str]:
     """Yield what speaks for the front: confirmed on fresh seeds or not, and what that says."""
-    found = confirmation(result)
+    found = result.confirmation
     if found is None:
         yield (
             "Not confirmed. The accuracies above are of one seed, on the validation images, and the best of many "
-            "trials is in part the luckiest. Training the front again on fresh seeds, with the test images, tells:"
+            "trials is in part the luckiest. mixtune confirm trains the front and the baselines again on fresh seeds: "
+            "their means on the validation images then decide, and the test images are reported."
         )
         return
-    members = found.frame[found.frame["method"].isna()]
-    fell = list(members["trial"][members["fell_off"]])
-    likely = int((members["p_front"] >= LIKELY).sum())
-    yield (
-        f"Confirmed: {len(members)} members were trained again, evaluated on the test images. "
-        f"{likely} of them are on the front with a probability of at least {LIKELY:.0%}; "
-        f"{some(fell) if fell else 'none'} fell off it."
-    )
-    yield from (f"{note[:1].upper()}{note[1:]}." for note in found.notes)
+    if found.interrupted:
+        yield (
+            f"A confirmation that is not finished: {len(found.frame)} recipes were trained again, "
+            f"{some(found.missing)} not yet. Until then the search's own figures decide, as above."
+        )
+    else:
+        on_front = found.frame[~found.frame["fell_off"]]
+        likely = int((on_front["p_front"] >= LIKELY).sum())
+        yield (
+            f"Confirmed: {len(found.frame)} recipes, baselines too, were trained again on fresh seeds. Their means on "
+            f"the validation images decide; test accuracies are reported and decide nothing. {len(on_front)} are on "
+            f"the front, {likely} of them with a probability of at least {LIKELY:.0%}; "
+            f"{some(result.fallen) if result.fallen else 'none'} fell off it."
+        )
+    yield from (f"{note[:1].upper()}{note[1:]}." for note in found.notes if not note.startswith("fell off the front"))
 
 
-def searched(result: Result) -> Iterator[tuple[str, str]]:
+def searched(result: Result, status: RunStatus) -> Iterator[tuple[str, str]]:
     """Yield (name, value) of data, parameters, objectives, search and machine."""
-    run, search = result.facts, result.space.search.model_dump()
-    for name, task in run.tasks.items():
-        images = f"{task['train_images']:,} training and {task['val_images']:,} validation images"
-        yield "data", f"{name}: {images}, {task['classes']:,} classes"
+    run, search = result.facts, result.space.search.model_dump() | {"trials": status.budget}
+    yield from (("data", line) for line in _images(result))
     for path, distribution in result.space.space.items():
         step = "" if distribution.step in (None, 1) else f" in steps of {setting(distribution.step)}"
         log = ", logarithmic" if distribution.log else ""
@@ -166,45 +228,89 @@ def searched(result: Result) -> Iterator[tuple[str, str]]:
 
 
 def cost(result: Result, status: RunStatus) -> Iterator[tuple[str, str]]:
-    """Yield (name, value) of trials, epochs, seconds and disk."""
+    """Yield (name, value) of trials, epochs, seconds, disk and hypervolume."""
     counts = {state: count for state, count in result.counts().items() if count}
     yield "trials", ", ".join(f"{count:,} {state}" for state, count in counts.items()) or "none has started"
     account = status.account
     if account.epochs_asked:
         spared = account.epochs_asked - account.epochs_trained - account.epochs_reused
         ended_early = f", {spared:,} spared by ending trials early" if spared else ""
+        share = 100 * account.epochs_trained / account.epochs_asked
         yield (
             "epochs",
-            f"{account.epochs_asked:,} requested, {account.epochs_trained:,} trained, {account.epochs_reused:,} reused "
-            f"from the stage tree{ended_early}",
+            f"{account.epochs_asked:,} requested, {account.epochs_trained:,} trained ({share:.0f} %), "
+            f"{account.epochs_reused:,} reused from the stage tree{ended_early}",
         )
         seconds = [find_metric("x_s").text(value) for value in (account.asked_s, account.trained_s, account.reused_s)]
         yield "training steps", "{} requested, {} trained, {} reused".format(*seconds)
         yield "waiting", f"{find_metric('x_s').text(account.waited_s)} of slots that waited for a stage"
+    if status.wall_s:
+        yield "trials' own time", f"{duration(status.wall_s)} from start to end, all trials together"
     if status.stages_mb:
         yield "disk", f"{status.stages:,} training states, {status.stages_mb:,.0f} MB"
+    if (volume := result.hypervolume()) is not None and not result.candidates.empty:
+        point = ", ".join(find_metric(name).text(value) for name, value in result.reference_point.items())
+        yield "hypervolume", f"{significant(volume)} of what the search found, up to {point}"
 
 
 def measured(result: Result) -> Iterator[str]:
     """Yield how the objectives, the knee and the hypervolume are defined."""
     if "val_accuracy" in result.objectives:
-        yield "Validation accuracy is top-1, on images held out of the training set; ± is its binomial standard error."
+        error = "its binomial standard error"
+        if result.confirmed is not None:
+            error = "the standard error of a mean over fresh seeds, of one seed the binomial one"
+        yield f"Validation accuracy is top-1, on images held out of the training set; \u00b1 is {error}."
     if "train_latency_s" in result.objectives:
         yield (
             "Training time is what a recipe's training steps take from scratch on a device of their own: the seconds "
             "of a step are measured in short windows in which the trials alongside it hold still. Epochs that another "
             "trial had trained cost this search nothing, and count here in full."
         )
-    yield (
-        "The knee is the front's member with the largest distance from the line through its ends (Das, 1999). "
-        "The hypervolume is what the front dominates, up to a reference point that was fixed before the first trial."
-    )
+    if len(result.objectives) > 1:
+        yield (
+            "The knee is the front's member with the largest distance from the line through its ends (Das, 1999). "
+            "The hypervolume is what the front dominates, up to a reference point that was fixed before the first "
+            "trial."
+        )
 
 
 def some(trials: Sequence[str], most: int = 10) -> str:
     """Return the first of them, and how many there are more."""
     more = f" and {len(trials) - most:,} more" if len(trials) > most else ""
     return ", ".join(trials[:most]) + more
+
+
+def _images(result: Result) -> Iterator[str]:
+    for name, task in result.facts.tasks.items():
+        images = f"{task['train_images']:,} training and {task['val_images']:,} validation images"
+        yield f"{name}: {images}, {task['classes']:,} classes"
+
+
+def _places(result: Result) -> Sequence[str]:
+    """Return where the images are, a text a dataset; none where the run does not say."""
+    data = result.space.values.get("data") or {}
+    given = data.get("dataset")
+    datasets = list(given) if isinstance(given, list | tuple) else [given]
+    root = data.get("root")
+    roots = list(root) if isinstance(root, list | tuple) else [root] * len(datasets)
+    pairs = [*zip(datasets, roots, strict=False), (data.get("ssl_dataset"), data.get("ssl_root"))]
+    found = {
+        str(name): str(folder) if folder else "comes with scikit-learn" if name == "digits" else _DATA_FOLDER
+        for name, folder in pairs
+        if name is not None
+    }
+    return list(found.values()) if len(found) == 1 else [f"{name}: {place}" for name, place in found.items()]
+
+
+def _confirmed(result: Result) -> str:
+    found = result.confirmation
+    if found is None:
+        return "nothing yet: all figures are of one seed"
+    counts = sorted({*map(int, found.frame["seeds"])})
+    many = " to ".join(map(str, dict.fromkeys([counts[0], counts[-1]]))) if counts else "no"
+    seeds = f"{many} fresh {'seed' if many == '1' else 'seeds'}"
+    missing = f"; not yet {some(found.missing)}" if found.missing else ""
+    return f"{some(list(found.frame['trial']))} with {seeds}{missing}"
 
 
 def _quoted(result: Result) -> str:

@@ -303,3 +303,8 @@ def _sorted(rows: pd.DataFrame, first: Sequence[str | None], result: Result) -> 
     ascending = [result.objectives[name] == "min" for name in order]
     ids: pd.Series[Any] = rows.sort_values(order, ascending=ascending, kind="stable")["trial"]
     return ids
+
+
+def describe_figures(result: Result, trial: str) -> str:
+    """Return the figures of one of ``result.rows``, as the sentence has them."""
+    return _figures(result, trial, accuracy_of(result), _cost_of(result))

@@ -16,7 +16,7 @@ from mixtune.metrics import Metric, find_metric, setting
 from mixtune.run.ledger import TrialRecord
 from mixtune.run.result import Result
 
-# Okabe and Ito's palette, which the colour-blind can tell apart; cividis is its like for a scale.
+# Okabe and Ito's palette, which the colour-blind can tell apart; a scale is of one hue, and leads away from the paper.
 BLUE, ORANGE, VERMILLION = "#0072B2", "#E69F00", "#D55E00"
 SKY, GREEN, PURPLE = "#56B4E9", "#009E73", "#CC79A7"
 GREY = "#97A1AD"
@@ -26,6 +26,9 @@ SYMBOLS = ["diamond", "square", "triangle-up", "cross", "pentagon", "hexagram"]
 METHOD_SYMBOLS = {"SL": "diamond", "SSL+SL": "square", "MixTraining": "circle"}
 FAINT_BARS = {BLUE: "rgba(0, 114, 178, 0.4)", VERMILLION: "rgba(213, 94, 0, 0.4)", GREEN: "rgba(0, 158, 115, 0.5)"}
 
+LIGHT_SCALE = [[0.0, "#C3D0DC"], [0.5, "#4C8FC4"], [1.0, "#062A4F"]]
+DARK_SCALE = [[0.0, "#3A4A5A"], [0.5, "#3F93CF"], [1.0, "#E4F2FD"]]
+
 NOTHING_COMPLETE = "no trial is complete yet"
 
 _HOVER_TEXTS: WeakKeyDictionary[Result, dict[str, str]] = WeakKeyDictionary()  # a trial stands in many figures
@@ -33,11 +36,12 @@ _HOVER_TEXTS: WeakKeyDictionary[Result, dict[str, str]] = WeakKeyDictionary()  #
 
 @dataclass(frozen=True)
 class Heading:
-    """A figure's title, the line below it, and why there is nothing to show (None: there is)."""
+    """A figure's title, the line below it, why there is nothing to show (None: there is), and how to read it."""
 
     title: str
     subtitle: str = ""
     missing: str | None = None
+    caption: str = ""
 
 
 def template(dark: bool = False) -> go.layout.Template:
@@ -60,7 +64,7 @@ def template(dark: bool = False) -> go.layout.Template:
             },
             "xaxis": axis,
             "yaxis": axis,
-            "colorscale": {"sequential": "Cividis"},
+            "colorscale": {"sequential": DARK_SCALE if dark else LIGHT_SCALE},
             "legend": {"orientation": "h", "x": 0, "xanchor": "left", "yref": "container", "y": 0, "yanchor": "bottom"},
             "hoverlabel": {"bgcolor": paper, "bordercolor": GREY, "font": {"color": ink}, "align": "left"},
             "margin": {"l": 60, "r": 24, "t": 90, "b": 60},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -28,15 +29,17 @@ from mixtune.run.result import Result
 
 PARAMETERS = {"alpha": "loss-ratio alpha", "rho": "mix-ratio rho"}
 MAX_VALUES = 12  # of a parameter, to be averaged each by itself
-MAX_BINS, MIN_PER_BIN = 8, 8  # of a parameter with more
+MAX_BINS = 8  # of a parameter with more
+MIN_POINTS = 8  # of a value or a bin, for its mean or median to say anything
 
 
 @dataclass(frozen=True)
 class Panel:
     """One parameter. ``points``: trial, value, accuracy, on_front; ``trend`` and ``paper``: value, accuracy.
 
-    Accuracies are in the accuracy's unit, percent. ``trend`` has the mean of each value or, of many, the medians of
-    up to eight equally filled bins.
+    Accuracies are in the accuracy's unit, percent. ``points`` are of trials in whose recipe the parameter has an
+    effect. ``trend`` has the mean of each value or, of many, the medians of up to eight equally filled bins, of at
+    least eight points each.
     """
 
     parameter: str
@@ -63,7 +66,12 @@ def compute(result: Result) -> AlphaRhoData:
     missing = None if any(len(panel.points) for panel in panels) else NOTHING_COMPLETE
     missing = missing if searched else "neither alpha nor rho was searched"
     title = f"{accuracy.title.capitalize()} against {' and '.join(searched) or 'alpha and rho'}"
-    return AlphaRhoData(Heading(title, run_subtitle(result), missing), accuracy, panels)
+    caption = "Trials differ in their other settings, too: what a value adds by itself is not what this shows."
+    if any(len(panel.points) and panel.trend.empty for panel in panels):
+        caption += f" A line needs {MIN_POINTS} points at each of its values."
+    if any(len(panel.points) < len(result.complete()) for panel in panels):
+        caption += " A trial is left out where its method has no use for the setting."
+    return AlphaRhoData(Heading(title, run_subtitle(result), missing, caption), accuracy, panels)
 
 
 def draw(data: AlphaRhoData) -> go.Figure:
@@ -80,11 +88,12 @@ def draw(data: AlphaRhoData) -> go.Figure:
             hover = [panel.hover[i] for i in rows.index]
             group = {"name": name, "legendgroup": name, "row": 1, "col": column}
             add_marks(figure, rows["value"], rows["accuracy"], rows["trial"], hover, marker, **group, **named)
-        figure.add_scatter(
-            x=panel.trend["value"], y=panel.trend["accuracy"], mode="lines", line={"color": BLUE, "width": 2},
-            name="mean of a value, or median of neighbours", legendgroup="trend", hoverinfo="skip",
-            row=1, col=column, **named,
-        )  # fmt: skip
+        if len(panel.trend):
+            figure.add_scatter(
+                x=panel.trend["value"], y=panel.trend["accuracy"], mode="lines", line={"color": BLUE, "width": 2},
+                name="mean of a value, or median of neighbours", legendgroup="trend", hoverinfo="skip",
+                row=1, col=column, showlegend="trend" not in {trace.legendgroup for trace in figure.data},
+            )  # fmt: skip
         if len(panel.paper):
             figure.add_scatter(
                 x=panel.paper["value"], y=panel.paper["accuracy"], mode="lines+markers", row=1, col=column, **named,
@@ -100,7 +109,8 @@ def draw(data: AlphaRhoData) -> go.Figure:
 def _panel(result: Result, parameter: str, accuracy: Metric) -> Panel:
     rows = result.complete()
     values = pd.to_numeric(rows[parameter], errors="coerce")
-    rows = rows[values.notna() & rows[accuracy.name].notna()]
+    used = np.array([parameter not in result.idle(str(trial)) for trial in rows["trial"]], dtype=bool)
+    rows = rows[values.notna() & rows[accuracy.name].notna() & used]
     on_front = set(result.pareto_front()["trial"])
     points = pd.DataFrame(
         {
@@ -120,8 +130,10 @@ def _panel(result: Result, parameter: str, accuracy: Metric) -> Panel:
 def _trend(points: pd.DataFrame) -> pd.DataFrame:
     columns = points[["value", "accuracy"]].sort_values("value", kind="stable")
     if columns["value"].nunique() <= MAX_VALUES:
-        return columns.groupby("value", as_index=False).mean()
-    count = min(MAX_BINS, len(columns) // MIN_PER_BIN)
+        values = columns.groupby("value", as_index=False)
+        means = values.mean()[values.size()["size"] >= MIN_POINTS]
+        return means if len(means) > 1 else means[:0]
+    count = min(MAX_BINS, len(columns) // MIN_POINTS)
     if count < 2:
         return columns[:0]
     bins = pd.qcut(columns["value"], count, duplicates="drop")

@@ -65,7 +65,11 @@ def compute(result: Result) -> BudgetsData:
             cells["trials"], cells["ssl"], cells["sl"], hover_texts(result, cells["trial"]), strict=True
         )
     ]
-    return BudgetsData(Heading(title, run_subtitle(result), missing), accuracy, cells, hover)
+    caption = (
+        "A mark's size is how many trials had this pair of budgets (the smallest: one), its colour the best accuracy "
+        "among them: of more trials the best is better by luck, too."
+    )
+    return BudgetsData(Heading(title, run_subtitle(result), missing, caption), accuracy, cells, hover)
 
 
 def draw(data: BudgetsData) -> go.Figure:
@@ -76,8 +80,7 @@ def draw(data: BudgetsData) -> go.Figure:
         bar = {"title": {"text": html.escape(data.accuracy.axis_title), "side": "right"}, "outlinewidth": 0}
         marker = dots(size=14) | {
             "color": data.cells["accuracy"],
-            "size": 14 + 16 * (data.cells["trials"] / most) ** 0.5,
-            "colorscale": "Cividis",
+            "size": 12 + 20 * ((data.cells["trials"] - 1) / max(1, most - 1)) ** 0.5,
             "opacity": 1.0,
             "colorbar": bar | {"thickness": 14},
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import compress
 
@@ -47,8 +48,22 @@ def compute(result: Result) -> HypervolumeData:
     missing = None
     if len(reference) < len(result.objectives):
         missing = "an objective has no reference point: none was fixed before the first trial"
+    steps, spent = grow({} if missing else reference, result)
+    if steps.empty and missing is None:
+        missing = NOTHING_COMPLETE if result.candidates.empty else "no trial is better than the reference point"
+    title = "Hypervolume over training time spent"
+    caption = (
+        "How much of the plane the front dominates, after how many seconds of training steps. Where the line has long "
+        "been flat, more trials of the same kind will hardly find better ones. It is of the search's own figures."
+    )
+    heading = Heading(title, run_subtitle(result, f"reference point {point}" if point else ""), missing, caption)
+    return HypervolumeData(heading, steps, hover_texts(result, steps["trial"]), spent)
+
+
+def grow(reference: Mapping[str, float], result: Result) -> tuple[pd.DataFrame, float]:
+    """Return ``steps`` up to a reference point, and ``end_s``; no step without one. See HypervolumeData."""
     feasible = result.candidates.set_index("trial")
-    costs = {} if missing else dict(zip(feasible.index, front.costs(feasible, result.objectives), strict=True))
+    costs = dict(zip(feasible.index, front.costs(feasible, result.objectives), strict=True)) if reference else {}
     spent, volume, rows = 0.0, 0.0, []
     trials: list[str] = []  # the front so far
     members = np.empty((0, len(result.objectives)))  # their costs
@@ -64,13 +79,8 @@ def compute(result: Result) -> HypervolumeData:
         now = front.hypervolume(feasible.loc[trials], result.objectives, reference)
         if now > volume:
             volume = now
-            rows.append((record.trial, spent, volume))
-    if not rows and missing is None:
-        missing = NOTHING_COMPLETE if feasible.empty else "no trial is better than the reference point"
-    steps = pd.DataFrame(rows, columns=["trial", "device_s", "hypervolume"])
-    title = "Hypervolume over training time spent"
-    heading = Heading(title, run_subtitle(result, f"reference point {point}" if point else ""), missing)
-    return HypervolumeData(heading, steps, hover_texts(result, steps["trial"]), spent)
+            rows.append((record.trial, float(spent), volume))
+    return pd.DataFrame(rows, columns=["trial", "device_s", "hypervolume"]), float(spent)
 
 
 def draw(data: HypervolumeData) -> go.Figure:

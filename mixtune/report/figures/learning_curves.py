@@ -54,7 +54,11 @@ def compute(result: Result) -> CurvesData:
     shown = [*first, *rest]
     parts = [f"{len(shown)} of {len(begun):,} curves"] if len(shown) < len(begun) else []
     missing = None if begun else "no epoch has been reported yet"
-    heading = Heading("Learning curves", run_subtitle(result, *parts), missing)
+    caption = (
+        f"In colour at most {MAX_NAMED} of the front and the baselines, in grey the {MAX_OTHERS} latest others. A bar "
+        "across a curve is where a phase begins; accuracy is measured once supervised training has begun."
+    )
+    heading = Heading("Learning curves", run_subtitle(result, *parts), missing, caption)
     curves = [
         _curve(result.records[trial], hover) for trial, hover in zip(shown, hover_texts(result, shown), strict=True)
     ]
@@ -67,8 +71,10 @@ def draw(data: CurvesData) -> go.Figure:
     apply_template(figure, data.heading)
     for metric, row in PANELS.items():
         xs, ys = joined(zip(curve.epochs, getattr(curve, metric), strict=True) for curve in data.others)
+        trials = [trial for curve in data.others for trial in [curve.trial] * (len(curve.epochs) + 1)]
         figure.add_scatter(
-            x=xs, y=ys, mode="lines", line={"color": GREY, "width": 1}, opacity=0.45, hoverinfo="skip",
+            x=xs, y=ys, mode="lines", line={"color": GREY, "width": 1}, opacity=0.45, customdata=trials,
+            hovertemplate="%{customdata}<extra></extra>",
             name="other trials", legendgroup="others", showlegend=row == 1 and bool(xs), row=row, col=1,
         )  # fmt: skip
         for i, curve in enumerate(data.named):
@@ -100,7 +106,8 @@ def _draw_curve(figure: go.Figure, curve: Curve, metric: str, colour: str, dash:
     place: dict[str, Any] = {"row": row, "col": 1, "legendgroup": curve.trial, "hoverinfo": "text"}
     figure.add_scatter(
         x=curve.epochs, y=values, mode="lines", line={"color": colour, "width": 2, "dash": dash}, name=curve.name,
-        hovertext=[f"epoch {epoch}<br>{curve.hover}" for epoch in curve.epochs], showlegend=row == 1, **place,
+        hovertext=[f"epoch {epoch}<br>{curve.hover}" for epoch in curve.epochs], showlegend=row == 1,
+        customdata=[curve.trial] * len(curve.epochs), **place,
     )  # fmt: skip
     boundaries = [i for i in curve.boundaries if values[i] is not None]
     bar = dots(colour, 12, symbol="line-ns") | {"line": {"color": colour, "width": 2}}

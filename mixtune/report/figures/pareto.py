@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,7 +138,7 @@ def compute(result: Result) -> FrontData:
     point = result.reference_point
     corner = (point.get(x.name), point.get(y.name)) if is_plane and front.names else (None, None)
     return FrontData(
-        heading=Heading(title, run_subtitle(result, *parts), missing),
+        heading=Heading(title, run_subtitle(result, *parts), missing, " ".join(_captions(result, names))),
         x=x,
         y=y,
         colour=colour,
@@ -170,7 +170,7 @@ def draw(data: FrontData) -> go.Figure:
     marker = dots(BLUE, 13)
     if data.colour:
         bar = {"title": {"text": data.colour.axis_title}, "outlinewidth": 0, "thickness": 14}
-        marker |= {"color": data.front.colour, "colorscale": "Cividis", "colorbar": bar}
+        marker |= {"color": data.front.colour, "colorbar": bar}
     bars = "rgba(127, 127, 127, 0.4)" if data.colour else FAINT_BARS[BLUE]
     on_fresh_seeds = ", on fresh seeds" if data.is_confirmed else ""
     _draw_points(figure, data.front, f"on the front{on_fresh_seeds}" if data.x_mode else "best", marker, bars)
@@ -195,6 +195,19 @@ def _axes(objectives: Mapping[str, str]) -> tuple[str | None, str, str | None]:
     if objectives[y_name] == "min" and objectives[x_name] == "max":
         y_name, x_name = x_name, y_name
     return x_name, y_name, names[2] if len(names) > 2 else None
+
+
+def _captions(result: Result, names: list[str]) -> Iterator[str]:
+    if len(names) == 1:
+        yield "The line is the best so far, in the order in which trials were requested."
+        return
+    yield "A mark's shape is its method."
+    if result.confirmed is not None:
+        yield "Large marks are means over fresh seeds; the small ones are what the search found with one seed."
+    else:
+        yield "Bars are standard errors of one training run: marks whose bars overlap may well change places."
+    if len(names) > 2:
+        yield f"The colour is the {find_metric(names[2]).title}."
 
 
 def _off_the_front(result: Result) -> pd.DataFrame:

@@ -48,7 +48,12 @@ def compute(result: Result) -> PhasesData:
         bars[f"{phase}_reused"], bars[f"{phase}_trained"] = reused, length - reused
         begin = begin + length
     subtitle = run_subtitle(result, f"{len(bars)} of {len(seconds):,} shown" if len(bars) < len(seconds) else "")
-    heading = Heading("Training time by phase", subtitle.removesuffix(" · "), None if len(bars) else NOTHING_COMPLETE)
+    caption = (
+        f"The front, the baselines and the cheapest others, at most {MAX_BARS}. Hatched is what another trial had "
+        "trained already: it cost this search nothing, and counts in a recipe's training time all the same."
+    )
+    missing = None if len(bars) else NOTHING_COMPLETE
+    heading = Heading("Training time by phase", subtitle.removesuffix(" · "), missing, caption)
     return PhasesData(heading, bars, hover_texts(result, bars["trial"]))
 
 

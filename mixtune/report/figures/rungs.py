@@ -51,7 +51,13 @@ def compute(result: Result) -> RungsData:
     scheduler = result.space.search.scheduler
     part = f"{stopped:,} ended early" if stopped else f"scheduler {scheduler}: none ended early"
     missing = None if len(points) else "no trial has reached a rung yet"
-    heading = Heading("Rungs and stops", run_subtitle(result, part), missing)
+    if scheduler == "fifo":
+        missing = "the scheduler is fifo: there are no rungs, and no trial is ended early"
+    caption = (
+        "Each panel has the trials that reached it, by what was known of them then. A trial ended early was behind the "
+        "front at its rung; how it would have ended is not known."
+    )
+    heading = Heading("Rungs and stops", run_subtitle(result, part), missing, caption)
     return RungsData(heading, points, hover_texts(result, points["trial"]))
 
 

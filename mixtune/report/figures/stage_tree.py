@@ -68,9 +68,12 @@ def compute(result: Result) -> StageTreeData:
         ends.append((trial, row, record.baseline or trial, record.epochs[-1]["epoch"], _kind(record, on_front)))
     parts = [f"{len(rows)} of {len(begun):,} shown"] if len(rows) < len(begun) else []
     parts.append(f"{result.account().epochs_reused:,} epochs reused")
-    heading = Heading(
-        "The stage tree", run_subtitle(result, *parts), None if begun else "no epoch has been trained yet"
+    missing = None if begun else "no epoch has been trained yet"
+    caption = (
+        "A line a trial, from where its path leaves another one's: what lies left of that was trained once for both. "
+        f"Of many, {MAX_TRIALS} at most are shown: the front, the baselines, what they come from, and the latest."
     )
+    heading = Heading("The stage tree", run_subtitle(result, *parts), missing, caption)
     return StageTreeData(
         heading,
         pd.DataFrame(stretches, columns=["trial", "row", "phase", "start", "end"]),
