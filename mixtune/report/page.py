@@ -86,7 +86,7 @@ def report_page(result: Result, status: RunStatus, refresh_s: float | None = Non
     names = plugins.names("report.figures")
     order = [*(name for name in (ON_TOP, OF_COST, *FIRST) if name in names)]
     figures = [figure for name in dict.fromkeys([*order, *names]) if (figure := _of_run(result, name)) is not None]
-    placed = {figure.name: figure for figure in figures if figure.name in (ON_TOP, OF_COST)}
+    placed = {name: next((figure for figure in figures if figure.name == name), None) for name in (ON_TOP, OF_COST)}
     return _render(
         "report.html",
         figures,

@@ -65,7 +65,7 @@ def compare_runs(results: Sequence[Result]) -> Runs:
         if len(known := [value for value in given if value is not None]) == len(results)
     }
     notes = []
-    devices = {name: str((result.facts.machine or {}).get("device")) for name, result in names.items()}
+    devices = {name: str((result.facts.machine or {}).get("device", "unknown")) for name, result in names.items()}
     of_device = [name for name in common if find_metric(name).of_device]
     if len({*devices.values()}) > 1 and of_device:
         titles = " and ".join(find_metric(name).title for name in of_device)

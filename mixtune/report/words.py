@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from mixtune.metrics import duration, find_metric, setting, significant
-from mixtune.report.tables import front_notes, objective_cells, setting_cells, varying_parameters
+from mixtune.report.tables import IDLE, front_notes, objective_cells, setting_cells, varying_parameters
 from mixtune.run.recommendation import describe_figures
 from mixtune.run.result import Result
 from mixtune.run.status import RunStatus
@@ -56,7 +56,7 @@ def facts(result: Result, status: RunStatus) -> Iterator[tuple[str, str]]:
     yield from (("data", line) for line in _images(result))
     places = _places(result)
     if places:
-        yield "where", "; ".join(places)
+        yield "images from", "; ".join(places)
     yield "confirmed", _confirmed(result)
 
 
@@ -72,14 +72,14 @@ def choices(result: Result) -> Iterator[dict[str, Any]]:
     kinds |= {"cheapest on the front": found.cheapest} if "min" in modes else {}
     for trial in dict.fromkeys(trial for trial in kinds.values() if trial is not None):
         baseline = result.records[trial].baseline
-        cells = setting_cells(result, trial, list(result.parameters))
+        cells = zip(result.parameters, setting_cells(result, trial, list(result.parameters)), strict=True)
         yield {
             "kinds": ", ".join(kind for kind, chosen in kinds.items() if chosen == trial),
             "trial": trial,
             "name": f"{baseline} (baseline)" if baseline else trial,
             "method": result.method(trial),
             "figures": describe_figures(result, trial),
-            "settings": [(path, cell) for path, cell in zip(result.parameters, cells, strict=True) if cell],
+            "settings": [(path, cell) for path, cell in cells if cell not in ("", IDLE)],
         }
 
 
@@ -310,7 +310,7 @@ def _confirmed(result: Result) -> str:
     many = " to ".join(map(str, dict.fromkeys([counts[0], counts[-1]]))) if counts else "no"
     seeds = f"{many} fresh {'seed' if many == '1' else 'seeds'}"
     missing = f"; not yet {some(found.missing)}" if found.missing else ""
-    return f"{some(list(found.frame['trial']))} with {seeds}{missing}"
+    return f"{some(list(found.frame['trial']), 4)} with {seeds}{missing}"
 
 
 def _quoted(result: Result) -> str:

@@ -134,7 +134,7 @@ def _trend(points: pd.DataFrame) -> pd.DataFrame:
         means = values.mean()[values.size()["size"] >= MIN_POINTS]
         return means if len(means) > 1 else means[:0]
     count = min(MAX_BINS, len(columns) // MIN_POINTS)
-    if count < 2:
+    if count < 3:
         return columns[:0]
     bins = pd.qcut(columns["value"], count, duplicates="drop")
     return columns.groupby(bins, observed=True).median().reset_index(drop=True)

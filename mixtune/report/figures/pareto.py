@@ -285,6 +285,7 @@ def _draw_points(figure: go.Figure, points: Points, name: str, marker: dict[str,
 
 def _draw_baselines(figure: go.Figure, data: FrontData) -> None:
     baselines = data.baselines
+    drawn = [x for each in (data.others, data.front, baselines) for x in each.x if math.isfinite(x)]
     for i, name in enumerate(baselines.names):
         label = html.escape(name)
         if data.x_mode is None:
@@ -292,11 +293,12 @@ def _draw_baselines(figure: go.Figure, data: FrontData) -> None:
             line = {"dash": "dot", "color": VERMILLION, "width": 1.5}
             figure.add_hline(y=baselines.y[i], line=line, annotation=text, annotation_position="top left")
             continue
+        side = "left" if baselines.x[i] > min(drawn) + 0.8 * (max(drawn) - min(drawn)) else "right"
         marker = dots(VERMILLION, 13, symbol=baselines.symbols[i])
         bars = error_bars([baselines.x_error[i]], [baselines.y_error[i]], FAINT_BARS[VERMILLION])
         add_marks(
             figure, [baselines.x[i]], [baselines.y[i]], [baselines.trials[i]], [baselines.hover[i]], marker,
-            name=f"baseline {label}", mode="markers+text", text=[f"  {label}"], textposition="middle right",
+            name=f"baseline {label}", mode="markers+text", text=[f"  {label}  "], textposition=f"bottom {side}",
             textfont={"color": VERMILLION}, cliponaxis=False, **bars,
         )  # fmt: skip
 

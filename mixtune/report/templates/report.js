@@ -53,7 +53,10 @@ async function draw(holder) {
   const figure = read(`data-${holder.dataset.figure}`);
   for (const trace of figure.data) {
     if (trace.customdata && !trace.hovertext && trace.hoverinfo === "text") trace.hovertext = trace.customdata.map((trial) => hovers[trial]);
-    if (trace.type === "parcoords") trace.unselected = { line: { opacity: 0.08 } };
+    if (trace.type === "parcoords") {
+      trace.line.colorscale = template().layout.colorscale.sequential; // a template does not reach it
+      trace.unselected = { line: { opacity: 0.08 } };
+    }
   }
   await Plotly.newPlot(holder, figure.data, fitted(figure, holder), { displaylogo: false, responsive: true });
   holder.insertAdjacentHTML("beforeend", '<svg class="rings" aria-hidden="true"></svg>');
@@ -173,6 +176,10 @@ const trials = (() => {
     const missing = (a.cells[i] === "") - (b.cells[i] === "");
     return missing || sign * a.cells[i].localeCompare(b.cells[i], "en", { numeric: true }) || a.place - b.place;
   }
+  function marked(marks) {
+    const said = marks[0] === "recommended" ? marks.filter((mark) => mark !== "on the front") : marks;
+    return said.length ? ` <span class="mark">${said.join(", ")}</span>` : "";
+  }
   function update() {
     const text = filter.value.trim().toLowerCase(), kind = state.value;
     wanted = rows.filter((row) => {
@@ -200,7 +207,7 @@ const trials = (() => {
       const cells = row.cells.map((cell, i) => {
         const { title, number } = data.columns[i];
         if (!shownColumns.get(title)) return "";
-        if (i === 0) return `<th scope="row">${safe(cell)}${row.marks.map((mark) => ` <span class="mark">${mark}</span>`).join("")}</th>`;
+        if (i === 0) return `<th scope="row">${safe(cell)}${marked(row.marks)}</th>`;
         return `<td${number ? "" : ` class="text" title="${safe(cell)}"`}>${safe(cell)}</td>`;
       });
       const classes = row.marks[0] === "recommended" ? ' class="recommended"' : "";
@@ -277,7 +284,11 @@ const inView = new IntersectionObserver((entries) => {
 for (const heading of headings) inView.observe(heading);
 
 dark.addEventListener("change", () => {
-  for (const holder of holders) Plotly.relayout(holder, { template: template() });
+  for (const holder of holders) {
+    const lines = holder.data.findIndex((trace) => trace.type === "parcoords");
+    if (lines >= 0) Plotly.restyle(holder, { "line.colorscale": [template().layout.colorscale.sequential] }, [lines]);
+    Plotly.relayout(holder, { template: template() });
+  }
 });
 
 // A page that follows a search loads itself again, though not under a reader's hands.
