@@ -49,7 +49,9 @@ def test_every_figure_is_drawn_of_one_trial_of_many_and_of_a_running_search(
         drawn = json.loads(figure.to_json())
         assert heading.title in figure.layout.title.text, name
         if heading.missing is None:
-            assert any(trace.get("x") is not None for trace in drawn["data"]), name
+            assert any(trace.get("x") is not None or trace.get("dimensions") for trace in drawn["data"]), name
+            if drawn["data"][0]["type"] == "parcoords":
+                continue
             axes = [axis for key, axis in drawn["layout"].items() if key.startswith(("xaxis", "yaxis"))]
             assert any((axis.get("title") or {}).get("text") for axis in axes), name
         else:
@@ -105,14 +107,17 @@ def test_without_a_reference_point_or_an_objective_there_is_no_hypervolume(make_
     assert list(steps["trial"]) == ["t0001"]
 
 
-def test_alpha_and_rho_have_a_panel_each_with_all_complete_trials(searched: Result) -> None:
+def test_alpha_and_rho_have_a_panel_each_with_the_complete_trials_that_use_it(searched: Result) -> None:
     data = computed("alpha_rho", searched)
     assert [panel.parameter for panel in data.panels] == ["alpha", "rho"]
     for panel in data.panels:
-        assert sorted(panel.points["trial"]) == sorted(searched.complete()["trial"])
-        assert set(panel.points["trial"][panel.points["on_front"]]) == set(searched.pareto_front()["trial"])
+        used = [trial for trial in searched.complete()["trial"] if panel.parameter not in searched.idle(trial)]
+        assert list(panel.points["trial"]) == used
+        assert set(panel.points["trial"][panel.points["on_front"]]) == set(searched.pareto_front()["trial"]) & {*used}
     rho = data.panels[1]
-    means = searched.complete().groupby("rho")["val_accuracy"].mean()
+    values = searched.complete().groupby("rho")["val_accuracy"]
+    means = values.mean()[values.size() >= module_of("alpha_rho").MIN_POINTS]
+    assert len(means) >= 2
     assert list(rho.trend["value"]) == list(means.index)
     assert list(rho.trend["accuracy"]) == pytest.approx(list(100 * means))
 
@@ -145,6 +150,36 @@ def test_importance_finds_what_the_made_up_accuracies_and_seconds_come_from(sear
     assert shares["train_latency_s"].idxmax() == "epochs.sl"
     assert shares["train_latency_s"]["alpha"] < 0.15
     assert shares["val_accuracy"]["rho"] < shares["val_accuracy"]["epochs.sl"]
+    spreads = computed("importance", searched).spreads
+    assert list(spreads.index) == list(shares.index)
+    assert ((spreads > 0) & (spreads < 0.5)).all(axis=None)
+
+
+def test_too_few_trials_have_no_importance_and_no_trend_and_fifo_has_no_rungs(
+    write_run: MakeRun, tmp_path: Path
+) -> None:
+    directory = write_run(tmp_path / "run", 15)
+    path = directory / "space.yaml"
+    path.write_text(path.read_text().replace("pareto_asha", "fifo"))
+    result = load(directory)
+    assert computed("importance", result).heading.missing == "fewer than 25 trials are complete"
+    assert "fifo" in computed("rungs", result).heading.missing
+    panels = computed("alpha_rho", result).panels
+    assert all(len(panel.points) and panel.trend.empty for panel in panels)
+    assert "8 points" in computed("alpha_rho", result).heading.caption
+
+
+def test_parallel_coordinates_have_a_line_a_complete_recipe_and_an_end_for_idle_settings(searched: Result) -> None:
+    data = computed("parallel_coordinates", searched)
+    complete = [trial for trial, record in searched.records.items() if record.state == "complete"]
+    assert data.trials == complete
+    axes = {axis.title: axis for axis in data.axes}
+    assert list(axes)[-2:] == ["training time (s)", "validation accuracy (%)"]
+    assert data.colour == axes["validation accuracy (%)"].values
+    alpha = axes["alpha"]
+    assert alpha.ticks[0] == (alpha.low, "\N{EN DASH}")
+    idle = {trial for trial, value in zip(complete, alpha.values, strict=True) if value == alpha.low}
+    assert idle == {trial for trial in complete if "alpha" in searched.idle(trial)}
 
 
 def test_learning_curves_mark_where_phases_begin(searched: Result) -> None:

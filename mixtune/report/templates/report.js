@@ -291,22 +291,23 @@ dark.addEventListener("change", () => {
   }
 });
 
-// A page that follows a search loads itself again, though not under a reader's hands.
-const place = () => kept.set("scroll", [scrollX, scrollY]);
-const back = () => scrollTo(...kept.get("scroll", [0, 0]));
-if (document.body.dataset.refresh) {
-  history.scrollRestoration = "manual";
-  let touched = 0;
-  for (const event of ["keydown", "pointerdown", "wheel", "input"]) addEventListener(event, () => (touched = Date.now()), { passive: true });
-  setInterval(() => {
-    if (Date.now() - touched < 3000) return;
-    place();
-    location.reload();
-  }, 1000 * document.body.dataset.refresh);
-  back();
+// A page that follows a search loads itself again, though not under a reader's hands, and then stands where it stood.
+const isRenewed = kept.get("renewed", false);
+kept.set("renewed", false);
+const back = () => isRenewed && scrollTo(...kept.get("scroll", [0, 0]));
+function renew() {
+  kept.set("renewed", true);
+  kept.set("scroll", [scrollX, scrollY]);
+  location.reload();
 }
+let touched = 0;
+for (const event of ["keydown", "pointerdown", "wheel", "input"]) addEventListener(event, () => (touched = Date.now()), { passive: true });
+if (document.body.dataset.refresh || isRenewed) history.scrollRestoration = "manual";
+back();
 Promise.all(holders.map(draw)).then(() => {
-  if (kept.get("pinned", null) && trials?.byTrial.has(kept.get("pinned"))) pin(kept.get("pinned"), true);
-  if (document.body.dataset.refresh) back();
+  if (trials?.byTrial.has(kept.get("pinned", null))) pin(kept.get("pinned"), true);
+  back();
   document.body.dataset.drawn = "yes";
+  const seconds = document.body.dataset.refresh;
+  if (seconds) setInterval(() => Date.now() - touched > 3000 && renew(), 1000 * seconds);
 });
