@@ -5,7 +5,7 @@
 writes a run directory as a search with pareto_asha would (made-up recipes, accuracies and seconds; nothing is trained)
 and then three times, each in a new process: loads it, writes its report, and draws each figure of it, loaded again. Of
 each time the least counts, because nothing but other processes makes one longer. The report's has in it what is
-imported for it alone, as scikit-learn. Goals at 5,000 trials: load under 3 s, report, loading not included, under 3 s.
+imported for it alone, as scikit-learn. Goals at 5,000 trials: load under 3 s, report, loading not included, under 15 s.
 Results go to benchmarks/results/reporting.md.
 """
 
@@ -34,7 +34,7 @@ from mixtune.report.page import write_report
 from mixtune.run.rungs import LEVELS
 
 RESULTS = Path(__file__).parent / "results"
-LOAD_GOAL_S, REPORT_GOAL_S = 3.0, 3.0
+LOAD_GOAL_S, REPORT_GOAL_S = 3.0, 15.0
 REPEATS = 3
 EPOCH_S = {"ssl": 0.4, "mix": 0.6, "sl": 0.45}
 SPACE = {

@@ -89,3 +89,18 @@ def test_a_field_is_explained_and_an_unknown_one_is_a_line(run: Run) -> None:
         "mixtune: epochs.sll: no field of a recipe; did you mean 'epochs.sl'?\n",
     )
     assert "cost_aware" in run("list", "samplers")[1]
+
+
+def test_a_report_goes_where_it_is_told_and_several_runs_into_a_file_of_their_own(
+    run: Run, make_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    one, other = make_run([(0.5, 5.0)], name="one"), make_run([(0.6, 6.0)], name="other")
+    assert run("report", str(one))[:2] == (0, f"report: {one / 'report.html'}\n")
+    elsewhere = tmp_path / "page.html"
+    assert run("report", str(one), "--watch", "-o", str(elsewhere))[:2] == (0, f"report: {elsewhere}\n")
+    assert run("report", str(one), str(other), "-o", str(elsewhere))[0] == 0
+    assert "The fronts" in elsewhere.read_text()
+    status, _, said = run("report", str(one), str(other))
+    assert (status, said.count("\n")) == (2, 1)
+    assert "give --out FILE.html" in said
+    assert "is a folder" in run("report", str(one), "-o", str(tmp_path))[2]

@@ -62,19 +62,19 @@ def write_report(result: Result, driver: str | None, out: Path | None = None, re
 def follow_search(directory: Path, out: Path | None, on_written: Callable[[Path], None]) -> None:
     """Keep a run's report current until its search has ended; ``on_written`` gets its path after the first time.
 
-    It is written again when the ledger has grown, every ``REFRESH_S`` seconds at most, and the page loads itself again
-    until the last time. Raises as ``load`` and ``write_report`` do.
+    It is written again when the ledger has grown, every ``REFRESH_S`` seconds at most and in a tenth of the time, for the
+    search's sake. The page loads itself again until the last time. Raises as ``load`` and ``write_report`` do.
     """
     ledger, written = RunDirectory(directory).ledger_file, -1
     try:
         while (driver := holder(directory)) is not None:
-            size = ledger.stat().st_size if ledger.exists() else 0
+            size, started = ledger.stat().st_size if ledger.exists() else 0, time.monotonic()
             if size != written:
                 path = write_report(load(directory), driver, out, REFRESH_S)
                 if written < 0:
                     on_written(path)
                 written = size
-            time.sleep(REFRESH_S)
+            time.sleep(max(REFRESH_S, 9 * (time.monotonic() - started)))
     finally:  # a page that nobody writes again should not wait for news
         path = write_report(load(directory), holder(directory), out)
     if written < 0:

@@ -155,9 +155,7 @@ def test_importance_finds_what_the_made_up_accuracies_and_seconds_come_from(sear
     assert ((spreads > 0) & (spreads < 0.5)).all(axis=None)
 
 
-def test_too_few_trials_have_no_importance_and_no_trend_and_fifo_has_no_rungs(
-    write_run: MakeRun, tmp_path: Path
-) -> None:
+def test_few_trials_have_no_importance_and_no_trend_and_fifo_has_no_rungs(write_run: MakeRun, tmp_path: Path) -> None:
     directory = write_run(tmp_path / "run", 15)
     path = directory / "space.yaml"
     path.write_text(path.read_text().replace("pareto_asha", "fifo"))

@@ -101,7 +101,7 @@ def test_its_first_words_are_the_recommendation_and_what_to_choose_from(run: Pat
 def test_it_tells_the_front_and_the_baselines(run: Path) -> None:
     text = text_of(run)
     for row in (
-        "t0001 SSL+SL 50.0 % 5.00 s",
+        "t0001 MixTraining 50.0 % 5.00 s",
         "t0002 MixTraining 90.0 % 10.0 s",
         "t0005 recommended MixTraining 96.0 %",
     ):
@@ -265,7 +265,7 @@ def test_what_users_named_is_escaped(make_run: MakeRun) -> None:
     page = page_of(directory)
     assert "<h1>a&lt;b&gt;&amp;c</h1>" in page
     assert "<img" not in page.replace("&lt;img", "")
-    data = re.search(r'<script type="application/json" id="data-pareto">(.*?)</script>', page, re.DOTALL)
+    data = re.search(r'<script type="application/json" id="hovers">(.*?)</script>', page, re.DOTALL)
     assert data
     assert "&lt;img" in json.dumps(json.loads(data[1]))
     assert load(directory).plot_pareto().layout.title.subtitle.text.startswith("a&lt;b&gt;&amp;c")
