@@ -62,8 +62,8 @@ def write_report(result: Result, driver: str | None, out: Path | None = None, re
 def follow_search(directory: Path, out: Path | None, on_written: Callable[[Path], None]) -> None:
     """Keep a run's report current until its search has ended; ``on_written`` gets its path after the first time.
 
-    It is written again when the ledger has grown, every ``REFRESH_S`` seconds at most and in a tenth of the time, for the
-    search's sake. The page loads itself again until the last time. Raises as ``load`` and ``write_report`` do.
+    It is written again when the ledger has grown, every ``REFRESH_S`` seconds at most and in a tenth of the time, for
+    the search's sake. The page loads itself again until the last time. Raises as ``load`` and ``write_report`` do.
     """
     ledger, written = RunDirectory(directory).ledger_file, -1
     try:

@@ -285,7 +285,6 @@ def _draw_points(figure: go.Figure, points: Points, name: str, marker: dict[str,
 
 def _draw_baselines(figure: go.Figure, data: FrontData) -> None:
     baselines = data.baselines
-    drawn = [x for each in (data.others, data.front, baselines) for x in each.x if math.isfinite(x)]
     for i, name in enumerate(baselines.names):
         label = html.escape(name)
         if data.x_mode is None:
@@ -293,7 +292,7 @@ def _draw_baselines(figure: go.Figure, data: FrontData) -> None:
             line = {"dash": "dot", "color": VERMILLION, "width": 1.5}
             figure.add_hline(y=baselines.y[i], line=line, annotation=text, annotation_position="top left")
             continue
-        side = "left" if baselines.x[i] > min(drawn) + 0.8 * (max(drawn) - min(drawn)) else "right"
+        side = "left" if _place(data, baselines.x[i]) > 0.8 else "right"
         marker = dots(VERMILLION, 13, symbol=baselines.symbols[i])
         bars = error_bars([baselines.x_error[i]], [baselines.y_error[i]], FAINT_BARS[VERMILLION])
         add_marks(
@@ -303,12 +302,20 @@ def _draw_baselines(figure: go.Figure, data: FrontData) -> None:
         )  # fmt: skip
 
 
+def _place(data: FrontData, x: float) -> float:
+    """Return where an abscissa is among all that are drawn, from 0 at the left to 1."""
+    drawn = [x for each in (data.others, data.front, data.baselines) for x in each.x if math.isfinite(x)]
+    return (x - min(drawn)) / ((max(drawn) - min(drawn)) or 1.0)
+
+
 def _draw_recommended(figure: go.Figure, data: FrontData, place: int) -> None:
     x, y = data.front.x[place], data.front.y[place]
     ring = {"size": 23, "symbol": "circle-open", "color": ORANGE, "line": {"width": 3}}
     figure.add_scatter(x=[x], y=[y], mode="markers", name="recommended", marker=ring, hoverinfo="skip")
     # The label stands on the side of the ideal, where by the front's definition no trial can be.
     away_x, away_y = 42 if data.x_mode == "max" else -42, 38 if data.y_mode == "min" else -38
+    if not 0.2 <= _place(data, x) <= 0.8:  # though not beyond the figure's edge
+        away_x = 62 if _place(data, x) < 0.2 else -62
     figure.add_annotation(
         x=x, y=y, ax=away_x, ay=away_y, text=f"<b>recommended</b> {html.escape(data.front.names[place])}",
         showarrow=True, arrowhead=0, arrowcolor=ORANGE, arrowwidth=1.5, standoff=11,
