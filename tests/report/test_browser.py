@@ -102,6 +102,15 @@ def test_a_click_on_a_point_keeps_its_row_marked_until_it_is_cleared(page: Any) 
     assert row.get_attribute("aria-current") == "true"
     assert page.locator("#chosen").is_visible()
     page.locator("#chosen button").click()
+    lines = page.locator("#figure-parallel_coordinates")
+    lines.scroll_into_view_if_needed()
+    box = lines.bounding_box()
+    (x0, y0), (x1, y1) = page.evaluate(
+        "marksOf(document.getElementById('figure-parallel_coordinates'), 't0005')[0].path.slice(0, 2)"
+    )
+    page.mouse.click(box["x"] + 0.6 * x0 + 0.4 * x1, box["y"] + 0.6 * y0 + 0.4 * y1)
+    assert page.evaluate("pinned") == "t0005"
+    page.keyboard.press("Escape")
     assert page.locator("tr[aria-current]").count() == 0
     assert not page.locator("#chosen").is_visible()
 

@@ -67,12 +67,12 @@ async function draw(holder) {
       holder.places.get(trial).push([number, place]);
     });
   });
-  const trialOf = (event) => {
-    const point = event.points?.[0] ?? event;
-    return point.customdata ?? holder.data[0].customdata?.[point.curveNumber];
-  };
-  holder.on("plotly_hover", (event) => show(trialOf(event)));
-  holder.on("plotly_click", (event) => pin(trialOf(event), true));
+  holder.on("plotly_hover", (event) => show(event.points?.[0]?.customdata));
+  holder.on("plotly_click", (event) => pin(event.points?.[0]?.customdata, true));
+  if (figure.data[0]?.type === "parcoords") {
+    holder.addEventListener("mousemove", (event) => show(nearestLine(holder, event)));
+    holder.addEventListener("click", (event) => pin(nearestLine(holder, event), true));
+  }
   for (const event of ["plotly_relayout", "plotly_restyle", "plotly_afterplot"]) holder.on(event, () => ring(holder));
   holder.dataset.drawn = "yes";
 }
@@ -85,12 +85,7 @@ function marksOf(holder, trial) {
     const trace = holder._fullData.find((each) => each.index === number);
     if (!trace || trace.visible !== true) continue;
     if (trace.type === "parcoords") {
-      const { l, t, w, h } = layout._size;
-      const axes = holder.data[number].dimensions;
-      marks.push({ path: axes.map(({ values, range: [low, high] }, i) => {
-        const value = (valuesOf(values)[place] - low) / (high - low);
-        return [l + (w * i) / Math.max(1, axes.length - 1), t + h * (1 - value)];
-      }) });
+      marks.push({ path: holder.data[number].dimensions.map((axis, i) => lineAt(holder, i, place)) });
       continue;
     }
     const x = layout[trace.xaxis.replace("x", "xaxis")], y = layout[trace.yaxis.replace("y", "yaxis")];
@@ -105,7 +100,28 @@ function marksOf(holder, trial) {
   }
   return [...marks, ...[...paths.values()].map((path) => ({ path }))];
 }
-const valuesOf = (values) => values._inputArray ?? values;
+function lineAt(holder, i, place) {
+  // where a line of parallel coordinates crosses axis i
+  const { l, t, w, h } = holder._fullLayout._size, axes = holder.data[0].dimensions;
+  const { values, range: [low, high] } = axes[i];
+  return [l + (w * i) / Math.max(1, axes.length - 1), t + h * (1 - (values[place] - low) / (high - low))];
+}
+function nearestLine(holder, event) {
+  // the trial whose line is within a few pixels, none beside an axis, which is dragged along
+  const box = holder.getBoundingClientRect(), { customdata, dimensions } = holder.data[0];
+  const [x, y] = [event.clientX - box.left, event.clientY - box.top];
+  const i = dimensions.findIndex((axis, i) => i && lineAt(holder, i, 0)[0] > x) - 1;
+  if (i < 0 || x - lineAt(holder, i, 0)[0] < 12 || lineAt(holder, i + 1, 0)[0] - x < 12) return undefined;
+  const isChosen = (place) => dimensions.every(({ values, constraintrange: limits }) =>
+    !limits?.length || (Array.isArray(limits[0]) ? limits : [limits]).some(([low, high]) => values[place] >= low && values[place] <= high));
+  let best = 6, found;
+  customdata.forEach((trial, place) => {
+    const [[x0, y0], [x1, y1]] = [lineAt(holder, i, place), lineAt(holder, i + 1, place)];
+    const away = Math.abs((y1 - y0) * (x - x0) - (x1 - x0) * (y - y0)) / Math.hypot(x1 - x0, y1 - y0);
+    if (away < best && isChosen(place)) [best, found] = [away, trial];
+  });
+  return found;
+}
 function ring(holder) {
   const svg = holder.querySelector("svg.rings");
   if (!svg) return;
