@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from mixtune.metrics import METRICS, find_metric, metric_value, significant
+from mixtune.metrics import METRICS, find_metric, metric_text, metric_value, significant
 from mixtune.report.tables import IDLE, setting_cells
 from mixtune.run.ledger import ENDED
 from mixtune.run.result import Result
@@ -14,7 +14,6 @@ from mixtune.run.status import RunStatus
 
 Cell = str | tuple[str, float] | None  # a number has its text and what it is sorted by
 _COUNTS = {"epochs_asked": "epochs requested", "epochs_trained": "epochs trained", "epochs_reused": "epochs reused"}
-_ERRORS = {"train_latency_s": "train_latency_se_s"}
 
 
 def trials_table(result: Result, status: RunStatus) -> dict[str, Any]:
@@ -79,4 +78,4 @@ def _number(metrics: Mapping[str, Any], name: str) -> Cell:
     value = metric_value(metrics, name)
     if not math.isfinite(value):
         return None
-    return find_metric(name).text(value, metrics.get(_ERRORS.get(name, f"{name}_se"))), value
+    return metric_text(metrics, name), value
