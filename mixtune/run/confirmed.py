@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from rich.table import Table
 
-from mixtune.metrics import disturbed_note, find_metric, metric_text
+from mixtune.metrics import disturbed_note, error_name, find_metric, metric_text
 from mixtune.render import fits, terminal_table
 from mixtune.run.estimates import (
     FEW_SEEDS,
@@ -69,7 +69,7 @@ class Confirmation:
     frame: a row for each recipe that has such training runs, those of the search's front first, in its order, the other
     baselines last. Columns: trial; method (a baseline's, else None); seeds and diverged, training runs and
     how many of them diverged; val_accuracy, its mean over the others; val_accuracy_std, the sample's standard
-    deviation over seeds, NaN for one; val_accuracy_se, the mean's standard error (see mixtune.run.estimates);
+    deviation over seeds, NaN for one; val_accuracy_se, the mean's standard error over seeds (mixtune.run.estimates);
     test_accuracy and so on, the same of test images; val_sampling_se and test_sampling_se, the binomial standard error
     of one training run's accuracy on that many images, common to all rows; train_latency_s, train_latency_std_s and
     train_latency_se_s, the same in seconds; val_balanced_accuracy and the like, with _std and _se, where an objective
@@ -95,7 +95,7 @@ class Confirmation:
         return self.result.objectives
 
     def table(self, width: int = 100) -> Table:
-        """Return the frame for a terminal, means with standard errors; under a line what is not on the front.
+        """Return the frame for a terminal: means with standard errors, and under a line what is not on the front.
 
         Where that is wider than ``width`` characters, the search's accuracies and then those on test images are left
         out.
@@ -108,11 +108,14 @@ class Confirmation:
         rows: list[dict[str, Any]] = [{str(name): v for name, v in row.items()} for _, row in frame.iterrows()]
         others = [name for name in self.objectives if name not in ("val_accuracy", "train_latency_s")]
         names = ["val_accuracy", *columns[:1], "train_latency_s", *others]
+        known = self.result.rows if self.result.confirmed is self else self.result.rows.iloc[:0]
+        with_images = [error_name(name) for name in names if error_name(name) in known]
+        errors = {row["trial"]: {name: row[name] for name in with_images} for _, row in known.iterrows()}
         titles = [find_metric(name).title.replace(" ", "\n", 1) for name in names]
         cells = [
             [
                 self._name(row),
-                *(metric_text(row | {"test_accuracy_se": None}, name) for name in names),
+                *(metric_text(row | errors.get(row["trial"], {}) | {"test_accuracy_se": None}, name) for name in names),
                 *([find_metric("val_accuracy").text(row["search_val_accuracy"])] if "search" in columns else []),
                 f"{100 * row['p_front']:.0f} %",
             ]
@@ -306,7 +309,10 @@ def _spread_notes(frame: pd.DataFrame, accuracies: Estimate, latencies: Estimate
             f"{100 * accuracies.pooled:.2g} points of accuracy, {100 * latencies.pooled:.2g} % of the training time "
             f"({accuracies.pooled_degrees} degree{'s' * (accuracies.pooled_degrees > 1)} of freedom)"
         )
-    yield f"all rows share the images: their common sampling error, {points:.1f} points on validation, is not in ±"
+    yield (
+        f"± of accuracies holds the images' sampling error too, about {points:.1f} points of one run, which all rows "
+        "share: differences between rows are more certain than it"
+    )
 
 
 def _missing_notes(frame: pd.DataFrame, asked: Sequence[TrialRecord]) -> Iterator[str]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from mixtune.metrics import METHODS, find_metric, metric_value, setting, significant
-from mixtune.run.paired import WITH_ERRORS, Difference, Judged, Runs, compare_with, images_needed, mean_error
+from mixtune.run.paired import WITH_ERRORS, Difference, Judged, Runs, compare_with, images_needed
 
 if TYPE_CHECKING:
     from mixtune.run.result import Result
@@ -252,8 +252,7 @@ def _figures(result: Result, trial: str, accuracy: str | None, cost: str | None)
     images = _count_images(result)
     said = []
     if accuracy is not None:
-        error = _error_of(result, trial, accuracy)
-        reached = find_metric(accuracy).text(row[accuracy], error)
+        reached = find_metric(accuracy).text(row[accuracy], metric_value(row, f"{accuracy}_se"))
         of = f" of {images:,} validation images" if images else ""
         said.append(f"{reached}{of}" if accuracy == "val_accuracy" else f"{find_metric(accuracy).title} {reached}")
         if result.confirmed is not None and math.isfinite(tested := metric_value(row, "test_accuracy")):
@@ -263,14 +262,6 @@ def _figures(result: Result, trial: str, accuracy: str | None, cost: str | None)
         title = "" if name == cost or name == "train_latency_s" else f"{find_metric(name).title} "
         said.append(f"{title}{find_metric(name).text(metric_value(row, name))}")
     return ", ".join(said)
-
-
-def _error_of(result: Result, trial: str, accuracy: str) -> float:
-    """Return the standard error of a recipe's accuracy: of the images, and of the seeds where there are several."""
-    of_images = mean_error(list(training_runs(result)[trial].values()), accuracy, result.state.held_out)
-    if result.confirmed is None or not (result.confirmed.frame["seeds"] > 1).any():
-        return of_images
-    return math.hypot(of_images, metric_value(_row(result, trial), f"{accuracy}_se"))
 
 
 def _row(result: Result, trial: str) -> Mapping[str, Any]:

@@ -26,6 +26,7 @@ from mixtune.run.confirmed import Confirmation, confirmation
 from mixtune.run.directory import RunDirectory, RunFacts
 from mixtune.run.frames import csv_text, plain, trial_frame
 from mixtune.run.ledger import RunState, TrialRecord
+from mixtune.run.paired import WITH_ERRORS, mean_error
 from mixtune.run.recommendation import Recommendation, recommend
 from mixtune.space.constraints import Constraint
 from mixtune.space.effective import effective, find_method, idle_settings
@@ -267,7 +268,8 @@ class Result:
     def rows(self) -> pd.DataFrame:
         """What decides: ``candidates``, or those of them that are confirmed, with their means over fresh seeds.
 
-        Where means decide, objectives, constrained metrics and their ``_se`` are those of the fresh seeds.
+        Where means decide, objectives and constrained metrics are those of the fresh seeds, and the ``_se`` of an
+        accuracy holds the seeds' error and the images', which all rows share.
         """
         found = self.confirmed
         if found is None:
@@ -278,6 +280,11 @@ class Result:
         for name in decided.columns.intersection([*rows.columns, *(f"{name}_se" for name in self.objectives)]):
             rows[name] = decided[name].to_numpy()
         rows["train_latency_se_s"] = decided["train_latency_se_s"].to_numpy()
+        of_seeds = float((decided["seeds"] > 1).any())  # without a second one their errors are the images'
+        for name in (name for name in self.objectives if name in WITH_ERRORS):
+            runs = [list(found.runs[trial].values()) for trial in decided.index]
+            of_images = [mean_error(own, name, self.state.held_out) for own in runs]
+            rows[f"{name}_se"] = np.hypot(np.nan_to_num(of_images), of_seeds * decided[f"{name}_se"].to_numpy())
         return self._keep_constraints(rows)
 
     def recommendation(self) -> Recommendation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -114,7 +115,7 @@ def test_a_confirmed_front_stands_beside_the_searchs_both_with_standard_errors_i
             ledger.append("confirmed", trial=trial, seed=seed, metrics=metrics)
     data = compute(load(directory))
     assert (data.front.names, data.front.x, data.front.y) == (["t0001"], [5.0], [pytest.approx(85.0)])
-    assert data.front.y_error == [pytest.approx(100 * 0.05)]  # 0.1 / sqrt(2) / sqrt(2)
+    assert data.front.y_error == [pytest.approx(100 * math.hypot(0.05, 0.01))]  # 0.1 / sqrt(2) / sqrt(2); images
     assert data.confirmed.names == ["t0002", "t0004", "t0005"]
     assert data.others.y == [50.0, 90.0, 85.0, 95.0, 96.0]
     drawn = traces(draw(data))
