@@ -315,7 +315,7 @@ def compare(
 def gradient_error(
     space: SpaceFile,
     points: Annotated[int, typer.Option(min=2, help="of the SSL budget at which gradients are compared")] = 5,
-    batches: Annotated[int, typer.Option(min=2, help="compared at each point, for each strategy")] = 16,
+    batches: Annotated[int, typer.Option(min=4, help="compared at each point, for each strategy")] = 16,
     set_: Overrides = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="DIR", help="default: runs/gradient-error-SPACE")
@@ -339,7 +339,11 @@ def gradient_error(
             on_line=lambda line: print(line, flush=True),
         )
     _print_table(_console(), measured.table())
-    print(f"{measured.about}\nthe schedule of the least CA-MSE, for a recipe:\n{measured.to_yaml()}")
+    print(measured.about)
+    if measured.undecided is not None:
+        print(f"profile.csv and profile.html: {out}")
+        _fail(measured.undecided, 1)
+    print(f"the schedule of the least CA-MSE, for a recipe:\n{measured.to_yaml()}")
     print(f"profile.csv, profile.html and stages.yaml: {out}")
 
 

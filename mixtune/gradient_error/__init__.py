@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
@@ -18,7 +18,7 @@ from rich.table import Table
 
 from mixtune.errors import RequestError, TrainingError, one_line
 from mixtune.files import make_folder, write_whole
-from mixtune.gradient_error.measure import GradientError, find_stages, measure_profile
+from mixtune.gradient_error.measure import GradientError, find_stages, find_undecided, measure_profile
 from mixtune.gradient_error.profile import profile_figure, profile_table
 from mixtune.metrics import duration
 from mixtune.space.compression import Period
@@ -29,19 +29,24 @@ from mixtune.training.device import choose_device
 
 @dataclass(frozen=True)
 class GradientErrors:
-    """The errors at each point of a training run, and the schedule of the strategies with the least CA-MSE."""
+    """The errors at each point of a training run, and the schedule of the strategies with the least CA-MSE.
+
+    undecided: one line where the batches do not tell a strategy of the schedule from no compression, else None.
+    """
 
     errors: tuple[tuple[GradientError, ...], ...]
     stages: tuple[Period, ...]
     about: str
+    undecided: str | None = None
 
     @property
     def frame(self) -> pd.DataFrame:
         """A row a point and strategy; see mixtune.gradient_error.profile.relative for the columns."""
         rows = []
         for error in (error for point in self.errors for error in point):
-            values = {name: value for name, value in asdict(error).items() if name != "strategy"}
+            values = {name: v for name, v in asdict(error).items() if name not in ("strategy", "replicates")}
             derived = {"adjusted_variance": error.adjusted_variance, "ca_mse": error.ca_mse}
+            derived |= {"ca_mse_se": error.ca_mse_se}
             rows.append({**values, **error.settings, **derived})
         return pd.DataFrame(rows)
 
@@ -75,8 +80,9 @@ def measure_gradient_errors(
     """Train a recipe's SSL budget uncompressed and compare gradients at ``points`` equal shares of it, 0 and all too.
 
     space: a Recipe or a search space's file, whose base recipe is trained, without mix and SL epochs; batches: of the
-    recipe's batch size, at each point, with every strategy; out: a folder for ``profile.csv``, ``profile.html`` and
-    ``stages.yaml``; on_line: receives progress. Raises RequestError, DataError or TrainingError.
+    recipe's batch size, at each point, with every strategy; out: a folder for ``profile.csv``, ``profile.html`` and,
+    where the batches suffice, ``stages.yaml``; on_line: receives progress. Raises RequestError, DataError or
+    TrainingError.
     """
     recipe = space if isinstance(space, Recipe) else load_space(space).recipe
     recipe = override(recipe, overrides or {})
@@ -98,7 +104,7 @@ def measure_gradient_errors(
         f"{recipe.ssl.objective}, {recipe.epochs.ssl} epochs, {first[0].batches} batches of {first[0].batch_size} "
         "images at each point"
     )
-    made = GradientErrors(tuple(found), tuple(find_stages(found)), about)
+    made = GradientErrors(tuple(found), tuple(find_stages(found)), about, _describe_undecided(found))
     if out is not None:
         _write(made, Path(out))
     return made
@@ -107,4 +113,17 @@ def measure_gradient_errors(
 def _write(made: GradientErrors, folder: Path) -> None:
     write_whole(folder / "profile.csv", made.frame.to_csv(index=False, lineterminator="\n"))
     write_whole(folder / "profile.html", plotly.io.to_html(made.plot()))
-    write_whole(folder / "stages.yaml", made.to_yaml())
+    (folder / "stages.yaml").unlink(missing_ok=True)  # of an earlier time
+    if made.undecided is None:
+        write_whole(folder / "stages.yaml", made.to_yaml())
+
+
+def _describe_undecided(profile: Sequence[Sequence[GradientError]]) -> str | None:
+    found = find_undecided(profile)
+    if found is None:
+        return None
+    error, needed = found
+    return (
+        f"no schedule: after {error.epoch} epochs {error.batches} batches do not tell the least CA-MSE from no "
+        f"compression's by two standard errors; about --batches {float(f'{needed:.2g}'):.0f} would"
+    )

@@ -27,6 +27,7 @@ from mixtune.training.plan import Epoch
 from mixtune.training.state import TrainState, start_state
 from mixtune.training.streams import torch_generator
 
+GROUPS = 4  # of batches, for the error of what is measured
 _APART = 10**6  # epoch numbers from here on: streams that no training draws from
 
 
@@ -38,7 +39,7 @@ class GradientError:
     strategy's training step, relative to an uncompressed one's, in FLOPs; units: forward passes that an epoch of
     the strategy costs for each image; squared_bias: of the mean over batches,
     its sampling bias taken off, so it may come out below 0; variance: of one batch's gradient; batches: how many pairs
-    were compared; batch_size: images of each.
+    were compared; batch_size: images of each; replicates: the CA-MSE without each group of batches in turn.
     """
 
     epoch: int
@@ -50,6 +51,7 @@ class GradientError:
     variance: float
     batches: int
     batch_size: int
+    replicates: tuple[float, ...] = ()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -68,37 +70,76 @@ class GradientError:
         """Squared bias and cost-adjusted variance: the cost-adjusted mean squared error."""
         return self.squared_bias + self.adjusted_variance
 
+    @property
+    def ca_mse_se(self) -> float:
+        """The standard error of ca_mse."""
+        return jackknife_error(self.replicates) if self.replicates else math.nan
+
 
 class ErrorSums:
-    """Running sums over paired batches, whose memory does not grow with their number: a vector a strategy, and two."""
+    """Running sums over paired batches, in GROUPS groups: memory does not grow with the batches' number.
+
+    Each group has a vector a strategy, and one more. ``without``: a group that is left out, for the jackknife.
+    """
 
     def __init__(self, strategies: int) -> None:
         self.batches = 0
-        self._whole: list[Tensor] = []
-        self._differences: list[list[Tensor]] = [[] for _ in range(strategies)]
-        self._squared_differences = [0.0] * strategies
-        self._squares = [0.0] * strategies
+        self._groups = [_Sums(strategies) for _ in range(GROUPS)]
 
     def add(self, whole: Sequence[Tensor], shortened: Iterable[Sequence[Tensor]]) -> None:
         """Take in a batch: its uncompressed gradient, and that of each strategy in turn."""
+        self._groups[self.batches % GROUPS].add(whole, shortened)
         self.batches += 1
-        self._whole = _add(self._whole, whole)
+
+    def squared_bias(self, strategy: int, without: int | None = None) -> float:
+        """Return |mean d|^2 - s^2 / M of the differences d to the uncompressed gradient; s^2: their sample variance."""
+        groups = self._kept(without)
+        batches = sum(group.batches for group in groups)
+        squared_mean = _squared_norm(_total(group.differences[strategy] for group in groups)) / batches**2
+        spread = math.fsum(group.squared_differences[strategy] for group in groups) - batches * squared_mean
+        return squared_mean - spread / (batches - 1) / batches
+
+    def variance(self, strategy: int, without: int | None = None) -> float:
+        """Return the sample variance of a strategy's gradient, E |g - E g|^2, summed over the parameters."""
+        groups = self._kept(without)
+        batches = sum(group.batches for group in groups)
+        total = _total(part for group in groups for part in (group.whole, group.differences[strategy]))
+        squares = math.fsum(group.squares[strategy] for group in groups)
+        return (squares - _squared_norm(total) / batches) / (batches - 1)
+
+    def replicates(self, strategy: int, cost: float) -> tuple[float, ...]:
+        """Return a strategy's CA-MSE without each of the groups in turn."""
+        return tuple(self.squared_bias(strategy, g) + cost * self.variance(strategy, g) for g in range(GROUPS))
+
+    def _kept(self, without: int | None) -> list[_Sums]:
+        return [group for number, group in enumerate(self._groups) if number != without and group.batches]
+
+
+class _Sums:
+    """What ErrorSums keeps of a group of batches."""
+
+    def __init__(self, strategies: int) -> None:
+        self.batches = 0
+        self.whole: list[Tensor] = []
+        self.differences: list[list[Tensor]] = [[] for _ in range(strategies)]
+        self.squared_differences = [0.0] * strategies
+        self.squares = [0.0] * strategies
+
+    def add(self, whole: Sequence[Tensor], shortened: Iterable[Sequence[Tensor]]) -> None:
+        self.batches += 1
+        self.whole = _add(self.whole, whole)
         for number, gradient in enumerate(shortened):
             difference = torch._foreach_sub(list(gradient), list(whole))
-            self._squares[number] += _squared_norm(gradient)
-            self._squared_differences[number] += _squared_norm(difference)
-            self._differences[number] = _add(self._differences[number], difference)
+            self.squares[number] += _squared_norm(gradient)
+            self.squared_differences[number] += _squared_norm(difference)
+            self.differences[number] = _add(self.differences[number], difference)
 
-    def squared_bias(self, strategy: int) -> float:
-        """Return |mean d|^2 - s^2 / M of the differences d to the uncompressed gradient; s^2: their sample variance."""
-        squared_mean = _squared_norm(self._differences[strategy]) / self.batches**2
-        spread = self._squared_differences[strategy] - self.batches * squared_mean
-        return squared_mean - spread / (self.batches - 1) / self.batches
 
-    def variance(self, strategy: int) -> float:
-        """Return the sample variance of a strategy's gradient, E |g - E g|^2, summed over the parameters."""
-        total = torch._foreach_add(self._whole, self._differences[strategy])
-        return (self._squares[strategy] - _squared_norm(total) / self.batches) / (self.batches - 1)
+def _total(parts: Iterable[Sequence[Tensor]]) -> list[Tensor]:
+    total: list[Tensor] = []
+    for part in parts:
+        total = _add(total, part)
+    return total
 
 
 def _add(total: list[Tensor], values: Sequence[Tensor]) -> list[Tensor]:
@@ -147,18 +188,20 @@ def measure_errors(
         gradients = (gradient(images, number, strategy) for strategy in compared)
         whole = next(gradients)
         sums.add(whole, chain([whole], gradients))
-    cost = objective.train_flops(state.backbone, False, UNCOMPRESSED)
+    whole_flops = objective.train_flops(state.backbone, False, UNCOMPRESSED)
+    costs = [objective.train_flops(state.backbone, False, strategy) / whole_flops for strategy in compared]
     return [
         GradientError(
             epoch=epoch,
             consumed=consumed,
             strategy=strategy,
-            cost=objective.train_flops(state.backbone, False, strategy) / cost,
+            cost=costs[number],
             units=objective.forward_units(state.backbone, strategy),
             squared_bias=sums.squared_bias(number),
             variance=sums.variance(number),
             batches=sums.batches,
             batch_size=state.data.batch_size * len(state.data.tasks),
+            replicates=sums.replicates(number, costs[number]),
         )
         for number, strategy in enumerate(compared)
     ]
@@ -188,8 +231,8 @@ def measure_profile(
         raise RequestError(f"ssl.objective {settings.objective} has no ssl.compression: choose simclr, mocov3 or dino")
     if not recipe.epochs.ssl:
         raise RequestError("epochs.ssl is 0, so there is no gradient of the SSL loss: raise it")
-    if batches < 2:
-        raise RequestError(f"a variance needs at least 2 batches, got {batches}")
+    if batches < GROUPS:
+        raise RequestError(f"the error of a variance needs at least {GROUPS} batches, got {batches}")
     plain = change_recipe(recipe, {"rho": 0.0, "ssl.compression.schedule": "none"})
     state = start_state(plain, load_training_data(plain, device), device)
     backbone, objective = state.backbone, state.objective
@@ -205,6 +248,28 @@ def measure_profile(
         while len(state.history) < epochs:
             next(training)
         yield measure_errors(state, strategies, batches, consumed=epochs * whole)
+
+
+def jackknife_error(replicates: Sequence[float]) -> float:
+    """Return the standard error of a figure from its values without each group in turn (Efron and Stein 1981)."""
+    groups, mean = len(replicates), math.fsum(replicates) / len(replicates)
+    return math.sqrt((groups - 1) / groups * math.fsum((value - mean) ** 2 for value in replicates))
+
+
+def find_undecided(profile: Sequence[Sequence[GradientError]]) -> tuple[GradientError, int] | None:
+    """Return a point's least CA-MSE that its batches do not tell from no compression, and how many would; or None.
+
+    That is where the difference is less than two of its standard errors; of several points the one that needs most.
+    """
+    needed: list[tuple[GradientError, int]] = []
+    for plain, *others in profile:
+        best = min(others, key=lambda error: error.ca_mse, default=plain)
+        gap = plain.ca_mse - best.ca_mse
+        pairs = zip(plain.replicates, best.replicates, strict=True)
+        error = jackknife_error([one - other for one, other in pairs]) if plain.replicates else 0.0
+        if 0 < gap < 2 * error:
+            needed.append((best, math.ceil(best.batches * (2 * error / gap) ** 2)))
+    return max(needed, key=lambda each: each[1], default=None)
 
 
 def find_stages(profile: Sequence[Sequence[GradientError]]) -> list[Period]:

@@ -32,18 +32,18 @@ def relative(frame: pd.DataFrame) -> pd.DataFrame:
     """Return a profile whose errors are shares of the uncompressed gradient's variance at the same point.
 
     frame: a row a point and strategy: epoch, consumed, token_dropout, key_token_dropout, patch_size, key_patch_size,
-    cost, units, squared_bias, variance, adjusted_variance, ca_mse, batches, batch_size (see GradientError in
-    mixtune.gradient_error.measure). Added are strategy, in words, and is_best, the least CA-MSE of a point.
+    cost, units, squared_bias, variance, adjusted_variance, ca_mse, ca_mse_se, batches, batch_size (see GradientError
+    in mixtune.gradient_error.measure). Added are strategy, in words, and is_best, the least CA-MSE of a point.
     """
     shown = frame.assign(strategy=[describe_strategy(row) for _, row in frame.iterrows()])
     whole = shown[shown["strategy"] == UNCOMPRESSED].set_index("epoch")["variance"]
-    for name in ("squared_bias", "variance", "adjusted_variance", "ca_mse"):
+    for name in ("squared_bias", "variance", "adjusted_variance", "ca_mse", "ca_mse_se"):
         shown[name] = shown[name] / shown["epoch"].map(whole)
     return shown.assign(is_best=shown["ca_mse"] == shown.groupby("epoch")["ca_mse"].transform("min"))
 
 
 def profile_table(frame: pd.DataFrame) -> Table:
-    """Return the CA-MSE of each strategy after each point's epochs, 1 being the uncompressed gradient's."""
+    """Return the CA-MSE of each strategy, with its standard error, at each point, 1 being no compression's."""
     shown = relative(frame)
     points = list(dict.fromkeys(shown["epoch"]))
     table = Table(title="CA-MSE, the uncompressed gradient being 1; * is the least", box=None)
@@ -52,7 +52,7 @@ def profile_table(frame: pd.DataFrame) -> Table:
     for epoch in points:
         table.add_column(f"after {epoch} epochs" if epoch == points[0] else str(epoch), justify="right")
     for strategy, rows in shown.groupby("strategy", sort=False):
-        cells = [f"{row.ca_mse:.2f}{'*' if row.is_best else ' '}" for row in rows.itertuples()]
+        cells = [f"{row.ca_mse:.2f} ± {row.ca_mse_se:.2f}{'*' if row.is_best else ' '}" for row in rows.itertuples()]
         table.add_row(str(strategy), f"{rows['cost'].iloc[0]:.2f}", *cells)
     return table
 

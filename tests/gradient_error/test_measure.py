@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from mixtune.errors import RequestError
 from mixtune.gradient_error.measure import (
+    GROUPS,
     ErrorSums,
     GradientError,
     default_strategies,
     find_stages,
+    find_undecided,
+    jackknife_error,
     measure_errors,
     measure_profile,
 )
@@ -99,10 +103,46 @@ def test_memory_does_not_grow_with_the_batches():
         whole = [torch.ones(100_000)]
         for _ in range(batches):
             sums.add(whole, [[torch.ones(100_000)], [torch.ones(100_000)]])
-        tensors = [t for total in (sums._whole, *sums._differences) for t in total]
-        return sum(t.numel() for t in tensors)
+        totals = [total for group in sums._groups for total in (group.whole, *group.differences)]
+        return sum(tensor.numel() for total in totals for tensor in total)
 
-    assert held(2) == held(20) == 3 * 100_000
+    assert held(8) == held(20) == GROUPS * 3 * 100_000
+
+
+def test_the_errors_are_those_of_leaving_out_a_group_in_turn_and_of_repetition():
+    """CA-MSE computed anew without each group; and its standard deviation over many samples."""
+    found, errors = [], []
+    for repeat in range(60):
+        generator = torch.Generator().manual_seed(repeat)
+        pairs = [synthetic(generator, 0.5, 1.0, 1.0) for _ in range(4 * GROUPS)]
+        sums = ErrorSums(1)
+        for whole, shortened in pairs:
+            sums.add(whole, [shortened])
+        found.append(sums.squared_bias(0) + 0.5 * sums.variance(0))
+        errors.append(jackknife_error(sums.replicates(0, cost=0.5)))
+    without = ErrorSums(1)
+    for number, (whole, shortened) in enumerate(pairs):
+        if number % GROUPS != 1:
+            without.add(whole, [shortened])
+    expected = without.squared_bias(0) + 0.5 * without.variance(0)
+    assert sums.replicates(0, cost=0.5)[1] == pytest.approx(expected, rel=1e-5)
+    assert torch.tensor(errors).square().mean().sqrt() == pytest.approx(torch.tensor(found).std().item(), rel=0.4)
+
+
+def test_too_few_batches_decide_nothing():
+    """A gain of 0.1 with an error of 0.05 * sqrt(3 / 4 * 4 / 4): two of them are not reached with 0.06 of spread."""
+
+    def point(gain, spread, batches=8):
+        plain = replace(error_of(0, 0.0, UNCOMPRESSED, 1.0), replicates=(1.0,) * GROUPS, batches=batches)
+        values = [1.0 - gain + sign * spread for sign in (1, -1, 1, -1)]
+        return [plain, replace(error_of(0, 0.0, DROPPED, 1.0 - gain), replicates=tuple(values), batches=batches)]
+
+    error = 0.06 * math.sqrt(3.0)
+    undecided, needed = find_undecided([point(0.1, 0.06), point(0.5, 0.06)])
+    assert undecided.ca_mse == pytest.approx(0.9)
+    assert needed == math.ceil(8 * (2 * error / 0.1) ** 2)
+    assert find_undecided([point(0.5, 0.06)]) is None
+    assert find_undecided([point(-0.1, 0.06)]) is None  # no compression is the least
 
 
 @pytest.mark.parametrize("objective", ["simclr", "mocov3", "dino"])
@@ -127,14 +167,14 @@ def test_no_compression_is_no_error_and_a_state_stays_as_it_was(objective):
 
 def test_the_profile_is_of_the_uncompressed_training_and_measures_its_start_and_end():
     recipe = recipe_of(**{"ssl.compression.schedule": "constant", "ssl.compression.token_dropout": 0.75, "rho": 1.0})
-    profile = list(measure_profile(recipe, CPU, [0.0, 0.5, 1.0], 2, [DROPPED]))
+    profile = list(measure_profile(recipe, CPU, [0.0, 0.5, 1.0], 4, [DROPPED]))
     assert [[(e.epoch, e.consumed) for e in point] for point in profile] == [
         [(0, 0.0)] * 2,
         [(2, 12.0)] * 2,
         [(4, 24.0)] * 2,
     ]
     plain = change_recipe(recipe, {"ssl.compression.schedule": "none"})
-    again = list(measure_profile(plain, CPU, [0.5], 2, [DROPPED]))
+    again = list(measure_profile(plain, CPU, [0.5], 4, [DROPPED]))
     assert again == [profile[1]]
 
 
@@ -148,8 +188,8 @@ def test_a_profile_that_cannot_be_measured_is_one_line():
     for recipe, batches, strategies, said in (
         (recipe_of(**{"ssl.objective": "mae"}), 2, None, "mae has no ssl.compression"),
         (recipe_of(**{"epochs.ssl": 0}), 2, None, "epochs.ssl is 0"),
-        (recipe_of(), 1, None, "at least 2 batches"),
-        (recipe_of(), 2, [Strategy(Shortening(i / 10)) for i in range(1, 9)], "at most 8 strategies"),
+        (recipe_of(), 3, None, "at least 4 batches, got 3"),
+        (recipe_of(), 4, [Strategy(Shortening(i / 10)) for i in range(1, 9)], "at most 8 strategies"),
     ):
         with pytest.raises(RequestError, match=said):
             next(measure_profile(recipe, CPU, [0.0, 1.0], batches, strategies))
