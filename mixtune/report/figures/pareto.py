@@ -39,6 +39,7 @@ from mixtune.report.figures._style import (
 from mixtune.report.paper import NoPaperRowsError, paper_rows_of
 from mixtune.run.result import Result
 
+CORNERS = [("bottom", "right"), ("top", "left"), ("bottom", "left"), ("top", "right")]  # of labels side by side
 REGION = "rgba(0, 114, 178, 0.09)"
 
 
@@ -285,6 +286,8 @@ def _draw_points(figure: go.Figure, points: Points, name: str, marker: dict[str,
 
 def _draw_baselines(figure: go.Figure, data: FrontData) -> None:
     baselines = data.baselines
+    from_left = sorted(range(len(baselines.names)), key=lambda i: baselines.x[i])
+    corners = {i: CORNERS[rank % len(CORNERS)] for rank, i in enumerate(from_left)}
     for i, name in enumerate(baselines.names):
         label = html.escape(name)
         if data.x_mode is None:
@@ -292,12 +295,14 @@ def _draw_baselines(figure: go.Figure, data: FrontData) -> None:
             line = {"dash": "dot", "color": VERMILLION, "width": 1.5}
             figure.add_hline(y=baselines.y[i], line=line, annotation=text, annotation_position="top left")
             continue
-        side = "left" if _place(data, baselines.x[i]) > 0.8 else "right"
+        level, side = corners[i]
+        place = _place(data, baselines.x[i])
+        side = "left" if place > 0.8 else "right" if place < 0.2 else side
         marker = dots(VERMILLION, 13, symbol=baselines.symbols[i])
         bars = error_bars([baselines.x_error[i]], [baselines.y_error[i]], FAINT_BARS[VERMILLION])
         add_marks(
             figure, [baselines.x[i]], [baselines.y[i]], [baselines.trials[i]], [baselines.hover[i]], marker,
-            name=f"baseline {label}", mode="markers+text", text=[f"  {label}  "], textposition=f"bottom {side}",
+            name=f"baseline {label}", mode="markers+text", text=[f"  {label}  "], textposition=f"{level} {side}",
             textfont={"color": VERMILLION}, cliponaxis=False, **bars,
         )  # fmt: skip
 
