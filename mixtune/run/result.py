@@ -143,6 +143,15 @@ class Result:
     def _feasible(self) -> pd.DataFrame:
         return self._keep_constraints(self.complete())
 
+    def _frame(self, records: Sequence[TrialRecord]) -> pd.DataFrame:
+        """Return a row a record, also a baseline's with every searched parameter: where it has none, the base's."""
+        frame = trial_frame(records, self.parameters, self.space.objectives, ["trial", "baseline", "state", "reason"])
+        for path in self.parameters:
+            known = [self.values[record.trial].get(path) for record in records]
+            if records and all(value is not None for value in known):
+                frame[path] = known
+        return frame
+
     def _keep_constraints(self, rows: pd.DataFrame) -> pd.DataFrame:
         for name, constraint in self.constraints.items():
             values = front.numeric_column(rows, name) if name in rows else np.full(len(rows), np.nan)
@@ -228,8 +237,7 @@ class Result:
         one stands for all (``same_recipes``).
         """
         records = [r for r in self.records.values() if r.state == "complete" and r.trial in self.same_recipes]
-        named = ["trial", "baseline", "state", "reason"]
-        return self._keep_constraints(trial_frame(records, self.parameters, self.space.objectives, named))
+        return self._keep_constraints(self._frame(records))
 
     @cached_property
     def searched_front(self) -> pd.DataFrame:
@@ -276,7 +284,7 @@ class Result:
             return self.candidates
         decided = found.frame[found.frame["diverged"] < found.frame["seeds"]].set_index("trial")
         records = [self.records[trial] for trial in decided.index]
-        rows = trial_frame(records, self.parameters, self.space.objectives, ["trial", "baseline", "state", "reason"])
+        rows = self._frame(records)
         for name in decided.columns.intersection([*rows.columns, *(f"{name}_se" for name in self.objectives)]):
             rows[name] = decided[name].to_numpy()
         rows["train_latency_se_s"] = decided["train_latency_se_s"].to_numpy()
