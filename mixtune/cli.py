@@ -225,7 +225,7 @@ def confirm(
     directory: RunFolder,
     seeds: Annotated[int, typer.Option(min=1, help="fresh seeds of each recipe")] = 4,
 ) -> None:
-    """Train the front's members and the baselines again: fresh seeds, one at a time, accuracies on the test split.
+    """Train the front and the baselines again on fresh seeds, which decide from then on; test accuracies are reported.
 
     What was confirmed is kept, so the same command continues after an interruption, and more seeds add to it.
     """
