@@ -15,7 +15,7 @@ from mixtune.run.recommendation import resolution
 from mixtune.run.result import Result
 
 WIDTH = 100
-LEAST_SETTINGS = 28  # characters of the column that they share
+MIN_SETTINGS = 28  # characters of the column that they share
 IDLE = "\u2013"  # an en dash: of a setting that has no effect in a recipe
 _NONE = {IDLE, ""}
 
@@ -28,7 +28,7 @@ def front_table(result: Result, width: int = WIDTH, baselines: bool = True) -> T
     that either they are left out. baselines: whether their rows are shown.
     """
     wide, none = _table(result, "columns", baselines), _table(result, "none", baselines)
-    if fits(wide, width) or not fits(none, width - LEAST_SETTINGS):
+    if fits(wide, width) or not fits(none, width - MIN_SETTINGS):
         return wide if fits(wide, width) else none
     return _table(result, "shared", baselines)
 

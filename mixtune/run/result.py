@@ -292,7 +292,7 @@ class Result:
         for name in (name for name in self.objectives if name in WITH_ERRORS):
             runs = [list(found.runs[trial].values()) for trial in decided.index]
             of_images = [mean_error(own, name, self.state.held_out) for own in runs]
-            rows[f"{name}_se"] = np.hypot(np.nan_to_num(of_images), of_seeds * decided[f"{name}_se"].to_numpy())
+            rows[f"{name}_se"] = np.hypot(np.nan_to_num(of_images), of_seeds * np.nan_to_num(decided[f"{name}_se"]))
         return self._keep_constraints(rows)
 
     def recommendation(self) -> Recommendation:

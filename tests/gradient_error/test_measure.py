@@ -110,7 +110,7 @@ def test_memory_does_not_grow_with_the_batches():
 
 
 def test_the_errors_are_those_of_leaving_out_a_group_in_turn_and_of_repetition():
-    """CA-MSE computed anew without each group; and its standard deviation over many samples."""
+    """CA-MSE computed again without each group; and its standard deviation over many samples."""
     found, errors = [], []
     for repeat in range(60):
         generator = torch.Generator().manual_seed(repeat)

@@ -1,7 +1,7 @@
 """TensorBoard: the curves of each trial, and at its end its hyperparameters; ``tensorboard --logdir DIR/logs``.
 
 Curves are in groups: accuracy, loss, time, compute. A trial that another process has logged before, and that continues,
-is logged anew from its ledger, so that nothing is there twice and nothing is missing.
+is logged again from its ledger, so that nothing is there twice and nothing is missing.
 """
 
 from __future__ import annotations
