@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,6 +26,7 @@ class ImageSet:
     mean, std: per channel, in units of 0..1, of the training part (the test part carries the same values, for
         it is normalised by them); over at most 10,000 evenly spaced images; std is at least 1/255.
     source: a digest of the images before decoding: of files by their bytes and relative names, or of arrays.
+    groups: int64 (N,), equal for images that may not be parted by a split (of one patient, say), or None.
     """
 
     images: npt.NDArray[np.uint8]
@@ -34,6 +36,7 @@ class ImageSet:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     source: str = ""
+    groups: npt.NDArray[np.int64] | None = None
 
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return images (N, C, H, W) uint8 and labels (N,) int64 or None, without copying.
@@ -45,10 +48,14 @@ class ImageSet:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """The parts of a dataset; ``test`` is None where the source has no labels and so no test part."""
+    """The parts of a dataset; ``test`` is None where the source has no labels and so no test part.
+
+    val: validation images of the source's own, or None: then a share of the training images validates.
+    """
 
     train: ImageSet
     test: ImageSet | None
+    val: ImageSet | None = None
 
 
 @dataclass(frozen=True)
@@ -58,19 +65,23 @@ class Source:
     name: the dataset's name as the user wrote it.
     root: absolute path; the default data folder where the user named none (``root_given`` is False).
     download: whether a plug-in that can download may do so.
+    parts: where the user says that single parts are (``data.train``, ``data.val``, ``data.test``): absolute paths.
+    reading: the rules of reading, see ``data.reading``.
     """
 
     name: str
     root: Path
     root_given: bool
     download: bool
+    parts: tuple[tuple[str, Path], ...] = ()
+    reading: int = 2
 
 
 class Images(Protocol):
     """Undecoded images: whatever has a length and gives item i on request, from any thread.
 
-    An item is the path of an image file, a PIL image (opened is enough, pixels are read later), or a uint8
-    array (H, W) or (H, W, C) with C in {1, 3, 4}. A list of paths and an array (N, H, W) are such sequences.
+    An item is the path of an image file, the bytes of one, a PIL image (opened is enough, pixels are read later), or a
+    uint8 array (H, W) or (H, W, C) with C in {1, 3, 4}. A list of paths and an array (N, H, W) are such sequences.
     """
 
     def __len__(self) -> int: ...
@@ -80,10 +91,16 @@ class Images(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One part of a dataset before decoding; labels are integers (N,), or None where there are none."""
+    """One part of a dataset before decoding.
+
+    labels: integers (N,), or None where there are none; groups: integers (N,), see `ImageSet`; origin: where the images
+    are from, for people to read ("train/", "a fifth of train/", "labels.csv, split test").
+    """
 
     images: Images
     labels: npt.ArrayLike | None = None
+    groups: npt.ArrayLike | None = None
+    origin: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,13 +108,18 @@ class Parts:
     """What a plug-in returns.
 
     test None with labelled training images: the common code holds out a stratified fifth as the test part,
-    the same for every seed. classes: names by label, empty where there are no labels. mirror: see `ImageSet`.
+    the same for every seed. classes: names by label, empty where there are no labels. mirror: see `ImageSet`. val:
+    images to validate by, if the source has such. left_out: how many files were not taken, by reason (".txt", "hidden
+    file", "no label"); notes: what else a person should know of how the source was understood, a line each.
     """
 
     train: Part
     test: Part | None
     classes: tuple[str, ...]
     mirror: bool
+    val: Part | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 class Plugin(Protocol):

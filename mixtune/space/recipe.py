@@ -46,10 +46,30 @@ class Data(Section):
     """A dataset's name (see `mixtune list datasets`), package.module:name for your own, or a list: a task each."""
     root: str | Annotated[tuple[str | None, ...], Strict(False)] | None = None
     """The folder of the files, or a list with one for each dataset; default: the dataset cache of the user."""
+    train: str | None = None
+    """The folder or table of the training images, where `root` does not tell; relative to `root`."""
+    val: str | None = None
+    """The folder or table of the validation images, in place of a share of the training images (`val_fraction`)."""
+    test: str | None = None
+    """The folder or table of the test images, in place of a fifth of the training images."""
     download: bool = True
     """Whether missing files may be downloaded, where the dataset knows how."""
     image_size: PositiveCount | None = None
     """Height and width in pixels that images are resized to; default: the images' own."""
+    fit: Literal["auto", "crop", "pad", "stretch"] = "auto"
+    """How an image becomes square: its centre, a border, or distorted. auto: pad where a crop loses half of an image."""
+    background: Literal["auto", "white", "black"] | Annotated[str, Field(pattern="^#[0-9a-fA-F]{6}$")] = "auto"
+    """What lies under transparent pixels, also as "#rrggbb". auto: white, or black where the images vanish on white."""
+    range: Literal["auto", "full"] | Annotated[tuple[float, float], Strict(False)] = "auto"
+    """Values of 16-bit or float images that become 0 and 255. full: all that 16 bits hold; auto: what the set uses."""
+    max_megapixels: Positive = 178.0
+    """The largest image that is decoded."""
+    on_bad_file: Literal["stop", "skip"] = "stop"
+    """What to do with files that cannot be read: list all and stop, or train on the others."""
+    duplicates: Literal["warn", "drop"] = "warn"
+    """What to do with images that are in the training part and held out, too: count them, or train without them."""
+    reading: Literal[1, 2] = 2
+    """Rules by which folders are understood and JPEGs are reduced; 1: those of runs of version 0.1."""
     fraction: PositiveShare = 1.0
     """The paper's p: share of the training set that is kept, stratified."""
     val_fraction: ShareBelowOne = 0.1
@@ -209,6 +229,26 @@ def parse_recipe(values: Mapping[str, Any]) -> Recipe:
     recipe: Recipe = _validate(Recipe, {**values, "ssl": settings}, ())
     _check_together(recipe)
     return recipe
+
+
+BEFORE: dict[str, Any] = {
+    "data.fit": "crop",
+    "data.background": "white",
+    "data.range": "full",
+    "data.reading": 1,
+}
+"""What a recipe meant that was recorded before a field existed, where that is not today's default."""
+
+
+def with_former_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recorded recipe's nested values with what its missing fields meant when it was recorded."""
+    known = flatten(values)
+    return with_values(values, {path: value for path, value in BEFORE.items() if path not in known})
+
+
+def parse_recorded(values: Mapping[str, Any]) -> Recipe:
+    """Return the recipe that a run, a checkpoint or a saved training run holds. Raises RecipeError."""
+    return parse_recipe(with_former_defaults(values))
 
 
 def _check_together(recipe: Recipe) -> None:

@@ -29,6 +29,7 @@ from mixtune.space.recipe import (
     field_names,
     flatten,
     parse_recipe,
+    with_former_defaults,
 )
 from mixtune.space.section import Count, NonNegative, Positive, PositiveCount, Section, Seed, Share
 
@@ -239,7 +240,7 @@ def read_run_space(document: Document) -> SearchSpace:
             raise _mistake(document, ("space", str(path)), str(error)) from error
     baselines = document.values.get("baselines")
     return SearchSpace(
-        values=_mapping(document, "recipe"),
+        values=with_former_defaults(_mapping(document, "recipe")),
         space=distributions,
         objectives=dict(objectives),
         baselines=tuple(baselines) if isinstance(baselines, list) else (),

@@ -14,7 +14,7 @@ import torch
 
 from mixtune.errors import DataError, RequestError, one_line, show
 from mixtune.meter.times import StepTimes
-from mixtune.space.recipe import Recipe, flatten, parse_recipe
+from mixtune.space.recipe import Recipe, flatten, parse_recorded
 from mixtune.stages.keys import digest_tensor
 from mixtune.training.data import TrainingData
 from mixtune.training.device import describe_device
@@ -92,7 +92,7 @@ def recipe_of(saved: Mapping[str, Any], folder: str | os.PathLike[str]) -> Recip
     """Return the recipe of a checkpoint. Raises RequestError for an older one, which has none."""
     if "recipe" not in saved:
         raise RequestError(f"{folder} holds a checkpoint without its recipe: an older version of mixtune wrote it")
-    return parse_recipe(saved["recipe"])
+    return parse_recorded(saved["recipe"])
 
 
 def restore(state: TrainState, saved: Mapping[str, Any]) -> Origin:
@@ -123,7 +123,7 @@ def restore(state: TrainState, saved: Mapping[str, Any]) -> Origin:
 
 def _differences(saved: Mapping[str, Any], state: TrainState) -> Iterator[str]:
     """Yield what keeps a checkpoint from being continued by a fresh state."""
-    known = parse_recipe(saved["recipe"])  # with the defaults of fields that are newer than it
+    known = parse_recorded(saved["recipe"])
     before, now = flatten(known.to_dict()), flatten(state.recipe.to_dict())
     paths = [path for path in {**before, **now} if not path.startswith(MAY_CHANGE) and path not in NOT_COMPARED]
     other = [path for path in paths if before.get(path) != now.get(path)]

@@ -22,7 +22,7 @@ from mixtune.files import make_folder, write_whole
 from mixtune.objectives import Objective
 from mixtune.run.ledger import finite_or_none
 from mixtune.space.document import parse_document
-from mixtune.space.recipe import Recipe, RecipeError, flatten, parse_recipe, with_absolute_paths
+from mixtune.space.recipe import Recipe, RecipeError, flatten, parse_recorded, with_absolute_paths
 from mixtune.training.measure import Metrics
 from mixtune.training.state import TrainState, build_parts
 
@@ -174,7 +174,7 @@ def _read_recipe(path: Path, version: str) -> Recipe:
         raise DataError(f"{path} is damaged: it does not end with {_END!r}")
     document = parse_document(text, str(path))
     try:
-        return parse_recipe(document.values)
+        return parse_recorded(document.values)
     except RecipeError as error:
         versions = "" if version == __version__ else f" (saved by mixtune {version}; this is {__version__})"
         raise RequestError(f"{document.where(error.path)}{error}{versions}") from error
