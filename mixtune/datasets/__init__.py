@@ -1,4 +1,4 @@
-"""Datasets: from a name to uint8 arrays, decoded once, cached next to the data, shared between trials.
+"""Datasets: from a name to uint8 arrays, decoded once, cached, shared between trials.
 
 `load_dataset` is the way in. A file in this folder without a leading underscore is a plug-in; its name is
 the dataset's name, unless it lists names of its own with ``dataset_names() -> list[str]`` (as
@@ -26,14 +26,15 @@ or an array, decoded when its turn comes. ``test=None`` with labels holds out a 
 """
 
 from mixtune.datasets._files import digest_files, image_files
-from mixtune.datasets._load import default_root, known_datasets, load_dataset
+from mixtune.datasets._load import cache_folder, default_root, known_datasets, load_dataset
 from mixtune.datasets._memory import AnyData, hold_dataset
 from mixtune.datasets._mix import mix_images
 from mixtune.datasets._split import split_indices
 from mixtune.datasets._survey import Survey, count_dataset, survey_dataset
-from mixtune.datasets._types import Dataset, Images, ImageSet, Part, Parts, Plugin, Source
+from mixtune.datasets._types import Account, Dataset, Images, ImageSet, Part, Parts, Plugin, Reading, Source
 
 __all__ = [
+    "Account",
     "AnyData",
     "Dataset",
     "ImageSet",
@@ -41,8 +42,10 @@ __all__ = [
     "Part",
     "Parts",
     "Plugin",
+    "Reading",
     "Source",
     "Survey",
+    "cache_folder",
     "count_dataset",
     "default_root",
     "digest_files",

@@ -3,117 +3,382 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
-from mixtune.datasets._types import Images, Parts
-from mixtune.errors import DataError
+from mixtune.datasets._types import Images, Parts, Reading
+from mixtune.errors import RequestError
 
 LARGEST_OWN_SIZE = 96
 DEFAULT_SIZE = 64
+SAMPLE = 1000  # images of a part whose headers decide the layout
+SAMPLE_PIXELS = 200  # images whose pixels decide range and background
+LOSES_HALF = 0.1  # share of images that may lose half of themselves to a crop before `fit: auto` pads
+VANISHING = 16  # levels from white or black within which the visible pixels of an image cannot be told from it
+STRIP = 2_000_000  # pixels converted at once
+
+ORIENTATION = 0x0112  # the one EXIF tag that is looked at
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# what Pillow raises for files that are not whole, not images, or not ones that it can read
+_MISTAKES = (OSError, ValueError, TypeError, SyntaxError, IndexError, KeyError, AttributeError, EOFError, RuntimeError)
+UNREADABLE = (*_MISTAKES, struct.error, OverflowError, ZeroDivisionError, MemoryError, Image.DecompressionBombError)
+
+Picture: TypeAlias = "Image.Image | npt.NDArray[Any]"  # an array where Pillow has no mode for it: (H, W) or (H, W, C)
 
 
-def choose_layout(parts: Parts, image_size: int | None, channels: int | None) -> tuple[int, int]:
-    """Return (image_size, channels) with what was left open filled in from the images.
+@dataclass(frozen=True)
+class Item:
+    """An undecoded image: the picture, its pixels unread; its name and its bytes, by which it is told from others."""
 
-    Size: the images' own where all are square, equal and at most 96 pixels, otherwise 64. Channels: 1 where
-    every image is stored in grayscale, otherwise 3. Looks at file headers only, and no further than needed.
+    picture: Picture
+    name: str
+    content: bytes
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How all images of a dataset are decoded: height and width in pixels, channels, and a reading without ``auto``."""
+
+    size: int
+    channels: int
+    reading: Reading
+
+
+@contextmanager
+def any_size() -> Iterator[None]:
+    """Let Pillow open images of any size meanwhile: `Reading.max_megapixels` is the limit."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def open_item(images: Images, index: int, root: Path, max_megapixels: float) -> Item:
+    """Return image ``index``, its pixels unread. Raises one of UNREADABLE.
+
+    A file's name is its path below ``root``.
     """
-    own: tuple[int, int] | None = None
-    keeps_size, gray = image_size is None, channels is None
-    for part, images in _images_by_part(parts):
-        for index in range(len(images)):
-            if not keeps_size and not gray:
-                break
-            with open_image(images, index, part) as image:
-                own = own or image.size
-                keeps_size = keeps_size and image.size == own and own[0] == own[1] <= LARGEST_OWN_SIZE
-                gray = gray and is_gray(image)
-    found_size = own[0] if own and keeps_size else DEFAULT_SIZE
-    found_channels = 1 if gray else 3
-    return image_size or found_size, channels or found_channels
+    item: Any = images[index]
+    if isinstance(item, Image.Image):
+        return Item(_of_allowed_size(item, max_megapixels), f"{item.mode} {item.size}", item.tobytes())
+    if isinstance(item, np.ndarray):
+        return Item(as_picture(item), f"{item.dtype} {item.shape}", np.ascontiguousarray(item).tobytes())
+    if isinstance(item, bytes):
+        name, content = "", item
+    else:
+        path = Path(item)
+        name = str(path.relative_to(root) if path.is_relative_to(root) else path.name)
+        content = path.read_bytes()
+    try:
+        picture = Image.open(io.BytesIO(content))
+    except UnidentifiedImageError as error:
+        raise ValueError(_what_else(content)) from error
+    return Item(_of_allowed_size(picture, max_megapixels), name, content)
 
 
-def decode(images: Images, index: int, part: str, image_size: int, channels: int) -> npt.NDArray[np.uint8]:
-    """Return image ``index`` as uint8 (C, H, W) with C = channels and H = W = image_size.
+def _what_else(content: bytes) -> str:
+    """Say what a file without an image is, as far as that can be told."""
+    start = content[:512].lstrip().lower()
+    if not content:
+        return "the file is empty"
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer: git lfs pull brings the image"
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "a web page, not an image"
+    if content[4:8] == b"ftyp":
+        return "HEIC, or a video: pip install pillow-heif reads the former"
+    return "not an image that Pillow reads"
 
-    The shorter side is resized to image_size (bicubic, antialiased), then the centre is cropped. EXIF
-    orientation is applied; transparency is laid over white; 16-bit values are scaled to 8 bits.
-    Raises DataError, naming the file, where the image cannot be read.
+
+def as_picture(array: npt.NDArray[Any]) -> Picture:
+    """Return a PIL image of a uint8 array (H, W) or (H, W, C) with C in {1, 3, 4}; any other one as it is."""
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    fits = array.dtype == np.uint8 and (array.ndim == 2 or array.shape[-1] in (3, 4))
+    return Image.fromarray(array) if fits else array
+
+
+def _of_allowed_size(image: Image.Image, max_megapixels: float) -> Image.Image:
+    megapixels = image.width * image.height / 1e6
+    if megapixels > max_megapixels:
+        raise ValueError(f"it has {megapixels:.0f} megapixels: data.max_megapixels allows {max_megapixels:g}")
+    return image
+
+
+def reduce_early(picture: Picture, layout: Layout) -> None:
+    """Have a JPEG decoded at the least of 1/8, 1/4, 1/2 and 1 of its size that leaves twice the sides needed."""
+    if layout.reading.rules > 1 and getattr(picture, "format", None) in ("JPEG", "MPO"):
+        picture.draft(None, (2 * layout.size, 2 * layout.size))  # type: ignore[union-attr]
+
+
+def decode(picture: Picture, layout: Layout) -> npt.NDArray[np.uint8]:
+    """Return an image as uint8 (C, H, W) with C = channels and H = W = size. Raises one of UNREADABLE.
+
+    In this order: a JPEG is reduced, EXIF orientation applied, values beyond 8 bits scaled by ``range``, transparency
+    laid over ``background``, the square made by ``fit`` (bicubic, antialiased).
     """
-    with open_image(images, index, part) as image:
-        try:
-            image.load()
-            upright = _to_eight_bits(ImageOps.exif_transpose(image))
-        except Exception as error:
-            raise _unreadable(getattr(image, "filename", None), index, part, error) from error
-    upright = upright.convert("L" if channels == 1 else "RGB")
-    if upright.size != (image_size, image_size):
-        upright = ImageOps.fit(upright, (image_size, image_size), Image.Resampling.BICUBIC)
-    pixels = np.asarray(upright)
+    size, channels, reading = layout.size, layout.channels, layout.reading
+    if isinstance(picture, np.ndarray):
+        return _decode_array(picture, layout)
+    picture.load()
+    image = _to_eight_bits(turn_upright(picture), reading)
+    image = _to_square(image.convert("L" if channels == 1 else "RGB"), size, reading)
+    pixels = np.asarray(image)
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
-def open_image(images: Images, index: int, part: str) -> Image.Image:
-    """Return image ``index`` as a PIL image whose pixels may not have been read yet. Raises DataError."""
-    item: Any = None
+def turn_upright(image: Image.Image) -> Image.Image:
+    """Return an image as the camera was held. No EXIF tag but the orientation is looked at, since any may be odd."""
     try:
-        item = images[index]
-        if isinstance(item, Image.Image):
-            return item
-        if isinstance(item, np.ndarray):
-            return Image.fromarray(item[..., 0] if item.ndim == 3 and item.shape[-1] == 1 else item)
-        return Image.open(item)
-    except Exception as error:
-        raise _unreadable(item, index, part, error) from error
+        turn = _TURNS.get(image.getexif().get(ORIENTATION, 1))
+    except UNREADABLE:  # a damaged block of EXIF says nothing about the pixels
+        return image
+    return image if turn is None else image.transpose(turn)
 
 
-def digest_item(item: Any, root: Path) -> bytes:
-    """Return a digest of an image before decoding: a file's name below ``root`` and bytes, else pixels."""
-    if isinstance(item, Image.Image):
-        content, about = item.tobytes(), f"{item.mode} {item.size}"
-    elif isinstance(item, np.ndarray):
-        content, about = np.ascontiguousarray(item).tobytes(), f"{item.dtype} {item.shape}"
-    else:
-        path = Path(item)
-        content, about = path.read_bytes(), str(path.relative_to(root) if path.is_relative_to(root) else path.name)
-    return hashlib.sha256(about.encode(errors="surrogateescape") + b"\0" + content).digest()
-
-
-def is_gray(image: Image.Image) -> bool:
-    """Return whether the image is stored in grayscale (a palette of grays counts)."""
-    if image.mode == "P":
-        palette = np.reshape(image.getpalette() or [], (-1, 3))
+def is_gray(picture: Picture) -> bool:
+    """Return whether an image is stored in grayscale (a palette of grays counts)."""
+    if isinstance(picture, np.ndarray):
+        return picture.ndim == 2
+    if picture.mode == "P":
+        palette = np.reshape(picture.getpalette() or [], (-1, 3))
         return bool((palette == palette[:, :1]).all())
-    return image.mode in {"1", "L", "LA", "La", "F"} or image.mode.startswith("I")
+    return picture.mode in {"1", "L", "LA", "La"} or is_deep(picture)
 
 
-def _to_eight_bits(image: Image.Image) -> Image.Image:
+def is_deep(picture: Picture) -> bool:
+    """Return whether an image's values need more than 8 bits each."""
+    if isinstance(picture, np.ndarray):
+        return picture.dtype != np.uint8
+    return picture.mode == "F" or picture.mode.startswith("I")
+
+
+def is_transparent(picture: Picture) -> bool:
+    """Return whether an image has transparency."""
+    if isinstance(picture, np.ndarray):
+        return False
+    return "A" in picture.getbands() or "a" in picture.getbands() or "transparency" in picture.info
+
+
+def mode_of(picture: Picture) -> str:
+    """Return Pillow's name of an image's form, or an array's type: "RGB", "I;16", "float32"."""
+    return str(picture.dtype) if isinstance(picture, np.ndarray) else picture.mode
+
+
+def dimensions(picture: Picture) -> tuple[int, int]:
+    """Return (width, height) in pixels."""
+    return (picture.shape[1], picture.shape[0]) if isinstance(picture, np.ndarray) else picture.size
+
+
+def choose_layout(
+    parts: Parts, image_size: int | None, channels: int | None, reading: Reading, root: Path
+) -> tuple[Layout, list[str]]:
+    """Return a layout with what was left open filled in from the images, and a line for each unusual choice.
+
+    Size: the images' own where all are square, equal and at most 96 pixels, otherwise 64. Channels: 1 where every image
+    is stored in grayscale, otherwise 3, or the arrays' own number. Looks at SAMPLE evenly spaced headers of each part,
+    and at SAMPLE_PIXELS images where range or background depend on pixels; files that cannot be read are passed over.
+    """
+    named = [part for part in (parts.train, parts.val, parts.test) if part is not None]
+    opened = [picture for part in named for picture in _some(part.images, SAMPLE, root, reading)]
+    sizes = {dimensions(picture) for picture in opened}
+    own = next(iter(sizes)) if len(sizes) == 1 else (0, 1)
+    size = image_size or (own[0] if own[0] == own[1] <= LARGEST_OWN_SIZE else DEFAULT_SIZE)
+    bands = {p.shape[2] for p in opened if isinstance(p, np.ndarray) and p.ndim == 3 and p.shape[2] not in (3, 4)}
+    found_channels = channels or (max(bands) if bands else 1 if opened and all(map(is_gray, opened)) else 3)
+    if found_channels not in (1, 3, *bands):
+        raise RequestError(f"data.channels must be 1 (grayscale) or 3 (RGB), not {found_channels}")
+    lines: list[str] = []
+    fit = reading.fit if reading.fit != "auto" else _choose_fit(sizes_of(opened), lines)
+    low_high = reading.range
+    if low_high == "auto":
+        deep = any(map(is_deep, opened))
+        low_high = _choose_range([*_some(parts.train.images, SAMPLE_PIXELS, root, reading)], lines) if deep else "full"
+    background = reading.background
+    if background == "auto":
+        clear = any(map(is_transparent, opened))
+        shown = _some(parts.train.images, SAMPLE_PIXELS, root, reading) if clear else iter(())
+        background = _choose_background(shown, lines)
+    return Layout(size, found_channels, replace(reading, fit=fit, range=low_high, background=background)), lines
+
+
+def sizes_of(pictures: list[Picture]) -> npt.NDArray[np.int64]:
+    """Return (width, height) of each, int64 (N, 2)."""
+    return np.array([dimensions(picture) for picture in pictures], dtype=np.int64).reshape(-1, 2)
+
+
+def share_cut(sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Return which share of each image a crop of the centre cuts away, (N,); sizes: (N, 2)."""
+    cut: npt.NDArray[np.float64] = 1.0 - sizes.min(axis=1) / sizes.max(axis=1)
+    return cut
+
+
+def _some(images: Images, count: int, root: Path, reading: Reading) -> Iterator[Picture]:
+    """Yield evenly spaced images, without those that cannot be opened."""
+    for index in np.linspace(0, len(images) - 1, num=min(count, len(images)), dtype=int):
+        try:
+            yield open_item(images, int(index), root, reading.max_megapixels).picture
+        except UNREADABLE:
+            continue
+
+
+def _choose_fit(sizes: npt.NDArray[np.int64], lines: list[str]) -> str:
+    halved = float((share_cut(sizes) >= 0.5).mean()) if len(sizes) else 0.0
+    if halved <= LOSES_HALF:
+        return "crop"
+    lines.append(
+        f"{halved:.0%} of the images would lose half or more to a square crop: they are padded instead "
+        "(data.fit: crop or stretch changes that)"
+    )
+    return "pad"
+
+
+def _choose_range(pictures: list[Picture], lines: list[str]) -> str | tuple[float, float]:
+    """Return the values that become 0 and 255: all of 16 bits where at least half of them are used."""
+    low, high, whole = np.inf, -np.inf, True
+    for picture in filter(is_deep, pictures):
+        try:
+            values = np.asarray(picture)
+        except UNREADABLE:
+            continue
+        if np.isfinite(values).all():
+            low, high = min(low, float(values.min())), max(high, float(values.max()))
+            whole &= bool(np.issubdtype(values.dtype, np.integer))
+    if high < low or (whole and low >= 0 and high <= 65535 and 2 * (high - low) > 65535):
+        return "full"
+    power = 2.0 ** max(8, int(high).bit_length())
+    if whole and low >= 0 and 4 * (high - low) >= power:
+        low, high = 0.0, power - 1
+    elif not whole and low >= 0 and high <= 1:
+        low, high = 0.0, 1.0
+    elif not whole and low >= 0 and high <= 255:
+        low, high = 0.0, 255.0
+    high = max(high, low + 1e-6)
+    lines.append(
+        f"values from {low:g} to {high:g} become black to white, for they leave most of 16 bits unused"
+        if whole
+        else f"floating-point values from {low:g} to {high:g} become black to white"
+    )
+    lines[-1] += " (data.range changes that)"
+    return low, high
+
+
+def _choose_background(pictures: Iterator[Picture], lines: list[str]) -> str:
+    """Return "black" where the visible pixels of most transparent images are almost white, else "white"."""
+    vanish: list[tuple[bool, bool]] = []
+    for picture in pictures:
+        if isinstance(picture, np.ndarray) or not is_transparent(picture):
+            continue
+        try:
+            values = np.asarray(picture.convert("RGBA"))
+        except UNREADABLE:
+            continue
+        seen = values[values[..., 3] >= 128][:, :3]
+        if seen.size:
+            vanish.append((255 - seen.mean() < VANISHING, seen.mean() < VANISHING))
+    on_white, on_black = np.mean(vanish, axis=0) if vanish else (0.0, 0.0)
+    if on_white <= 0.5 or on_black > 0.5:
+        return "white"
+    lines.append(f"{on_white:.0%} of the transparent images vanish on white: black lies under them (data.background)")
+    return "black"
+
+
+def _to_square(image: Image.Image, size: int, reading: Reading) -> Image.Image:
+    if image.size == (size, size):
+        return image
+    if reading.fit == "stretch":
+        return image.resize((size, size), Image.Resampling.BICUBIC)
+    if reading.fit == "pad":
+        colour = ImageColor.getcolor(reading.background, image.mode)
+        return ImageOps.pad(image, (size, size), Image.Resampling.BICUBIC, color=colour)
+    return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+
+
+def _to_eight_bits(image: Image.Image, reading: Reading) -> Image.Image:
     gray = is_gray(image)
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError("its pixels need more than 16 bits; save it with 8 or 16 bits a channel")
-        return Image.fromarray(np.round(values / 257).astype(np.uint8))
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point; save it with 8 or 16 bits a channel")
-    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
+    if is_deep(image):
+        return Image.fromarray(_scaled(np.asarray(image), reading.range))
+    if is_transparent(image):
+        image = _in_strips(image, "L" if gray else "RGB", lambda strip: _laid_over(strip, reading.background))
     return image.convert("L" if gray else "RGB")
 
 
-def _images_by_part(parts: Parts) -> list[tuple[str, Images]]:
-    named = [("training", parts.train), ("test", parts.test)]
-    return [(name, part.images) for name, part in named if part is not None]
+def _laid_over(image: Image.Image, background: str) -> Image.Image:
+    under = Image.new("RGBA", image.size, background)
+    return Image.alpha_composite(under, image.convert("RGBA"))
 
 
-def _unreadable(item: object, index: int, part: str, error: Exception) -> DataError:
-    is_file = isinstance(item, str | Path) and item != ""
-    what = f"image {item}" if is_file else f"image {index} of the {part} part"
-    remedy = "remove the file or replace it" if is_file else "replace the dataset's files"
-    return DataError(f"{what} cannot be read ({error}): {remedy}")
+def _in_strips(image: Image.Image, mode: str, change: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Return an image changed strip by strip, in another mode: a large one is not held several times."""
+    rows = max(1, STRIP // image.width)
+    if rows >= image.height:
+        return change(image).convert(mode)
+    changed = Image.new(mode, image.size)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        strip.info = image.info
+        changed.paste(change(strip).convert(mode), (0, top))
+    return changed
+
+
+def _scaled(values: npt.NDArray[Any], low_high: str | tuple[float, float]) -> npt.NDArray[np.uint8]:
+    """Return values of any type as uint8, the same shape; "full" is 0 to 65535."""
+    if isinstance(low_high, str):
+        if not np.issubdtype(values.dtype, np.integer):
+            raise ValueError("its pixels are floating-point: say with data.range which values are black and white")
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("its pixels need more than 16 bits: say with data.range which values are black and white")
+        low, high = 0.0, 65535.0
+    else:
+        low, high = low_high
+    if values.dtype in (np.uint8, np.uint16) or values.dtype == np.dtype(">u2"):
+        found: npt.NDArray[np.uint8] = _levels(np.arange(65536, dtype=np.float64), low, high)[values]
+        return found
+    if not np.isfinite(values).all():
+        raise ValueError("it has pixels that are not finite numbers")
+    rows = max(1, STRIP // max(1, values[0].size))
+    strips = [_levels(values[top : top + rows].astype(np.float64), low, high) for top in range(0, len(values), rows)]
+    return np.concatenate(strips)
+
+
+def _levels(values: npt.NDArray[np.float64], low: float, high: float) -> npt.NDArray[np.uint8]:
+    levels: npt.NDArray[np.uint8] = np.clip(np.round((values - low) / (high - low) * 255), 0, 255).astype(np.uint8)
+    return levels
+
+
+def _decode_array(array: npt.NDArray[Any], layout: Layout) -> npt.NDArray[np.uint8]:
+    """Return what decode() does for arrays that Pillow has no mode for: each channel by itself."""
+    if is_deep(array):
+        array = _scaled(array, layout.reading.range)
+    picture = as_picture(array)
+    if not isinstance(picture, np.ndarray):
+        return decode(picture, layout)
+    bands = [Image.fromarray(np.ascontiguousarray(array[..., band])) for band in range(array.shape[2])]
+    if layout.channels != len(bands):
+        raise ValueError(f"it has {len(bands)} channels, and the set {layout.channels}")
+    return np.stack([np.asarray(_to_square(band, layout.size, layout.reading)) for band in bands])
+
+
+def digest_item(item: Item) -> tuple[bytes, bytes]:
+    """Return digests of an image before decoding: of its name and bytes, 32 bytes, and of its bytes alone, 16."""
+    named = hashlib.sha256(item.name.encode(errors="surrogateescape") + b"\0")
+    named.update(item.content)
+    return named.digest(), hashlib.blake2b(item.content, digest_size=16).digest()

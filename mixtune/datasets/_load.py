@@ -7,18 +7,19 @@ import hashlib
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import platformdirs
 
 from mixtune import plugins
-from mixtune.datasets._cache import FOLDER, build_cache, building_alone, open_cache
-from mixtune.datasets._decode import choose_layout
+from mixtune.datasets._cache import Guess, WrongGuess, build_cache, building_alone, open_cache
+from mixtune.datasets._decode import DEFAULT_SIZE, any_size, choose_layout
 from mixtune.datasets._split import with_test_part
-from mixtune.datasets._types import Dataset, Part, Parts, Plugin, Source
+from mixtune.datasets._types import DEFAULT_READING, Dataset, Part, Parts, Plugin, Reading, Source
 from mixtune.errors import DataError, RequestError, suggest
 
 _OPEN_DATASETS = 32
@@ -31,16 +32,21 @@ def load_dataset(
     download: bool = True,
     image_size: int | None = None,
     channels: int | None = None,
+    reading: Reading = DEFAULT_READING,
+    parts: Mapping[str, str] | None = None,
+    labelled: bool = True,
 ) -> Dataset:
     """Return dataset ``name``, decoded once and mapped from the cache ever after.
 
     name: a plug-in's name, a name that a plug-in lists (torchvision's own, as in CIFAR10), or
         ``package.module:name``.
-    root: where the files are, relative to the current folder; None = $MIXTUNE_DATA or ``~/.cache/mixtune``.
+    root: where the files are, relative to the current folder; None = $MIXTUNE_DATA, or the user's cache folder.
     download: whether missing files may be downloaded, where the plug-in knows how.
     image_size: pixels a side; None = the images' own size where all are square, equal and at most 96 pixels,
-        otherwise 64. Images are resized on the shorter side, then cropped at the centre.
-    channels: 1 or 3; None = 1 where every image is stored in grayscale, otherwise 3.
+        otherwise 64.
+    channels: 1 or 3; None = 1 where every image is stored in grayscale, the arrays' own number, or else 3.
+    reading: how images are made square and their values bytes; parts: where single parts are, by "train", "val" and
+        "test", relative to root; labelled: False for images whose classes, if any, do not matter.
 
     The result is kept for the life of the process, as long as the files do not change.
     Raises RequestError where the request is wrong (unknown name, missing folder, one class only) and
@@ -48,18 +54,27 @@ def load_dataset(
     """
     if image_size is not None and image_size < 1:
         raise RequestError(f"data.image_size must be at least 1 pixel, not {image_size}")
-    if channels not in (None, 1, 3):
-        raise RequestError(f"data.channels must be 1 (grayscale) or 3 (RGB), not {channels}")
-    plugin, source = find_source(name, root, download)
+    plugin, source = find_source(name, root, download, parts, labelled, reading.rules)
     with file_errors_named(name):
         fingerprint = plugin.fingerprint(source)
-    return _load(source, fingerprint, image_size, channels)
+    return _load(source, fingerprint, image_size, channels, reading)
 
 
-def find_source(name: str, root: str | None, download: bool = True) -> tuple[Plugin, Source]:
+def find_source(
+    name: str,
+    root: str | None,
+    download: bool = True,
+    parts: Mapping[str, str] | None = None,
+    labelled: bool = True,
+    rules: int = 2,
+) -> tuple[Plugin, Source]:
     """Return dataset ``name``'s plug-in and the request to it; see load_dataset(). Raises RequestError."""
     folder = Path(os.path.abspath(Path(root).expanduser())) if root is not None else default_root()
-    return find_plugin(name), Source(name=name, root=folder, root_given=root is not None, download=download)
+    below = folder if root is not None else Path()
+    own = {part: os.path.abspath(below / Path(path).expanduser()) for part, path in (parts or {}).items()}
+    places = tuple((part, Path(path)) for part, path in own.items())
+    source = Source(name, folder, root is not None, download, places, rules, labelled)
+    return find_plugin(name), source
 
 
 def known_datasets() -> list[str]:
@@ -68,8 +83,12 @@ def known_datasets() -> list[str]:
 
 
 def default_root() -> Path:
-    """Return the folder for data whose place the user did not name: $MIXTUNE_DATA or ``~/.cache/mixtune``."""
-    return Path(os.path.abspath(Path(os.environ.get("MIXTUNE_DATA") or "~/.cache/mixtune").expanduser()))
+    """Return the folder for data whose place the user did not name: $MIXTUNE_DATA, or the user's cache folder.
+
+    On Linux the latter is $XDG_CACHE_HOME/mixtune, or ``~/.cache/mixtune``.
+    """
+    named = os.environ.get("MIXTUNE_DATA")
+    return Path(os.path.abspath(Path(named).expanduser())) if named else platformdirs.user_cache_path("mixtune")
 
 
 def find_plugin(name: str) -> Plugin:
@@ -102,12 +121,11 @@ def _plugins_by_dataset() -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=_OPEN_DATASETS)
-def _load(source: Source, fingerprint: str, image_size: int | None, channels: int | None) -> Dataset:
-    places = _places(source, fingerprint, image_size, channels)
-    for place in places:
-        cached = open_cache(place)
-        if cached is not None:
-            return cached
+def _load(source: Source, fingerprint: str, image_size: int | None, channels: int | None, reading: Reading) -> Dataset:
+    place = _place(source, fingerprint, image_size, channels, reading)
+    known = open_cache(place)
+    if known is not None:
+        return known
     # Decoders warn about oddities that do not keep an image from being read; the errors are ours to raise.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -115,27 +133,48 @@ def _load(source: Source, fingerprint: str, image_size: int | None, channels: in
             parts = find_plugin(source.name).read(source)
         check_parts(parts, source.name)
         parts = with_test_part(parts)
-        size, depth = choose_layout(parts, image_size, channels)
-        with building_alone(places):
-            known = (open_cache(place) for place in places)  # by another process that decoded it meanwhile
-            found = next((cached for cached in known if cached is not None), None)
-            return found or build_cache(parts, size, depth, places, source.root)
+        with building_alone(place) as alone:
+            known = open_cache(place)  # by another process that decoded it meanwhile
+            return known or decode_into(parts, image_size, channels, reading, place, source.root, alone)
 
 
-def _places(source: Source, fingerprint: str, image_size: int | None, channels: int | None) -> list[Path]:
-    """Return where the cache may be: next to the data, or in the default folder where that is read-only."""
-    wanted = f"{source.name}\n{fingerprint}\n{image_size}\n{channels}"
-    label = re.sub(r"\W", "_", source.name)
+def decode_into(
+    parts: Parts,
+    image_size: int | None,
+    channels: int | None,
+    reading: Reading,
+    place: Path,
+    root: Path,
+    alone: bool,
+) -> Dataset:
+    with any_size():
+        layout, lines = choose_layout(parts, image_size, channels, reading, root)
+    while True:
+        own_size = image_size is None and layout.size != DEFAULT_SIZE
+        try:
+            return build_cache(parts, Guess(layout, own_size, channels is None, lines), place, root, alone=alone)
+        except WrongGuess as wrong:
+            layout = wrong.layout
 
-    def folder(root: Path, text: str) -> Path:
-        return root / FOLDER / f"{label}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
-    return [folder(source.root, wanted), folder(default_root(), f"{source.root}\n{wanted}")]
+def cache_folder() -> Path:
+    """Return the folder of decoded images."""
+    return default_root() / "decoded"
+
+
+def _place(source: Source, fingerprint: str, image_size: int | None, channels: int | None, reading: Reading) -> Path:
+    """Return where the cache is: by what is read and how, wherever it lies."""
+    where = [(name, path.name) for name, path in source.parts]
+    wanted = repr((source.name, fingerprint, where, source.labelled, image_size, channels, reading))
+    digest = hashlib.sha256(wanted.encode(errors="surrogateescape")).hexdigest()[:16]
+    return cache_folder() / f"{re.sub('[^A-Za-z0-9]', '_', source.name)}-{digest}"
 
 
 def check_parts(parts: Parts, name: str) -> None:
     """Raise RequestError for parts that cannot be trained on, ValueError for a plug-in's broken contract."""
     _check_part(parts.train, parts.classes, name, "training")
+    if parts.val is not None:
+        _check_part(parts.val, parts.classes, name, "validation")
     if parts.test is not None:
         _check_part(parts.test, parts.classes, name, "test")
         if (parts.test.labels is None) != (parts.train.labels is None):

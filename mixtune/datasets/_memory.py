@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
+import tempfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mixtune.datasets._cache import decoded_blocks, statistics
-from mixtune.datasets._decode import choose_layout
-from mixtune.datasets._load import check_parts
+from mixtune.datasets._load import check_parts, decode_into
 from mixtune.datasets._split import with_test_part
-from mixtune.datasets._types import Dataset, Images, ImageSet, Part, Parts
+from mixtune.datasets._types import DEFAULT_READING, Dataset, Images, ImageSet, Part, Parts
 from mixtune.errors import RequestError
 
 Arrays = tuple[Images, npt.ArrayLike]
@@ -35,22 +35,20 @@ def hold_dataset(data: AnyData, image_size: int | None = None) -> Dataset:
     except ValueError as error:
         raise RequestError(str(error)) from error
     parts = with_test_part(parts)
-    size, channels = choose_layout(parts, image_size, None)
+    with tempfile.TemporaryDirectory(prefix="mixtune-") as folder:
+        place = Path(folder) / "decoded"
+        dataset = decode_into(parts, image_size, None, DEFAULT_READING, place, Path(), alone=False)
+        train, val, test = (part and _in_memory(part) for part in (dataset.train, dataset.val, dataset.test))
+    assert train is not None
+    return replace(dataset, train=train, val=val, test=test)
 
-    def decode(part: Part, name: str) -> tuple[npt.NDArray[np.uint8], str]:
-        digest = hashlib.sha256()
-        blocks = [*decoded_blocks(part, name, size, channels, Path(), digest)]
-        return np.concatenate(blocks), digest.hexdigest()
 
-    images, source = decode(parts.train, "training")
-    mean, std = (tuple(values) for values in statistics(images))
+def _in_memory(part: ImageSet) -> ImageSet:
+    def copy(array: npt.NDArray[Any] | None) -> Any:
+        return None if array is None else np.array(array)
 
-    def held(part: Part, images: npt.NDArray[np.uint8], source: str) -> ImageSet:
-        labels = None if part.labels is None else np.asarray(part.labels, dtype=np.int64)
-        return ImageSet(images, labels, parts.classes, parts.mirror, mean, std, source)
-
-    test = None if parts.test is None else held(parts.test, *decode(parts.test, "test"))
-    return Dataset(held(parts.train, images, source), test)
+    labels, groups, index = map(copy, (part.labels, part.groups, part.index))
+    return replace(part, images=copy(part.images), labels=labels, groups=groups, index=index)
 
 
 def _label(data: Arrays) -> Parts:

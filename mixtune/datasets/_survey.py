@@ -4,96 +4,297 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
-from mixtune.datasets._decode import decode, open_image
+from mixtune.datasets._decode import UNREADABLE, open_item, share_cut
 from mixtune.datasets._load import file_errors_named, find_source, load_dataset
-from mixtune.errors import RequestError
+from mixtune.datasets._same import in_two_classes, is_constant, matches, repeats
+from mixtune.datasets._types import DEFAULT_READING, Dataset, ImageSet, Reading
+from mixtune.errors import DataError, RequestError
 
-_OPENED = 200  # images, for the range of sizes
+TITLES = {"train": "training", "val": "validation", "test": "test", "ssl": "SSL"}
+MUCH_CUT = 0.25  # mean share of the images that a square crop cuts away, from which on it is said
+FEW_LEVELS = 64  # of images whose files hold more than 8 bits a value
+UNEVEN = 3.0  # times as many images in the largest class as in the smallest
+_SAMPLE = 200  # decoded images whose levels are counted
+_NAMED = 3  # classes, files in a line
 
 
 @dataclass(frozen=True)
 class Survey:
-    """A dataset's figures.
-
-    name, root: as load_dataset() takes them; counts: training images by class name; test_images: how many; image_size,
-    channels: as decoded; smallest, largest: (width, height) of the files, of up to 200 of them; mirror: see ImageSet.
-    """
+    """A dataset's figures; name, root: as load_dataset() takes them."""
 
     name: str
     root: str | None
-    counts: dict[str, int]
-    test_images: int
-    image_size: int
-    channels: int
-    smallest: tuple[int, int]
-    largest: tuple[int, int]
-    mirror: bool
+    dataset: Dataset
+
+    @property
+    def sets(self) -> dict[str, ImageSet]:
+        """The parts that there are: "train", "val", "test"."""
+        parts = {"train": self.dataset.train, "val": self.dataset.val, "test": self.dataset.test}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """Training images by class name."""
+        return _by_class(self.dataset.train)
 
     @property
     def train_images(self) -> int:
         """How many training images there are."""
-        return sum(self.counts.values())
+        return len(self.dataset.train.images)
+
+    @property
+    def test_images(self) -> int:
+        """How many test images there are."""
+        return 0 if self.dataset.test is None else len(self.dataset.test.images)
+
+    @property
+    def val_images(self) -> int:
+        """How many validation images the source has of its own."""
+        return 0 if self.dataset.val is None else len(self.dataset.val.images)
+
+    @property
+    def image_size(self) -> int:
+        """Height and width in pixels, as decoded."""
+        return int(self.dataset.train.images.shape[2])
+
+    @property
+    def channels(self) -> int:
+        """Channels as decoded."""
+        return int(self.dataset.train.images.shape[1])
+
+    @property
+    def mirror(self) -> bool:
+        """Whether an image keeps its meaning when mirrored; see ImageSet."""
+        return self.dataset.train.mirror
 
     @property
     def imbalance(self) -> float:
         """How many times as many images the largest class has as the smallest."""
-        return max(self.counts.values()) / min(self.counts.values())
+        return max(self.counts.values()) / max(1, min(self.counts.values()))
+
+    @cached_property
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """(width, height) of every file, int64 (N, 2), all parts together."""
+        index = self._index
+        return np.stack([index["width"], index["height"]], axis=1).astype(np.int64)
+
+    @property
+    def smallest(self) -> tuple[int, int]:
+        """(width, height) of the file with the fewest pixels."""
+        width, height = self.sizes[self.sizes.prod(axis=1).argmin()]
+        return int(width), int(height)
+
+    @property
+    def largest(self) -> tuple[int, int]:
+        """(width, height) of the file with the most pixels."""
+        width, height = self.sizes[self.sizes.prod(axis=1).argmax()]
+        return int(width), int(height)
+
+    @cached_property
+    def kinds(self) -> dict[str, int]:
+        """How many files there are by format and form, the most frequent first: {"JPEG RGB": 120, "PNG I;16": 3}."""
+        pairs = zip(self._index["format"].tolist(), self._index["mode"].tolist(), strict=True)
+        counted = Counter(b" ".join(filter(None, pair)).decode() for pair in pairs)
+        return dict(counted.most_common())
+
+    @cached_property
+    def repeated(self) -> dict[str, int]:
+        """How many images equal one that comes earlier in the same part, by part."""
+        return {name: int(repeats(_indexed(part)).sum()) for name, part in self.sets.items()}
+
+    @cached_property
+    def shared(self) -> dict[str, int]:
+        """How many images of a part are in another one, too: {"test and training": 3}."""
+        sets, pairs = self.sets, (("val", "train"), ("test", "train"), ("test", "val"))
+        return {
+            f"{TITLES[one]} and {TITLES[other]}": int(matches(_indexed(sets[one]), _indexed(sets[other])).sum())
+            for one, other in pairs
+            if one in sets and other in sets
+        }
+
+    def warnings(self) -> list[str]:
+        """Return a line for each thing that may make a search answer another question than the one meant."""
+        return [*self._of_files(), *self._of_pixels(), *self._of_classes(), *self._of_copies()]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values: `mixtune inspect --format json`."""
+        account, reading = self.dataset.account, self.dataset.reading
+        return {
+            "dataset": self.name,
+            "root": self.root,
+            "parts": {
+                name: {"images": len(part.images), "from": account.origins.get(name, "")}
+                for name, part in self.sets.items()
+            },
+            "classes": self.counts,
+            "left_out": dict(account.left_out) | ({"cannot be read": len(account.bad)} if account.bad else {}),
+            "files": {"kinds": self.kinds, "smallest": list(self.smallest), "largest": list(self.largest)},
+            "read_as": {
+                "image_size": self.image_size,
+                "channels": self.channels,
+                "fit": reading.fit,
+                "background": reading.background,
+                "range": reading.range if isinstance(reading.range, str) else list(reading.range),
+            },
+            "duplicates": {"within": self.repeated, "across": self.shared},
+            "notes": list(account.notes),
+            "warnings": self.warnings(),
+        }
+
+    @property
+    def _index(self) -> npt.NDArray[Any]:
+        return np.concatenate([_indexed(part) for part in self.sets.values()])
+
+    def _of_files(self) -> list[str]:
+        account, lines = self.dataset.account, []
+        if account.left_out:
+            reasons = sorted(account.left_out.items(), key=lambda pair: -pair[1])
+            counted = ", ".join(f"{count:,} {reason}" for reason, count in reasons)
+            lines.append(f"{_count(sum(account.left_out.values()), 'file')} left out: {counted}")
+        if account.bad:
+            shown = ", ".join(f"{name} ({why})" for name, why in account.bad[:_NAMED])
+            more = f" and {len(account.bad) - _NAMED:,} more" if len(account.bad) > _NAMED else ""
+            lines.append(f"{_count(len(account.bad), 'file')} cannot be read and left out: {shown}{more}")
+        if account.frames:
+            lines.append(f"{_count(account.frames, 'file')} with several images: the first of each is taken")
+        return lines
+
+    def _of_pixels(self) -> list[str]:
+        lines, reading = [], self.dataset.reading
+        constant = [
+            part.images[is_constant(_indexed(part))][:, 0, 0, 0] if part.index is not None else np.empty(0)
+            for part in self.sets.values()
+        ]
+        values = np.concatenate(constant)
+        if len(values):
+            white = int((values == 255).sum())
+            of_them = f", {white:,} of them white" if white else ""
+            lines.append(f"{_count(len(values), 'image')} of one value only after decoding{of_them}")
+        if reading.fit == "crop":
+            cut = float(share_cut(self.sizes).mean())
+            if cut >= MUCH_CUT:
+                lines.append(f"a square crop cuts away {cut:.0%} of an image on average (data.fit: pad keeps it all)")
+        modes = set(self._index["mode"].tolist()) - {b"uint8"}
+        if any(mode.startswith((b"F", b"I", b"uint", b"int", b"float")) for mode in modes):
+            chosen = np.linspace(0, self.train_images - 1, num=min(_SAMPLE, self.train_images), dtype=int)
+            levels = len(np.unique(self.dataset.train.images[np.unique(chosen)]))
+            if levels < FEW_LEVELS:
+                lines.append(
+                    f"only {levels} levels of brightness are left of the files' values (data.range says which become "
+                    "black and white)"
+                )
+        return lines
+
+    def _of_classes(self) -> list[str]:
+        if self.dataset.train.labels is None:
+            return []
+        lines = []
+        for name, part in self.sets.items():
+            counts = _by_class(part)
+            absent = [label for label, count in counts.items() if not count]
+            if absent:
+                more = f" and {len(absent) - _NAMED:,} more" if len(absent) > _NAMED else ""
+                lines.append(f"no {TITLES[name]} images of {', '.join(absent[:_NAMED])}{more}")
+        if self.imbalance > UNEVEN:
+            most, least = max(self.counts, key=self.counts.__getitem__), min(self.counts, key=self.counts.__getitem__)
+            lines.append(
+                f"{most} has {self.imbalance:.0f} times as many images as {least} (optim.class_weights: balanced makes "
+                "classes count alike in training)"
+            )
+        return lines
+
+    def _of_copies(self) -> list[str]:
+        lines = [
+            f"{_count(count, 'image')} in both the {pair} parts (data.duplicates: drop trains without them)"
+            for pair, count in self.shared.items()
+            if count
+        ]
+        counted = {TITLES[name]: count for name, count in self.repeated.items() if count}
+        lines += [f"{_count(count, f'{name} image')} equal to an earlier one" for name, count in counted.items()]
+        doubtful = sum(in_two_classes(part) for part in self.sets.values())
+        return lines + ([f"{_count(doubtful, 'image')} in two classes"] if doubtful else [])
 
 
-def count_dataset(name: str, root: str | None = None, *, download: bool = True) -> tuple[int, int]:
+def _count(count: int, thing: str) -> str:
+    """Return such as "1 file is" and "12 files are"."""
+    return f"1 {thing} is" if count == 1 else f"{count:,} {thing}s are"
+
+
+def _indexed(part: ImageSet) -> npt.NDArray[Any]:
+    assert part.index is not None, "decoded by this version"
+    return part.index
+
+
+def _by_class(part: ImageSet) -> dict[str, int]:
+    if part.labels is None:
+        return {}
+    counts = np.bincount(part.labels, minlength=len(part.classes))
+    return {label: int(count) for label, count in zip(part.classes, counts, strict=True)}
+
+
+def count_dataset(
+    name: str,
+    root: str | None = None,
+    *,
+    download: bool = True,
+    parts: Mapping[str, str] | None = None,
+    labelled: bool = True,
+    rules: int = 2,
+) -> tuple[int, int]:
     """Return how many images a dataset has before decoding, and the bytes of their files or arrays.
 
-    The first one is decoded. Raises RequestError and DataError as load_dataset() does.
+    The first one is opened. Raises RequestError and DataError as load_dataset() does.
     """
-    plugin, source = find_source(name, root, download)
+    plugin, source = find_source(name, root, download, parts, labelled, rules)
     with file_errors_named(name):
-        parts = plugin.read(source)
-        files = [part.images for part in (parts.train, parts.test) if part is not None]
-        decode(files[0], 0, "training", 1, 1)
+        found = plugin.read(source)
+        files = [part.images for part in (found.train, found.val, found.test) if part is not None]
         size = sum(_size(images[index]) for images in files for index in range(len(images)))
+    try:
+        open_item(files[0], 0, source.root, math.inf)
+    except UNREADABLE as error:
+        raise DataError(f"image {files[0][0]} cannot be read ({error}): remove the file or replace it") from error
     return sum(len(images) for images in files), size
 
 
 def _size(item: Any) -> int:
     """Return an undecoded image's bytes; of a PIL image those of its pixels, one a channel."""
-    if isinstance(item, np.ndarray):
+    if isinstance(item, np.ndarray | memoryview):
         return item.nbytes
+    if isinstance(item, bytes):
+        return len(item)
     return math.prod((*item.size, len(item.getbands()))) if isinstance(item, Image.Image) else os.stat(item).st_size
 
 
-def survey_dataset(name: str, root: str | None = None) -> Survey:
+def survey_dataset(
+    name: str,
+    root: str | None = None,
+    *,
+    image_size: int | None = None,
+    reading: Reading = DEFAULT_READING,
+    parts: Mapping[str, str] | None = None,
+    labelled: bool = True,
+) -> Survey:
     """Decode a dataset, or find it in the cache, and return its figures.
 
-    Raises RequestError and DataError as load_dataset() does, and RequestError where the images have no classes.
+    Raises RequestError and DataError as load_dataset() does, and RequestError where the images have no classes though
+    ``labelled``.
     """
-    dataset = load_dataset(name, root)
-    train = dataset.train
-    if train.labels is None or dataset.test is None:
+    options = {"image_size": image_size, "reading": reading, "parts": parts, "labelled": labelled}
+    dataset = load_dataset(name, root, **options)  # type: ignore[arg-type]
+    if labelled and dataset.train.labels is None:
         raise RequestError(
             f"{root or name} has images but no classes: training needs a folder for each class (images without "
             "classes can serve as data.ssl_dataset alongside such a set)"
         )
-    plugin, source = find_source(name, root)
-    files = plugin.read(source).train.images
-    sizes = []
-    for index in np.linspace(0, len(files) - 1, num=min(_OPENED, len(files)), dtype=int):
-        with open_image(files, int(index), "training") as image:
-            sizes.append(image.size)
-    counts = np.bincount(train.labels, minlength=len(train.classes))
-    return Survey(
-        name=name,
-        root=root,
-        counts={label: int(count) for label, count in zip(train.classes, counts, strict=True)},
-        test_images=len(dataset.test.images),
-        image_size=train.images.shape[2],
-        channels=train.images.shape[1],
-        smallest=min(sizes, key=lambda size: size[0] * size[1]),
-        largest=max(sizes, key=lambda size: size[0] * size[1]),
-        mirror=train.mirror,
-    )
+    return Survey(name, root, dataset)

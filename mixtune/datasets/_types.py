@@ -14,6 +14,52 @@ if TYPE_CHECKING:
     import torch
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How images become arrays; the fields of ``data`` in a recipe say what they mean. rules: ``data.reading``."""
+
+    fit: str = "auto"
+    background: str = "auto"
+    range: str | tuple[float, float] = "auto"
+    max_megapixels: float = 178.0
+    on_bad_file: str = "stop"
+    rules: int = 2
+
+
+DEFAULT_READING = Reading()
+
+
+@dataclass(frozen=True)
+class Account:
+    """What became of a source's files.
+
+    origins: where each part is from, by "train", "val", "test"; left_out: how many files were not taken, by reason;
+    bad: (name, reason) of each file that could not be read and was skipped; notes: lines on how the source was
+    understood; frames: how many files have several images, of which the first was taken.
+    """
+
+    origins: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    bad: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+    frames: int = 0
+
+
+INDEX = np.dtype(
+    [
+        ("named", "V32"),  # digest of a file's name and bytes
+        ("file", "V16"),  # of its bytes
+        ("pixels", "V16"),  # of the decoded pixels; all zero for an image of one value
+        ("width", "u4"),
+        ("height", "u4"),
+        ("mode", "S8"),
+        ("format", "S8"),
+        ("gray", "?"),
+        ("frames", "?"),  # whether the file holds several images
+    ]
+)
+
+
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     """Decoded images of one part of a dataset, shared between processes by the page cache.
@@ -27,6 +73,7 @@ class ImageSet:
         it is normalised by them); over at most 10,000 evenly spaced images; std is at least 1/255.
     source: a digest of the images before decoding: of files by their bytes and relative names, or of arrays.
     groups: int64 (N,), equal for images that may not be parted by a split (of one patient, say), or None.
+    index: what each file was before decoding (INDEX, N), or None where that is not known.
     """
 
     images: npt.NDArray[np.uint8]
@@ -37,6 +84,7 @@ class ImageSet:
     std: tuple[float, ...]
     source: str = ""
     groups: npt.NDArray[np.int64] | None = None
+    index: npt.NDArray[Any] | None = None
 
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return images (N, C, H, W) uint8 and labels (N,) int64 or None, without copying.
@@ -50,12 +98,15 @@ class ImageSet:
 class Dataset:
     """The parts of a dataset; ``test`` is None where the source has no labels and so no test part.
 
-    val: validation images of the source's own, or None: then a share of the training images validates.
+    val: validation images of the source's own, or None: then a share of the training images validates. reading: how
+    they were read, without ``auto``.
     """
 
     train: ImageSet
     test: ImageSet | None
     val: ImageSet | None = None
+    reading: Reading = DEFAULT_READING
+    account: Account = Account()
 
 
 @dataclass(frozen=True)
@@ -66,7 +117,8 @@ class Source:
     root: absolute path; the default data folder where the user named none (``root_given`` is False).
     download: whether a plug-in that can download may do so.
     parts: where the user says that single parts are (``data.train``, ``data.val``, ``data.test``): absolute paths.
-    reading: the rules of reading, see ``data.reading``.
+    reading: the rules of reading, see ``data.reading``. labelled: False where classes do not matter: all images below
+    ``root`` are wanted, as one part without labels (``data.ssl_root``).
     """
 
     name: str
@@ -75,6 +127,7 @@ class Source:
     download: bool
     parts: tuple[tuple[str, Path], ...] = ()
     reading: int = 2
+    labelled: bool = True
 
 
 class Images(Protocol):

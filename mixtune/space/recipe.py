@@ -57,7 +57,7 @@ class Data(Section):
     image_size: PositiveCount | None = None
     """Height and width in pixels that images are resized to; default: the images' own."""
     fit: Literal["auto", "crop", "pad", "stretch"] = "auto"
-    """How an image becomes square: its centre, a border, or distorted. auto: pad where a crop loses half of an image."""
+    """How an image becomes square: centre, border or distorted. auto: crop, or pad where that loses half of images."""
     background: Literal["auto", "white", "black"] | Annotated[str, Field(pattern="^#[0-9a-fA-F]{6}$")] = "auto"
     """What lies under transparent pixels, also as "#rrggbb". auto: white, or black where the images vanish on white."""
     range: Literal["auto", "full"] | Annotated[tuple[float, float], Strict(False)] = "auto"
@@ -82,6 +82,12 @@ class Data(Section):
     """Share of the self-supervised images that is kept; default: `fraction`, or all of `ssl_dataset`."""
     statistics: Literal["own", "imagenet"] = "own"
     """Mean and standard deviation that images are normalised by: of the training images, or ImageNet's."""
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """Where single parts are, as far as that is given: {"train": ..., "val": ..., "test": ...}."""
+        given = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: path for name, path in given.items() if path is not None}
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -265,6 +271,12 @@ def _check_together(recipe: Recipe) -> None:
         if len(data.root) != tasks:
             wanted = f"one folder, or {tasks} for the {tasks} datasets" if tasks > 1 else "one folder for one dataset"
             raise RecipeError(("data", "root"), f"lists {len(data.root)}: should be {wanted}")
+    if isinstance(data.range, tuple) and data.range[0] >= data.range[1]:
+        raise RecipeError(
+            ("data", "range"), f"its low end {data.range[0]:g} is not below its high end {data.range[1]:g}"
+        )
+    if data.parts and len(data.tasks) > 1:
+        raise RecipeError(("data", next(iter(data.parts))), "goes with one dataset, and data.dataset lists several")
     if augment.crop_scale is None and augment.crop_ratio != Augment().crop_ratio:
         raise RecipeError(("augment", "crop_ratio"), "has no effect without augment.crop_scale: add it ([0.6, 1], say)")
     if augment.crop_scale is not None and augment.pad is not None:
@@ -291,7 +303,8 @@ def change_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
     """Return a recipe whose files and folders mean the same from every folder."""
-    return _with_paths(recipe, lambda path: os.path.abspath(os.path.expanduser(path)))
+    parts = () if recipe.data.root else ("data.train", "data.val", "data.test")  # else they are relative to the root
+    return _with_paths(recipe, lambda path: os.path.abspath(os.path.expanduser(path)), parts)
 
 
 def with_portable_paths(recipe: Recipe) -> Recipe:
@@ -304,14 +317,14 @@ def with_portable_paths(recipe: Recipe) -> Recipe:
     return _with_paths(recipe, portable)
 
 
-def _with_paths(recipe: Recipe, change: Callable[[str], str]) -> Recipe:
+def _with_paths(recipe: Recipe, change: Callable[[str], str], others: tuple[str, ...] = ()) -> Recipe:
     def changed(value: Any) -> Any:
         if isinstance(value, list):
             return [changed(item) for item in value]
         return change(value) if isinstance(value, str) else value
 
     given = flatten(recipe.to_dict())
-    return change_recipe(recipe, {path: changed(given[path]) for path in _PATHS})
+    return change_recipe(recipe, {path: changed(given[path]) for path in (*_PATHS, *others)})
 
 
 _PATHS = ("data.root", "data.ssl_root", "model.pretrained")

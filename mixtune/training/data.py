@@ -11,7 +11,7 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from mixtune.datasets import Dataset, ImageSet, count_dataset, load_dataset, mix_images, split_indices
+from mixtune.datasets import Dataset, ImageSet, Reading, count_dataset, load_dataset, mix_images, split_indices
 from mixtune.errors import RequestError
 from mixtune.space.recipe import Recipe, Task
 from mixtune.space.views import View
@@ -166,7 +166,7 @@ def load_training_data(
     device = torch.device(device)
     tasks = recipe.data.tasks
     sets = _load_tasks(recipe) if given is None else [_fitting(recipe, given)]
-    other = _other_ssl_pool(recipe, [dataset.train for dataset in sets], device)
+    other = _other_ssl_pool(recipe, sets, device)
     return TrainingData(
         tasks=tuple(_task_data(recipe, *each, other, device) for each in zip(tasks, sets, strict=True)),
         two_datasets=other is not None,
@@ -193,7 +193,7 @@ def load_image_sets(recipe: Recipe) -> dict[str, ImageSet]:
         if dataset.test is not None:
             sets[f"{task.name}/test"] = dataset.test
     if recipe.data.ssl_dataset is not None:
-        sets["ssl"] = _load_ssl_set(recipe, datasets[0].train)
+        sets["ssl"] = _load_ssl_set(recipe, datasets[0])
     return sets
 
 
@@ -203,18 +203,41 @@ def count_images(recipe: Recipe) -> dict[str, tuple[int, int]]:
     Raises RequestError or DataError for data that are not there or cannot be read.
     """
     section = recipe.data
-    asked = {task.name: (task.dataset, task.root) for task in section.tasks}
+    counts = {
+        task.name: count_dataset(
+            task.dataset, task.root, download=section.download, parts=section.parts, rules=section.reading
+        )
+        for task in section.tasks
+    }
     if section.ssl_dataset is not None:
-        asked["data.ssl_dataset"] = section.ssl_dataset, section.ssl_root
-    return {name: count_dataset(*where, download=section.download) for name, where in asked.items()}
+        counts["data.ssl_dataset"] = count_dataset(
+            section.ssl_dataset,
+            section.ssl_root,
+            download=section.download,
+            labelled=section.reading == 1,
+            rules=section.reading,
+        )
+    return counts
 
 
-def _load_ssl_set(recipe: Recipe, supervised: ImageSet) -> ImageSet:
-    """Return data.ssl_dataset at the supervised images' size and channels."""
-    section, (_, channels, size, _) = recipe.data, supervised.images.shape
+def reading_of(recipe: Recipe) -> Reading:
+    """Return how a recipe wants images to be read."""
+    data = recipe.data
+    return Reading(data.fit, data.background, data.range, data.max_megapixels, data.on_bad_file, data.reading)
+
+
+def _load_ssl_set(recipe: Recipe, supervised: Dataset) -> ImageSet:
+    """Return data.ssl_dataset, read as the supervised images were."""
+    section, (_, channels, size, _) = recipe.data, supervised.train.images.shape
     assert section.ssl_dataset is not None
     return load_dataset(
-        section.ssl_dataset, section.ssl_root, download=section.download, image_size=size, channels=channels
+        section.ssl_dataset,
+        section.ssl_root,
+        download=section.download,
+        image_size=size,
+        channels=channels,
+        reading=supervised.reading,
+        labelled=section.reading == 1,
     ).train
 
 
@@ -223,7 +246,15 @@ def _load_tasks(recipe: Recipe) -> list[Dataset]:
     section = recipe.data
 
     def load(task: Task, size: int | None, channels: int | None) -> Dataset:
-        dataset = load_dataset(task.dataset, task.root, download=section.download, image_size=size, channels=channels)
+        dataset = load_dataset(
+            task.dataset,
+            task.root,
+            download=section.download,
+            image_size=size,
+            channels=channels,
+            reading=reading_of(recipe),
+            parts=section.parts,
+        )
         if dataset.test is None:  # it comes with labels alone
             raise RequestError(
                 f"data.dataset {task.dataset} at {task.root} has no classes: supervised training needs a folder "
@@ -292,7 +323,7 @@ def _split(images: ImageSet, recipe: Recipe, fraction: float) -> tuple[Indices, 
     )
 
 
-def _other_ssl_pool(recipe: Recipe, supervised: Sequence[ImageSet], device: torch.device) -> ImagePool | None:
+def _other_ssl_pool(recipe: Recipe, supervised: Sequence[Dataset], device: torch.device) -> ImagePool | None:
     """Return the SSL set, brought to the supervised image size and channels, or None where there is no own one.
 
     A supervised set itself, under whatever root, is not another set: its held-out images must not be trained on.
@@ -302,7 +333,7 @@ def _other_ssl_pool(recipe: Recipe, supervised: Sequence[ImageSet], device: torc
         return None
     images = _load_ssl_set(recipe, supervised[0])
     for task, own in zip(section.tasks, supervised, strict=True):
-        if section.ssl_dataset == task.dataset and np.array_equal(images.images, own.images):
+        if section.ssl_dataset == task.dataset and np.array_equal(images.images, own.train.images):
             if len(supervised) == 1:
                 return None
             raise RequestError(

@@ -14,10 +14,12 @@ from mixtune.datasets import _load
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("MIXTUNE_DATA", str(tmp_path / "default"))
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of decoded images, empty."""
+    folder = tmp_path_factory.mktemp("default")
+    monkeypatch.setenv("MIXTUNE_DATA", str(folder))
     _load._load.cache_clear()
-    yield
+    yield folder / "decoded"
     _load._load.cache_clear()
 
 

@@ -3,13 +3,12 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import resource
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,8 +32,8 @@ def load(root, **options):
     return load_dataset("image_folder", str(root), **options)
 
 
-def cache_folders(root):
-    return sorted((root / ".mixtune").glob("*"))
+def folders(cache):
+    return sorted(cache.glob("[!.]*"))
 
 
 @pytest.fixture
@@ -43,32 +42,33 @@ def root(tmp_path, write_classes):
     return tmp_path / "data"
 
 
-def test_images_are_decoded_once_and_cached_beside_the_data(root, forget):
+def test_images_are_decoded_once_and_the_data_folder_is_left_as_it_was(root, cache, forget):
+    before = sorted(root.rglob("*"))
     first = load(root)
-    (folder,) = cache_folders(root)
+    (folder,) = folders(cache)
     assert folder.name.startswith("image_folder-")
     written = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     forget()
     second = load(root)
-    assert cache_folders(root) == [folder]
+    assert folders(cache) == [folder]
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == written
     np.testing.assert_array_equal(first.train.images, second.train.images)
     np.testing.assert_array_equal(first.train.labels, second.train.labels)
     assert (first.train.mean, first.train.std) == (second.train.mean, second.train.std)
+    assert sorted(root.rglob("*")) == before
 
 
-def test_a_reused_worker_gets_the_same_object_until_the_images_change(root):
+def test_a_reused_worker_gets_the_same_object_until_the_images_change(root, cache):
     before = load(root)
     (root / "notes.txt").write_text("no image")
     assert load(root) is load(str(root) + "/") is before
     assert load(root) is not load(root, image_size=16)
-    shutil.rmtree(root / ".mixtune")
     shutil.copy(root / "0/001.png", root / "0/000.png")
     assert load(root) is not before
     (root / "0/000.png").unlink()
     shortened = load(root)
     assert len(shortened.train.images) + len(shortened.test.images) == 29
-    assert len(cache_folders(root)) == 2
+    assert len(folders(cache)) == 4
 
 
 def test_images_are_a_read_only_map_of_the_file_and_a_dataset_is_pickled_as_its_values(root):
@@ -108,9 +108,9 @@ def test_mean_and_std_are_those_of_the_training_images_and_std_is_never_zero(tmp
     assert load(tmp_path / "dark").train.std == (1 / 255,)
 
 
-def test_a_damaged_cache_is_noticed_and_rebuilt(root, forget):
+def test_a_damaged_cache_is_noticed_and_rebuilt(root, cache, forget):
     expected = np.array(load(root).train.images)
-    (folder,) = cache_folders(root)
+    (folder,) = folders(cache)
     meta = json.loads((folder / "meta.json").read_text())
     names = sorted(path.name for path in folder.iterdir())
     for damage, do in {
@@ -123,11 +123,11 @@ def test_a_damaged_cache_is_noticed_and_rebuilt(root, forget):
         do()
         forget()
         np.testing.assert_array_equal(load(root).train.images, expected, damage)
-        assert cache_folders(root) == [folder]
+        assert folders(cache) == [folder]
         assert sorted(path.name for path in folder.iterdir()) == names, damage
 
 
-def test_of_processes_that_begin_at_once_one_decodes(tmp_path, write_classes):
+def test_of_processes_that_begin_at_once_one_decodes(tmp_path, cache, write_classes):
     write_classes(tmp_path, 120, classes="01234")
     command = [sys.executable, "-W", "error", "-c", LOAD, str(tmp_path), str(time.time() + 1.5)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -135,33 +135,32 @@ def test_of_processes_that_begin_at_once_one_decodes(tmp_path, write_classes):
     answers, logs = zip(*(worker.communicate(timeout=60) for worker in workers), strict=True)
     assert [worker.returncode for worker in workers] == [0] * 4
     assert len(set(answers)) == 1
-    assert len(cache_folders(tmp_path)) == 1
-    assert sorted("train images" in log for log in logs) == [False, False, False, True]
+    assert len(folders(cache)) == 1
+    assert sorted("training images" in log for log in logs) == [False, False, False, True]
 
 
-def test_a_full_disk_is_a_data_error_and_leaves_nothing_behind(root):
+def test_a_full_disk_is_a_data_error_and_leaves_nothing_behind(root, cache):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
     try:
-        with pytest.raises(DataError, match=r"cannot be written to .*\.mixtune .*free space there, or choose a sm"):
+        with pytest.raises(DataError, match=r"cannot be written to .*decoded \(.*free space there, choose a sm"):
             load(root, image_size=96, channels=3)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert cache_folders(root) == []
+    assert folders(cache) == []
     assert load(root, image_size=96, channels=3).train.images.shape == (24, 3, 96, 96)
 
 
-def test_an_unreadable_image_leaves_no_cache_behind(root):
+def test_an_unreadable_image_leaves_no_cache_behind(root, cache):
     victim = root / "2/005.png"
     victim.write_bytes(victim.read_bytes()[:60])  # the header is whole, the pixels are not
     with pytest.raises(DataError, match=str(victim)):
         load(root)
-    assert (root / ".mixtune").is_dir()
-    assert cache_folders(root) == []
+    assert folders(cache) == []
 
 
-def test_what_a_killed_process_left_is_removed_after_a_day(root):
-    old, young = (root / ".mixtune" / f"building-{name}" for name in ("old", "young"))
+def test_what_a_killed_process_left_is_removed_after_a_day(root, cache):
+    old, young = (cache / f"building-{name}" for name in ("old", "young"))
     for folder in (old, young):
         folder.mkdir(parents=True)
         (folder / "train_images.npy").write_bytes(b"half")
@@ -171,39 +170,48 @@ def test_what_a_killed_process_left_is_removed_after_a_day(root):
     assert young.exists()
 
 
-def test_a_read_only_root_is_cached_in_the_default_folder(write_classes, monkeypatch, forget):
-    with tempfile.TemporaryDirectory(prefix="mixtune", dir="/tmp") as name:  # pytest's folders are one user's alone
-        base = Path(name)
-        write_classes(base / "data", 10)
-        (base / "default").mkdir()
-        (base / "default").chmod(0o777)
-        base.chmod(0o755)
-        (base / "data").chmod(0o555)
-        monkeypatch.setenv("MIXTUNE_DATA", str(base / "default"))
-        user = os.geteuid()
-        if user == 0:  # root may write everywhere
-            os.seteuid(65534)
-        try:
-            first = load(base / "data")
-            forget()
-            second = load(base / "data")
-        finally:
-            os.seteuid(user)
-        assert not (base / "data/.mixtune").exists()
-        assert len(cache_folders(base / "default")) == 1
-        np.testing.assert_array_equal(first.train.images, second.train.images)
-
-
-def test_no_writable_folder_at_all_is_a_data_error(root, tmp_path):
-    (root / ".mixtune").write_text("in the way")
-    (tmp_path / "default").write_text("in the way")
+def test_no_writable_folder_is_a_data_error(root, cache):
+    cache.write_text("in the way")
     with pytest.raises(DataError, match="set the environment variable MIXTUNE_DATA to a folder that can be written"):
         load(root)
 
 
-def test_a_moved_folder_keeps_its_cache(root, tmp_path):
+def test_what_a_killed_process_had_decoded_is_not_decoded_again(tmp_path, cache, write_classes):
+    write_classes(tmp_path, 170, classes="0123456789")
+    command = [sys.executable, "-c", LOAD, str(tmp_path), "0"]
+    worker = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not any(path.stat().st_size > 300_000 for path in cache.glob("building-*/train_images.npy")):
+            assert worker.poll() is None, "decoded before it could be killed"
+    finally:
+        worker.kill()
+        worker.wait()
+    second = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(re.search(r"images, ([\d,]+) of which are there already", second.stderr)[1].replace(",", "")) >= 128
+    shutil.rmtree(cache)
+    assert second.stdout == subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert len(folders(cache)) == 1
+
+
+def test_caches_that_were_not_used_for_longest_make_room(root, cache, monkeypatch):
+    sizes = (40, 48, 56)
+    for size in sizes:
+        load(root, image_size=size)
+    by_size = {np.load(place / "train_images.npy", mmap_mode="r").shape[2]: place for place in folders(cache)}
+    for age, size in ((2, 40), (3, 48)):
+        os.utime(by_size[size] / "meta.json", (time.time() - age * 86400, 0))
+    held = sum(path.stat().st_size for size in (40, 56) for path in by_size[size].iterdir())
+    monkeypatch.setenv("MIXTUNE_CACHE_GB", str((held + 30 * 8 * 8) / 1e9))
     load(root)
-    before = cache_folders(root)
+    assert [by_size[size].exists() for size in sizes] == [True, False, True]
+    monkeypatch.setenv("MIXTUNE_CACHE_GB", "1e-6")
+    load(root, image_size=16)
+    assert [by_size[size].exists() for size in sizes] == [False, False, True], "used within the hour: it stays"
+
+
+def test_a_moved_folder_keeps_its_cache(root, cache, tmp_path):
+    load(root)
+    before = folders(cache)
     root.rename(tmp_path / "moved")
     load(tmp_path / "moved")
-    assert [path.name for path in cache_folders(tmp_path / "moved")] == [path.name for path in before]
+    assert folders(cache) == before
