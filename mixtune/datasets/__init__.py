@@ -31,9 +31,21 @@ from mixtune.datasets._memory import AnyData, hold_dataset
 from mixtune.datasets._mix import mix_images
 from mixtune.datasets._split import split_indices
 from mixtune.datasets._survey import Survey, count_dataset, survey_dataset
-from mixtune.datasets._types import Account, Dataset, Images, ImageSet, Part, Parts, Plugin, Reading, Source
+from mixtune.datasets._types import (
+    DEFAULT_READING,
+    Account,
+    Dataset,
+    Images,
+    ImageSet,
+    Part,
+    Parts,
+    Plugin,
+    Reading,
+    Source,
+)
 
 __all__ = [
+    "DEFAULT_READING",
     "Account",
     "AnyData",
     "Dataset",

@@ -8,45 +8,93 @@ import csv
 import json
 import os
 import re
+import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageColor, ImageOps
 from safetensors.torch import load_file
 
 SHOWN = 5  # classes
 BATCH = 32  # images
+TURNS = {  # by EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 SUFFIXES = "avif|bmp|gif|jfif|jp2|jpeg|jpg|png|tif|tiff|webp|pbm|pgm|pnm|ppm"  # of the files in a folder
 
 
-def read_image(path: str | Path, channels: int, size: int) -> torch.Tensor:
-    """Return an image file as uint8 (channels, size, size): upright, over white, its centre resized.
+def read_image(path: str | Path, channels: int, size: int, reading: Mapping[str, Any]) -> torch.Tensor:
+    """Return an image file as uint8 (channels, size, size), read as the training images were.
 
-    Of several frames it is the first. Raises ValueError for what cannot be read.
+    reading: ``fit``, ``background``, ``range`` and ``reduce`` of config.json. Of several frames it is the first. Raises
+    ValueError for what cannot be read.
     """
     try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I"):  # 16 bits a pixel
-            levels = torch.frombuffer(bytearray(image.convert("I").tobytes()), dtype=torch.int32)
-            if levels.min() < 0 or levels.max() > 65535:
-                raise ValueError("its pixels need more than 16 bits")
-            image = Image.frombytes("L", image.size, bytes((levels / 257).round().to(torch.uint8).tolist()))
-        if image.mode == "F":
-            raise ValueError("its pixels are floating-point")
-        if image.has_transparency_data:
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-        image = image.convert("RGB").convert("L" if channels == 1 else "RGB")
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+        with Image.open(path) as image:
+            if reading["reduce"] and image.format in ("JPEG", "MPO"):
+                image.draft(None, (2 * size, 2 * size))
+            image.load()
+            square = to_square(
+                to_eight_bits(turn_upright(image), reading), "L" if channels == 1 else "RGB", size, reading
+            )
     except Exception as error:  # Pillow raises many
         raise ValueError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    pixels = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8)
     return pixels.view(size, size, channels).permute(2, 0, 1)
+
+
+def turn_upright(image: Image.Image) -> Image.Image:
+    """Return an image as the camera was held."""
+    try:
+        turn = TURNS.get(image.getexif().get(0x0112, 1))
+    except (OSError, ValueError, TypeError, SyntaxError, KeyError, IndexError, struct.error):
+        return image  # a damaged block of EXIF says nothing about the pixels
+    return image if turn is None else image.transpose(turn)
+
+
+def to_eight_bits(image: Image.Image, reading: Mapping[str, Any]) -> Image.Image:
+    """Return an image in L or RGB: values beyond 8 bits scaled, transparency over the background."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        whole = image.mode != "F"
+        dtype = torch.int32 if whole else torch.float32
+        values = torch.frombuffer(bytearray(image.convert("I" if whole else "F").tobytes()), dtype=dtype).double()
+        if reading["range"] == "full" and (not whole or values.min() < 0 or values.max() > 65535):
+            raise ValueError("its pixels are not whole numbers of 16 bits")
+        low, high = (0.0, 65535.0) if reading["range"] == "full" else reading["range"]
+        levels = ((values - low) / (high - low) * 255).round().clamp(0, 255).to(torch.uint8)
+        return Image.frombytes("L", image.size, bytes(levels.tolist()))
+    palette = image.getpalette() if image.mode == "P" else None
+    gray = image.mode in ("1", "L", "LA", "La") or (
+        palette is not None and palette[::3] == palette[1::3] == palette[2::3]
+    )
+    if image.has_transparency_data:
+        under = Image.new("RGBA", image.size, reading["background"])
+        image = Image.alpha_composite(under, image.convert("RGBA"))
+    return image.convert("L" if gray else "RGB")
+
+
+def to_square(image: Image.Image, mode: str, size: int, reading: Mapping[str, Any]) -> Image.Image:
+    """Return an image in a mode, its height and width ``size``."""
+    image = image.convert(mode)
+    if image.size == (size, size):
+        return image
+    if reading["fit"] == "stretch":
+        return image.resize((size, size), Image.Resampling.BICUBIC)
+    if reading["fit"] == "pad":
+        colour = ImageColor.getcolor(reading["background"], mode)
+        return ImageOps.pad(image, (size, size), Image.Resampling.BICUBIC, color=colour)
+    return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
 
 
 class Classifier:
@@ -59,6 +107,7 @@ class Classifier:
         self.model.load_state_dict(load_file(folder / "model.safetensors"))
         data = self.config["pretrained_cfg"]
         self.channels, self.size = data["input_size"][0], data["input_size"][-1]
+        self.reading: dict[str, Any] = self.config["reading"]
         self.mean, self.std = (torch.tensor(data[key]).view(-1, 1, 1) for key in ("mean", "std"))
 
     def classify(self, images: list[torch.Tensor]) -> list[list[tuple[str, float]]]:
@@ -93,7 +142,7 @@ def main() -> int:
         named, images = [], []
         for path in batch:
             try:
-                images.append(read_image(path, classifier.channels, classifier.size))
+                images.append(read_image(path, classifier.channels, classifier.size, classifier.reading))
                 named.append(os.fsencode(path).decode(errors="replace"))
             except ValueError as error:
                 status = 1

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mixtune.backbone import Backbone
+from mixtune.datasets import Reading
 from mixtune.errors import DataError
 from mixtune.space.recipe import Model
 from mixtune.training.data import TaskData
@@ -32,6 +33,7 @@ def timm_config(settings: Model, backbone: Backbone, task: TaskData) -> dict[str
         "num_features": backbone.embed_dim,
         "global_pool": settings.pool,
         "label_names": list(task.classes),
+        "reading": reading_config(task.reading),
         "model_args": {
             "img_size": size,
             "patch_size": backbone.patch_size,
@@ -45,7 +47,7 @@ def timm_config(settings: Model, backbone: Backbone, task: TaskData) -> dict[str
             "fixed_input_size": True,
             "interpolation": "bicubic",
             "crop_pct": 1.0,
-            "crop_mode": "center",
+            "crop_mode": {"crop": "center", "pad": "border", "stretch": "squash"}[task.reading.fit],
             "mean": task.train.mean.flatten().tolist(),
             "std": task.train.std.flatten().tolist(),
             "num_classes": len(task.classes),
@@ -54,6 +56,12 @@ def timm_config(settings: Model, backbone: Backbone, task: TaskData) -> dict[str
             "classifier": "head",
         },
     }
+
+
+def reading_config(reading: Reading) -> dict[str, Any]:
+    """Return how images were read, as classify.py reads them; reduce: whether JPEGs are decoded below their size."""
+    shown = reading.range if isinstance(reading.range, str) else list(reading.range)
+    return {"fit": reading.fit, "background": reading.background, "range": shown, "reduce": reading.rules > 1}
 
 
 def timm_weights(backbone: Backbone, classifier: nn.Module) -> dict[str, Tensor]:

@@ -11,7 +11,16 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from mixtune.datasets import Dataset, ImageSet, Reading, count_dataset, load_dataset, mix_images, split_indices
+from mixtune.datasets import (
+    DEFAULT_READING,
+    Dataset,
+    ImageSet,
+    Reading,
+    count_dataset,
+    load_dataset,
+    mix_images,
+    split_indices,
+)
 from mixtune.errors import RequestError
 from mixtune.space.recipe import Recipe, Task
 from mixtune.space.views import View
@@ -65,6 +74,7 @@ class TaskData:
     """One supervised task. ``held_out`` are its validation images, or the test images under ``protocol: paper``.
 
     ``ssl`` is what the self-supervised loss sees alongside the task: its own training images, or another dataset's.
+    reading: how the images were read.
     """
 
     name: str
@@ -72,6 +82,7 @@ class TaskData:
     train: ImagePool
     ssl: ImagePool
     held_out: ImagePool
+    reading: Reading = DEFAULT_READING
 
 
 @dataclass(frozen=True)
@@ -303,6 +314,7 @@ def _task_data(recipe: Recipe, task: Task, dataset: Dataset, other: ImagePool | 
         train=pool,
         ssl=other or _for_ssl(replace(pool, indices=torch.from_numpy(own_ssl).to(device)), recipe),
         held_out=held_out,
+        reading=dataset.reading,
     )
 
 

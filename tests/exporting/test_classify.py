@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from mixtune.datasets._decode import decode
+from mixtune.datasets import Reading
+from mixtune.datasets._decode import Layout, decode, open_item, reduce_early
 from mixtune.exporting.classify import read_image
+from mixtune.exporting.timm_model import reading_config
 
 
 def photo(width=90, height=64):
@@ -50,18 +52,36 @@ IMAGES = {
     "two-levels.png": lambda: photo().convert("1"),
     "print.tif": lambda: photo().convert("CMYK"),
     "sixteen.png": sixteen_bits,
+    "float.tif": lambda: photo().convert("F"),
+    "large.jpg": lambda: photo().resize((900, 700)),
 }
+
+
+READINGS = {
+    "former": Reading("crop", "white", "full", rules=1),
+    "crop": Reading("crop", "black", "full"),
+    "pad": Reading("pad", "#336699", (100.0, 5000.0)),
+    "stretch": Reading("stretch", "white", "full"),
+}
+
+
+def as_in_training(path, size, channels, reading):
+    item = open_item([path], 0, path.parent, 178)
+    layout = Layout(size, channels, reading)
+    reduce_early(item.picture, layout)
+    return decode(item.picture, layout)
 
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_pixels_are_those_of_the_training(tmp_path, name):
     path = tmp_path / name
     IMAGES[name]().save(path)
-    for size, channels in itertools.product((8, 32), (1, 3)):
-        expected = decode([path], 0, "training", size, channels)
-        found = read_image(str(path), channels, size)
+    for size, channels, (how, reading) in itertools.product((8, 32), (1, 3), READINGS.items()):
+        if name == "float.tif" and reading.range == "full":
+            continue
+        found = read_image(str(path), channels, size, reading_config(reading))
         assert found.dtype == torch.uint8
-        assert np.array_equal(found.numpy(), expected), (size, channels)
+        assert np.array_equal(found.numpy(), as_in_training(path, size, channels, reading)), (size, channels, how)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -70,4 +90,5 @@ def test_a_turned_camera_is_turned_back(tmp_path, orientation):
     exif[0x0112] = orientation
     path = tmp_path / "turned.jpg"
     photo().save(path, exif=exif)
-    assert np.array_equal(read_image(str(path), 3, 32).numpy(), decode([path], 0, "training", 32, 3))
+    reading = READINGS["crop"]
+    assert np.array_equal(read_image(str(path), 3, 32, reading_config(reading)), as_in_training(path, 32, 3, reading))
