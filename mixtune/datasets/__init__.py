@@ -30,7 +30,7 @@ from mixtune.datasets._load import cache_folder, default_root, known_datasets, l
 from mixtune.datasets._memory import AnyData, hold_dataset
 from mixtune.datasets._mix import mix_images
 from mixtune.datasets._split import split_indices
-from mixtune.datasets._survey import Survey, count_dataset, survey_dataset
+from mixtune.datasets._survey import Survey, count_dataset, original_images, survey_dataset
 from mixtune.datasets._types import (
     DEFAULT_READING,
     Account,
@@ -66,6 +66,7 @@ __all__ = [
     "known_datasets",
     "load_dataset",
     "mix_images",
+    "original_images",
     "split_indices",
     "survey_dataset",
 ]

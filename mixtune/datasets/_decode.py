@@ -377,6 +377,17 @@ def _decode_array(array: npt.NDArray[Any], layout: Layout) -> npt.NDArray[np.uin
     return np.stack([np.asarray(_to_square(band, layout.size, layout.reading)) for band in bands])
 
 
+def shown_picture(picture: Picture) -> Image.Image:
+    """Return an image as a person would see it in a viewer that knows no range: in RGB, upright."""
+    if isinstance(picture, np.ndarray):
+        values = picture if picture.ndim == 2 else picture.mean(axis=2)
+        return Image.fromarray(np.clip(values.astype(np.float64), 0, 255).astype(np.uint8)).convert("RGB")
+    if is_deep(picture):
+        values = np.asarray(picture).astype(np.float64) / (1.0 if picture.mode == "F" else 257)
+        return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8)).convert("RGB")
+    return turn_upright(picture).convert("RGB")
+
+
 def digest_item(item: Item) -> tuple[bytes, bytes]:
     """Return digests of an image before decoding: of its name and bytes, 32 bytes, and of its bytes alone, 16."""
     named = hashlib.sha256(item.name.encode(errors="surrogateescape") + b"\0")

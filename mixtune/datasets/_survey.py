@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from mixtune.datasets._decode import UNREADABLE, open_item, share_cut
+from mixtune.datasets._decode import UNREADABLE, any_size, digest_item, open_item, share_cut, shown_picture
 from mixtune.datasets._load import file_errors_named, find_source, load_dataset
 from mixtune.datasets._same import in_two_classes, is_constant, matches, repeats
+from mixtune.datasets._split import with_test_part
 from mixtune.datasets._types import DEFAULT_READING, Dataset, ImageSet, Reading
 from mixtune.errors import DataError, RequestError
 
@@ -26,14 +27,16 @@ FEW_LEVELS = 64  # of images whose files hold more than 8 bits a value
 UNEVEN = 3.0  # times as many images in the largest class as in the smallest
 _SAMPLE = 200  # decoded images whose levels are counted
 _NAMED = 3  # classes, files in a line
+_KINDS = 4  # of files in a line
 
 
 @dataclass(frozen=True)
 class Survey:
-    """A dataset's figures; name, root: as load_dataset() takes them."""
+    """A dataset's figures; name, root, parts: as load_dataset() takes them."""
 
     name: str
     root: str | None
+    parts: Mapping[str, str] | None
     dataset: Dataset
 
     @property
@@ -121,6 +124,32 @@ class Survey:
             for one, other in pairs
             if one in sets and other in sets
         }
+
+    def parts_lines(self) -> list[str]:
+        """Return a line for each part: how many images it has, and where they are from."""
+        origins = self.dataset.account.origins
+        return [
+            f"{name:<6} {len(part.images):>8,} images, from {origins.get(name) or self.root or self.name}"
+            for name, part in self.sets.items()
+        ]
+
+    def reading_lines(self) -> list[str]:
+        """Return lines on the files, and on what is made of them."""
+        kinds = [f"{count:,} {kind}" for kind, count in list(self.kinds.items())[:_KINDS]]
+        more = [f"{len(self.kinds) - _KINDS} other kinds"] if len(self.kinds) > _KINDS else []
+        reading, colours = self.dataset.reading, {1: "grayscale", 3: "RGB"}
+        wide = ""
+        if (self.sizes[:, 0] != self.sizes[:, 1]).any():
+            wide = {"crop": ", cropped at the centre", "pad": ", padded", "stretch": ", stretched"}[reading.fit]
+        return [
+            f"files: {', '.join([*kinds, *more])}; {self.size_range}",
+            f"read as {self.image_size}x{self.image_size} {colours.get(self.channels, f'{self.channels} channels')}{wide}",
+        ]
+
+    @property
+    def size_range(self) -> str:
+        """The files' smallest and largest size: "32x32", "120x90 to 4000x3000"."""
+        return " to ".join(dict.fromkeys(f"{width}x{height}" for width, height in (self.smallest, self.largest)))
 
     def warnings(self) -> list[str]:
         """Return a line for each thing that may make a search answer another question than the one meant."""
@@ -283,18 +312,30 @@ def survey_dataset(
     image_size: int | None = None,
     reading: Reading = DEFAULT_READING,
     parts: Mapping[str, str] | None = None,
-    labelled: bool = True,
+    download: bool = True,
 ) -> Survey:
-    """Decode a dataset, or find it in the cache, and return its figures.
+    """Decode a dataset, or find it in the cache, and return its figures; options and errors are load_dataset()'s."""
+    options = {"image_size": image_size, "reading": reading, "parts": parts, "download": download}
+    return Survey(name, root, parts, load_dataset(name, root, **options))  # type: ignore[arg-type]
 
-    Raises RequestError and DataError as load_dataset() does, and RequestError where the images have no classes though
-    ``labelled``.
+
+def original_images(survey: Survey, chosen: npt.NDArray[np.int64]) -> list[Image.Image]:
+    """Return training images as their files hold them, in RGB; chosen: indices into the decoded ones, ascending.
+
+    Files that were skipped are passed over: an image is found by its name and bytes.
     """
-    options = {"image_size": image_size, "reading": reading, "parts": parts, "labelled": labelled}
-    dataset = load_dataset(name, root, **options)  # type: ignore[arg-type]
-    if labelled and dataset.train.labels is None:
-        raise RequestError(
-            f"{root or name} has images but no classes: training needs a folder for each class (images without "
-            "classes can serve as data.ssl_dataset alongside such a set)"
-        )
-    return Survey(name, root, dataset)
+    plugin, source = find_source(survey.name, survey.root, parts=survey.parts, rules=survey.dataset.reading.rules)
+    images = with_test_part(plugin.read(source)).train.images
+    wanted, shift, found = _indexed(survey.dataset.train)["named"], 0, []
+    with any_size():
+        for index in chosen:
+            while True:
+                try:
+                    item = open_item(images, int(index) + shift, source.root, math.inf)
+                    if digest_item(item)[0] == wanted[index].tobytes():
+                        break
+                except UNREADABLE:
+                    pass
+                shift += 1
+            found.append(shown_picture(item.picture))
+    return found

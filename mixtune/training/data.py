@@ -303,7 +303,7 @@ def _task_data(recipe: Recipe, task: Task, dataset: Dataset, other: ImagePool | 
             f"(of {len(images.images)}, after {val_fraction}data.fraction {section.fraction}): lower it to at most "
             f"{len(train)}"
         )
-    pool = _pool(images, train, recipe, device)
+    pool = make_pool(images, train, recipe, device)
     own_ssl = train if section.ssl_fraction is None else _split(images, recipe, section.ssl_fraction)[0]
     held_out = replace(pool, indices=torch.from_numpy(val).to(device))
     if recipe.protocol == "paper":
@@ -320,7 +320,7 @@ def _task_data(recipe: Recipe, task: Task, dataset: Dataset, other: ImagePool | 
 
 def _test_pool(dataset: Dataset, recipe: Recipe, device: torch.device) -> ImagePool:
     assert dataset.test is not None
-    return _pool(dataset.test, np.arange(len(dataset.test.images)), recipe, device)
+    return make_pool(dataset.test, np.arange(len(dataset.test.images)), recipe, device)
 
 
 def _split(images: ImageSet, recipe: Recipe, fraction: float) -> tuple[Indices, Indices]:
@@ -354,14 +354,14 @@ def _other_ssl_pool(recipe: Recipe, supervised: Sequence[Dataset], device: torch
             )
     kept = max(1, round((section.ssl_fraction or 1.0) * len(images.images)))
     order = numpy_generator(recipe.seed, "ssl_split").permutation(len(images.images))
-    return _for_ssl(_pool(images, np.sort(order[:kept]), recipe, device), recipe)
+    return _for_ssl(make_pool(images, np.sort(order[:kept]), recipe, device), recipe)
 
 
 def _for_ssl(pool: ImagePool, recipe: Recipe) -> ImagePool:
     return pool if recipe.augment.ssl else replace(pool, augmentation=Augmentation())
 
 
-def _pool(images: ImageSet, indices: Indices, recipe: Recipe, device: torch.device) -> ImagePool:
+def make_pool(images: ImageSet, indices: Indices, recipe: Recipe, device: torch.device) -> ImagePool:
     pixels, labels = place_images(images, device)
     augment, channels = recipe.augment, pixels.shape[1]
     mean, std = images.mean, images.std
