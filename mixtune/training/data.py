@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,11 +14,12 @@ from torch import Tensor
 
 from mixtune.datasets import Dataset, ImageSet, count_dataset, load_dataset, mix_images, split_indices
 from mixtune.errors import RequestError
+from mixtune.space.effective import mixes_partners
 from mixtune.space.recipe import Recipe, Task
 from mixtune.space.views import View
 from mixtune.training.augmentation import Augmentation, normalise
 from mixtune.training.device import allowed_memory
-from mixtune.training.plan import Epoch
+from mixtune.training.plan import Epoch, Phase
 from mixtune.training.streams import Stream, numpy_generator, torch_generator
 from mixtune.training.views import make_view
 
@@ -64,7 +66,8 @@ class ImagePool:
 class TaskData:
     """One supervised task. ``held_out`` are its validation images, or the test images under ``protocol: paper``.
 
-    ``ssl`` is what the self-supervised loss sees alongside the task: its own training images, or another dataset's.
+    ``ssl`` is what the self-supervised loss alone sees: the task's own training images, labelled or not, or another
+    dataset's.
     """
 
     name: str
@@ -76,24 +79,25 @@ class TaskData:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a recipe trains on; ``two_datasets`` is whether the SSL images are another dataset's (Eq. 2).
+    """What a recipe trains on.
 
-    With T tasks a step has T batches, one of each, in the tasks' order (paper, Section 2.2.3).
+    With T tasks a step has T batches, one of each, in the tasks' order (paper, Section 2.2.3). mixes_partners: whether
+    the mix phase mixes SSL images into the labelled ones (Eq. 2); ssl_epoch: the recipe's data.ssl_epoch.
     """
 
     tasks: tuple[TaskData, ...]
-    two_datasets: bool
+    mixes_partners: bool
     batch_size: int
+    ssl_epoch: Literal["supervised", "pool"] = "supervised"
 
-    @property
-    def steps(self) -> int:
-        """Steps of an epoch: one pass over the smallest supervised set, the incomplete last batch dropped."""
+    def steps_of(self, phase: Phase) -> int:
+        """Return the steps of an epoch: one pass over the smallest supervised set, incomplete last batch dropped.
+
+        In the SSL phase under ``ssl_epoch: pool`` the pass is over the smallest SSL set, and has one step at least.
+        """
+        if phase == "ssl" and self.ssl_epoch == "pool":
+            return max(1, min(len(task.ssl) for task in self.tasks) // self.batch_size)
         return min(len(task.train) for task in self.tasks) // self.batch_size
-
-    @property
-    def epoch_images(self) -> int:
-        """Images of an epoch, of all tasks together."""
-        return self.steps * self.batch_size * len(self.tasks)
 
     @property
     def channels(self) -> int:
@@ -118,14 +122,14 @@ class TrainingData:
         if epoch.phase == "ssl":
             order, augmentation = stream("ssl_order"), stream("ssl_augmentation")
             pools, views = [task.ssl for task in self.tasks], recipe.ssl.views(joint=False)
-            for chosen in zip(*(self._pass(pool, order) for pool in pools), strict=True):
+            for chosen in zip(*(self._pass(pool, order, "ssl") for pool in pools), strict=True):
                 of_tasks = list(zip(pools, chosen, strict=True))
                 yield torch.cat([pool.batch(c, augmentation, view) for view in views for pool, c in of_tasks]), None
             return
         order, augmentation = stream("order"), stream("augmentation")
         partners, ssl_augmentation = stream("partners"), stream("ssl_augmentation")
         views = recipe.ssl.views(joint=True) if epoch.phase == "mix" else (None,)
-        for chosen in zip(*(self._pass(task.train, order) for task in self.tasks), strict=True):
+        for chosen in zip(*(self._pass(task.train, order, epoch.phase) for task in self.tasks), strict=True):
             images, labels = [], []  # images of each task: a list of its views
             for task, c in zip(self.tasks, chosen, strict=True):
                 alone = _for_ssl(task.train, recipe)  # for views that the classifier does not read
@@ -133,7 +137,7 @@ class TrainingData:
                     task.train.batch(c, augmentation) if view is None else alone.batch(c, ssl_augmentation, view)
                     for view in views
                 ]
-                if epoch.phase == "mix" and self.two_datasets:
+                if epoch.phase == "mix" and self.mixes_partners:
                     drawn = torch.randint(len(task.ssl), c.shape, generator=partners, device=c.device)
                     theirs = [task.ssl.batch(task.ssl.indices[drawn], ssl_augmentation, view) for view in views]
                     x = [mix_images(*pair, recipe.lambda_) for pair in zip(x, theirs, strict=True)]
@@ -142,14 +146,15 @@ class TrainingData:
                 labels.append(task.train.labels[c])
             yield torch.cat([x for view in zip(*images, strict=True) for x in view]), torch.stack(labels)
 
-    def _pass(self, pool: ImagePool, order: torch.Generator) -> Tensor:
+    def _pass(self, pool: ImagePool, order: torch.Generator, phase: Phase) -> Tensor:
         """Return an epoch's image indices in random order, (steps, B); a small set is passed over again."""
-        wanted, count = self.steps * self.batch_size, len(pool)
+        steps, count = self.steps_of(phase), len(pool)
+        wanted = steps * self.batch_size
         rounds = [
             pool.indices[torch.randperm(count, generator=order, device=pool.indices.device)]
             for _ in range(-(-wanted // count))
         ]
-        return torch.cat(rounds)[:wanted].view(self.steps, self.batch_size)
+        return torch.cat(rounds)[:wanted].view(steps, self.batch_size)
 
 
 def load_training_data(
@@ -159,7 +164,8 @@ def load_training_data(
 
     The training images are those that the validation split leaves (all, under ``protocol: paper``). SSL sees
     data.fraction of them as the supervised loss does, or data.ssl_fraction where that is given (all images, say,
-    though few labels); of another data.ssl_dataset it sees all, or data.ssl_fraction. Several tasks' images are
+    though few labels); of another data.ssl_dataset it sees all, or data.ssl_fraction. data.partners says which of them
+    the mix phase sees. Several tasks' images are
     brought to the largest size among them, and to RGB where any has colour. Raises RequestError or DataError, one
     line that says what to do, for data that cannot serve.
     """
@@ -167,10 +173,12 @@ def load_training_data(
     tasks = recipe.data.tasks
     sets = _load_tasks(recipe) if given is None else [_fitting(recipe, given)]
     other = _other_ssl_pool(recipe, [dataset.train for dataset in sets], device)
+    section, another_set = recipe.data, other is not None
     return TrainingData(
         tasks=tuple(_task_data(recipe, *each, other, device) for each in zip(tasks, sets, strict=True)),
-        two_datasets=other is not None,
+        mixes_partners=mixes_partners(section.partners, section.fraction, section.ssl_fraction, another_set),
         batch_size=recipe.optim.batch_size,
+        ssl_epoch=section.ssl_epoch,
     )
 
 

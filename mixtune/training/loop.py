@@ -108,7 +108,7 @@ def train_step(
 
 
 def _train_epoch(state: TrainState, epoch: Epoch, meter: Meter, last: bool) -> EpochResult:
-    steps, lock = state.data.steps, meter.lock
+    steps, lock = state.data.steps_of(epoch.phase), meter.lock
     waited = lock.waited
     with lock.shared():
         compile_seconds = compile_phase(state, epoch)

@@ -21,7 +21,7 @@ from mixtune.training.bill import Bill, cost_factors, cost_signature, data_shape
 from mixtune.training.data import TrainingData
 from mixtune.training.device import autocast, choose_dtype, describe_device
 from mixtune.training.optimizer import build_optimizer
-from mixtune.training.plan import Epoch, Phase, Work, make_plan
+from mixtune.training.plan import PHASES, Epoch, Phase, Work, make_plan
 from mixtune.training.scores import Scores, standard_error
 from mixtune.training.streams import Stream, stream_seed
 
@@ -115,7 +115,8 @@ class TrainState:
         """What each epoch costs, on this device with as many threads as this process has when first asked."""
         works = {epoch.work: epoch for epoch in self.plan}
         costs = {work: (work[0], self.signature(*work), self.step_flops(epoch)) for work, epoch in works.items()}
-        return Bill(self.data.steps, tuple(costs[epoch.work] for epoch in self.plan), self.signature("infer"))
+        steps = {phase: self.data.steps_of(phase) for phase in PHASES}
+        return Bill(steps, tuple(costs[epoch.work] for epoch in self.plan), self.signature("infer"))
 
     def step_flops(self, epoch: Epoch) -> float:
         """Return the training FLOPs of one step of an epoch."""

@@ -49,7 +49,9 @@ def test_every_step_of_every_phase_is_one_forward_and_one_backward_of_the_backbo
         state.optimizer.register_step_post_hook(lambda *_, passes=passes: passes.update(["steps"]))
         blocks = [f"block {i} {way}" for i in (0, 1) for way in ("forward", "backward")]
         for result in train(state):
-            assert passes == dict.fromkeys(["steps", "patches embedded", *blocks], state.data.steps), result.phase
+            assert passes == dict.fromkeys(["steps", "patches embedded", *blocks], state.data.steps_of("sl")), (
+                result.phase
+            )
             passes.clear()
         assert [result.phase for result in state.history] == ["ssl", "mix", "sl", "sl"]
 
@@ -116,7 +118,7 @@ def test_an_epoch_reports_the_mean_of_its_steps_losses(make_state, monkeypatch):
 
     monkeypatch.setattr(loop, "train_step", noted_step)
     for result in train(state):
-        assert len(losses) == state.data.steps
+        assert len(losses) == state.data.steps_of("sl")
         ssl, sl = (torch.stack(column).mean().item() for column in zip(*losses, strict=True))
         assert result.ssl_loss == (None if result.phase == "sl" else pytest.approx(ssl, rel=1e-5))
         assert result.sl_loss == (None if result.phase == "ssl" else pytest.approx(sl, rel=1e-5))
