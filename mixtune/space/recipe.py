@@ -162,6 +162,8 @@ class Optim(Section):
     """Images of a step."""
     mix_schedule: Literal["sl", "ssl", "blend"] = "sl"
     """Whose schedule the backbone follows in the mix phase; blend: both, weighted by alpha (ours)."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """Weights of the classes in the supervised loss. balanced: N / (C n_c), so that each counts alike (ours)."""
     carry_state: bool = True
     """Whether AdamW's moments continue across phase boundaries (ours)."""
     ssl: SslSchedule = SslSchedule()

@@ -103,6 +103,8 @@ def _describe_epoch(recipe: Recipe, epoch: Epoch, steps: int) -> dict[str, Any]:
         },
         "backbone_follows": followed_schedules("backbone", epoch.phase, recipe),
     }
+    if epoch.phase != "ssl":
+        description["class_weights"] = recipe.optim.class_weights
     if epoch.strategy is not None:
         description["strategy"] = epoch.strategy
     if epoch.phase == "mix":

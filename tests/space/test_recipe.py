@@ -56,6 +56,7 @@ ssl: {{objective: mae, encode: visible, loss_on: masked, mask_ratio: 0.75, norm_
 optim:
   batch_size: 256
   mix_schedule: sl
+  class_weights: none
   carry_state: true
   ssl: {{base_lr: 0.00015, weight_decay: 0.05, betas: [0.9, 0.95], warmup_epochs: 20, schedule: cosine}}
   sl: {{base_lr: 0.001, weight_decay: 0.05, betas: [0.9, 0.95], warmup_epochs: 5, schedule: cosine}}

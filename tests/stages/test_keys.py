@@ -114,6 +114,7 @@ CASES = [
     Case("optim.batch_size", 16, START),
     Case("optim.mix_schedule", "ssl", SSL),
     Case("optim.mix_schedule", "blend", SSL),
+    Case("optim.class_weights", "balanced", SSL),
     Case("optim.carry_state", False, SSL),
     Case("optim.carry_state", False, ALL, {"epochs.ssl": 0}),  # no boundary
     Case("optim.ssl.base_lr", 0.03, START),
