@@ -86,7 +86,7 @@ def noise_data(batch: int) -> TrainingData:
         augmentation=Augmentation(pad=4, flip=0.5),
     )
     task = TaskData("noise", tuple(map(str, range(10))), pool, pool, pool)
-    return TrainingData((task,), two_datasets=False, batch_size=batch)
+    return TrainingData((task,), mixes_partners=False, batch_size=batch)
 
 
 def step_seconds(state: TrainState, strategy: Strategy) -> float:

@@ -46,6 +46,7 @@ from mixtune.space.recipe import with_values
 from mixtune.space.space import SearchSpace, load_space, space_from_dict
 from mixtune.stages.paths import RecipePaths
 from mixtune.training.bill import Bill
+from mixtune.training.plan import PHASES
 from mixtune.tuning.search import RunningSearch
 from mixtune.tuning.trial import EpochReport
 
@@ -257,7 +258,7 @@ def time_asking(sampler: str, finished: int) -> list[float]:
         search.start(asked.trial)
         windows = [("an epoch", 1.0, True, {"device": "none"})]
         metrics = {"val_accuracy": accuracy, "epoch": 1, "epochs_asked": 1}
-        bill = Bill(int(seconds), (("sl", "an epoch", 1.0),), "none")
+        bill = Bill(dict.fromkeys(PHASES, int(seconds)), (("sl", "an epoch", 1.0),), "none")
         search.report(asked.trial, EpochReport([metrics], metrics, windows, bill))
         search.end(asked.trial)
         return took

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from mixtune.datasets import ImageSet, Survey, find_data, original_images, survey_dataset
+from mixtune.datasets import Survey, find_data, original_images, survey_dataset
 from mixtune.errors import RequestError
 from mixtune.files import write_whole
 from mixtune.space.recipe import Recipe, parse_recipe
@@ -75,8 +75,8 @@ class Inspection:
 def inspect_data(data: str, root: str | None = None) -> Inspection:
     """Read images, or find them in the cache, and return what there is to say.
 
-    data: a folder or a table of images, a dataset's name (root: where its files are), or a space file, whose recipe then
-    says how they are read and split. Raises RequestError and DataError, one line.
+    data: a folder or a table of images, a dataset's name (root: where its files are), or a space file, whose recipe
+    then says how they are read and split. Raises RequestError and DataError, one line.
     """
     if Path(data).suffix.lower() not in SPACES:
         dataset, folder = find_data(data, root)

@@ -16,6 +16,7 @@ from mixtune.run.directory import RunDirectory, RunFacts, space_text
 from mixtune.run.result import result_of
 from mixtune.space.space import space_from_dict
 from mixtune.training.bill import Bill
+from mixtune.training.plan import PHASES
 from mixtune.tuning.search import RunningSearch
 from mixtune.tuning.trial import EpochReport
 
@@ -35,7 +36,7 @@ def test_a_new_metric_is_one_row(
     space = space_from_dict(values)
     run.space_file.write_text(space_text(space, RunFacts({"val_top3_accuracy": 0.3, "train_latency_s": 9.0})))
     search = RunningSearch(space, run.ledger_file)
-    bill = Bill(10, (("sl", "sl steps", 1.0),), "inference")
+    bill = Bill(dict.fromkeys(PHASES, 10), (("sl", "sl steps", 1.0),), "inference")
     windows = [("sl steps", 0.1, True, {"device": "a CPU"})]
     for found in (0.8, 0.9, 0.1):
         asked = search.ask()

@@ -19,6 +19,7 @@ from mixtune.space.space import SearchSpace
 from mixtune.stages.paths import RecipePaths
 from mixtune.stages.table import TrialPath
 from mixtune.training.bill import Bill
+from mixtune.training.plan import PHASES
 from mixtune.tuning.schedulers.pareto_asha import build as pareto_asha
 from mixtune.tuning.search import RunningSearch
 from mixtune.tuning.suggestions import to_optuna
@@ -154,7 +155,7 @@ class Mixtune:
             epochs=[metrics],
             metrics=metrics,
             windows=[(phase, curve.seconds[epoch - 1], True, {"device": "a table"})],  # a step stands for an epoch
-            bill=Bill(1, tuple((each, each, 0.0) for each in curve.phases), "none"),
+            bill=Bill(dict.fromkeys(PHASES, 1), tuple((each, each, 0.0) for each in curve.phases), "none"),
             stored="x" if is_stored else None,
         )
         return self._search.report(trial, report)

@@ -34,25 +34,37 @@ def _label(phase: Phase, strategy: Strategy | None) -> str:
 class Size:
     """What a recipe's cost depends on besides the recipe: the data's shape.
 
-    classes and images are of each task; images counts all before the split.
+    classes and images are of each task; images counts all before the split; ssl_images: all of another SSL set, None
+    where there is none.
     """
 
     image_size: int
     channels: int
     classes: tuple[int, ...]
     images: tuple[int, ...]
+    ssl_images: int | None = None
 
     @classmethod
     def of(cls, data: TrainingData) -> Size:
         """Return the shape of loaded data."""
         classes = tuple(len(task.classes) for task in data.tasks)
-        return cls(data.image_size, data.channels, classes, tuple(len(task.train.images) for task in data.tasks))
+        first = data.tasks[0]
+        ssl_images = None if first.ssl.images is first.train.images else len(first.ssl.images)
+        images = tuple(len(task.train.images) for task in data.tasks)
+        return cls(data.image_size, data.channels, classes, images, ssl_images)
 
-    def epoch_images(self, recipe: Recipe) -> int:
-        """Return how many images an epoch of the recipe trains on, of all tasks together."""
-        smallest, batch = min(self.images), recipe.optim.batch_size
-        held_out = 0 if recipe.protocol == "paper" else round(recipe.data.val_fraction * smallest)
-        return round((smallest - held_out) * recipe.data.fraction) // batch * batch * len(self.images)
+    def steps(self, recipe: Recipe) -> dict[Phase, int]:
+        """Return how many steps an epoch of each phase has, as TrainingData.steps_of() will say."""
+        section, smallest, batch = recipe.data, min(self.images), recipe.optim.batch_size
+        kept = smallest - (0 if recipe.protocol == "paper" else round(section.val_fraction * smallest))
+        supervised = ssl = round(kept * section.fraction) // batch
+        if section.ssl_epoch == "pool":
+            if section.ssl_dataset is not None and self.ssl_images is not None:
+                pool = round((section.ssl_fraction or 1.0) * self.ssl_images)
+            else:
+                pool = round(kept * (section.ssl_fraction or section.fraction))
+            ssl = max(1, pool // batch)
+        return {"ssl": ssl, "mix": supervised, "sl": supervised}
 
 
 def recipe_bill(recipe: Recipe, size: Size, signature: Callable[[Phase, Strategy | None], str] = _label) -> Bill:
@@ -62,20 +74,20 @@ def recipe_bill(recipe: Recipe, size: Size, signature: Callable[[Phase, Strategy
         work: (work[0], signature(*work), batch * image_flops(recipe, size, work[1])[work[0]])
         for work in {epoch.work for epoch in plan}
     }
-    return Bill(size.epoch_images(recipe) // batch, tuple(costs[epoch.work] for epoch in plan), infer="")
+    return Bill(size.steps(recipe), tuple(costs[epoch.work] for epoch in plan), infer="")
 
 
 def recipe_flops(recipe: Recipe, size: Size) -> dict[Phase, float]:
     """Return the training FLOPs of a whole recipe by phase, without allocating its weights."""
     bill, flops = recipe_bill(recipe, size), dict.fromkeys(PHASES, 0.0)
     for phase, _, step in bill.epochs:
-        flops[phase] += bill.steps * step
+        flops[phase] += bill.steps[phase] * step
     return flops
 
 
 def step_flops(recipe: Recipe, size: Size) -> float:
     """Return the training FLOPs of a step of a recipe's most expensive phase; 0 where it has no step."""
-    if not size.epoch_images(recipe):
+    if not size.steps(recipe)["sl"]:
         return 0.0
     works = {epoch.work for epoch in make_plan(recipe)}
     highest = max(image_flops(recipe, size, strategy)[phase] for phase, strategy in works)

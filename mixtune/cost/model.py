@@ -11,7 +11,8 @@ from mixtune.cost.machine import Machine
 from mixtune.errors import RequestError
 from mixtune.meter.times import StepTimes
 from mixtune.metrics import METRICS
-from mixtune.space.recipe import Recipe
+from mixtune.space.effective import mixes_by_values
+from mixtune.space.recipe import Recipe, flatten
 from mixtune.space.space import SearchSpace
 from mixtune.space.views import Strategy
 from mixtune.training.bill import Bill, cost_factors, cost_signature, data_shape
@@ -48,6 +49,7 @@ class CostModel:
         precision = machine.precision if recipe.precision == "auto" else recipe.precision
         shape = {**self._shape, "image_size": recipe.data.image_size or self._shape["image_size"]}
         shape["images_on"] = "cpu" if machine.gpu_bytes is None else "cuda"
+        shape["two_datasets"] = mixes_by_values(flatten(recipe.to_dict()))
 
         def signature(phase: Phase, strategy: Strategy | None) -> str:
             factors = cost_factors(recipe, phase, machine.device, machine.threads, precision, shape, strategy)

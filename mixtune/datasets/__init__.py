@@ -26,9 +26,11 @@ or an array, decoded when its turn comes. ``test=None`` with labels holds out a 
 """
 
 from mixtune.datasets._files import digest_files, image_files
+from mixtune.datasets._find import find_data
 from mixtune.datasets._load import cache_folder, default_root, known_datasets, load_dataset
 from mixtune.datasets._memory import AnyData, hold_dataset
 from mixtune.datasets._mix import mix_images
+from mixtune.datasets._same import matches
 from mixtune.datasets._split import split_indices
 from mixtune.datasets._survey import Survey, count_dataset, original_images, survey_dataset
 from mixtune.datasets._types import (
@@ -61,10 +63,12 @@ __all__ = [
     "count_dataset",
     "default_root",
     "digest_files",
+    "find_data",
     "hold_dataset",
     "image_files",
     "known_datasets",
     "load_dataset",
+    "matches",
     "mix_images",
     "original_images",
     "split_indices",

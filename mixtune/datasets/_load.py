@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ def _load(source: Source, fingerprint: str, image_size: int | None, channels: in
         with file_errors_named(source.name):
             parts = find_plugin(source.name).read(source)
         check_parts(parts, source.name)
-        parts = with_test_part(parts)
+        parts = with_test_part(parts) if source.labelled else unlabelled(parts)
         with building_alone(place) as alone:
             known = open_cache(place)  # by another process that decoded it meanwhile
             return known or decode_into(parts, image_size, channels, reading, place, source.root, alone)
@@ -168,6 +169,12 @@ def _place(source: Source, fingerprint: str, image_size: int | None, channels: i
     wanted = repr((source.name, fingerprint, where, source.labelled, image_size, channels, reading))
     digest = hashlib.sha256(wanted.encode(errors="surrogateescape")).hexdigest()[:16]
     return cache_folder() / f"{re.sub('[^A-Za-z0-9]', '_', source.name)}-{digest}"
+
+
+def unlabelled(parts: Parts) -> Parts:
+    """Return the training images of a source whose classes do not matter."""
+    train = replace(parts.train, labels=None, groups=None)
+    return replace(parts, train=train, val=None, test=None, classes=())
 
 
 def check_parts(parts: Parts, name: str) -> None:

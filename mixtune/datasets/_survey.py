@@ -19,7 +19,7 @@ from mixtune.datasets._load import file_errors_named, find_source, load_dataset
 from mixtune.datasets._same import in_two_classes, is_constant, matches, repeats
 from mixtune.datasets._split import with_test_part
 from mixtune.datasets._types import DEFAULT_READING, Dataset, ImageSet, Reading
-from mixtune.errors import DataError, RequestError
+from mixtune.errors import DataError
 
 TITLES = {"train": "training", "val": "validation", "test": "test", "ssl": "SSL"}
 MUCH_CUT = 0.25  # mean share of the images that a square crop cuts away, from which on it is said
@@ -141,10 +141,8 @@ class Survey:
         wide = ""
         if (self.sizes[:, 0] != self.sizes[:, 1]).any():
             wide = {"crop": ", cropped at the centre", "pad": ", padded", "stretch": ", stretched"}[reading.fit]
-        return [
-            f"files: {', '.join([*kinds, *more])}; {self.size_range}",
-            f"read as {self.image_size}x{self.image_size} {colours.get(self.channels, f'{self.channels} channels')}{wide}",
-        ]
+        form = f"{self.image_size}x{self.image_size} {colours.get(self.channels, f'{self.channels} channels')}"
+        return [f"files: {', '.join([*kinds, *more])}; {self.size_range}", f"read as {form}{wide}"]
 
     @property
     def size_range(self) -> str:

@@ -182,7 +182,8 @@ def _settings(facts: ModelFacts) -> Iterator[tuple[str, str]]:
         yield "self-supervised objective", _assigned(recipe.ssl.model_dump(mode="json"))
     losses = ["ssl", "sl"] if recipe.epochs.ssl else ["sl"]
     rates = [f"{loss} {significant(metrics[f'lr_{loss}'])}" for loss in losses]
-    yield "optimizer", f"AdamW, batches of {recipe.optim.batch_size}, peak rates: {', '.join(rates)}"
+    weighted = "" if recipe.optim.class_weights == "none" else f", class weights {recipe.optim.class_weights}"
+    yield "optimizer", f"AdamW, batches of {recipe.optim.batch_size}, peak rates: {', '.join(rates)}{weighted}"
     for task in facts.tasks:
         off = "crop_ratio" if task.augmentation["crop_scale"] is None else "pad"
         of = f" of {task.title}" if len(facts.tasks) > 1 else ""

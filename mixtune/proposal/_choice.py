@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
-from mixtune.datasets import Survey, known_datasets, survey_dataset
-from mixtune.errors import RequestError, closest
+from mixtune.datasets import Survey, find_data, survey_dataset
+from mixtune.errors import RequestError
 from mixtune.proposal._draft import Draft, Shape
 from mixtune.proposal._text import Proposal, epoch_seconds, wall_seconds
 from mixtune.tuning.forecast import SearchForecast, forecast_search, look_at_machine_for
@@ -34,6 +33,11 @@ def propose_space(data: str, root: str | None = None, hours: float = 1.0) -> Pro
         raise RequestError(f"--hours {hours:g}: should be above 0")
     seconds = 3600 * hours
     survey = survey_dataset(*find_data(data, root))
+    if survey.dataset.train.labels is None:
+        raise RequestError(
+            f"{survey.root or survey.name} has images but no classes: training needs a folder for each class, or a table "
+            "with labels (images without classes can serve as data.ssl_dataset alongside such a set)"
+        )
     draft = _choose_budget(*_choose_shape(survey, seconds), seconds)
     prepared = draft.prepare()
     machine = look_at_machine_for(prepared)  # again, with the batch size that the budget has led to
@@ -44,26 +48,6 @@ def propose_space(data: str, root: str | None = None, hours: float = 1.0) -> Pro
     draft = _fill_with_trials(draft, forecast_search(draft.prepare(), machine), seconds)
     prepared = draft.prepare()
     return Proposal(draft, prepared, machine, forecast_search(prepared, machine))
-
-
-def find_data(data: str, root: str | None) -> tuple[str, str | None]:
-    """Return (dataset, root) of what was named: a dataset, or a folder of images. Raises RequestError."""
-    known = known_datasets()
-    if data in known:
-        return data, None if root is None else str(Path(root).expanduser().resolve())
-    folder = Path(data).expanduser()
-    if folder.is_dir():
-        if root is not None:
-            raise RequestError(f"--root {root} goes with a dataset's name, and {data} is a folder")
-        return "image_folder", str(folder.resolve())
-    if folder.exists():
-        raise RequestError(f"{data} is a file: name the folder of the images")
-    siblings = [path.name for path in folder.parent.glob("[!.]*/")]
-    near = closest(folder.name, [*known, *siblings])
-    if near in siblings:
-        near = str(folder.parent / near)
-    meant = f"; did you mean {near!r}?" if near else ""
-    raise RequestError(f"{data} is neither a folder nor a dataset, such as digits or CIFAR10{meant}")
 
 
 def _choose_shape(survey: Survey, seconds: float) -> tuple[Draft, SearchForecast]:

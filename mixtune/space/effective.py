@@ -10,8 +10,18 @@ from typing import Any, Literal
 
 Method = Literal["sl", "ssl_sl", "mixtraining"]
 
-_SSL_ONLY = ("ssl.", "optim.ssl.", "data.ssl_", "alpha", "rho", "lambda", "augment.ssl", "optim.carry_state")
-_MIX_ONLY = ("alpha", "lambda", "optim.mix_schedule")
+SSL_ONLY = (  # the beginnings of the paths of what is idle without SSL epochs
+    "ssl.",
+    "optim.ssl.",
+    "data.ssl_",
+    "data.partners",
+    "alpha",
+    "rho",
+    "lambda",
+    "augment.ssl",
+    "optim.carry_state",
+)
+_MIX_ONLY = ("alpha", "lambda", "data.partners", "optim.mix_schedule")
 _CONSTANT_ONLY = ("token_dropout", "key_token_dropout", "patch_size", "key_patch_size")
 
 
@@ -32,6 +42,35 @@ def find_method(rho: float, ssl_epochs: int, sl_epochs: int) -> Method:
     return "mixtraining" if mix_epochs(rho, ssl_epochs, sl_epochs) else "ssl_sl"
 
 
+def mixes_partners(partners: str, fraction: float, ssl_fraction: float | None, another_set: bool) -> bool:
+    """Return whether the mix phase mixes SSL images into the labelled ones (Eq. 2).
+
+    partners, fraction, ssl_fraction: of the recipe's ``data``; another_set: whether data.ssl_dataset is another set.
+    """
+    if partners in ("own", "pool"):
+        return partners == "pool"
+    has_others = ssl_fraction is not None and ssl_fraction > fraction
+    return another_set or (partners == "auto" and has_others)
+
+
+def mixes_by_values(values: Mapping[str, Any]) -> bool:
+    """Return mixes_partners() of a recipe's values, by dotted path; data of one name and folder are one set."""
+    return mixes_partners(
+        values["data.partners"], values["data.fraction"], values["data.ssl_fraction"], _has_another_set(values)
+    )
+
+
+def resolve_auto(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe's values by dotted path, ``data.partners`` by what it comes to."""
+    return {**values, "data.partners": "pool" if mixes_by_values(values) else "own"}
+
+
+def _has_another_set(values: Mapping[str, Any]) -> bool:
+    own = [values.get(f"data.{name}") for name in ("dataset", "root")]
+    other = [values.get(f"data.ssl_{name}") for name in ("dataset", "root")]
+    return other[0] is not None and other != own
+
+
 def idle_settings(values: Mapping[str, Any]) -> frozenset[str]:
     """Return the dotted paths of a recipe's values that change nothing of what it trains.
 
@@ -42,18 +81,19 @@ def idle_settings(values: Mapping[str, Any]) -> frozenset[str]:
     mix = mix_epochs(values["rho"], ssl, sl)
     idle = {"data.download"}
     if ssl == 0:
-        idle |= {path for path in values if path.startswith(_SSL_ONLY)}
+        idle |= {path for path in values if path.startswith(SSL_ONLY)}
     if mix == 0:
         idle |= set(_MIX_ONLY)
     if ssl == mix == sl:  # one phase, without a boundary
         idle.add("optim.carry_state")
-    own = [values.get(f"data.{name}") for name in ("dataset", "root")]
-    other = [values.get(f"data.ssl_{name}") for name in ("dataset", "root")]
-    if other[0] is None or other == own:
+    if not mixes_by_values(values):
         idle.add("lambda")
         if ssl == mix:  # the mix phase has the supervised loss's images
             idle |= {"data.ssl_fraction"}
             idle |= {"ssl.encode", "augment.ssl"} if values.get("ssl.objective") == "mae" else set()
+    same_images = not _has_another_set(values) and values["data.ssl_fraction"] in (None, values["data.fraction"])
+    if ssl == mix or same_images:
+        idle.add("data.ssl_epoch")
     if values.get("augment.crop_scale") is None:
         idle.add("augment.crop_ratio")
     schedule = values.get("ssl.compression.schedule")
@@ -67,10 +107,11 @@ def idle_settings(values: Mapping[str, Any]) -> frozenset[str]:
 def effective(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return a recipe's values without idle ones, by dotted path: equal for recipes that train the same.
 
-    rho is the mix phase's share of the smaller budget, and a cosine schedule's warm-up at most a fifth of its budget.
+    rho is the mix phase's share of the smaller budget, a cosine schedule's warm-up at most a fifth of its budget, and
+    data.partners what it comes to.
     """
     idle = idle_settings(values)
-    kept = {path: value for path, value in values.items() if path not in idle}
+    kept = {path: value for path, value in resolve_auto(values).items() if path not in idle}
     ssl, sl = values["epochs.ssl"], values["epochs.sl"]
     if "rho" in kept:
         kept["rho"] = mix_epochs(values["rho"], ssl, sl) / min(ssl, sl)

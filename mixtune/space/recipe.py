@@ -80,6 +80,11 @@ class Data(Section):
     """The folder of `ssl_dataset`."""
     ssl_fraction: PositiveShare | None = None
     """Share of the self-supervised images that is kept; default: `fraction`, or all of `ssl_dataset`."""
+    partners: Literal["auto", "own", "pool", "ssl_dataset"] = "auto"
+    """What is mixed into labelled images (Eq. 2). own: nothing; pool: SSL images; ssl_dataset: those of another set
+    alone; auto: SSL images where they are more than the labelled ones."""
+    ssl_epoch: Literal["supervised", "pool"] = "supervised"
+    """An SSL epoch: as many steps as a supervised one, as in the paper, or one pass over the SSL images (pool)."""
     statistics: Literal["own", "imagenet"] = "own"
     """Mean and standard deviation that images are normalised by: of the training images, or ImageNet's."""
 
@@ -163,6 +168,8 @@ class Optim(Section):
     """Images of a step."""
     mix_schedule: Literal["sl", "ssl", "blend"] = "sl"
     """Whose schedule the backbone follows in the mix phase; blend: both, weighted by alpha (ours)."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """Weights of the classes in the supervised loss. balanced: N / (C n_c), so that each counts alike (ours)."""
     carry_state: bool = True
     """Whether AdamW's moments continue across phase boundaries (ours)."""
     ssl: SslSchedule = SslSchedule()
@@ -204,7 +211,7 @@ class Recipe(Section):
     rho: Share = 0.5
     """Mix-ratio: the share of the smaller epoch budget that is trained on both losses at once (Eq. 1)."""
     lambda_: Annotated[Share, Field(alias="lambda")] = 0.5
-    """Mixup weight of the supervised image where the self-supervised loss has a dataset of its own (Eq. 2)."""
+    """Mixup weight of the supervised image where another one is mixed into it (Eq. 2): see `data.partners`."""
     ssl: SerializeAsAny[SslSettings]
     """The self-supervised objective and its settings."""
     optim: Optim = Optim()
@@ -242,6 +249,7 @@ BEFORE: dict[str, Any] = {
     "data.background": "white",
     "data.range": "full",
     "data.reading": 1,
+    "data.partners": "ssl_dataset",
 }
 """What a recipe meant that was recorded before a field existed, where that is not today's default."""
 
@@ -266,6 +274,10 @@ def _check_together(recipe: Recipe) -> None:
         )
     if data.ssl_root is not None and data.ssl_dataset is None:
         raise RecipeError(("data", "ssl_root"), "is given without data.ssl_dataset: add it (image_folder, say)")
+    if data.partners == "own" and data.ssl_dataset is not None:
+        raise RecipeError(
+            ("data", "partners"), f"own mixes nothing in, so data.ssl_dataset {data.ssl_dataset} has no part: drop one"
+        )
     if isinstance(data.root, tuple):
         tasks = 1 if isinstance(data.dataset, str) else len(data.dataset)
         if len(data.root) != tasks:

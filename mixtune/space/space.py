@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import product
 from os import PathLike
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from mixtune.metrics import DEFAULT_OBJECTIVES, Direction, directions
 from mixtune.space.constraints import Constraint, parse_constraint
 from mixtune.space.distributions import Distribution, parse_distribution
 from mixtune.space.document import Document, KeyPath, parse_value, read_document
+from mixtune.space.effective import SSL_ONLY, mixes_partners
 from mixtune.space.recipe import (
     BASELINES,
     Recipe,
@@ -331,8 +333,6 @@ def _distributions(
     return distributions
 
 
-_SSL_ONLY = ("ssl.", "optim.ssl.", "data.ssl_", "alpha", "rho", "lambda", "augment.ssl", "optim.carry_state")
-
 _CONSTANT_ONLY = tuple(
     f"ssl.compression.{name}" for name in ("token_dropout", "key_token_dropout", "patch_size", "key_patch_size")
 )
@@ -346,6 +346,9 @@ def _refuse_idle(document: Document, space: SearchSpace, is_changed: bool) -> No
     base = flatten(space.recipe.to_dict())
     values = {path: (value,) for path, value in base.items()} | {p: d.extremes() for p, d in space.space.items()}
     one_dataset = all(values[f"data.ssl_{name}"] in ((None,), values[f"data.{name}"]) for name in ("dataset", "root"))
+    draws = product(values["data.partners"], values["data.fraction"], values["data.ssl_fraction"])
+    never_partners = not any(mixes_partners(*drawn, not one_dataset) for drawn in draws)
+    same_images = one_dataset and values["data.ssl_fraction"] in ((None,), values["data.fraction"])
     most_ssl = max(values["epochs.ssl"])
     mixes = max(values["rho"]) * min(most_ssl, max(values["epochs.sl"])) > 1 - 1e-6  # Eq. 1, up to rounding
     no_pure_ssl = min(values["rho"]) == 1.0 and most_ssl <= min(values["epochs.sl"])
@@ -353,17 +356,21 @@ def _refuse_idle(document: Document, space: SearchSpace, is_changed: bool) -> No
         if path in ("seed", "protocol", "data.dataset", "data.root", "data.val_fraction", "data.download"):
             raise _mistake(document, ("space", path), "is the same for all trials of a search: drop this distribution")
         because = None
-        if path == "lambda" and one_dataset:
-            because = "both losses see the same dataset: set data.ssl_dataset"
-        elif most_ssl == 0 and path.startswith(_SSL_ONLY):
+        if path == "lambda" and never_partners:
+            because = "both losses see the same images: set data.ssl_dataset, or data.ssl_fraction above data.fraction"
+        elif most_ssl == 0 and path.startswith(SSL_ONLY):
             because = "epochs.ssl is 0: nothing is self-supervised"
+        elif path == "data.ssl_epoch" and same_images:
+            because = "the self-supervised images are the labelled ones: set data.ssl_dataset or data.ssl_fraction"
+        elif path == "data.ssl_epoch" and no_pure_ssl:
+            because = "rho is 1 and epochs.ssl at most epochs.sl: every self-supervised epoch is mixed"
         elif path == "augment.crop_ratio" and values["augment.crop_scale"] == (None,):
             because = "augment.crop_scale is null: nothing is cropped by area"
         elif path in _CONSTANT_ONLY and "constant" not in values["ssl.compression.schedule"]:
             because = "ssl.compression.schedule is never constant"
-        elif path in ("ssl.encode", "augment.ssl") and one_dataset and no_pure_ssl:
+        elif path in ("ssl.encode", "augment.ssl") and never_partners and no_pure_ssl:
             because = "rho is 1 and epochs.ssl at most epochs.sl: every self-supervised epoch is mixed"
-        elif not mixes and path in ("alpha", "rho", "lambda", "optim.mix_schedule"):
+        elif not mixes and path in ("alpha", "rho", "lambda", "data.partners", "optim.mix_schedule"):
             because = "rho times the fewer of epochs.ssl and epochs.sl is below 1: no epoch is mixed"
         if because is not None:
             hint = f": --set space.{path}= drops it" if is_changed else ""

@@ -14,6 +14,7 @@ import torch
 
 from mixtune.errors import DataError, RequestError, one_line, show
 from mixtune.meter.times import StepTimes
+from mixtune.space.effective import resolve_auto
 from mixtune.space.recipe import Recipe, flatten, parse_recorded
 from mixtune.stages.keys import digest_tensor
 from mixtune.training.data import TrainingData
@@ -124,7 +125,7 @@ def restore(state: TrainState, saved: Mapping[str, Any]) -> Origin:
 def _differences(saved: Mapping[str, Any], state: TrainState) -> Iterator[str]:
     """Yield what keeps a checkpoint from being continued by a fresh state."""
     known = parse_recorded(saved["recipe"])
-    before, now = flatten(known.to_dict()), flatten(state.recipe.to_dict())
+    before, now = (resolve_auto(flatten(recipe.to_dict())) for recipe in (known, state.recipe))
     paths = [path for path in {**before, **now} if not path.startswith(MAY_CHANGE) and path not in NOT_COMPARED]
     other = [path for path in paths if before.get(path) != now.get(path)]
     for path in other:

@@ -45,7 +45,7 @@ def stage_keys(recipe: Recipe, data: TrainingData, device: torch.device | str = 
     images = {phase: _digest(_describe_images(recipe, data, phase)) for phase in {epoch.phase for epoch in plan}}
     keys = [_digest(_describe_start(recipe, data, torch.device(device)))]
     for before, epoch in zip((None, *plan), plan, strict=False):
-        description = _describe_epoch(recipe, epoch, data.steps) | {"images": images[epoch.phase]}
+        description = _describe_epoch(recipe, epoch, data.steps_of(epoch.phase)) | {"images": images[epoch.phase]}
         if before is not None and before.phase != epoch.phase:
             description["carry_state"] = recipe.optim.carry_state
         keys.append(_digest({"parent": keys[-1], "epoch": description}))
@@ -95,6 +95,7 @@ def _describe_epoch(recipe: Recipe, epoch: Epoch, steps: int) -> dict[str, Any]:
     description: dict[str, Any] = {
         "index": epoch.index,  # of its random streams
         "phase": epoch.phase,
+        "steps": steps,
         "rates": {loss: _digest_rates([at_step[loss] for at_step in rates]) for loss in rates[0]},
         "schedules": {
             loss: getattr(recipe.optim, loss).model_dump(mode="json", include={"weight_decay", "betas"})
@@ -102,6 +103,8 @@ def _describe_epoch(recipe: Recipe, epoch: Epoch, steps: int) -> dict[str, Any]:
         },
         "backbone_follows": followed_schedules("backbone", epoch.phase, recipe),
     }
+    if epoch.phase != "ssl":
+        description["class_weights"] = recipe.optim.class_weights
     if epoch.strategy is not None:
         description["strategy"] = epoch.strategy
     if epoch.phase == "mix":
@@ -120,7 +123,7 @@ def _describe_images(recipe: Recipe, data: TrainingData, phase: Phase) -> dict[s
     }
     if phase == "mix" and len(recipe.ssl.views(joint=True)) > 1:
         description["views_augmented"] = recipe.augment.ssl
-    if phase == "mix" and data.two_datasets:
+    if phase == "mix" and data.mixes_partners:
         description["partners"] = [_describe_pool(task.ssl, "augmented") for task in data.tasks]
         description["lambda"] = recipe.lambda_
     return description

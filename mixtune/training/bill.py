@@ -29,17 +29,17 @@ Speeds = Mapping[Phase, float]  # FLOP/s
 class Bill:
     """What each epoch of a recipe costs, in the plan's order: (phase, cost signature, FLOPs of a step).
 
-    steps: of every epoch; infer: the cost signature of classifying an image.
+    steps: of an epoch of each phase; infer: the cost signature of classifying an image.
     """
 
-    steps: int
+    steps: Mapping[Phase, int]
     epochs: tuple[tuple[Phase, str, float], ...]
     infer: str
 
     @property
     def flops(self) -> float:
         """The FLOPs of the whole recipe's training."""
-        return sum(self.steps * flops for _, _, flops in self.epochs)
+        return sum(self.steps[phase] * flops for phase, _, flops in self.epochs)
 
     def signatures(self, epochs: int | None = None) -> list[str]:
         """Return the cost signatures of the first epochs (default: of all), and of inference."""
@@ -59,7 +59,7 @@ class Bill:
         """Return how many steps of each cost signature the first epochs have in each phase."""
         counts: dict[Phase, dict[str, int]] = {}
         for (phase, signature, _), count in Counter(self.epochs[:epochs]).items():
-            counts.setdefault(phase, {})[signature] = self.steps * count
+            counts.setdefault(phase, {})[signature] = self.steps[phase] * count
         return counts
 
     def price(self, times: StepTimes, speeds: Speeds | None = None, start: int = 0, end: int | None = None) -> Seconds:
@@ -75,7 +75,7 @@ class Bill:
             step = times.step_time(signature)
             if step != step and speeds is not None:
                 step = flops / speeds[phase]
-            seconds[phase] = seconds.get(phase, 0.0) + count * self.steps * step
+            seconds[phase] = seconds.get(phase, 0.0) + count * self.steps[phase] * step
         return seconds
 
     def speeds(self, times: StepTimes) -> Speeds | None:
@@ -92,8 +92,12 @@ class Bill:
         """
         by_phase = self.price(times, end=trained)
         forecast, total = self.price(times, self.speeds(times)), sum(by_phase.values())
-        counts = Counter(signature for _, signature, _ in self.epochs[:trained] if times.is_disturbed(signature))
-        disturbed = self.steps * sum(count * times.step_time(signature) for signature, count in counts.items())
+        counts = Counter((phase, signature) for phase, signature, _ in self.epochs[:trained])
+        disturbed = sum(
+            self.steps[phase] * count * times.step_time(signature)
+            for (phase, signature), count in counts.items()
+            if times.is_disturbed(signature)
+        )
         return {
             "train_latency_s": total,
             **{f"latency_{phase}_s": by_phase.get(phase, 0.0) for phase in PHASES},
@@ -121,9 +125,14 @@ def phase_flops(
 
 
 def data_shape(data: TrainingData) -> dict[str, Any]:
-    """Return what the cost of a step depends on in the data: sizes, tasks, two datasets or one, where images lie."""
-    tasks = {"classes": [len(task.classes) for task in data.tasks], "images_on": data.tasks[0].train.images.device.type}
-    return {k: getattr(data, k) for k in ("image_size", "channels", "two_datasets")} | tasks
+    """Return what the cost of a step depends on in the data: sizes, tasks, whether images are mixed, where they lie."""
+    return {
+        "image_size": data.image_size,
+        "channels": data.channels,
+        "two_datasets": data.mixes_partners,  # the name that recorded signatures are digests of
+        "classes": [len(task.classes) for task in data.tasks],
+        "images_on": data.tasks[0].train.images.device.type,
+    }
 
 
 def cost_factors(

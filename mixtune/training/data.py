@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
@@ -18,15 +20,17 @@ from mixtune.datasets import (
     Reading,
     count_dataset,
     load_dataset,
+    matches,
     mix_images,
     split_indices,
 )
 from mixtune.errors import RequestError
+from mixtune.space.effective import mixes_partners
 from mixtune.space.recipe import Recipe, Task
 from mixtune.space.views import View
 from mixtune.training.augmentation import Augmentation, normalise
 from mixtune.training.device import allowed_memory
-from mixtune.training.plan import Epoch
+from mixtune.training.plan import Epoch, Phase
 from mixtune.training.streams import Stream, numpy_generator, torch_generator
 from mixtune.training.views import make_view
 
@@ -73,8 +77,8 @@ class ImagePool:
 class TaskData:
     """One supervised task. ``held_out`` are its validation images, or the test images under ``protocol: paper``.
 
-    ``ssl`` is what the self-supervised loss sees alongside the task: its own training images, or another dataset's.
-    reading: how the images were read.
+    ``ssl`` is what the self-supervised loss alone sees: the task's own training images, labelled or not, or another
+    dataset's. reading: how the images were read; lines: what was kept from training because it is held out.
     """
 
     name: str
@@ -83,32 +87,43 @@ class TaskData:
     ssl: ImagePool
     held_out: ImagePool
     reading: Reading = DEFAULT_READING
+    lines: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a recipe trains on; ``two_datasets`` is whether the SSL images are another dataset's (Eq. 2).
+    """What a recipe trains on.
 
-    With T tasks a step has T batches, one of each, in the tasks' order (paper, Section 2.2.3).
+    With T tasks a step has T batches, one of each, in the tasks' order (paper, Section 2.2.3). mixes_partners: whether
+    the mix phase mixes SSL images into the labelled ones (Eq. 2); ssl_epoch: the recipe's data.ssl_epoch;
+    ssl_lines: what a data.ssl_dataset lost because it is held out.
     """
 
     tasks: tuple[TaskData, ...]
-    two_datasets: bool
+    mixes_partners: bool
     batch_size: int
+    ssl_epoch: Literal["supervised", "pool"] = "supervised"
+    ssl_lines: tuple[str, ...] = ()
 
-    @property
-    def steps(self) -> int:
-        """Steps of an epoch: one pass over the smallest supervised set, the incomplete last batch dropped."""
+    def steps_of(self, phase: Phase) -> int:
+        """Return the steps of an epoch: one pass over the smallest supervised set, incomplete last batch dropped.
+
+        In the SSL phase under ``ssl_epoch: pool`` the pass is over the smallest SSL set, and has one step at least.
+        """
+        if phase == "ssl" and self.ssl_epoch == "pool":
+            return max(1, min(len(task.ssl) for task in self.tasks) // self.batch_size)
         return min(len(task.train) for task in self.tasks) // self.batch_size
 
     @property
-    def epoch_images(self) -> int:
-        """Images of an epoch, of all tasks together."""
-        return self.steps * self.batch_size * len(self.tasks)
+    def lines(self) -> tuple[str, ...]:
+        """What was kept from training because it is held out, a line each."""
+        names = [f"{task.name}: " if len(self.tasks) > 1 else "" for task in self.tasks]
+        of_tasks = [f"{name}{line}" for name, task in zip(names, self.tasks, strict=True) for line in task.lines]
+        return (*of_tasks, *self.ssl_lines)
 
     @property
     def channels(self) -> int:
-        """Colour channels of every image: 1 or 3."""
+        """Channels of every image: 1, 3, or an array's own number."""
         return self.tasks[0].train.images.shape[1]
 
     @property
@@ -129,14 +144,14 @@ class TrainingData:
         if epoch.phase == "ssl":
             order, augmentation = stream("ssl_order"), stream("ssl_augmentation")
             pools, views = [task.ssl for task in self.tasks], recipe.ssl.views(joint=False)
-            for chosen in zip(*(self._pass(pool, order) for pool in pools), strict=True):
+            for chosen in zip(*(self._pass(pool, order, "ssl") for pool in pools), strict=True):
                 of_tasks = list(zip(pools, chosen, strict=True))
                 yield torch.cat([pool.batch(c, augmentation, view) for view in views for pool, c in of_tasks]), None
             return
         order, augmentation = stream("order"), stream("augmentation")
         partners, ssl_augmentation = stream("partners"), stream("ssl_augmentation")
         views = recipe.ssl.views(joint=True) if epoch.phase == "mix" else (None,)
-        for chosen in zip(*(self._pass(task.train, order) for task in self.tasks), strict=True):
+        for chosen in zip(*(self._pass(task.train, order, epoch.phase) for task in self.tasks), strict=True):
             images, labels = [], []  # images of each task: a list of its views
             for task, c in zip(self.tasks, chosen, strict=True):
                 alone = _for_ssl(task.train, recipe)  # for views that the classifier does not read
@@ -144,7 +159,7 @@ class TrainingData:
                     task.train.batch(c, augmentation) if view is None else alone.batch(c, ssl_augmentation, view)
                     for view in views
                 ]
-                if epoch.phase == "mix" and self.two_datasets:
+                if epoch.phase == "mix" and self.mixes_partners:
                     drawn = torch.randint(len(task.ssl), c.shape, generator=partners, device=c.device)
                     theirs = [task.ssl.batch(task.ssl.indices[drawn], ssl_augmentation, view) for view in views]
                     x = [mix_images(*pair, recipe.lambda_) for pair in zip(x, theirs, strict=True)]
@@ -153,14 +168,15 @@ class TrainingData:
                 labels.append(task.train.labels[c])
             yield torch.cat([x for view in zip(*images, strict=True) for x in view]), torch.stack(labels)
 
-    def _pass(self, pool: ImagePool, order: torch.Generator) -> Tensor:
+    def _pass(self, pool: ImagePool, order: torch.Generator, phase: Phase) -> Tensor:
         """Return an epoch's image indices in random order, (steps, B); a small set is passed over again."""
-        wanted, count = self.steps * self.batch_size, len(pool)
+        steps, count = self.steps_of(phase), len(pool)
+        wanted = steps * self.batch_size
         rounds = [
             pool.indices[torch.randperm(count, generator=order, device=pool.indices.device)]
             for _ in range(-(-wanted // count))
         ]
-        return torch.cat(rounds)[:wanted].view(self.steps, self.batch_size)
+        return torch.cat(rounds)[:wanted].view(steps, self.batch_size)
 
 
 def load_training_data(
@@ -170,18 +186,23 @@ def load_training_data(
 
     The training images are those that the validation split leaves (all, under ``protocol: paper``). SSL sees
     data.fraction of them as the supervised loss does, or data.ssl_fraction where that is given (all images, say,
-    though few labels); of another data.ssl_dataset it sees all, or data.ssl_fraction. Several tasks' images are
-    brought to the largest size among them, and to RGB where any has colour. Raises RequestError or DataError, one
-    line that says what to do, for data that cannot serve.
+    though few labels); of another data.ssl_dataset it sees all, or data.ssl_fraction. data.partners says which of them
+    the mix phase sees. Copies of held-out images are never among SSL images of their own, and with data.duplicates:
+    drop not among the others. Several tasks' images are brought to the largest size among them, and to RGB where any has
+    colour. Raises RequestError or DataError, one line that says what to do, for data that cannot serve.
     """
     device = torch.device(device)
     tasks = recipe.data.tasks
     sets = _load_tasks(recipe) if given is None else [_fitting(recipe, given)]
-    other = _other_ssl_pool(recipe, sets, device)
+    splits = [_split_dataset(recipe, dataset) for dataset in sets]
+    other, lines = _other_ssl_pool(recipe, sets, splits, device)
+    section, another_set = recipe.data, other is not None
     return TrainingData(
-        tasks=tuple(_task_data(recipe, *each, other, device) for each in zip(tasks, sets, strict=True)),
-        two_datasets=other is not None,
+        tasks=tuple(_task_data(recipe, *each, other, device) for each in zip(tasks, sets, splits, strict=True)),
+        mixes_partners=mixes_partners(section.partners, section.fraction, section.ssl_fraction, another_set),
         batch_size=recipe.optim.batch_size,
+        ssl_epoch=section.ssl_epoch,
+        ssl_lines=tuple(lines),
     )
 
 
@@ -200,9 +221,9 @@ def load_image_sets(recipe: Recipe) -> dict[str, ImageSet]:
     sets: dict[str, ImageSet] = {}
     datasets = _load_tasks(recipe)
     for task, dataset in zip(recipe.data.tasks, datasets, strict=True):
-        sets[f"{task.name}/train"] = dataset.train
-        if dataset.test is not None:
-            sets[f"{task.name}/test"] = dataset.test
+        for part in ("train", "val", "test"):
+            if (images := getattr(dataset, part)) is not None:
+                sets[f"{task.name}/{part}"] = images
     if recipe.data.ssl_dataset is not None:
         sets["ssl"] = _load_ssl_set(recipe, datasets[0])
     return sets
@@ -293,21 +314,60 @@ def _fitting(recipe: Recipe, given: Dataset) -> Dataset:
     return given
 
 
-def _task_data(recipe: Recipe, task: Task, dataset: Dataset, other: ImagePool | None, device: torch.device) -> TaskData:
+@dataclass(frozen=True)
+class _Split:
+    """Which of a dataset's training images are trained on, which validate, and the index of all that are held out.
+
+    val: of the training images; empty where the source has validation images of its own, or under ``protocol: paper``.
+    """
+
+    train: Indices
+    val: Indices
+    val_share: float
+    held_out: npt.NDArray[Any] | None
+    lines: tuple[str, ...] = ()
+
+
+def _split_dataset(recipe: Recipe, dataset: Dataset) -> _Split:
     section, images = recipe.data, dataset.train
-    train, val = _split(images, recipe, section.fraction)
+    own_val = dataset.val if recipe.protocol == "search" else None
+    val_share = 0.0 if own_val is not None or recipe.protocol == "paper" else section.val_fraction
+    train, val = _split(images, recipe, section.fraction, val_share)
+    held = None
+    if images.index is not None:
+        others = [part.index for part in (own_val, dataset.test) if part is not None and part.index is not None]
+        held = np.concatenate([images.index[val], *others])
+    if section.duplicates == "warn" or held is None:
+        return _Split(train, val, val_share, held)
+    train, copies = _without(train, images, held)
+    lines = (f"{copies:,} training images are copies of held-out ones: not trained on",) if copies else ()
+    return _Split(train, val, val_share, held, lines)
+
+
+def _task_data(
+    recipe: Recipe, task: Task, dataset: Dataset, split: _Split, other: ImagePool | None, device: torch.device
+) -> TaskData:
+    section, images, lines = recipe.data, dataset.train, list(split.lines)
+    train = split.train
     if len(train) < recipe.optim.batch_size:
-        val_fraction = "" if recipe.protocol == "paper" else f"data.val_fraction {section.val_fraction} and "
+        val_fraction = f"data.val_fraction {section.val_fraction} and " if split.val_share else ""
         raise RequestError(
             f"optim.batch_size {recipe.optim.batch_size} is more than the {len(train)} training images of {task.name} "
             f"(of {len(images.images)}, after {val_fraction}data.fraction {section.fraction}): lower it to at most "
             f"{len(train)}"
         )
     pool = make_pool(images, train, recipe, device)
-    own_ssl = train if section.ssl_fraction is None else _split(images, recipe, section.ssl_fraction)[0]
-    held_out = replace(pool, indices=torch.from_numpy(val).to(device))
+    own_ssl = train
+    if section.ssl_fraction is not None:
+        own_ssl = _split(images, recipe, section.ssl_fraction, split.val_share)[0]
+        if section.reading > 1:
+            own_ssl, copies = _without(own_ssl, images, split.held_out)
+            lines += [f"{copies:,} SSL images are copies of held-out ones: not trained on"] if copies else []
+    held_out = replace(pool, indices=torch.from_numpy(split.val).to(device))
     if recipe.protocol == "paper":
         held_out = _test_pool(dataset, recipe, device)
+    elif dataset.val is not None:
+        held_out = make_pool(dataset.val, np.arange(len(dataset.val.images)), recipe, device)
     return TaskData(
         name=task.name,
         classes=images.classes,
@@ -315,7 +375,16 @@ def _task_data(recipe: Recipe, task: Task, dataset: Dataset, other: ImagePool | 
         ssl=other or _for_ssl(replace(pool, indices=torch.from_numpy(own_ssl).to(device)), recipe),
         held_out=held_out,
         reading=dataset.reading,
+        lines=tuple(lines),
     )
+
+
+def _without(chosen: Indices, images: ImageSet, held_out: npt.NDArray[Any] | None) -> tuple[Indices, int]:
+    """Return the chosen images that are not copies of held-out ones, and how many are."""
+    if images.index is None or held_out is None:
+        return chosen, 0
+    copies = matches(images.index[chosen], held_out)
+    return chosen[~copies], int(copies.sum())
 
 
 def _test_pool(dataset: Dataset, recipe: Recipe, device: torch.device) -> ImagePool:
@@ -323,38 +392,60 @@ def _test_pool(dataset: Dataset, recipe: Recipe, device: torch.device) -> ImageP
     return make_pool(dataset.test, np.arange(len(dataset.test.images)), recipe, device)
 
 
-def _split(images: ImageSet, recipe: Recipe, fraction: float) -> tuple[Indices, Indices]:
+def _split(images: ImageSet, recipe: Recipe, fraction: float, val_fraction: float) -> tuple[Indices, Indices]:
     """Return (training, validation) indices; a smaller fraction's training images are among a larger one's."""
     assert images.labels is not None
     return split_indices(
         images.labels,
         images.classes,
-        val_fraction=0.0 if recipe.protocol == "paper" else recipe.data.val_fraction,
+        val_fraction=val_fraction,
         fraction=fraction,
         rng=numpy_generator(recipe.seed, "split"),
     )
 
 
-def _other_ssl_pool(recipe: Recipe, supervised: Sequence[Dataset], device: torch.device) -> ImagePool | None:
-    """Return the SSL set, brought to the supervised image size and channels, or None where there is no own one.
+def _other_ssl_pool(
+    recipe: Recipe, supervised: Sequence[Dataset], splits: Sequence[_Split], device: torch.device
+) -> tuple[ImagePool | None, list[str]]:
+    """Return the SSL set, read as the supervised images are, or None where there is no own one; and lines on it.
 
-    A supervised set itself, under whatever root, is not another set: its held-out images must not be trained on.
+    Copies of held-out images are never in it. By the rules of reading 1 a supervised set itself, under whatever root,
+    is no other set; by those of 2 only the same dataset at the same place is none.
     """
     section = recipe.data
     if section.ssl_dataset is None:
-        return None
+        return None, []
+    tasks = section.tasks
+    if section.reading > 1 and any((section.ssl_dataset, section.ssl_root) == (t.dataset, t.root) for t in tasks):
+        if len(tasks) == 1:
+            return None, []
+        raise RequestError(_one_of_the_tasks(section.ssl_dataset))
     images = _load_ssl_set(recipe, supervised[0])
-    for task, own in zip(section.tasks, supervised, strict=True):
-        if section.ssl_dataset == task.dataset and np.array_equal(images.images, own.train.images):
-            if len(supervised) == 1:
-                return None
-            raise RequestError(
-                f"data.ssl_dataset {section.ssl_dataset} is one of the tasks, whose held-out images must not be "
-                "trained on: drop it, since SSL sees all tasks' training images"
-            )
+    if section.reading == 1:
+        for task, own in zip(tasks, supervised, strict=True):
+            if section.ssl_dataset == task.dataset and np.array_equal(images.images, own.train.images):
+                if len(supervised) == 1:
+                    return None, []
+                raise RequestError(_one_of_the_tasks(section.ssl_dataset))
     kept = max(1, round((section.ssl_fraction or 1.0) * len(images.images)))
     order = numpy_generator(recipe.seed, "ssl_split").permutation(len(images.images))
-    return _for_ssl(make_pool(images, np.sort(order[:kept]), recipe, device), recipe)
+    chosen, lines = np.sort(order[:kept]), []
+    held = [split.held_out for split in splits if split.held_out is not None]
+    if section.reading > 1 and held:
+        chosen, copies = _without(chosen, images, np.concatenate(held))
+        said = f"{copies:,} of {kept:,} SSL images are held out for validation or test: not trained on"
+        lines = [said] if copies else []
+        if not len(chosen):
+            where = section.ssl_root or section.ssl_dataset
+            raise RequestError(f"data.ssl_root: {where} holds held-out images alone: name other images for SSL")
+    return _for_ssl(make_pool(images, chosen, recipe, device), recipe), lines
+
+
+def _one_of_the_tasks(dataset: str) -> str:
+    return (
+        f"data.ssl_dataset {dataset} is one of the tasks, whose held-out images must not be trained on: drop it, since "
+        "SSL sees all tasks' training images"
+    )
 
 
 def _for_ssl(pool: ImagePool, recipe: Recipe) -> ImagePool:
@@ -362,6 +453,7 @@ def _for_ssl(pool: ImagePool, recipe: Recipe) -> ImagePool:
 
 
 def make_pool(images: ImageSet, indices: Indices, recipe: Recipe, device: torch.device) -> ImagePool:
+    """Return images on a device as batches of a recipe are drawn from them; indices: those that may be drawn."""
     pixels, labels = place_images(images, device)
     augment, channels = recipe.augment, pixels.shape[1]
     mean, std = images.mean, images.std

@@ -89,9 +89,14 @@ def phase_losses(
 
 
 def _classification_loss(state: TrainState, tokens: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean over the tasks of their cross-entropies; tokens (T * B, ...) and labels (T, B)."""
-    parts = zip(state.classifiers, tokens.chunk(len(labels)), labels, strict=True)
-    return torch.stack([F.cross_entropy(classifier(part), y) for classifier, part, y in parts]).mean()
+    """Return the mean over the tasks of their cross-entropies; tokens (T * B, ...) and labels (T, B).
+
+    Under class weights a task's is the weighted mean, by the sum of the batch's weights as in F.cross_entropy: a batch
+    with a rare image is no larger a step than another.
+    """
+    parts = zip(state.classifiers, tokens.chunk(len(labels)), labels, state.class_weights, strict=True)
+    losses = [F.cross_entropy(classifier(part), y, weights) for classifier, part, y, weights in parts]
+    return torch.stack(losses).mean()
 
 
 def train_step(
@@ -108,7 +113,7 @@ def train_step(
 
 
 def _train_epoch(state: TrainState, epoch: Epoch, meter: Meter, last: bool) -> EpochResult:
-    steps, lock = state.data.steps, meter.lock
+    steps, lock = state.data.steps_of(epoch.phase), meter.lock
     waited = lock.waited
     with lock.shared():
         compile_seconds = compile_phase(state, epoch)

@@ -22,6 +22,7 @@ from mixtune.files import make_folder, write_whole
 from mixtune.objectives import Objective
 from mixtune.run.ledger import finite_or_none
 from mixtune.space.document import parse_document
+from mixtune.space.effective import resolve_auto
 from mixtune.space.recipe import Recipe, RecipeError, flatten, parse_recorded, with_absolute_paths
 from mixtune.training.measure import Metrics
 from mixtune.training.state import TrainState, build_parts
@@ -125,8 +126,11 @@ def saved_metrics(directory: str | os.PathLike[str], recipe: Recipe) -> dict[str
     folder = Path(directory)
     if not all((folder / name).is_file() for name in (RECIPE, METRICS)):
         return None
-    held = flatten(_read_recipe(folder / RECIPE, __version__).to_dict())
-    for path, asked in flatten(with_absolute_paths(recipe).to_dict()).items():
+    held, wanted = (
+        resolve_auto(flatten(each.to_dict()))
+        for each in (_read_recipe(folder / RECIPE, __version__), with_absolute_paths(recipe))
+    )
+    for path, asked in wanted.items():
         if path not in held or held[path] != asked:
             there = f"{path} {show(held.get(path))}, not {show(asked)}"
             raise RequestError(f"{folder} holds the training of another recipe ({there}): choose another folder")

@@ -18,10 +18,10 @@ from mixtune.objectives import Objective
 from mixtune.space.recipe import Recipe
 from mixtune.space.views import Strategy
 from mixtune.training.bill import Bill, cost_factors, cost_signature, data_shape, phase_flops
-from mixtune.training.data import TrainingData
+from mixtune.training.data import TaskData, TrainingData
 from mixtune.training.device import autocast, choose_dtype, describe_device
 from mixtune.training.optimizer import build_optimizer
-from mixtune.training.plan import Epoch, Phase, Work, make_plan
+from mixtune.training.plan import PHASES, Epoch, Phase, Work, make_plan
 from mixtune.training.scores import Scores, standard_error
 from mixtune.training.streams import Stream, stream_seed
 
@@ -111,11 +111,19 @@ class TrainState:
         return make_plan(self.recipe)
 
     @functools.cached_property
+    def class_weights(self) -> tuple[Tensor | None, ...]:
+        """Each task's weight of each class in the loss, (C,) on the device; None for none."""
+        if self.recipe.optim.class_weights == "none":
+            return (None,) * len(self.data.tasks)
+        return tuple(map(balanced_weights, self.data.tasks))
+
+    @functools.cached_property
     def bill(self) -> Bill:
         """What each epoch costs, on this device with as many threads as this process has when first asked."""
         works = {epoch.work: epoch for epoch in self.plan}
         costs = {work: (work[0], self.signature(*work), self.step_flops(epoch)) for work, epoch in works.items()}
-        return Bill(self.data.steps, tuple(costs[epoch.work] for epoch in self.plan), self.signature("infer"))
+        steps = {phase: self.data.steps_of(phase) for phase in PHASES}
+        return Bill(steps, tuple(costs[epoch.work] for epoch in self.plan), self.signature("infer"))
 
     def step_flops(self, epoch: Epoch) -> float:
         """Return the training FLOPs of one step of an epoch."""
@@ -195,6 +203,16 @@ def build_parts(
     with _seeded(recipe, "init.classifier"):
         classifiers = nn.ModuleList(Classifier(backbone, count, recipe.model.pool) for count in classes)
     return backbone, objective, classifiers
+
+
+def balanced_weights(task: TaskData) -> Tensor:
+    """Return N / (C * n_c) for each class, float32 (C,), of a task's N training images, n_c in class c.
+
+    The definition is scikit-learn's ``class_weight="balanced"``; a class without a training image has weight 0.
+    """
+    assert task.train.labels is not None
+    images = torch.bincount(task.train.labels[task.train.indices], minlength=len(task.classes)).float()
+    return (len(task.train) / (len(images) * images)).where(images > 0, 0.0)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -17,11 +18,13 @@ from mixtune.cost.flops import Size, recipe_bill
 from mixtune.cost.machine import Machine
 from mixtune.cost.model import reference_point
 from mixtune.errors import RequestError
+from mixtune.metrics import significant
 from mixtune.run.directory import RunDirectory, RunFacts
 from mixtune.run.paired import visible_difference
-from mixtune.space.recipe import SAME_TIME, with_absolute_paths
+from mixtune.space.recipe import SAME_TIME, Recipe, with_absolute_paths
 from mixtune.space.space import Search, SearchSpace, load_space, space_from_dict
-from mixtune.training.data import TrainingData, load_training_data
+from mixtune.training.data import TaskData, TrainingData, load_training_data
+from mixtune.training.plan import Phase, make_plan
 from mixtune.tuning.loggers import Logger
 from mixtune.tuning.slots import check_share, plan_slots, usable_cpus, usable_gpus
 
@@ -55,11 +58,13 @@ class Prepared:
             f"{len(task.classes)} classes"
             for task in data.tasks
         ]
+        passes = [line for task in data.tasks for line in describe_passes(space.recipe, data, task)]
         budget = f"{space.budget} trials and {len(space.baselines)} baselines, sampler {space.search.sampler}"
         return "\n".join(
             [
                 *(["no GPU on this machine: training on its CPU"] if self.no_gpu_here else []),
                 *tasks,
+                *dict.fromkeys(passes),
                 *warn_of_few_images(sum(len(task.held_out) for task in data.tasks)),
                 budget,
                 *(f"the baseline {name} is left out: the base recipe is supervised training" for name in self.left_out),
@@ -69,6 +74,22 @@ class Prepared:
     def to_yaml(self) -> str:
         """Return the resolved space in the form of its file, every default spelled out."""
         return yaml.safe_dump(self.space.to_dict(), sort_keys=False)
+
+
+def describe_passes(recipe: Recipe, data: TrainingData, task: TaskData) -> list[str]:
+    """Return one line on how often a recipe passes over a task's SSL images where they are not the labelled ones."""
+    if task.ssl.images is task.train.images and len(task.ssl) == len(task.train):
+        return []
+    epochs = Counter(epoch.phase for epoch in make_plan(recipe))
+
+    def times(phase: Phase, count: int) -> str:
+        return significant(count * data.steps_of(phase) * data.batch_size / len(task.ssl), 2)
+
+    ssl, mix = epochs["ssl"], epochs["mix"] if data.mixes_partners else 0
+    parts = [f"an SSL epoch passes {times('ssl', 1)} times over SSL's {len(task.ssl):,} images"]
+    parts += [f"{ssl} SSL epochs {times('ssl', ssl)} times"] if ssl else []
+    parts += [f"{mix} mix epochs draw as many as {times('mix', mix)} passes"] if mix else []
+    return ["; ".join(parts)]
 
 
 def warn_of_few_images(images: int) -> list[str]:

@@ -44,7 +44,8 @@ class objective:
 """
 DEFAULTS = f"""
 data: {{dataset: digits, root: null, download: true, image_size: null, fraction: 1.0, val_fraction: 0.1,
-       ssl_dataset: null, ssl_root: null, ssl_fraction: null, statistics: own}}
+       ssl_dataset: null, ssl_root: null, ssl_fraction: null, partners: auto, ssl_epoch: supervised,
+       statistics: own}}
 model: {{name: vit_tiny_patch16_224, patch_size: null, embed_dim: null, depth: null, num_heads: null, pool: token,
         pretrained: false}}
 epochs: {{ssl: 100, sl: 100}}
@@ -55,6 +56,7 @@ ssl: {{objective: mae, encode: visible, loss_on: masked, mask_ratio: 0.75, norm_
 optim:
   batch_size: 256
   mix_schedule: sl
+  class_weights: none
   carry_state: true
   ssl: {{base_lr: 0.00015, weight_decay: 0.05, betas: [0.9, 0.95], warmup_epochs: 20, schedule: cosine}}
   sl: {{base_lr: 0.001, weight_decay: 0.05, betas: [0.9, 0.95], warmup_epochs: 5, schedule: cosine}}
@@ -161,6 +163,10 @@ def test_a_mistake_names_the_key_what_was_given_and_what_is_allowed() -> None:
         ({"ssl.objective": "mea"}, f"ssl.objective: unknown objective 'mea': known are {KNOWN}; did you mean 'mae'?"),
         ({"ssl.objective": "json:dumps"}, f"ssl.objective: json:dumps {needs}"),
         ({"data.ssl_root": "/x"}, f"data.ssl_root: {without}"),
+        (
+            {"data.ssl_dataset": "SVHN", "data.partners": "own"},
+            "data.partners: own mixes nothing in, so data.ssl_datas",
+        ),
         ({"data.dataset": both, "data.root": ["a"]}, f"data.root: lists 1: {folders}"),
         ({"augment.pad": 2, "augment.crop_scale": [0.6, 1.0]}, f"augment.pad: {alongside}"),
         ({"augment.crop_scale": [1.0, 0.6]}, "augment.crop_scale: its low end 1 is above its high end 0.6"),

@@ -94,11 +94,12 @@ def test_a_grid_needs_an_end(tmp_path: Path) -> None:
 
 NO_SSL = "epochs.ssl is 0: nothing is self-supervised"
 NO_MIX = "rho times the fewer of epochs.ssl and epochs.sl is below 1: no epoch is mixed"
-ONE_DATASET = "both losses see the same dataset: set data.ssl_dataset"
+ONE_DATASET = "both losses see the same images: set data.ssl_dataset, or data.ssl_fraction above data.fraction"
 
 
 def test_a_distribution_without_effect_is_refused(tmp_path: Path) -> None:
     never = "ssl.compression.schedule is never constant"
+    same = "the self-supervised images are the labelled ones: set data.ssl_dataset or data.ssl_fraction"
     compressed = "ssl: {objective: simclr, compression: {schedule: none}}"
     for recipe, path, distribution, because in (
         ("rho: 0", "alpha", "{uniform: [0, 1]}", NO_MIX),
@@ -107,10 +108,26 @@ def test_a_distribution_without_effect_is_refused(tmp_path: Path) -> None:
         ("epochs: {ssl: 0}", "alpha", "{uniform: [0, 1]}", NO_SSL),
         ("epochs: {ssl: 0}", "optim.ssl.base_lr", "{loguniform: [1.0e-4, 1]}", NO_SSL),
         ("alpha: 0.5", "lambda", "{uniform: [0, 1]}", ONE_DATASET),
+        ("rho: 0", "data.partners", "{choice: [own, pool]}", NO_MIX),
+        ("epochs: {ssl: 0}", "data.partners", "{choice: [own, pool]}", NO_SSL),
+        ("alpha: 0.5", "data.ssl_epoch", "{choice: [supervised, pool]}", same),
         (compressed, "ssl.compression.token_dropout", "{choice: [0.0, 0.5]}", never),
     ):
         text = f"recipe: {{data: {{dataset: digits}}, {recipe}}}\nspace:\n  {path}: {distribution}\n"
         assert mistake(tmp_path, text) == f"wrong.yaml:3: space.{path}: has no effect while {because}"
+
+
+def test_a_lambda_that_mixes_images_without_labels_is_searched() -> None:
+    few = {"dataset": "digits", "fraction": 0.1, "ssl_fraction": 1.0}
+    for data, searched in (
+        (few, {}),
+        ({**few, "ssl_fraction": None}, {"data.ssl_fraction": {"choice": [None, 0.5]}}),
+        ({"dataset": "digits", "partners": "pool"}, {}),
+        ({"dataset": "digits"}, {"data.partners": {"choice": ["own", "pool"]}}),
+    ):
+        drawn = {"lambda": {"uniform": [0, 1]}, "data.ssl_epoch": {"choice": ["supervised", "pool"]}}
+        kept = drawn if "ssl_fraction" in data else {"lambda": drawn["lambda"]}
+        assert space_from_dict({"recipe": {"data": data}, "space": {**kept, **searched}}).space.keys() >= kept.keys()
 
 
 def test_a_lambda_that_mixes_nothing_is_refused(tmp_path: Path) -> None:

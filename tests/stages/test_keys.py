@@ -31,6 +31,8 @@ from mixtune.training.state import start_state
 BASE = {"epochs.ssl": 2, "epochs.sl": 2, "rho": 0.5, "model.patch_size": 4, "model.depth": 1}
 NONE, START, SSL, ALL = -1, 0, 1, 99  # epochs after which two training runs are still the same
 FOLDER = {"data.dataset": "image_folder", "data.root": "<labelled>", "data.fraction": 1.0}
+MORE_IMAGES = {"data.ssl_fraction": 0.2}
+AT_ONE_RATE = {"optim.ssl.schedule": "wsd", "optim.ssl.warmup_epochs": 0}
 PARTNERS = {"data.ssl_dataset": "image_folder", "data.ssl_root": "<images>"}
 
 
@@ -64,8 +66,22 @@ CASES = [
     Case("data.ssl_root", "<images copy>", ALL, PARTNERS),
     Case("data.ssl_root", "<images darker>", START, PARTNERS),
     Case("data.ssl_fraction", 0.2, START),
-    Case("data.ssl_fraction", 0.2, ALL, {"rho": 1.0}),  # no SSL phase, and x_mix is x_sl
+    Case("data.ssl_fraction", 0.2, START, {"rho": 1.0}),  # no SSL phase, and x_mix has partners
+    Case("data.ssl_fraction", 0.2, ALL, {"rho": 1.0, "data.partners": "own"}),  # nor that
+    Case("data.ssl_fraction", 0.05, ALL, {"rho": 1.0}),  # no others than the labelled ones
     Case("data.ssl_fraction", 0.5, START, {**PARTNERS, "rho": 1.0}),
+    Case("data.partners", "own", ALL),
+    Case("data.partners", "pool", SSL),  # each other's
+    Case("data.partners", "own", SSL, MORE_IMAGES),
+    Case("data.partners", "pool", ALL, MORE_IMAGES),
+    Case("data.partners", "ssl_dataset", SSL, MORE_IMAGES),
+    Case("data.partners", "pool", ALL, PARTNERS),
+    Case("data.partners", "ssl_dataset", ALL, PARTNERS),
+    Case("data.partners", "own", ALL, {**MORE_IMAGES, "rho": 0.0}),
+    Case("data.ssl_epoch", "pool", ALL),  # the labelled images
+    Case("data.ssl_epoch", "pool", START, MORE_IMAGES),
+    Case("data.ssl_epoch", "pool", ALL, {**MORE_IMAGES, "rho": 1.0}),  # no SSL phase
+    Case("data.ssl_epoch", "pool", START, {**MORE_IMAGES, **AT_ONE_RATE}),
     Case("data.statistics", "imagenet", START),
     Case("model.name", "vit_base_patch16_clip_224", NONE),
     Case("model.patch_size", 2, NONE),
@@ -86,6 +102,8 @@ CASES = [
     Case("rho", 1.0, START),
     Case("lambda", 0.9, ALL),
     Case("lambda", 0.9, SSL, PARTNERS),
+    Case("lambda", 0.9, SSL, MORE_IMAGES),
+    Case("lambda", 0.9, ALL, {**MORE_IMAGES, "data.partners": "own"}),
     Case("ssl.objective", "<objective>", NONE),
     Case("ssl.encode", "full", START),
     Case("ssl.loss_on", "all", START),
@@ -96,6 +114,7 @@ CASES = [
     Case("optim.batch_size", 16, START),
     Case("optim.mix_schedule", "ssl", SSL),
     Case("optim.mix_schedule", "blend", SSL),
+    Case("optim.class_weights", "balanced", SSL),
     Case("optim.carry_state", False, SSL),
     Case("optim.carry_state", False, ALL, {"epochs.ssl": 0}),  # no boundary
     Case("optim.ssl.base_lr", 0.03, START),

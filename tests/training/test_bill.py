@@ -8,6 +8,7 @@ import pytest
 
 from mixtune.meter.times import StepTimes
 from mixtune.training.bill import Bill
+from mixtune.training.plan import PHASES
 
 EPOCHS = (("ssl", "a", 8.0), ("ssl", "a", 8.0), ("ssl", "b", 4.0), ("mix", "c", 6.0), ("sl", "d", 2.0))
 
@@ -20,7 +21,7 @@ def times_of(**seconds: float) -> StepTimes:
 
 
 def test_known_steps_take_what_was_measured_and_others_their_flops_over_the_speed() -> None:
-    bill, times = Bill(10, EPOCHS, "infer"), times_of(a=0.5, c=0.25)
+    bill, times = Bill(dict.fromkeys(PHASES, 10), EPOCHS, "infer"), times_of(a=0.5, c=0.25)
     speeds = {"ssl": 2.0, "mix": 2.0, "sl": 4.0}
     assert bill.price(times, speeds) == {"ssl": 10 * (0.5 + 0.5 + 2.0), "mix": 2.5, "sl": 5.0}
     assert bill.price(StepTimes(), speeds) == {"ssl": 10 * (4.0 + 4.0 + 2.0), "mix": 30.0, "sl": 5.0}
@@ -29,7 +30,7 @@ def test_known_steps_take_what_was_measured_and_others_their_flops_over_the_spee
 
 
 def test_a_price_is_of_a_stretch_of_the_plan() -> None:
-    bill, times = Bill(10, EPOCHS, "infer"), times_of(a=0.5, b=1.0, c=0.25, d=0.125, infer=0.002)
+    bill, times = Bill(dict.fromkeys(PHASES, 10), EPOCHS, "infer"), times_of(a=0.5, b=1.0, c=0.25, d=0.125, infer=0.002)
     assert bill.price(times, end=0) == {}
     assert bill.price(times, start=1, end=2) == {"ssl": 5.0}
     for cut in range(len(EPOCHS) + 1):
@@ -40,7 +41,7 @@ def test_a_price_is_of_a_stretch_of_the_plan() -> None:
 
 
 def test_the_metrics_in_seconds_follow_from_bill_and_times_alone() -> None:
-    bill, times = Bill(10, EPOCHS, "infer"), times_of(a=0.5, b=1.0, infer=0.002)
+    bill, times = Bill(dict.fromkeys(PHASES, 10), EPOCHS, "infer"), times_of(a=0.5, b=1.0, infer=0.002)
     found = bill.seconds(times, trained=3, reused=1)
     assert (found["train_latency_s"], found["latency_ssl_s"], found["latency_mix_s"]) == (20.0, 20.0, 0.0)
     assert (found["latency_reused_s"], found["infer_latency_ms"]) == (5.0, 2.0)
@@ -50,7 +51,7 @@ def test_the_metrics_in_seconds_follow_from_bill_and_times_alone() -> None:
 
 
 def test_the_share_of_seconds_that_no_quiet_window_stands_behind_is_told() -> None:
-    bill, times = Bill(10, EPOCHS, "infer"), times_of(a=0.5)
+    bill, times = Bill(dict.fromkeys(PHASES, 10), EPOCHS, "infer"), times_of(a=0.5)
     times.add("b", 3.0, quiet=False)
     times.add("infer", 0.002, quiet=False)
     assert bill.seconds(times, 2, 0)["disturbed"] == 0.0

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from mixtune.cost.flops import Size, recipe_flops
 from mixtune.errors import RequestError
+from mixtune.space.recipe import parse_recorded
 from mixtune.training.augmentation import crop_and_flip, resized_crop_and_flip
 from mixtune.training.data import load_training_data
+from mixtune.training.loop import train
 from mixtune.training.plan import PHASES, make_plan
 from mixtune.training.randaugment import rand_augment
 from mixtune.training.streams import torch_generator
@@ -74,7 +77,7 @@ def test_the_supervised_set_named_as_the_ssl_set_is_no_second_set(make_recipe, t
         {"data.ssl_root": f"{root}/elsewhere"},
     ):
         data = load_training_data(make_recipe({"data.ssl_dataset": "digits", **changes}))
-        assert not data.two_datasets, changes
+        assert not data.mixes_partners, changes
         assert torch.equal(data.tasks[0].ssl.indices, data.tasks[0].train.indices)  # no validation image is among them
 
 
@@ -85,12 +88,63 @@ def test_ssl_may_see_all_training_images_while_sl_sees_a_tenth_of_the_labels(mak
     assert ssl == set(every.tasks[0].train.indices.tolist())
     assert train < ssl
     assert not ssl & held_out
-    assert few.steps == len(train) // 32
-    recipe = make_recipe({"data.fraction": 0.1, "data.ssl_fraction": 1.0, "rho": 1.0})
-    images, _ = next(few.batches(recipe, make_plan(recipe)[0]))
-    plain = make_recipe({"data.fraction": 0.1, "rho": 1.0})
-    expected, _ = next(load_training_data(plain).batches(plain, make_plan(plain)[0]))
-    assert torch.equal(images, expected)  # one dataset: the mix phase mixes nothing
+    assert few.steps_of("sl") == len(train) // 32
+
+
+FEW_LABELS = {"data.fraction": 0.1, "data.ssl_fraction": 1.0, "rho": 1.0, **STILL}
+
+
+def test_a_mix_phase_of_few_labels_reads_the_images_without_labels(make_recipe):
+    recipe = make_recipe({**FEW_LABELS, "lambda": 0.0, "epochs.ssl": 10, "epochs.sl": 10})
+    data = load_training_data(recipe)
+    task = data.tasks[0]
+    labelled, pool = set(task.train.indices.tolist()), set(task.ssl.indices.tolist())
+    seen = set()
+    for epoch in make_plan(recipe):
+        batches = list(data.batches(recipe, epoch))
+        assert [len(images) for images, _ in batches] == [32] * 4
+        seen |= set(numbers_of(torch.cat([images for images, _ in batches]), task.ssl))
+    expected = 1293 * (1 - (1 - 1 / 1293) ** 1280)  # of so many draws
+    assert len(seen) == pytest.approx(expected, rel=0.1)
+    assert seen <= pool
+    assert len(seen - labelled) > 0.8 * len(seen)
+
+    def first_batch(changes):
+        recipe = make_recipe({**FEW_LABELS, **changes})
+        return next(load_training_data(recipe).batches(recipe, make_plan(recipe)[0]))[0]
+
+    alone = first_batch({"data.ssl_fraction": None})
+    assert not torch.equal(first_batch({}), alone)
+    assert torch.equal(first_batch({"lambda": 1.0}), alone)
+    for partners in ("own", "ssl_dataset"):  # what runs recorded without the field meant
+        assert torch.equal(first_batch({"data.partners": partners}), alone)
+    assert parse_recorded({"data": {"dataset": "digits"}}).data.partners == "ssl_dataset"
+
+
+def test_an_ssl_epoch_may_be_one_pass_over_its_images(make_recipe, make_state, write_crops):
+    crops = {"data.ssl_dataset": "image_folder", "data.ssl_root": write_crops(200)}
+    for changes, steps in (
+        ({"data.ssl_fraction": 1.0}, 1293 // 32),
+        ({"data.ssl_fraction": 0.05}, 65 // 32),
+        (crops, 200 // 32),
+        ({**crops, "data.ssl_fraction": 0.1}, 1),  # 20 images, passed over again
+        ({}, 4),
+    ):
+        state = make_state({**STILL, "rho": 0.5, "data.ssl_epoch": "pool", **changes})
+        data, recipe = state.data, state.recipe
+        assert {phase: data.steps_of(phase) for phase in PHASES} == {"ssl": steps, "mix": 4, "sl": 4}
+        assert Size.of(data).steps(recipe) == state.bill.steps == {"ssl": steps, "mix": 4, "sl": 4}
+        batches = {p: [i for i, _ in data.batches(recipe, epochs_of(recipe, p)[0])] for p in PHASES}
+        assert {phase: len(each) for phase, each in batches.items()} == state.bill.steps
+        numbers = numbers_of(torch.cat(batches["ssl"]), data.tasks[0].ssl)
+        assert len(set(numbers)) == min(len(numbers), len(data.tasks[0].ssl))
+        assert recipe_flops(recipe, Size.of(data)) == pytest.approx(
+            {
+                phase: sum(data.steps_of(p) * flops for p, _, flops in state.bill.epochs if p == phase)
+                for phase in PHASES
+            }
+        )
+        assert [result.steps for result in train(state)] == [steps, 4, 4, 4]
 
 
 def test_a_share_of_another_ssl_set_is_kept_by_seed(make_recipe, write_crops):
@@ -190,7 +244,7 @@ def test_a_batch_larger_than_the_training_set_is_refused_with_the_numbers(make_r
     assert message.startswith("optim.batch_size 130 is more than the 129 training images of digits (of 1437,")
     assert message.endswith("lower it to at most 129")
     assert "\n" not in message
-    assert load_training_data(make_recipe({"optim.batch_size": 129})).steps == 1
+    assert load_training_data(make_recipe({"optim.batch_size": 129})).steps_of("sl") == 1
 
 
 def test_a_supervised_set_without_classes_is_refused(make_recipe, write_crops):

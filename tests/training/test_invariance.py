@@ -117,7 +117,7 @@ def test_every_step_shortens_what_its_epoch_says(start, name):
         "dino": [[1 + 2, 1 + 2], [1 + 8, 1 + 8], [1 + 8, 1 + 8], [17, 1 + 4], [17], [17]],
     }[name]
     for _, expected in zip(train(state), student, strict=True):
-        assert lengths == Counter({n: expected.count(n) * state.data.steps for n in expected})
+        assert lengths == Counter({n: expected.count(n) * state.data.steps_of("sl") for n in expected})
         lengths.clear()
 
 
@@ -257,7 +257,7 @@ def test_each_strategys_steps_are_timed_by_themselves_and_a_latency_is_their_sum
     assert state.bill.signatures(len(state.history)) == [*signatures, state.signature("infer")]
     assert all(state.step_times.is_known(signature) for signature in signatures)
     times = [state.step_times.step_time(signature) for signature in signatures]
-    metrics, steps = measure(state), state.data.steps
+    metrics, steps = measure(state), state.data.steps_of("sl")
     assert metrics.latency_ssl_s == pytest.approx(steps * (times[0] + 2 * times[1]))
     assert metrics.latency_mix_s == pytest.approx(steps * times[2])
     assert metrics.train_latency_s == pytest.approx(steps * (times[0] + 2 * times[1] + times[2] + 2 * times[3]))
@@ -269,7 +269,7 @@ def test_a_recipes_operations_are_the_sum_over_its_epochs_strategies(start, name
     costs = []
     for compression in ({}, CONSTANT, AUTO):
         state = start(values(name, compression))
-        size, images = Size.of(state.data), state.data.epoch_images
+        size, images = Size.of(state.data), 32 * state.data.steps_of("sl")
         expected, steps = dict.fromkeys(PHASES, 0.0), []
         for epoch in make_plan(state.recipe):
             per_image = phase_flops(state.backbone, state.objective, [10], epoch.strategy)[epoch.phase]

@@ -5,16 +5,22 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.utils.class_weight import compute_class_weight
 
+from mixtune.datasets import hold_dataset
 from mixtune.single import final_line
 from mixtune.training import loop
+from mixtune.training.data import load_training_data
 from mixtune.training.loop import DivergedError, phase_losses, train, train_step
 from mixtune.training.measure import measure
 from mixtune.training.plan import PHASES, make_plan
+from mixtune.training.state import balanced_weights, start_state
 from mixtune.training.streams import torch_generator
 
 
@@ -49,7 +55,9 @@ def test_every_step_of_every_phase_is_one_forward_and_one_backward_of_the_backbo
         state.optimizer.register_step_post_hook(lambda *_, passes=passes: passes.update(["steps"]))
         blocks = [f"block {i} {way}" for i in (0, 1) for way in ("forward", "backward")]
         for result in train(state):
-            assert passes == dict.fromkeys(["steps", "patches embedded", *blocks], state.data.steps), result.phase
+            assert passes == dict.fromkeys(["steps", "patches embedded", *blocks], state.data.steps_of("sl")), (
+                result.phase
+            )
             passes.clear()
         assert [result.phase for result in state.history] == ["ssl", "mix", "sl", "sl"]
 
@@ -116,7 +124,7 @@ def test_an_epoch_reports_the_mean_of_its_steps_losses(make_state, monkeypatch):
 
     monkeypatch.setattr(loop, "train_step", noted_step)
     for result in train(state):
-        assert len(losses) == state.data.steps
+        assert len(losses) == state.data.steps_of("sl")
         ssl, sl = (torch.stack(column).mean().item() for column in zip(*losses, strict=True))
         assert result.ssl_loss == (None if result.phase == "sl" else pytest.approx(ssl, rel=1e-5))
         assert result.sl_loss == (None if result.phase == "ssl" else pytest.approx(sl, rel=1e-5))
@@ -174,3 +182,45 @@ def test_the_precision_is_float32_on_a_cpu_unless_asked_otherwise_and_reported(m
         assert seen == {getattr(torch, dtype)}
         assert measure(state).precision == dtype
         assert {p.dtype for p in state.backbone.parameters()} == {torch.float32}
+
+
+def test_balanced_weights_are_those_of_scikit_learn_in_both_losses(make_state):
+    for phase in ("mix", "sl"):
+        state = make_state({"rho": 0.5, "data.fraction": 0.05, "optim.class_weights": "balanced"})
+        task = state.data.tasks[0]
+        labels = task.train.labels[task.train.indices].numpy()
+        weights = compute_class_weight("balanced", classes=np.arange(10), y=labels)
+        images, y = first_batch(state, phase)
+        _, _, found = phase_losses(state, epoch_of(state, phase), images, y, masks_of(state, phase))
+        _, tokens = state.objective(state.backbone, images, masks_of(state, phase), joint=True)
+        logits = state.classifiers[0](tokens if phase == "mix" else state.backbone(images)).double()
+        per_image = [-row.log_softmax(0)[label] for row, label in zip(logits, y[0], strict=True)]
+        counted = [float(weights[label]) for label in y[0]]
+        expected = sum(w * loss for w, loss in zip(counted, per_image, strict=True)) / sum(counted)
+        assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    seven = replace(task.train, indices=task.train.indices[task.train.labels[task.train.indices] < 7])
+    assert balanced_weights(replace(task, train=seven))[7:].tolist() == [0.0] * 3
+
+
+def test_balanced_weights_raise_the_recall_of_a_rare_class(make_recipe):
+    rng, labels = np.random.default_rng(0), np.arange(1000) % 20 == 0
+    brightness = rng.normal(100 + 40 * labels, 25)  # they overlap: the frequent class is the likelier nearly everywhere
+    images = np.clip(rng.normal(brightness[:, None, None], 20, (1000, 8, 8)), 0, 255).astype(np.uint8)
+
+    def rare_recall(class_weights):
+        changes = {
+            "data.fraction": 1.0,
+            "data.val_fraction": 0.5,
+            "epochs.ssl": 0,
+            "epochs.sl": 6,
+            "model.patch_size": 4,
+        }
+        recipe = make_recipe({**changes, "optim.class_weights": class_weights})
+        state = start_state(recipe, load_training_data(recipe, given=hold_dataset((images, labels))))
+        for _ in train(state):
+            pass
+        held_out = state.data.tasks[0].held_out
+        rare = held_out.labels[held_out.indices] == 1
+        return float((state.predictions[0][rare] == 1).double().mean())
+
+    assert rare_recall("balanced") > rare_recall("none") + 0.3

@@ -93,7 +93,7 @@ def snapshot(state):
 
 def test_the_optimizer_had_each_losss_rates_betas_and_weight_decay(trained):
     state, groups, _ = trained
-    n = state.data.steps
+    n = state.data.steps_of("sl")
     ssl, sl = (slow_rates(state.recipe, loss, n) for loss in ("ssl", "sl"))
     of_ssl, of_sl = [(rate, 0.15, (0.9, 0.95)) for rate in ssl], [(rate, 0.05, (0.8, 0.999)) for rate in sl]
     wanted = {
@@ -139,7 +139,7 @@ def test_a_phase_changes_every_weight_of_its_parts_and_no_bit_of_the_others(trai
 
 def test_a_step_is_adamws(make_state):
     state = make_state({"epochs.ssl": 0, "optim.sl.warmup_epochs": 0, "epochs.sl": 1, "data.fraction": 0.03})
-    assert state.data.steps == 1
+    assert state.data.steps_of("sl") == 1
     before = snapshot(state)
     list(train(state))
     rate, decay, eps = 0.02 * 32 / 256, 0.05, 1e-8
@@ -156,7 +156,7 @@ def test_in_the_mix_phase_the_backbone_follows_the_schedule_that_is_named(make_s
     for mix_schedule, ssl_share in (("sl", 0.0), ("ssl", 1.0), ("blend", 0.3)):
         changes = {"optim.mix_schedule": mix_schedule, "optim.ssl.base_lr": 0.01}
         state = make_state({"rho": 1.0, "alpha": 0.3, **changes})
-        n, recipe = state.data.steps, state.recipe
+        n, recipe = state.data.steps_of("sl"), state.recipe
         ssl, sl = (slow_rates(recipe, loss, n) for loss in ("ssl", "sl"))
         plan = make_plan(recipe)
         assert [epoch.phase for epoch in plan] == ["mix", "mix", "sl"]
@@ -174,4 +174,4 @@ def test_optimizer_state_is_carried_over_phase_boundaries_or_starts_anew(make_st
     for carry_state, steps_seen in ((True, [1, 2, 3, 4]), (False, [1, 1, 1, 2])):
         state = make_state({"rho": 0.5, "optim.carry_state": carry_state})  # phases: ssl, mix, sl, sl
         moments, weight = state.optimizer.state, state.backbone.vit.patch_embed.proj.weight
-        assert [int(moments[weight]["step"]) // state.data.steps for _ in train(state)] == steps_seen
+        assert [int(moments[weight]["step"]) // state.data.steps_of("sl") for _ in train(state)] == steps_seen

@@ -50,8 +50,7 @@ def test_an_epoch_is_one_pass_over_the_smallest_task_with_a_batch_of_each_a_step
     recipe = make_recipe(three_tasks)
     data = load_training_data(recipe)
     smallest = len(data.tasks[1].train)
-    assert data.steps == smallest // 16 == 3
-    assert data.epoch_images == 3 * 16 * 3
+    assert data.steps_of("sl") == smallest // 16 == 3
     for phase in PHASES:
         batches = list(data.batches(recipe, epoch_of(recipe, phase)))
         assert [images.shape for images, _ in batches] == [(48, 3, 12, 12)] * 3

@@ -19,6 +19,7 @@ from mixtune.cli import CurrentStderrHandler
 from mixtune.run.ledger import RunState
 from mixtune.space.space import load_space, space_from_dict
 from mixtune.training.bill import Bill
+from mixtune.training.plan import PHASES
 from mixtune.tuning.live import ROWS, Progress, SearchView, fit, fold, spread
 from mixtune.tuning.search import RunningSearch
 from mixtune.tuning.trial import EpochReport
@@ -29,7 +30,7 @@ HEIGHT = 24
 def finish(search: RunningSearch, trial: str, accuracy: float, seconds: float = 0.1) -> None:
     metrics = {"epoch": 1, "epochs_asked": 1, "epochs_trained": 1, "epochs_reused": 0, "val_accuracy": accuracy}
     signature = f"steps of {seconds} s"
-    bill = Bill(20, (("sl", signature, 1.0),), "inference")
+    bill = Bill(dict.fromkeys(PHASES, 20), (("sl", signature, 1.0),), "inference")
     search.report(trial, EpochReport([metrics], metrics, [(signature, seconds, True, {"device": "a CPU"})], bill))
     search.end(trial)
 

@@ -166,8 +166,14 @@ def _front(folder: Path) -> str:
 
 
 def test_a_dry_run_says_what_a_search_will_cost(small_space: Any, tmp_path: Path) -> None:
-    (tmp_path / "space.yaml").write_text(yaml.safe_dump(small_space()))
+    space = small_space()
+    space["recipe"]["data"] |= {"fraction": 0.1, "ssl_fraction": 1.0}
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
     lines = run_command(tmp_path, "search", "space.yaml", "--dry-run").stdout.splitlines()
+    passes = (
+        "an SSL epoch passes 0.099 times over SSL's 1,293 images; 1 SSL epochs 0.099 times; 1 mix epochs draw as many"
+    )
+    assert [line for line in lines if "SSL epoch" in line] == [f"{passes} as 0.099 passes"]
     assert lines[-4].startswith("forecast: 6 trials and 2 baselines, about ")
     assert lines[-3].startswith("trials: ")
     assert lines[-2].startswith("disk: up to ")

@@ -16,10 +16,15 @@ from mixtune.meter.times import StepTimes
 from mixtune.run.ledger import read_ledger
 from mixtune.space.space import SearchSpace, space_from_dict
 from mixtune.training.bill import Bill
+from mixtune.training.plan import PHASES
 from mixtune.tuning.search import MAX_REJECTED, RunningSearch
 from mixtune.tuning.trial import EpochReport
 
-BILL = Bill(10, (("ssl", "ssl steps", 1.0), ("sl", "sl steps", 1.0), ("sl", "sl steps", 1.0)), "inference")
+BILL = Bill(
+    dict.fromkeys(PHASES, 10),
+    (("ssl", "ssl steps", 1.0), ("sl", "sl steps", 1.0), ("sl", "sl steps", 1.0)),
+    "inference",
+)
 WHOLE = {"val_accuracy": 0.9, "epoch": 3, "epochs_asked": 3, "device": "a CPU"}
 WINDOWS = [("ssl steps", 0.1, True, {"device": "a CPU"}), ("sl steps", 0.05, True, {"device": "a CPU"})]
 

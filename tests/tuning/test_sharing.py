@@ -16,10 +16,11 @@ from mixtune.space.space import load_space, space_from_dict
 from mixtune.stages.paths import RecipePaths
 from mixtune.stages.table import TrialPath
 from mixtune.training.bill import Bill
+from mixtune.training.plan import PHASES
 from mixtune.tuning.search import MIN_WAITED_S, RunningSearch
 from mixtune.tuning.trial import EpochReport
 
-BILL = Bill(4, (("sl", "sl steps", 1.0),) * 5, "inference")
+BILL = Bill(dict.fromkeys(PHASES, 4), (("sl", "sl steps", 1.0),) * 5, "inference")
 WINDOWS = [("sl steps", 0.05, True, {"device": "a CPU"}), ("inference", 0.01, True, {"device": "a CPU"})]
 
 

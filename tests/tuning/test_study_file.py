@@ -15,11 +15,12 @@ from mixtune.cost.model import Cost
 from mixtune.run.ledger import TrialRecord
 from mixtune.space.space import space_from_dict
 from mixtune.training.bill import Bill
+from mixtune.training.plan import PHASES
 from mixtune.tuning.search import RunningSearch
 from mixtune.tuning.study_file import StudyFile
 from mixtune.tuning.trial import EpochReport
 
-BILL = Bill(10, (("sl", "sl steps", 1.0),), "inference")
+BILL = Bill(dict.fromkeys(PHASES, 10), (("sl", "sl steps", 1.0),), "inference")
 
 
 def limited(params: Any, *_: Any) -> Cost:

@@ -1,0 +1,37 @@
+"""From what a person names, a folder, a table or a dataset, to a dataset and where it lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mixtune.datasets._load import known_datasets
+from mixtune.errors import RequestError, closest
+
+TABLES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")
+
+
+def find_data(data: str, root: str | None = None) -> tuple[str, str | None]:
+    """Return (dataset, root) of what was named: a dataset, a folder of images, or a table of paths and labels.
+
+    root: where the files of a named dataset are. Raises RequestError.
+    """
+    known = known_datasets()
+    if data in known or ":" in data:
+        return data, None if root is None else str(Path(root).expanduser().resolve())
+    path = Path(data).expanduser()
+    if path.exists() and root is not None:
+        raise RequestError(
+            f"--root {root} goes with a dataset's name, and {data} is a {'folder' if path.is_dir() else 'file'}"
+        )
+    if path.is_dir():
+        return "image_folder", str(path.resolve())
+    if path.suffix.lower() in TABLES and path.exists():
+        return "manifest", str(path.resolve())
+    if path.exists():
+        raise RequestError(f"{data} is no table ({', '.join(TABLES)}): name one, or the folder of the images")
+    siblings = [entry.name for entry in path.parent.glob("[!.]*") if entry.is_dir() or entry.suffix.lower() in TABLES]
+    near = closest(path.name, [*known, *siblings])
+    if near in siblings:
+        near = str(path.parent / near)
+    meant = f"; did you mean {near!r}?" if near else ""
+    raise RequestError(f"{data} is neither a folder, a table nor a dataset, such as digits or CIFAR10{meant}")
