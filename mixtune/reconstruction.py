@@ -15,11 +15,11 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from mixtune.errors import DataError, RequestError, show
+from mixtune.errors import RequestError, show
 from mixtune.files import write_whole
 from mixtune.objectives import Reconstructs
 from mixtune.space.effective import Method
-from mixtune.training.data import TrainingData, load_training_data
+from mixtune.training.data import TrainingData
 from mixtune.training.plan import make_plan, method_of
 from mixtune.training.saved import SavedRun
 from mixtune.training.streams import torch_generator
@@ -69,7 +69,7 @@ def reconstruct_images(run: SavedRun, count: int, seed: int) -> Reconstruction:
     if not decoding:
         raise RequestError(f"{run.directory}: epochs.ssl is 0, so its decoder was never trained: name another run")
     device = next(run.backbone.parameters()).device
-    images, mean, std = _draw_images(run, load_training_data(run.recipe, device), count, seed)
+    images, mean, std = _draw_images(run, run.load_data(), count, seed)
     keep = objective.draw_kept(len(images), run.backbone.tokens, torch_generator(seed, "masks")).to(device)
     hidden = _hidden_pixels(keep, run.backbone.tokens, run.backbone.patch_size)
     whole = objective.sees_whole(joint=decoding[-1].phase == "mix")
@@ -104,10 +104,6 @@ def reconstruct_images(run: SavedRun, count: int, seed: int) -> Reconstruction:
 
 def _draw_images(run: SavedRun, data: TrainingData, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return held-out images, normalised (S, C, H, W), and the mean and standard deviation of each (S, C, 1, 1)."""
-    if (data.image_size, data.channels) != (run.image_size, run.channels) or run.classes != {
-        task.name: task.classes for task in data.tasks
-    }:
-        raise DataError(f"{run.directory}: images or classes of {', '.join(run.classes)} changed since the training")
     places = [(task.held_out, index) for task in data.tasks for index in task.held_out.indices.tolist()]
     if not places:
         raise RequestError(f"{run.directory}: no images are held out, since data.val_fraction is 0")

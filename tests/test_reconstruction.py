@@ -198,7 +198,7 @@ def test_what_a_run_cannot_show_is_refused(make_run, changes, count, message):
 
 
 def test_data_that_changed_since_the_training_are_refused(mixed):
-    with pytest.raises(DataError, match=r"run\d+: images or classes of digits changed since the training"):
+    with pytest.raises(DataError, match=r"run\d+: the (size and colours|images|classes) of digits"):
         reconstruct_images(replace(mixed, recipe=change_recipe(mixed.recipe, {"data.image_size": 16})), 8, 0)
 
 

@@ -27,7 +27,7 @@ or an array, decoded when its turn comes. ``test=None`` with labels holds out a 
 
 from mixtune.datasets._files import digest_files, image_files
 from mixtune.datasets._find import find_data
-from mixtune.datasets._load import cache_folder, default_root, known_datasets, load_dataset
+from mixtune.datasets._load import cache_folder, default_root, known_datasets, load_dataset, same_source
 from mixtune.datasets._memory import AnyData, hold_dataset
 from mixtune.datasets._mix import mix_images
 from mixtune.datasets._same import matches
@@ -71,6 +71,7 @@ __all__ = [
     "matches",
     "mix_images",
     "original_images",
+    "same_source",
     "split_indices",
     "survey_dataset",
 ]

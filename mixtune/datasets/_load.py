@@ -61,6 +61,15 @@ def load_dataset(
     return _load(source, fingerprint, image_size, channels, reading)
 
 
+def same_source(name: str, one: str | None, other: str | None) -> bool:
+    """Return whether a dataset's files at two places, see load_dataset(), are the same."""
+    if one == other:
+        return True
+    plugin, here = find_source(name, one)
+    with file_errors_named(name):
+        return plugin.fingerprint(here) == plugin.fingerprint(find_source(name, other)[1])
+
+
 def find_source(
     name: str,
     root: str | None,

@@ -20,7 +20,7 @@ from mixtune._version import __version__
 from mixtune.backbone import Backbone
 from mixtune.cost.machine import as_in_search
 from mixtune.datasets import AnyData, hold_dataset
-from mixtune.errors import DataError, RequestError, suggest
+from mixtune.errors import RequestError, suggest
 from mixtune.exporting import classify
 from mixtune.exporting.card import ModelFacts, TaskFacts, model_card
 from mixtune.exporting.timm_model import check_logits, timm_config, timm_weights
@@ -32,6 +32,7 @@ from mixtune.run.lock import hold_run
 from mixtune.run.result import Result, load
 from mixtune.space.recipe import Recipe, change_recipe, flatten, with_absolute_paths, with_portable_paths
 from mixtune.stages.checkpoint import CHECKPOINT, read_checkpoint, recipe_of, restore
+from mixtune.stages.opened import refuse_other_data
 from mixtune.stages.resume import train_shared
 from mixtune.stages.store import StateStore
 from mixtune.training.data import TrainingData, load_training_data
@@ -144,6 +145,8 @@ def _export_trial(
     _refuse_foreign(folder)
     with hold_run(directory, "export", on_wait=on_line):
         result = load(directory)
+        for line in refuse_other_data(result.state, result.space.recipe):
+            on_line(line)
         with as_in_search(result.space.recipe, result.facts.machine) as (base, device):
             trained = _restore(result, record, choice, change_recipe(base, record.params), device, on_line)
             return _write(trained, folder, on_line)
@@ -220,14 +223,8 @@ def _restore(
 
 def _read_saved(directory: Path) -> _Trained:
     """Return what `mixtune train --out` has left in a folder, with the images that it was trained on."""
-    device = choose_device()
-    saved = load_trained(directory, device)
-    data = load_training_data(saved.recipe, device)
-    for task in data.tasks:
-        if task.classes != saved.classes[task.name]:
-            raise DataError(f"{directory}: the classes of {task.name} are not those that the recipe was trained on")
-    if (data.image_size, data.channels) != (saved.image_size, saved.channels):
-        raise DataError(f"{directory}: the images are not of the size and colours that the recipe was trained on")
+    saved = load_trained(directory, choose_device())
+    data = saved.load_data()
     name = directory.resolve().name
     return _Trained(name, saved.recipe, data, saved.backbone, saved.classifiers, saved.metrics)
 

@@ -35,8 +35,8 @@ def propose_space(data: str, root: str | None = None, hours: float = 1.0) -> Pro
     survey = survey_dataset(*find_data(data, root))
     if survey.dataset.train.labels is None:
         raise RequestError(
-            f"{survey.root or survey.name} has images but no classes: training needs a folder for each class, or a table "
-            "with labels (images without classes can serve as data.ssl_dataset alongside such a set)"
+            f"{survey.root or survey.name} has images but no classes: training needs a folder for each class, or a "
+            "table with labels (images without classes can serve as data.ssl_dataset alongside such a set)"
         )
     draft = _choose_budget(*_choose_shape(survey, seconds), seconds)
     prepared = draft.prepare()

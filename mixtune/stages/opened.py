@@ -12,23 +12,25 @@ import torch
 from mixtune.errors import RequestError
 from mixtune.metrics import find_metric
 from mixtune.run.ledger import RunState
+from mixtune.space.recipe import Recipe
 from mixtune.space.space import SearchSpace
 from mixtune.stages.code import digest_code
 from mixtune.stages.keys import digest_tensor
-from mixtune.training.data import load_image_sets, place_images
+from mixtune.training.data import digest_sets, load_image_sets, other_data, place_images
 
 _VERSIONS = ("torch", "pillow")
 
 
 @dataclass(frozen=True)
 class Opened:
-    """Digests and names. source, labels, pixels: by part, such as ``digits/train``; code: by objective.
+    """Digests and names. source, labels, classes, pixels: by part, such as ``digits/train``; code: by objective.
 
-    source: of files' bytes by relative name, or of arrays, before decoding; pixels: after it.
+    source: of files' bytes by relative name, or of arrays, before decoding; classes: of their names; pixels: after it.
     """
 
     source: Mapping[str, str]
     labels: Mapping[str, str]
+    classes: Mapping[str, str]
     pixels: Mapping[str, str]
     code: Mapping[str, str]
     versions: Mapping[str, str]
@@ -43,8 +45,7 @@ class Opened:
         searched = space.space.get("ssl.objective")
         objectives = searched.values if searched is not None else (space.recipe.ssl.objective,)
         return cls(
-            source={part: images.source for part, images in sets.items()},
-            labels={part: digest_tensor(labels) for part, (_, labels) in tensors.items() if labels is not None},
+            **digest_sets(sets),
             pixels={part: digest_tensor(pixels) for part, (pixels, _) in tensors.items()},
             code={name: digest_code(name) for name in objectives},
             versions={name: version(name) for name in _VERSIONS},
@@ -66,12 +67,10 @@ class Opened:
             lacks = "this run was begun by a version of mixtune that did not record its data and code"
             return [f"{lacks}: that they are the same cannot be checked"] if state.records else []
         before = state.opened[-1]
-        for kind, word in (("source", "images"), ("labels", "labels")):
-            if parts := _differing(before.get(kind), getattr(self, kind)):
-                raise RequestError(
-                    f"the {word} of {', '.join(parts)} are not those that this run was begun with: restore them, or "
-                    "search again elsewhere"
-                )
+        if changed := other_data(before, self.to_dict()):
+            raise RequestError(
+                f"{changed} are not those that this run was begun with: restore them, or search elsewhere"
+            )
         refuse_other_device(str(before.get("device")), self.device, space)
         kinds = {"pixels": "decoded images", "code": "code of the training", "versions": "versions"}
         lines = []
@@ -81,6 +80,21 @@ class Opened:
                     f"the {word} ({', '.join(parts)}) changed since this run was begun: checkpoints are trained again"
                 )
         return lines
+
+
+def refuse_other_data(state: RunState, recipe: Recipe) -> list[str]:
+    """Raise RequestError where a recipe's images, labels or classes are not those that its run was begun with.
+
+    Returns a line for an older run, which did not record them.
+    """
+    if not state.opened:
+        lacks = "this run was begun by a version of mixtune that did not record its data"
+        return [f"{lacks}: that they are the same cannot be checked"]
+    if parts := other_data(state.opened[-1], digest_sets(load_image_sets(recipe))):
+        raise RequestError(
+            f"{parts} are not those that this run was begun with: restore them, or search again elsewhere"
+        )
+    return []
 
 
 def refuse_other_device(before: str, here: str, space: SearchSpace) -> None:

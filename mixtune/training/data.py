@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from mixtune.datasets import (
     load_dataset,
     matches,
     mix_images,
+    same_source,
     split_indices,
 )
 from mixtune.errors import RequestError
@@ -96,7 +98,7 @@ class TrainingData:
 
     With T tasks a step has T batches, one of each, in the tasks' order (paper, Section 2.2.3). mixes_partners: whether
     the mix phase mixes SSL images into the labelled ones (Eq. 2); ssl_epoch: the recipe's data.ssl_epoch;
-    ssl_lines: what a data.ssl_dataset lost because it is held out.
+    ssl_lines: what a data.ssl_dataset lost because it is held out; in_memory: whether a dataset was given.
     """
 
     tasks: tuple[TaskData, ...]
@@ -104,6 +106,7 @@ class TrainingData:
     batch_size: int
     ssl_epoch: Literal["supervised", "pool"] = "supervised"
     ssl_lines: tuple[str, ...] = ()
+    in_memory: bool = False
 
     def steps_of(self, phase: Phase) -> int:
         """Return the steps of an epoch: one pass over the smallest supervised set, incomplete last batch dropped.
@@ -188,8 +191,8 @@ def load_training_data(
     data.fraction of them as the supervised loss does, or data.ssl_fraction where that is given (all images, say,
     though few labels); of another data.ssl_dataset it sees all, or data.ssl_fraction. data.partners says which of them
     the mix phase sees. Copies of held-out images are never among SSL images of their own, and with data.duplicates:
-    drop not among the others. Several tasks' images are brought to the largest size among them, and to RGB where any has
-    colour. Raises RequestError or DataError, one line that says what to do, for data that cannot serve.
+    drop not among the others. Several tasks' images are brought to the largest size among them, and to RGB where any
+    has colour. Raises RequestError or DataError, one line that says what to do, for data that cannot serve.
     """
     device = torch.device(device)
     tasks = recipe.data.tasks
@@ -203,6 +206,7 @@ def load_training_data(
         batch_size=recipe.optim.batch_size,
         ssl_epoch=section.ssl_epoch,
         ssl_lines=tuple(lines),
+        in_memory=given is not None,
     )
 
 
@@ -227,6 +231,33 @@ def load_image_sets(recipe: Recipe) -> dict[str, ImageSet]:
     if recipe.data.ssl_dataset is not None:
         sets["ssl"] = _load_ssl_set(recipe, datasets[0])
     return sets
+
+
+def digest_sets(sets: Mapping[str, ImageSet]) -> dict[str, dict[str, str]]:
+    """Return the digests of "source" (images before decoding), "labels" and "classes", each by part."""
+    digests: dict[str, dict[str, str]] = {"source": {}, "labels": {}, "classes": {}}
+    for part, images in sets.items():
+        digests["source"][part] = images.source
+        if images.labels is not None:
+            labels = np.asarray(images.labels)
+            about = f"torch.int64{labels.shape}"
+            digests["labels"][part] = hashlib.sha256(about.encode() + labels.tobytes()).hexdigest()
+            digests["classes"][part] = hashlib.sha256("\0".join(images.classes).encode()).hexdigest()
+    return digests
+
+
+def other_data(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return what differs between two of digest_sets(), "the images of digits/train", or "" where nothing does.
+
+    What ``before`` does not hold, since an older version did not record it, is not compared.
+    """
+    for kind in ("source", "labels", "classes"):
+        known, found = before.get(kind), now[kind]
+        if isinstance(known, Mapping):
+            parts = sorted(part for part in {*known, *found} if known.get(part) != found.get(part))
+            if parts:
+                return f"the {'images' if kind == 'source' else kind} of {', '.join(parts)}"
+    return ""
 
 
 def count_images(recipe: Recipe) -> dict[str, tuple[int, int]]:
@@ -410,23 +441,24 @@ def _other_ssl_pool(
     """Return the SSL set, read as the supervised images are, or None where there is no own one; and lines on it.
 
     Copies of held-out images are never in it. By the rules of reading 1 a supervised set itself, under whatever root,
-    is no other set; by those of 2 only the same dataset at the same place is none.
+    is no other set; by those of 2 the same files are none.
     """
-    section = recipe.data
+    section, tasks = recipe.data, recipe.data.tasks
     if section.ssl_dataset is None:
         return None, []
-    tasks = section.tasks
-    if section.reading > 1 and any((section.ssl_dataset, section.ssl_root) == (t.dataset, t.root) for t in tasks):
-        if len(tasks) == 1:
-            return None, []
-        raise RequestError(_one_of_the_tasks(section.ssl_dataset))
     images = _load_ssl_set(recipe, supervised[0])
-    if section.reading == 1:
-        for task, own in zip(tasks, supervised, strict=True):
-            if section.ssl_dataset == task.dataset and np.array_equal(images.images, own.train.images):
-                if len(supervised) == 1:
-                    return None, []
-                raise RequestError(_one_of_the_tasks(section.ssl_dataset))
+    for task, own in zip(tasks, supervised, strict=True):
+        if section.ssl_dataset == task.dataset and (
+            same_source(task.dataset, section.ssl_root, task.root)
+            if section.reading > 1
+            else np.array_equal(images.images, own.train.images)
+        ):
+            if len(supervised) == 1:
+                return None, []
+            raise RequestError(
+                f"data.ssl_dataset {section.ssl_dataset} is one of the tasks, whose held-out images must not be "
+                "trained on: drop it, since SSL sees all tasks' training images"
+            )
     kept = max(1, round((section.ssl_fraction or 1.0) * len(images.images)))
     order = numpy_generator(recipe.seed, "ssl_split").permutation(len(images.images))
     chosen, lines = np.sort(order[:kept]), []
@@ -439,13 +471,6 @@ def _other_ssl_pool(
             where = section.ssl_root or section.ssl_dataset
             raise RequestError(f"data.ssl_root: {where} holds held-out images alone: name other images for SSL")
     return _for_ssl(make_pool(images, chosen, recipe, device), recipe), lines
-
-
-def _one_of_the_tasks(dataset: str) -> str:
-    return (
-        f"data.ssl_dataset {dataset} is one of the tasks, whose held-out images must not be trained on: drop it, since "
-        "SSL sees all tasks' training images"
-    )
 
 
 def _for_ssl(pool: ImagePool, recipe: Recipe) -> ImagePool:

@@ -24,6 +24,13 @@ from mixtune.run.ledger import finite_or_none
 from mixtune.space.document import parse_document
 from mixtune.space.effective import resolve_auto
 from mixtune.space.recipe import Recipe, RecipeError, flatten, parse_recorded, with_absolute_paths
+from mixtune.training.data import (
+    TrainingData,
+    digest_sets,
+    load_image_sets,
+    load_training_data,
+    other_data,
+)
 from mixtune.training.measure import Metrics
 from mixtune.training.state import TrainState, build_parts
 
@@ -37,7 +44,8 @@ class SavedRun:
     """A trained recipe that was read back.
 
     metrics: as in metrics.json, None for what was not measured; classifiers: one a task, in the tasks' order;
-    image_size: height and width in pixels; channels: 1 or 3; classes: each task's class names, by label.
+    image_size: height and width in pixels; channels: of the images; classes: each task's class names, by label;
+    digests: digest_sets() of its images, empty where an older version did not record them.
     """
 
     directory: Path
@@ -49,6 +57,19 @@ class SavedRun:
     image_size: int
     channels: int
     classes: dict[str, tuple[str, ...]]
+    digests: dict[str, Any]
+
+    def load_data(self) -> TrainingData:
+        """Return the images that it was trained on, on the weights' device. Raises DataError where they are others."""
+        changed = other_data(self.digests, digest_sets(load_image_sets(self.recipe)))
+        data = load_training_data(self.recipe, next(self.backbone.parameters()).device)
+        if not changed and self.classes != {task.name: task.classes for task in data.tasks}:
+            changed = f"the classes of {', '.join(self.classes)}"
+        if not changed and (data.image_size, data.channels) != (self.image_size, self.channels):
+            changed = f"the size and colours of {', '.join(self.classes)}"
+        if changed:
+            raise DataError(f"{self.directory}: {changed} are not those that the recipe was trained on: restore them")
+        return data
 
 
 def save_trained(directory: str | os.PathLike[str], state: TrainState, metrics: Metrics) -> None:
@@ -65,6 +86,7 @@ def save_trained(directory: str | os.PathLike[str], state: TrainState, metrics: 
         "image_size": str(data.image_size),
         "channels": str(data.channels),
         "classes": json.dumps({task.name: task.classes for task in data.tasks}),
+        "data": json.dumps({} if data.in_memory else digest_sets(load_image_sets(state.recipe))),
     }
     parts = _join(state.backbone, state.objective, state.classifiers)
     # copies, because safetensors refuses tensors that share memory
@@ -97,6 +119,7 @@ def load_trained(directory: str | os.PathLike[str], device: torch.device | str =
             metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         version, image_size, channels = metadata["mixtune"], int(metadata["image_size"]), int(metadata["channels"])
         classes = {name: tuple(names) for name, names in json.loads(metadata["classes"]).items()}
+        digests = dict(json.loads(metadata.get("data", "{}")))
     except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
         raise DataError(f"{mistake}: {one_line(error)}") from error
     recipe = _read_recipe(folder / RECIPE, version)
@@ -114,7 +137,7 @@ def load_trained(directory: str | os.PathLike[str], device: torch.device | str =
         raise DataError(f"{mistake}: {one_line(error)}") from error
     parts.to(device).eval()
     metrics = _read_metrics(folder / METRICS)
-    return SavedRun(folder, recipe, metrics, backbone, objective, classifiers, image_size, channels, classes)
+    return SavedRun(folder, recipe, metrics, backbone, objective, classifiers, image_size, channels, classes, digests)
 
 
 def saved_metrics(directory: str | os.PathLike[str], recipe: Recipe) -> dict[str, Any] | None:

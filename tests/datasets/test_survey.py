@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from mixtune.datasets import known_datasets, survey_dataset
-from mixtune.errors import RequestError
 
 
 def save(path: Path, width: int, height: int) -> None:
@@ -37,13 +35,6 @@ def test_a_folders_sizes_are_those_of_its_files(tmp_path: Path) -> None:
     assert (found.train_images, found.test_images, found.imbalance) == (7, 3, 6.0)
     assert (found.smallest, found.largest) == ((50, 70), (170, 100))
     assert (found.image_size, found.channels, found.mirror) == (64, 3, True)
-
-
-def test_images_without_classes_are_refused(tmp_path: Path) -> None:
-    save(tmp_path / "a.png", 16, 16)
-    save(tmp_path / "b.png", 16, 16)
-    with pytest.raises(RequestError, match=f"{tmp_path} has images but no classes"):
-        survey_dataset("image_folder", str(tmp_path))
 
 
 def test_known_datasets_are_plugins_and_what_they_list() -> None:

@@ -43,9 +43,10 @@ class objective:
     build = staticmethod(lambda settings, backbone: None)
 """
 DEFAULTS = f"""
-data: {{dataset: digits, root: null, download: true, image_size: null, fraction: 1.0, val_fraction: 0.1,
-       ssl_dataset: null, ssl_root: null, ssl_fraction: null, partners: auto, ssl_epoch: supervised,
-       statistics: own}}
+data: {{dataset: digits, root: null, train: null, val: null, test: null, download: true, image_size: null, fit: auto,
+       background: auto, range: auto, max_megapixels: 178.0, on_bad_file: stop, duplicates: warn, reading: 2,
+       fraction: 1.0, val_fraction: 0.1, ssl_dataset: null, ssl_root: null, ssl_fraction: null, partners: auto,
+       ssl_epoch: supervised, statistics: own}}
 model: {{name: vit_tiny_patch16_224, patch_size: null, embed_dim: null, depth: null, num_heads: null, pool: token,
         pretrained: false}}
 epochs: {{ssl: 100, sl: 100}}

@@ -57,6 +57,13 @@ CASES = [
     Case("data.root", "<labelled darker>", START, FOLDER),
     Case("data.download", False, ALL),
     Case("data.image_size", 12, NONE),
+    Case("data.fit", "stretch", ALL),  # digits are square, opaque and of 8 bits
+    Case("data.background", "black", ALL),
+    Case("data.range", "full", ALL),
+    Case("data.max_megapixels", 1.0, ALL),
+    Case("data.on_bad_file", "skip", ALL),
+    Case("data.duplicates", "drop", ALL),
+    Case("data.reading", 1, ALL),
     Case("data.fraction", 0.12, START),
     Case("data.fraction", 0.12, SSL, {"data.ssl_fraction": 0.1}),  # as many steps
     Case("data.fraction", 0.2, START, {"data.ssl_fraction": 0.1}),
@@ -147,7 +154,10 @@ CASES = [
     Case("seed", 1, NONE),
 ]
 # what is found there decides whether another value is another recipe
-OF_DATA_OR_DEVICE = {"data.root", "data.ssl_dataset", "data.ssl_root", "model.pretrained", "augment.pad", "precision"}
+OF_DATA_OR_DEVICE = {
+    *(f"data.{name}" for name in ("root", "ssl_dataset", "ssl_root", "fit", "background", "range", "max_megapixels")),
+    *("data.on_bad_file", "data.duplicates", "data.reading", "model.pretrained", "augment.pad", "precision"),
+}
 NOT_TRAINED = {"compile"}  # it takes a compiler and a minute
 
 
