@@ -11,6 +11,7 @@ import jinja2
 import yaml
 
 from mixtune.metrics import find_metric, significant
+from mixtune.space.effective import resolve_auto
 from mixtune.space.recipe import Recipe, flatten
 
 MAX_CLASSES = 20  # whose tables are shown in full
@@ -178,6 +179,9 @@ def _settings(facts: ModelFacts) -> Iterator[tuple[str, str]]:
     yield "method", f"{metrics['method']}: {', '.join(epochs)} epochs"
     if facts.epochs["mix"]:
         yield "loss-ratio alpha, mix-ratio rho", f"{significant(recipe.alpha)}, {significant(recipe.rho)}"
+    values = resolve_auto(flatten(recipe.to_dict()))
+    if facts.epochs["mix"] and values["data.partners"] == "pool":
+        yield "mixup weight lambda", significant(recipe.lambda_)
     if recipe.epochs.ssl:
         yield "self-supervised objective", _assigned(recipe.ssl.model_dump(mode="json"))
     losses = ["ssl", "sl"] if recipe.epochs.ssl else ["sl"]
@@ -189,7 +193,8 @@ def _settings(facts: ModelFacts) -> Iterator[tuple[str, str]]:
         of = f" of {task.title}" if len(facts.tasks) > 1 else ""
         yield f"augmentation{of}", _assigned({k: v for k, v in task.augmentation.items() if v is not None and k != off})
     shown = {"dataset", "fraction", "val_fraction", "ssl_dataset", "ssl_fraction", "statistics"}
-    yield "data", _assigned(recipe.data.model_dump(mode="json", include=shown, exclude_none=True))
+    data = recipe.data.model_dump(mode="json", include=shown, exclude_none=True)
+    yield "data", _assigned({**data, "statistics": values["data.statistics"]})
     weights: dict[Any, str] = {False: "random", True: f"timm's pretrained ones of {recipe.model.name}"}
     yield "first weights", weights.get(recipe.model.pretrained, "pretrained ones, from a file")
     yield "precision, seed", f"{metrics.get('precision', recipe.precision)}, {recipe.seed}"
