@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import huggingface_hub
@@ -196,12 +196,29 @@ def _load_file(vit: VisionTransformer, name: str, path: str) -> None:
         own = {key: weight for key, weight in weights.items() if not key.startswith("head.")}
         if embedding in own:
             own[embedding] = adapt_input_conv(vit.patch_embed.proj.in_channels, own[embedding], own[embedding].shape[1])
-        vit.load_state_dict(own)
+        misfit = _find_misfit(vit, own)
+        if misfit is None:
+            vit.load_state_dict(own)
     except Exception as error:
         raise RequestError(
             f"model.pretrained: {path} cannot be loaded into {name} (.safetensors, or a state dict by torch.save, by "
             f"timm's names): {one_line(error)}"
         ) from error
+    if misfit is not None:
+        raise RequestError(f"{misfit[0]} does not fit model.pretrained: the weights in {path} have {misfit[1]}")
+
+
+def _find_misfit(vit: VisionTransformer, weights: Mapping[str, Tensor]) -> tuple[str, str] | None:
+    """Return the setting of a ViT that contradicts a file's weights, by timm's names, and what these have; or None."""
+    sizes = {"depth": len({name.split(".")[1] for name in weights if name.startswith("blocks.")})}
+    if "pos_embed" in weights:
+        sizes["embed_dim"] = weights["pos_embed"].shape[-1]
+    for field, size in sizes.items():
+        if size and size != _sizes(vit)[field]:
+            return f"model.{field} {_sizes(vit)[field]}", str(size)
+    if sizes["depth"] and vit.cls_token is not None and "cls_token" not in weights:
+        return "model.name", "no class token"
+    return None
 
 
 def _sizes(vit: VisionTransformer) -> dict[str, int]:

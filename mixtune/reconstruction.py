@@ -18,7 +18,7 @@ from torchvision.utils import make_grid
 from mixtune.errors import RequestError, show
 from mixtune.files import write_whole
 from mixtune.objectives import Reconstructs
-from mixtune.space.effective import Method
+from mixtune.space.effective import Method, choose_statistics
 from mixtune.training.data import TrainingData
 from mixtune.training.plan import make_plan, method_of
 from mixtune.training.saved import SavedRun
@@ -125,7 +125,8 @@ def _hidden_pixels(keep: Tensor, tokens: int, patch_size: int) -> Tensor:
 
 def _source(run: SavedRun) -> str:
     split = "test" if run.recipe.protocol == "paper" else "validation"
-    units = "" if run.recipe.data.statistics == "own" else f" in units of {run.recipe.data.statistics}"
+    chosen = choose_statistics(run.recipe.data.statistics, run.recipe.model.pretrained)
+    units = {"own": "", "imagenet": " in units of imagenet", "weights": " in units of the weights' images"}[chosen]
     return f"{split} images of {', '.join(run.classes)}{units}"
 
 

@@ -235,16 +235,7 @@ def _write(trained: _Trained, folder: Path, on_line: Callable[[str], None]) -> P
     for remark in facts.remarks:
         on_line(remark)
     figures = {name: getattr(facts, name) for name in ("name", "choice", "split", "metrics", "confirmed", "remarks")}
-    of_tasks = {
-        task.name: {
-            "images": task.images,
-            **task.scores,
-            "classes": task.classes,
-            "recalls": task.recalls,
-            "confusion": task.confusion,
-        }
-        for task in facts.tasks
-    }
+    of_tasks = {task.name: task.figures() for task in facts.tasks}
     files["recipe.yaml"] = _recipe_text(facts.recipe).encode()
     files["metrics.json"] = _json({"mixtune": facts.version, **figures, "tasks": of_tasks})
     files["README.md"] = model_card(facts).encode()
@@ -306,7 +297,9 @@ def _measure(trained: _Trained) -> tuple[ModelFacts, dict[str, bytes]]:
             train_images=len(task.train),
             augmentation=asdict(task.train.augmentation),
             scores=asdict(scores[-1]),
-            confusion=tally.confusion.tolist(),
+            counts=tally.counts[0].tolist(),
+            right=tally.counts[2].tolist(),
+            mistakes=tally.mistakes(),
             folder=below,
         )
         tasks.append(facts)

@@ -11,9 +11,11 @@ import jinja2
 import yaml
 
 from mixtune.metrics import find_metric, significant
+from mixtune.space.effective import resolve_auto
 from mixtune.space.recipe import Recipe, flatten
 
 MAX_CLASSES = 20  # whose tables are shown in full
+MAX_MATRIX = 1000  # whose confusions metrics.json holds as a matrix
 LOWEST, MAX_CONFUSED = 10, 15  # rows of the tables that stand for them where there are more
 
 _SOURCES = "the training images and the weights that it began from"
@@ -27,10 +29,11 @@ _SCORES = {
 
 @dataclass(frozen=True)
 class TaskFacts:
-    """One task: its classes, its figures by the names of mixtune.training.scores, and its images by class and answer.
+    """One task: its classes, its figures by the names of mixtune.training.scores, and what it was answered.
 
     title: what people call its images; train_images: labelled ones; augmentation: of these, by the names of the
-    recipe; folder: of its model, relative to the card's, such as ``"."``.
+    recipe; counts: held-out images by class; right: those of them that are answered rightly; mistakes: class, answer
+    and images of the others; folder: of its model, relative to the card's, such as ``"."``.
     """
 
     name: str
@@ -39,26 +42,41 @@ class TaskFacts:
     train_images: int
     augmentation: Mapping[str, Any]
     scores: Mapping[str, float]
-    confusion: Sequence[Sequence[int]]
+    counts: Sequence[int]
+    right: Sequence[int]
+    mistakes: Sequence[tuple[int, int, int]]
     folder: str = "."
 
     @property
     def images(self) -> int:
         """How many the figures are of."""
-        return sum(map(sum, self.confusion))
+        return sum(self.counts)
 
     @property
     def recalls(self) -> list[float | None]:
         """The share of each class's images that was recognised, None for a class that has none."""
-        return [row[label] / sum(row) if sum(row) else None for label, row in enumerate(self.confusion)]
+        return [right / count if count else None for right, count in zip(self.right, self.counts, strict=True)]
+
+    def confusion(self) -> list[list[int]]:
+        """Images by their class (rows) and by the answer."""
+        rows = [[0] * len(self.classes) for _ in self.classes]
+        for label, right in enumerate(self.right):
+            rows[label][label] = right
+        for label, answer, images in self.mistakes:
+            rows[label][answer] = images
+        return rows
+
+    def figures(self) -> dict[str, Any]:
+        """Return what metrics.json holds of the task: of more than MAX_MATRIX classes the mistakes that there are."""
+        of_classes = {"classes": self.classes, "recalls": self.recalls}
+        if len(self.classes) > MAX_MATRIX:
+            return {"images": self.images, **self.scores, **of_classes, "mistakes": self.mistakes}
+        return {"images": self.images, **self.scores, **of_classes, "confusion": self.confusion()}
 
     def rows(self) -> list[list[str]]:
         """Name, images and recall of each class."""
         recalls = ["-" if recall is None else f"{100 * recall:.1f} %" for recall in self.recalls]
-        return [
-            [name, f"{sum(row):,}", recall]
-            for name, row, recall in zip(self.classes, self.confusion, recalls, strict=True)
-        ]
+        return [list(row) for row in zip(self.classes, (f"{n:,}" for n in self.counts), recalls, strict=True)]
 
     def lowest(self) -> list[list[str]]:
         """The rows of the classes with the lowest recall; those without an image come last."""
@@ -67,14 +85,13 @@ class TaskFacts:
 
     def matrix(self) -> list[list[str]]:
         """Name and answers of each class, nothing for none."""
-        return [[name, *(str(n or "") for n in row)] for name, row in zip(self.classes, self.confusion, strict=True)]
+        return [[name, *(str(n or "") for n in row)] for name, row in zip(self.classes, self.confusion(), strict=True)]
 
     def confused(self) -> list[list[str]]:
         """Class, answer and how often, of the most frequent mistakes."""
-        numbered = ((n, i, j) for i, row in enumerate(self.confusion) for j, n in enumerate(row) if n and i != j)
+        most = sorted(((n, label, answer) for label, answer, n in self.mistakes), reverse=True)[:MAX_CONFUSED]
         return [
-            [self.classes[i], self.classes[j], f"{n} of {sum(self.confusion[i])}"]
-            for n, i, j in sorted(numbered, reverse=True)[:MAX_CONFUSED]
+            [self.classes[label], self.classes[answer], f"{n} of {self.counts[label]}"] for n, label, answer in most
         ]
 
 
@@ -178,6 +195,9 @@ def _settings(facts: ModelFacts) -> Iterator[tuple[str, str]]:
     yield "method", f"{metrics['method']}: {', '.join(epochs)} epochs"
     if facts.epochs["mix"]:
         yield "loss-ratio alpha, mix-ratio rho", f"{significant(recipe.alpha)}, {significant(recipe.rho)}"
+    values = resolve_auto(flatten(recipe.to_dict()))
+    if facts.epochs["mix"] and values["data.partners"] == "pool":
+        yield "mixup weight lambda", significant(recipe.lambda_)
     if recipe.epochs.ssl:
         yield "self-supervised objective", _assigned(recipe.ssl.model_dump(mode="json"))
     losses = ["ssl", "sl"] if recipe.epochs.ssl else ["sl"]
@@ -189,7 +209,8 @@ def _settings(facts: ModelFacts) -> Iterator[tuple[str, str]]:
         of = f" of {task.title}" if len(facts.tasks) > 1 else ""
         yield f"augmentation{of}", _assigned({k: v for k, v in task.augmentation.items() if v is not None and k != off})
     shown = {"dataset", "fraction", "val_fraction", "ssl_dataset", "ssl_fraction", "statistics"}
-    yield "data", _assigned(recipe.data.model_dump(mode="json", include=shown, exclude_none=True))
+    data = recipe.data.model_dump(mode="json", include=shown, exclude_none=True)
+    yield "data", _assigned({**data, "statistics": values["data.statistics"]})
     weights: dict[Any, str] = {False: "random", True: f"timm's pretrained ones of {recipe.model.name}"}
     yield "first weights", weights.get(recipe.model.pretrained, "pretrained ones, from a file")
     yield "precision, seed", f"{metrics.get('precision', recipe.precision)}, {recipe.seed}"

@@ -167,19 +167,19 @@ def _resampled_variance(
 ) -> float:
     known = held_out[str(pairs[0][0].validation)]
     labels, classes = _decode(known.labels[task]), known.classes[task]
-    cells = [[labels * classes + _decode(run.predictions[task]) for run in pair] for pair in pairs]
+    answers = [[_decode(run.predictions[task]) for run in pair] for pair in pairs]
     rng, draws = np.random.default_rng(0), []
     for _ in range(DRAWS):
         drawn = rng.integers(len(labels), size=len(labels))
-        scores = [[_score(each[drawn], classes, metric) for each in pair] for pair in cells]
+        scores = [[_score(labels[drawn], each[drawn], classes, metric) for each in pair] for pair in answers]
         draws.append(np.mean([one - other for one, other in scores]))
     return float(np.var(draws, ddof=1))
 
 
-def _score(cells: Classes, classes: int, metric: str) -> float:
-    """Return balanced accuracy or macro F1 of images by (class * classes + predicted class), as Scores defines them."""
-    confusion = np.bincount(cells, minlength=classes**2).reshape(classes, classes).astype(float)
-    right, support, answered = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+def _score(labels: Classes, answers: Classes, classes: int, metric: str) -> float:
+    """Return balanced accuracy or macro F1 of images by class and predicted class, as Scores defines them."""
+    counted = labels[labels == answers], labels, answers
+    right, support, answered = (np.bincount(each, minlength=classes).astype(float) for each in counted)
     if metric == "val_balanced_accuracy":
         return float((right[support > 0] / support[support > 0]).mean())
     either = support + answered

@@ -53,6 +53,16 @@ def mixes_partners(partners: str, fraction: float, ssl_fraction: float | None, a
     return another_set or (partners == "auto" and has_others)
 
 
+def choose_statistics(statistics: str, pretrained: bool | str) -> str:
+    """Return what images are normalised by: ``own``, ``imagenet`` or ``weights``.
+
+    statistics, pretrained: of the recipe's ``data`` and ``model``.
+    """
+    if statistics != "auto":
+        return statistics
+    return "own" if pretrained is False else "weights"
+
+
 def mixes_by_values(values: Mapping[str, Any]) -> bool:
     """Return mixes_partners() of a recipe's values, by dotted path; data of one name and folder are one set."""
     return mixes_partners(
@@ -61,8 +71,10 @@ def mixes_by_values(values: Mapping[str, Any]) -> bool:
 
 
 def resolve_auto(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recipe's values by dotted path, ``data.partners`` by what it comes to."""
-    return {**values, "data.partners": "pool" if mixes_by_values(values) else "own"}
+    """Return a recipe's values by dotted path, ``data.partners`` and ``data.statistics`` by what they come to."""
+    partners = "pool" if mixes_by_values(values) else "own"
+    statistics = choose_statistics(values["data.statistics"], values.get("model.pretrained", False))
+    return {**values, "data.partners": partners, "data.statistics": statistics}
 
 
 def _has_another_set(values: Mapping[str, Any]) -> bool:
@@ -108,7 +120,7 @@ def effective(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return a recipe's values without idle ones, by dotted path: equal for recipes that train the same.
 
     rho is the mix phase's share of the smaller budget, a cosine schedule's warm-up at most a fifth of its budget, and
-    data.partners what it comes to.
+    what is left to be chosen is what is chosen.
     """
     idle = idle_settings(values)
     kept = {path: value for path, value in resolve_auto(values).items() if path not in idle}

@@ -85,8 +85,9 @@ class Data(Section):
     alone; auto: SSL images where they are more than the labelled ones."""
     ssl_epoch: Literal["supervised", "pool"] = "supervised"
     """An SSL epoch: as many steps as a supervised one, as in the paper, or one pass over the SSL images (pool)."""
-    statistics: Literal["own", "imagenet"] = "own"
-    """Mean and standard deviation that images are normalised by: of the training images, or ImageNet's."""
+    statistics: Literal["auto", "own", "imagenet", "weights"] = "auto"
+    """Mean and standard deviation that images are normalised by. own: the training images'; weights: timm's for the
+    pretrained weights of `model.name`; auto: weights where `model.pretrained` is set, else own."""
 
     @property
     def parts(self) -> dict[str, str]:
@@ -250,6 +251,7 @@ BEFORE: dict[str, Any] = {
     "data.range": "full",
     "data.reading": 1,
     "data.partners": "ssl_dataset",
+    "data.statistics": "own",
 }
 """What a recipe meant that was recorded before a field existed, where that is not today's default."""
 
@@ -274,6 +276,8 @@ def _check_together(recipe: Recipe) -> None:
         )
     if data.ssl_root is not None and data.ssl_dataset is None:
         raise RecipeError(("data", "ssl_root"), "is given without data.ssl_dataset: add it (image_folder, say)")
+    if data.statistics == "weights" and recipe.model.pretrained is False:
+        raise RecipeError(("data", "statistics"), "weights needs model.pretrained: set it, or choose own or imagenet")
     if data.partners == "own" and data.ssl_dataset is not None:
         raise RecipeError(
             ("data", "partners"), f"own mixes nothing in, so data.ssl_dataset {data.ssl_dataset} has no part: drop one"

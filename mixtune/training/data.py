@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import get_pretrained_cfg
 from torch import Tensor
 
 from mixtune.datasets import (
@@ -27,7 +28,7 @@ from mixtune.datasets import (
     split_indices,
 )
 from mixtune.errors import RequestError
-from mixtune.space.effective import mixes_partners
+from mixtune.space.effective import choose_statistics, mixes_partners
 from mixtune.space.recipe import Recipe, Task
 from mixtune.space.views import View
 from mixtune.training.augmentation import Augmentation, normalise
@@ -480,12 +481,8 @@ def _for_ssl(pool: ImagePool, recipe: Recipe) -> ImagePool:
 def make_pool(images: ImageSet, indices: Indices, recipe: Recipe, device: torch.device) -> ImagePool:
     """Return images on a device as batches of a recipe are drawn from them; indices: those that may be drawn."""
     pixels, labels = place_images(images, device)
-    augment, channels = recipe.augment, pixels.shape[1]
-    mean, std = images.mean, images.std
-    if recipe.data.statistics == "imagenet":
-        mean, std = (
-            values if channels == 3 else (sum(values) / 3,) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-        )
+    augment = recipe.augment
+    mean, std = _statistics(recipe, images)
     return ImagePool(
         images=pixels,
         labels=labels,
@@ -500,6 +497,21 @@ def make_pool(images: ImageSet, indices: Indices, recipe: Recipe, device: torch.
             randaugment=augment.randaugment,
         ),
     )
+
+
+def _statistics(recipe: Recipe, images: ImageSet) -> tuple[Sequence[float], Sequence[float]]:
+    """Return each channel's mean and standard deviation that images are normalised by."""
+    chosen = choose_statistics(recipe.data.statistics, recipe.model.pretrained)
+    if chosen == "own":
+        return images.mean, images.std
+    colours = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    if chosen == "weights":
+        known = get_pretrained_cfg(recipe.model.name)
+        if known is None:
+            raise RequestError(f"data.statistics weights: timm knows none of {recipe.model.name}: set own or imagenet")
+        colours = known.mean, known.std
+    mean, std = colours if images.images.shape[1] == 3 else ((sum(values) / 3,) for values in colours)
+    return mean, std
 
 
 @functools.lru_cache(maxsize=8)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BINS = 15  # of the top-1 probability, equally wide, as in Guo et al. 2017
+BLOCK = 2**21  # probabilities that are held at once, in double precision
 
 
 @dataclass(frozen=True)
@@ -36,43 +37,57 @@ SCORES = tuple(field.name for field in fields(Scores))
 
 
 class Tally:
-    """A classifier's answers, counted batch by batch without a wait for the device.
+    """A classifier's answers, counted batch by batch without a wait for the device; memory is linear in the classes.
 
-    confusion: int64 (C, C), images by their class and by the answer; bins: float64 (BINS, 3), by the probability of
-    the answer: images, right answers, sum of the probabilities; finite: whether all logits were; answers: each batch's.
+    counts: int64 (3, C), images by their class, by the answer, and by class where the answer is right; bins: float64
+    (BINS, 3), by the probability of the answer: images, right answers, sum of the probabilities; finite: whether all
+    logits were; labels, answers: each batch's.
     """
 
     def __init__(self, classes: int, device: torch.device) -> None:
-        self.confusion = torch.zeros(classes, classes, dtype=torch.int64, device=device)
+        self.counts = torch.zeros(3, classes, dtype=torch.int64, device=device)
         self.bins = torch.zeros(BINS, 3, dtype=torch.float64, device=device)
         self.finite = torch.ones((), dtype=torch.bool, device=device)
+        self.labels: list[Tensor] = []
         self.answers: list[Tensor] = []
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Count a batch: logits (B, C), labels int64 (B,)."""
-        answers = logits.argmax(dim=1)
-        self.answers.append(answers.to(torch.uint8 if len(self.confusion) <= 256 else torch.int32))
-        cells = labels * len(self.confusion) + answers
-        self.confusion.view(-1).index_add_(0, cells, torch.ones_like(cells))
-        confidence = logits.double().softmax(dim=1).amax(dim=1)
-        found = torch.stack([torch.ones_like(confidence), (answers == labels).double(), confidence], dim=1)
+        classes = logits.shape[1]
+        answers, dtype = logits.argmax(dim=1), torch.uint8 if classes <= 256 else torch.int32
+        self.labels.append(labels.to(dtype))
+        self.answers.append(answers.to(dtype))
+        right, ones = answers == labels, torch.ones_like(labels)
+        for counts, of, images in zip(self.counts, (labels, answers, labels), (ones, ones, right.long()), strict=True):
+            counts.index_add_(0, of, images)
+        parts = torch.split(logits, max(1, BLOCK // classes))
+        confidence = torch.cat([part.double().softmax(dim=1).amax(dim=1) for part in parts])
+        found = torch.stack([torch.ones_like(confidence), right.double(), confidence], dim=1)
         bins = (confidence * BINS).ceil().long().clamp(1, BINS) - 1  # ((m - 1) / 15, m / 15] is bin m
         self.bins += F.one_hot(bins, BINS).double().T @ found  # not added one by one: a GPU would choose the order
-        self.finite &= logits.isfinite().all()
+        for part in parts:
+            self.finite &= part.isfinite().all()
 
     def predictions(self) -> Tensor:
         """Return the predicted class of every image, (images,), on the CPU, in the order in which they were counted."""
         return torch.cat(self.answers).cpu() if self.answers else torch.zeros(0, dtype=torch.uint8)
 
+    def mistakes(self) -> list[tuple[int, int, int]]:
+        """Return the class, the answer and the number of images of each mistake, by class and answer."""
+        if not self.labels:
+            return []
+        labels, answers = (torch.cat(each).long().cpu() for each in (self.labels, self.answers))
+        pairs = torch.stack([labels, answers], dim=1)[labels != answers]
+        kinds, images = torch.unique(pairs, dim=0, return_counts=True)
+        return [(label, answer, count) for (label, answer), count in zip(kinds.tolist(), images.tolist(), strict=True)]
+
     def scores(self) -> Scores:
         """Return the figures of what was counted."""
-        images = int(self.confusion.sum())
+        images = int(self.counts[0].sum())
         if not images or not self.finite:
             return Scores(math.nan, math.nan)
-        right, support, answered = (
-            counts.double() for counts in (self.confusion.diag(), self.confusion.sum(dim=1), self.confusion.sum(dim=0))
-        )
-        accuracy = int(self.confusion.trace()) / images
+        support, answered, right = self.counts.double()
+        accuracy = int(self.counts[2].sum()) / images
         recalls = right[support > 0] / support[support > 0]
         variances = recalls * (1.0 - recalls) / support[support > 0]
         either = support + answered

@@ -7,8 +7,13 @@ from itertools import product
 import torch
 
 from mixtune.cost.flops import Size, largest_recipe, measure_speeds, most_expensive_recipe, recipe_flops, step_flops
+from mixtune.cost.machine import Machine
+from mixtune.cost.model import CostModel
 from mixtune.space.space import space_from_dict
+from mixtune.training.data import load_training_data
+from mixtune.training.device import describe_device
 from mixtune.training.plan import PHASES
+from mixtune.training.state import start_state
 
 SIZE = Size(image_size=8, channels=1, classes=(10,), images=(1437,))
 
@@ -73,3 +78,21 @@ def test_measuring_speeds_gives_every_phases_and_leaves_the_data_and_the_random_
         assert torch.equal(torch.get_rng_state(), before), changes
         assert torch.equal(state.data.tasks[0].train.images, pixels), changes
         assert state.data.batch_size == 32
+
+
+def test_a_forecast_has_the_bill_that_the_trial_will_have(make_recipe):
+    """Its steps and cost signatures, whatever is mixed in and however long an SSL epoch is."""
+    choices = {
+        "data.partners": ["own", "pool", "auto"],
+        "data.ssl_fraction": [None, 0.5, 1.0],
+        "data.ssl_epoch": ["supervised", "pool"],
+    }
+    drawn = {path: {"choice": values} for path, values in choices.items()}
+    space = space_from_dict({"recipe": make_recipe({"rho": 0.5}).to_dict(), "space": drawn})
+    device = torch.device("cpu")
+    machine = Machine(describe_device(device), torch.get_num_threads(), "float32", dict.fromkeys(PHASES, 1.0))
+    costs = CostModel(space, load_training_data(space.recipe), machine)
+    for point in product(*choices.values()):
+        recipe = space.recipe_at(dict(zip(choices, point, strict=True)))
+        bill, forecast = start_state(recipe, load_training_data(recipe)).bill, costs.bill(recipe)
+        assert (forecast.steps, forecast.epochs) == (bill.steps, bill.epochs), point

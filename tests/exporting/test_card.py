@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
 from huggingface_hub import ModelCard
 
-from mixtune.exporting.card import LOWEST, MAX_CONFUSED, ModelFacts, TaskFacts, model_card
+from mixtune.exporting.card import LOWEST, MAX_CONFUSED, MAX_MATRIX, ModelFacts, TaskFacts, model_card
 from mixtune.space.recipe import parse_recipe
 
 SCORES = {"accuracy": 0.875, "accuracy_se": 0.012, "balanced_accuracy": 0.81, "balanced_accuracy_se": 0.02}
 SCORES |= {"macro_f1": 0.8, "calibration_error": 0.0432}
 AUGMENTATION = {"pad": 4, "flip": 0.5, "crop_scale": None, "crop_ratio": (0.75, 1.33), "randaugment": None}
-PETS = TaskFacts("pets", "pets", ("cat", "dog", "a|b"), 900, AUGMENTATION, SCORES, [[40, 10, 0], [1, 30, 0], [0, 0, 0]])
+WRONG = [(0, 1, 10), (1, 0, 1)]
+PETS = TaskFacts("pets", "pets", ("cat", "dog", "a|b"), 900, AUGMENTATION, SCORES, (50, 31, 0), (40, 30, 0), WRONG)
 METRICS: dict[str, Any] = {"train_latency_s": 12.3, "infer_latency_ms": 1.5, "train_flops": 4e12, "lr_ssl": 1.5e-4}
 METRICS |= {"lr_sl": 1e-3, "method": "mixtraining", "device": "NVIDIA H200", "precision": "bfloat16"}
 
@@ -68,7 +71,7 @@ def test_the_hub_reads_what_it_is_and_its_accuracy() -> None:
     assert (result.metric_type, result.metric_value) == ("accuracy", 0.875)
 
     recipe = parse_recipe({"data": {"dataset": "digits", "ssl_dataset": "CIFAR10"}, "protocol": "paper"})
-    other = replace(PETS, title="my scans: 2", confusion=[[0] * 3] * 3)  # without held-out images
+    other = replace(PETS, title="my scans: 2", counts=[0] * 3, right=[0] * 3, mistakes=[])  # without held-out images
     data = ModelCard(model_card(facts(recipe=recipe, split="test", tasks=(PETS, other)))).data
     assert data.datasets == ["pets", "my-scans-2", "CIFAR10"]
     assert [(each.dataset_name, each.dataset_split) for each in data.eval_results] == [("pets", "test")]
@@ -76,11 +79,39 @@ def test_the_hub_reads_what_it_is_and_its_accuracy() -> None:
     assert (data.eval_results, data.metrics) == (None, None)
 
 
+def class_names(count: int) -> tuple[str, ...]:
+    return tuple(f"class{i}" for i in range(count))
+
+
+def test_a_card_takes_memory_in_proportion_to_the_classes() -> None:
+    def peak(count: int) -> int:
+        names, mistakes = class_names(count), [(i, (i + 1) % count, 1) for i in range(count)]
+        task = replace(PETS, classes=names, counts=[2] * count, right=[1] * count, mistakes=mistakes)
+        tracemalloc.start()
+        model_card(facts(tasks=(task,)))
+        assert len(json.dumps(task.figures())) < 100 * count
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    model_card(facts())  # what is loaded once
+    assert peak(20_000) < 8 * peak(5_000)
+    assert peak(5_000) < 50e6  # a matrix has 25 million cells
+
+
+def test_metrics_have_a_matrix_or_what_there_is_of_it() -> None:
+    assert PETS.figures()["confusion"] == [[40, 10, 0], [1, 30, 0], [0, 0, 0]]
+    many = replace(PETS, classes=class_names(MAX_MATRIX + 1), counts=[1] * 1001, right=[1] * 1001)
+    assert (many.figures()["mistakes"], "confusion" in many.figures()) == (WRONG, False)
+
+
 def test_of_many_classes_the_worst_and_the_most_confused_are_shown() -> None:
     count = 120
-    confusion = [[50 if i == j else i * (j == i + 1) for j in range(count)] for i in range(count)]
-    confusion[17][18], confusion[3] = 150, [0] * count
-    task = replace(PETS, classes=tuple(f"class{i}" for i in range(count)), confusion=confusion)
+    mistakes = [(i, i + 1, 150 if i == 17 else i) for i in range(1, count - 1) if i != 3]
+    counts, right = [0 if i == 3 else 50 for i in range(count)], [0 if i == 3 else 50 for i in range(count)]
+    for label, _, images in mistakes:
+        counts[label] += images
+    task = replace(PETS, classes=class_names(count), counts=counts, right=right, mistakes=mistakes)
     card = model_card(facts(tasks=(task,)))
     lowest = card.partition("| class | images | recall |")[2].partition("\n\n")[0].splitlines()[2:]
     assert (len(lowest), lowest[0]) == (LOWEST, "| class17 | 200 | 25.0 % |")

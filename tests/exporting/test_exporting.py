@@ -293,9 +293,6 @@ def test_images_of_other_classes_than_the_recipe_was_trained_on_are_told(
     copied = shutil.copytree(photos["data.root"], tmp_path / "photos")
     train_one({**photos, "data.root": str(copied)})
     with pytest.raises(DataError, match="the images of image_folder/test, image_folder/train are not those that"):
-    with pytest.raises(
-        DataError, match="the images of image_folder/test, image_folder/train are not those that the rec"
-    ):
         export(tmp_path / "one")
 
 

@@ -20,6 +20,7 @@ MODELS = {
     "average": {"model.pool": "avg"},
     "one pixel a patch": {"model.patch_size": 1, "model.pool": "avg"},
     "imagenet statistics": {"data.statistics": "imagenet"},
+    "statistics of the weights": {"data.statistics": "weights", "model.pretrained": "<weights>"},
     "registers alongside a class token": {"model.name": "vit_small_patch14_reg4_dinov2"},
     "registers alongside a class token, average": {"model.name": "vit_small_patch14_reg4_dinov2", "model.pool": "avg"},
     "registers alone": {"model.name": "vit_little_patch16_reg4_gap_256", "model.pool": "avg"},
@@ -32,9 +33,12 @@ MODELS = {
 
 
 @pytest.fixture(params=MODELS.values(), ids=list(MODELS))
-def state(request, make_state, photos):
+def state(request, make_state, photos, tmp_path):
     """A state whose every weight has a random part."""
     given = dict(request.param)
+    if "model.pretrained" in given:
+        given["model.pretrained"] = str(tmp_path / "weights.pth")
+        torch.save(make_state(SMALL).backbone.vit.state_dict(), given["model.pretrained"])
     state = make_state({**SMALL, **(photos if given.pop("photos", False) else {}), **given})
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -67,6 +71,7 @@ def test_timms_model_takes_the_weights_and_gives_the_same_logits(state, tmp_path
     told = timm.data.resolve_model_data_config(found)
     assert told["input_size"] == (state.data.channels, state.data.image_size, state.data.image_size)
     assert torch.equal(torch.tensor(told["mean"]), task.held_out.mean.flatten())
+    assert state.recipe.data.statistics != "weights" or told["mean"] == told["std"] == [0.5]
     assert torch.equal(torch.tensor(told["std"]), task.held_out.std.flatten())
     assert list(found.pretrained_cfg["label_names"]) == list(task.classes)
 

@@ -46,7 +46,7 @@ DEFAULTS = f"""
 data: {{dataset: digits, root: null, train: null, val: null, test: null, download: true, image_size: null, fit: auto,
        background: auto, range: auto, max_megapixels: 178.0, on_bad_file: stop, duplicates: warn, reading: 2,
        fraction: 1.0, val_fraction: 0.1, ssl_dataset: null, ssl_root: null, ssl_fraction: null, partners: auto,
-       ssl_epoch: supervised, statistics: own}}
+       ssl_epoch: supervised, statistics: auto}}
 model: {{name: vit_tiny_patch16_224, patch_size: null, embed_dim: null, depth: null, num_heads: null, pool: token,
         pretrained: false}}
 epochs: {{ssl: 100, sl: 100}}
@@ -164,6 +164,7 @@ def test_a_mistake_names_the_key_what_was_given_and_what_is_allowed() -> None:
         ({"ssl.objective": "mea"}, f"ssl.objective: unknown objective 'mea': known are {KNOWN}; did you mean 'mae'?"),
         ({"ssl.objective": "json:dumps"}, f"ssl.objective: json:dumps {needs}"),
         ({"data.ssl_root": "/x"}, f"data.ssl_root: {without}"),
+        ({"data.statistics": "weights"}, "data.statistics: weights needs model.pretrained: set it, or choose own or "),
         (
             {"data.ssl_dataset": "SVHN", "data.partners": "own"},
             "data.partners: own mixes nothing in, so data.ssl_datas",

@@ -90,6 +90,9 @@ CASES = [
     Case("data.ssl_epoch", "pool", ALL, {**MORE_IMAGES, "rho": 1.0}),  # no SSL phase
     Case("data.ssl_epoch", "pool", START, {**MORE_IMAGES, **AT_ONE_RATE}),
     Case("data.statistics", "imagenet", START),
+    Case("data.statistics", "own", ALL),
+    Case("data.statistics", "own", START, {"model.pretrained": "<weights>"}),
+    Case("data.statistics", "weights", ALL, {"model.pretrained": "<weights>"}),
     Case("model.name", "vit_base_patch16_clip_224", NONE),
     Case("model.patch_size", 2, NONE),
     Case("model.embed_dim", 32, NONE),

@@ -8,7 +8,7 @@ import torch
 
 from mixtune.cost.flops import Size, recipe_flops
 from mixtune.errors import RequestError
-from mixtune.space.recipe import parse_recorded
+from mixtune.space.recipe import parse_recorded, with_former_defaults
 from mixtune.training.augmentation import crop_and_flip, resized_crop_and_flip
 from mixtune.training.data import load_training_data
 from mixtune.training.loop import train
@@ -282,6 +282,38 @@ def test_the_papers_tinyimagenet_preprocessing_is_a_recipes_augmentation(make_re
     torch.testing.assert_close(
         task.train.batch(pixels, generator()), (changed / 255 - gray_mean) / gray_std, rtol=1e-5, atol=1e-5
     )
+
+
+def test_pretrained_weights_bring_their_statistics(make_recipe, write_crops, tmp_path):
+    """Half and a half for timm's vit_tiny, OpenAI's for CLIP; the mean of the colours for gray images."""
+    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    file = str(tmp_path / "weights.safetensors")  # what is in it does not matter here
+    clip = {"model.name": "vit_base_patch16_clip_224", "model.pretrained": True}
+    gray = [sum(mean) / 3], [sum(std) / 3]
+
+    def statistics_of(changes):
+        pool = load_training_data(make_recipe(changes)).tasks[0].train
+        return pool.mean.flatten().tolist(), pool.std.flatten().tolist()
+
+    own = statistics_of({})
+    for changes, expected in (
+        ({"model.pretrained": True}, ([0.5], [0.5])),
+        ({"model.pretrained": file}, ([0.5], [0.5])),
+        ({"model.pretrained": file, "data.statistics": "weights"}, ([0.5], [0.5])),
+        (clip, gray),
+        ({**clip, "data.statistics": "own"}, own),
+        ({"data.statistics": "own"}, own),
+    ):
+        for found, wanted in zip(statistics_of(changes), expected, strict=True):
+            assert found == pytest.approx(wanted), changes
+    crops = load_training_data(
+        make_recipe({**clip, "data.ssl_dataset": "image_folder", "data.ssl_root": write_crops(20)})
+    )
+    assert crops.tasks[0].ssl.mean.flatten().tolist() == pytest.approx(gray[0])
+    recorded = with_former_defaults(make_recipe({**clip, "data.statistics": "auto"}).to_dict())
+    assert recorded["data"]["statistics"] == "auto"
+    del recorded["data"]["statistics"]
+    assert parse_recorded(recorded).data.statistics == "own"
 
 
 def test_a_process_places_the_images_of_many_trials_once(make_recipe):

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from mixtune.training.scores import BINS, SCORES, Scores, Tally, mean_scores, standard_error
+from mixtune.training.scores import BINS, BLOCK, SCORES, Scores, Tally, mean_scores, standard_error
 
 CPU = torch.device("cpu")
 
@@ -43,7 +44,11 @@ def test_accuracies_f1_and_confusion_are_those_of_scikit_learn():
         logits, labels = draw_answers(seed, images, classes)
         answers = logits.argmax(dim=1)
         tally = count(logits, labels)
-        assert np.array_equal(tally.confusion, confusion_matrix(labels, answers, labels=range(classes))), seed
+        confusion = confusion_matrix(labels, answers, labels=range(classes))
+        counts = confusion.sum(axis=1), confusion.sum(axis=0), confusion.diagonal()
+        assert np.array_equal(tally.counts, counts), seed
+        wrong = [(i, j, confusion[i, j]) for i, j in zip(*confusion.nonzero(), strict=True) if i != j]
+        assert tally.mistakes() == wrong, seed
         scores = tally.scores()
         assert scores.accuracy == accuracy_score(labels, answers), seed
         with warnings.catch_warnings():
@@ -124,3 +129,33 @@ def test_several_tasks_count_alike():
     assert asdict(mean_scores([one, other])) == pytest.approx(asdict(Scores(0.7, 0.025, 0.7, 0.025, 0.5, 0.15)))
     assert mean_scores([one]) == one
     assert list(asdict(one)) == list(SCORES)
+
+
+class NewMemory(TorchDispatchMode):
+    """Notes the most bytes that one result has of its own, apart from a tensor that was there."""
+
+    def __init__(self, given):
+        super().__init__()
+        self.given, self.most = given.untyped_storage().data_ptr(), 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        for tensor in found if isinstance(found, list | tuple) else [found]:
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() != self.given:
+                self.most = max(self.most, tensor.untyped_storage().nbytes())
+        return found
+
+
+def test_memory_grows_with_the_classes_and_not_with_their_square():
+    classes = 20_000
+    logits, labels = torch.randn(1024, classes), torch.arange(1024)
+    tally = Tally(classes, CPU)
+    with NewMemory(logits) as memory:
+        tally.add(logits, labels)
+        tally.scores()
+        tally.mistakes()
+    assert memory.most <= 8 * BLOCK  # of one step, beyond the batch's logits
+    held = [tally.counts, tally.bins, *tally.labels, *tally.answers]
+    assert sum(tensor.nbytes for tensor in held) < 1e6
+    whole = logits.double().softmax(dim=1).amax(dim=1)
+    assert tally.bins[:, 2].sum().item() == pytest.approx(whole.sum().item())
