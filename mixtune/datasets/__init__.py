@@ -29,7 +29,7 @@ from mixtune.datasets._files import digest_files, image_files
 from mixtune.datasets._load import default_root, known_datasets, load_dataset
 from mixtune.datasets._memory import AnyData, hold_dataset
 from mixtune.datasets._mix import mix_images
-from mixtune.datasets._split import split_indices
+from mixtune.datasets._split import absent_classes, check_split, split_indices
 from mixtune.datasets._survey import Survey, count_dataset, survey_dataset
 from mixtune.datasets._types import Dataset, Images, ImageSet, Part, Parts, Plugin, Source
 
@@ -43,6 +43,8 @@ __all__ = [
     "Plugin",
     "Source",
     "Survey",
+    "absent_classes",
+    "check_split",
     "count_dataset",
     "default_root",
     "digest_files",

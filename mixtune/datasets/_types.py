@@ -67,6 +67,7 @@ class Source:
     download: whether a plug-in that can download may do so.
     parts: where the user says that single parts are (``data.train``, ``data.val``, ``data.test``): absolute paths.
     reading: the rules of reading, see ``data.reading``.
+    labelled: whether classes are wanted; False for ``data.ssl_root``, where all images serve, in whatever folders.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Source:
     download: bool
     parts: tuple[tuple[str, Path], ...] = ()
     reading: int = 2
+    labelled: bool = True
 
 
 class Images(Protocol):
