@@ -192,13 +192,12 @@ def _guess(found: _Found, root: Folder) -> dict[str, Folder]:
             f"{root.path} has {parts[0].name}/ but no train/: add train/, change data.root, or {_SAY} "
             "(data.train: . where each folder is a class)"
         )
-    for folder in full:
-        inside = {part_of(below.name) for below in folder.full}
-        if "train" in inside and None not in inside and len(inside) > 1:
-            raise RequestError(
-                f"{root.path} holds {listed}, and {folder.name}/ holds parts ("
-                f"{', '.join(f'{below.name}/' for below in folder.full)}): did you mean data.root {folder.path}?"
-            )
+    deeper = [folder for folder in full if {"train", "test"} <= {part_of(below.name) for below in folder.full}]
+    if len(deeper) == 1:
+        raise RequestError(
+            f"{root.path} holds {listed}, and {deeper[0].name}/ holds parts ("
+            f"{', '.join(f'{below.name}/' for below in deeper[0].full)}): did you mean data.root {deeper[0].path}?"
+        )
     why = _why_uncertain(full, parts)
     if why:
         raise RequestError(
