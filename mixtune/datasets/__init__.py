@@ -32,6 +32,7 @@ from mixtune.datasets._mix import mix_images
 from mixtune.datasets._split import absent_classes, check_split, split_indices
 from mixtune.datasets._survey import Survey, count_dataset, survey_dataset
 from mixtune.datasets._types import Dataset, Images, ImageSet, Part, Parts, Plugin, Source
+from mixtune.datasets.manifest import is_manifest, read_table
 
 __all__ = [
     "AnyData",
@@ -50,9 +51,11 @@ __all__ = [
     "digest_files",
     "hold_dataset",
     "image_files",
+    "is_manifest",
     "known_datasets",
     "load_dataset",
     "mix_images",
+    "read_table",
     "split_indices",
     "survey_dataset",
 ]

@@ -14,11 +14,13 @@ from pathlib import Path
 from mixtune.errors import RequestError, suggest
 
 PARTS = ("train", "val", "test")
+TABLES = (".csv", ".jsonl", ".parquet", ".tsv")
+TABLE_NAMES = ("metadata", "labels", "label", "annotations", "manifest", "dataset", "data", "index", "images")
 _PART = re.compile(
-    r"(?:(?:seg|imgs?|images?|data|dataset)[-_. ]?)?"
+    r"(?:(?:seg|imgs?|images?|data|dataset|labels|metadata|annotations)[-_. ]?)?"
     r"(?:(?P<train>train|training)|(?P<val>val|valid|validation|dev)|(?P<test>test|testing)"
     r"|(?P<unused>pred|predict|predictions?|unlabell?ed))"
-    r"(?:[-_. ]?(?:sets?|data|dataset|imgs?|images?|split|part|folder|files|labels|metadata|samples?)){0,2}"
+    r"(?:[-_. ]?(?:sets?|data|dataset|imgs?|images?|split|part|folder|files|labels|metadata|annotations|samples?)){0,2}"
     r"(?:[-_. ]?(?:19|20)\d\d)?",
     re.IGNORECASE,
 )

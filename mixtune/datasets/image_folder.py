@@ -26,6 +26,8 @@ from mixtune.datasets import _layout_1
 from mixtune.datasets._files import (
     HEIC,
     PARTS,
+    TABLE_NAMES,
+    TABLES,
     Folder,
     digest_lines,
     name_some,
@@ -37,10 +39,8 @@ from mixtune.datasets._files import (
 from mixtune.datasets._types import Part, Parts, Source
 from mixtune.errors import RequestError
 
-TABLES = (".csv", ".jsonl", ".parquet", ".tsv")
-
 _FOLD = re.compile(r"(?:folds?|splits?|parts?|partition|cv|k)[-_ ]?\d+", re.IGNORECASE)
-_INSTALL = "pillow-heif reads them (pip install pillow-heif)"
+INSTALL_HEIC = "pillow-heif reads them (pip install pillow-heif)"
 _SAY = "say which is which by data.train, data.val and data.test"
 
 
@@ -267,7 +267,9 @@ def _flat(found: _Found, train: Folder) -> Parts:
 
 
 def _tables(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.suffix.lower() in TABLES and not path.name.startswith(".")]
+    """Return the tables in a folder whose names say that they describe the images beside them."""
+    tables = [path for path in folder.iterdir() if path.suffix.lower() in TABLES]
+    return [path for path in tables if path.stem.lower() in TABLE_NAMES or part_of(path.stem) in PARTS]
 
 
 def _refuse_loose(folder: Folder) -> None:
@@ -355,12 +357,12 @@ def _heic_note(left_out: Counter[str]) -> tuple[str, ...]:
     count = sum(left_out[suffix] for suffix in HEIC)
     if not count:
         return ()
-    return (f"{count:,} HEIC {'file is' if count == 1 else 'files are'} left out: {_INSTALL}",)
+    return (f"{count:,} HEIC {'file is' if count == 1 else 'files are'} left out: {INSTALL_HEIC}",)
 
 
 def _heic_hint(left_out: Counter[str]) -> str:
     count = sum(left_out[suffix] for suffix in HEIC)
-    return f" that can be read, but {count:,} HEIC files: {_INSTALL}" if count else ""
+    return f" that can be read, but {count:,} HEIC files: {INSTALL_HEIC}" if count else ""
 
 
 def _nfc(name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from mixtune.datasets import Survey, known_datasets, survey_dataset
+from mixtune.datasets import Survey, is_manifest, known_datasets, survey_dataset
 from mixtune.errors import RequestError, closest
 from mixtune.proposal._draft import Draft, Shape
 from mixtune.proposal._text import Proposal, epoch_seconds, wall_seconds
@@ -47,7 +47,7 @@ def propose_space(data: str, root: str | None = None, hours: float = 1.0) -> Pro
 
 
 def find_data(data: str, root: str | None) -> tuple[str, str | None]:
-    """Return (dataset, root) of what was named: a dataset, or a folder of images. Raises RequestError."""
+    """Return (dataset, root) of what was named: a dataset, a folder of images, or a table. Raises RequestError."""
     known = known_datasets()
     if data in known:
         return data, None if root is None else str(Path(root).expanduser().resolve())
@@ -55,9 +55,11 @@ def find_data(data: str, root: str | None) -> tuple[str, str | None]:
     if folder.is_dir():
         if root is not None:
             raise RequestError(f"--root {root} goes with a dataset's name, and {data} is a folder")
-        return "image_folder", str(folder.resolve())
+        return ("manifest" if is_manifest(folder) else "image_folder"), str(folder.resolve())
     if folder.exists():
-        raise RequestError(f"{data} is a file: name the folder of the images")
+        if is_manifest(folder):
+            return "manifest", str(folder.resolve())
+        raise RequestError(f"{data} is a file: name the folder of the images, or a table of them (.csv, .parquet)")
     siblings = [path.name for path in folder.parent.glob("[!.]*/")]
     near = closest(folder.name, [*known, *siblings])
     if near in siblings:
