@@ -20,9 +20,10 @@ are common code. Someone else's plug-in is an object in any module, used as ``da
             train = Part(held["x"], held["y"])  # uint8 (N, H, W) or (N, H, W, C); integers (N,)
             return Parts(train, test=None, classes=("benign", "malignant"), mirror=True)
 
-`Part.images` may as well be a list of paths, or anything with a length that gives item i: a path, a PIL image
-or an array, decoded when its turn comes. ``test=None`` with labels holds out a stratified fifth;
-``labels=None`` makes a set for self-supervised learning only.
+`Part.images` may as well be a list of paths, or anything with a length that gives item i: a path, a file's bytes, a
+PIL image or an array, decoded when its turn comes. ``test=None`` with labels holds out a stratified fifth; ``val`` are
+images to validate by; images of one of ``Part.groups`` stay together; ``labels=None`` makes a set for self-supervised
+learning only.
 """
 
 from mixtune.datasets._files import digest_files, image_files

@@ -11,7 +11,7 @@ images, or train/ with images                   images without labels, for self-
 
 Parts go by many names (Training, train_set, seg_test, validation, dev), which count only if all folders beside them are
 parts, too: bus/, car/ and train/ are three classes. What stays uncertain is refused, and ``data.train``, ``data.val``
-and ``data.test`` say it. A folder that is alone in its folder is entered. Images inside a class folder may be nested.
+and ``data.test`` say it. A folder that alone holds all images is entered. Images inside a class folder may be nested.
 """
 
 from __future__ import annotations
@@ -236,11 +236,14 @@ def _enter(found: _Found, folder: Folder, *, parts: bool = True) -> Folder:
     outer = folder
     while not folder.images and len(folder.full) == 1:
         (only,) = folder.full
+        beside = [other for other in folder.folders if other is not only]
         if only.images or not only.full or (not parts and part_of(only.name)):
+            break
+        if not all(other.all_left_out() for other in beside):  # an empty class folder, not something else's files
             break
         folder = only
     if folder is not outer:
-        found.notes.append(f"{outer.path} holds nothing but {folder.path.relative_to(outer.path)}/, which is read")
+        found.notes.append(f"{outer.path} has its images in {folder.path.relative_to(outer.path)}/, which is read")
         found.left_out += outer.without([folder.path]).all_left_out()
     return folder
 

@@ -15,6 +15,7 @@ column     meaning (a family of names each, in any case)
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -408,6 +409,18 @@ def _resolve(values: list[Any], folder: Path, name: str, notes: list[str]) -> li
     found: list[Any] = []
     absent: list[int] = []
     empty = 0
+
+    @functools.cache
+    def listed(parent: Path) -> frozenset[str]:  # faster than a look at each file
+        try:
+            with os.scandir(parent) as entries:
+                return frozenset(entry.name for entry in entries if not entry.is_dir())
+        except OSError:
+            return frozenset()
+
+    def exists(path: Path) -> bool:
+        return path.name in listed(path.parent)
+
     for value in values:
         if isinstance(value, Mapping) and "bytes" in value:
             value = value["bytes"] if value["bytes"] is not None else value.get("path")
@@ -415,9 +428,9 @@ def _resolve(values: list[Any], folder: Path, name: str, notes: list[str]) -> li
             text = _text(value) if not isinstance(value, Path) else str(value)
             empty += text is None
             path = folder / (text or "")
-            if text is not None and not path.is_file():
+            if text is not None and not exists(path):
                 path = folder / text.replace("\\", "/")
-                if not path.is_file():
+                if not exists(path):
                     absent.append(len(found))
             value = path
         found.append(value)

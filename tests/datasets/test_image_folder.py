@@ -164,7 +164,7 @@ def test_a_root_one_level_too_high_is_understood_and_said(tmp_path, write_classe
     shutil.copy(tmp_path / "archive/data/train/0/000.png", tmp_path / "__MACOSX/archive/x.png")
     parts = understand(tmp_path)
     assert (parts.train.origin, parts.test.origin) == ("archive/data/train/", "archive/data/test/")
-    assert parts.notes == (f"{tmp_path} holds nothing but archive/data/, which is read",)
+    assert parts.notes == (f"{tmp_path} has its images in archive/data/, which is read",)
     for name in ("seg_train", "seg_test"):
         write_classes(tmp_path / "intel" / name / name)
     (tmp_path / "intel/seg_pred/seg_pred").mkdir(parents=True)
@@ -361,4 +361,7 @@ def test_a_folder_that_cannot_be_classified_says_why_and_names_all_at_once(tmp_p
     write_classes(tmp_path / "gap/train")
     for name in ("empty", "void"):
         (tmp_path / "gap/train" / name).mkdir()
+    write_classes(tmp_path / "sole/full")
+    (tmp_path / "sole/empty").mkdir()  # full/ is a class, not one level too many
+    refused(tmp_path / "sole", "class folder 'empty' of .*/sole has no images")
     refused(tmp_path / "gap", "class folders 'empty', 'void' of .*/train have no images: add some or remove the fol")
