@@ -20,9 +20,10 @@ are common code. Someone else's plug-in is an object in any module, used as ``da
             train = Part(held["x"], held["y"])  # uint8 (N, H, W) or (N, H, W, C); integers (N,)
             return Parts(train, test=None, classes=("benign", "malignant"), mirror=True)
 
-`Part.images` may as well be a list of paths, or anything with a length that gives item i: a path, a PIL image
-or an array, decoded when its turn comes. ``test=None`` with labels holds out a stratified fifth;
-``labels=None`` makes a set for self-supervised learning only.
+`Part.images` may as well be a list of paths, or anything with a length that gives item i: a path, a file's bytes, a
+PIL image or an array, decoded when its turn comes. ``test=None`` with labels holds out a stratified fifth; ``val`` are
+images to validate by; images of one of ``Part.groups`` stay together; ``labels=None`` makes a set for self-supervised
+learning only.
 """
 
 from mixtune.datasets._files import digest_files, image_files
@@ -31,7 +32,7 @@ from mixtune.datasets._load import cache_folder, default_root, known_datasets, l
 from mixtune.datasets._memory import AnyData, hold_dataset
 from mixtune.datasets._mix import mix_images
 from mixtune.datasets._same import matches
-from mixtune.datasets._split import split_indices
+from mixtune.datasets._split import absent_classes, check_split, split_indices
 from mixtune.datasets._survey import Survey, count_dataset, original_images, survey_dataset
 from mixtune.datasets._types import (
     DEFAULT_READING,
@@ -45,6 +46,7 @@ from mixtune.datasets._types import (
     Reading,
     Source,
 )
+from mixtune.datasets.manifest import is_manifest, read_table
 
 __all__ = [
     "DEFAULT_READING",
@@ -59,18 +61,22 @@ __all__ = [
     "Reading",
     "Source",
     "Survey",
+    "absent_classes",
     "cache_folder",
+    "check_split",
     "count_dataset",
     "default_root",
     "digest_files",
     "find_data",
     "hold_dataset",
     "image_files",
+    "is_manifest",
     "known_datasets",
     "load_dataset",
     "matches",
     "mix_images",
     "original_images",
+    "read_table",
     "same_source",
     "split_indices",
     "survey_dataset",

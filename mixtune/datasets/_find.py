@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mixtune.datasets._files import TABLES
 from mixtune.datasets._load import known_datasets
+from mixtune.datasets.manifest import is_manifest
 from mixtune.errors import RequestError, closest
-
-TABLES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")
 
 
 def find_data(data: str, root: str | None = None) -> tuple[str, str | None]:
@@ -20,13 +20,12 @@ def find_data(data: str, root: str | None = None) -> tuple[str, str | None]:
         return data, None if root is None else str(Path(root).expanduser().resolve())
     path = Path(data).expanduser()
     if path.exists() and root is not None:
-        raise RequestError(
-            f"--root {root} goes with a dataset's name, and {data} is a {'folder' if path.is_dir() else 'file'}"
-        )
+        kind = "folder" if path.is_dir() else "file"
+        raise RequestError(f"--root {root} goes with a dataset's name, and {data} is a {kind}")
+    if path.exists() and is_manifest(path):
+        return "manifest", str(path.resolve())
     if path.is_dir():
         return "image_folder", str(path.resolve())
-    if path.suffix.lower() in TABLES and path.exists():
-        return "manifest", str(path.resolve())
     if path.exists():
         raise RequestError(f"{data} is no table ({', '.join(TABLES)}): name one, or the folder of the images")
     siblings = [entry.name for entry in path.parent.glob("[!.]*") if entry.is_dir() or entry.suffix.lower() in TABLES]

@@ -31,7 +31,12 @@ def read(source: Source) -> Parts:
         train += files
         train_labels += [label] * len(files)
     test, test_labels = _read_validation(folder, label_of)
-    return Parts(Part(train, train_labels), Part(test, test_labels), _class_names(folder, wnids), mirror=True)
+    return Parts(
+        Part(train, train_labels, origin="train/"),
+        Part(test, test_labels, origin="val/"),
+        _class_names(folder, wnids),
+        mirror=True,
+    )
 
 
 def fingerprint(source: Source) -> str:

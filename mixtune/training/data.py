@@ -433,6 +433,7 @@ def _split(images: ImageSet, recipe: Recipe, fraction: float, val_fraction: floa
         val_fraction=val_fraction,
         fraction=fraction,
         rng=numpy_generator(recipe.seed, "split"),
+        groups=images.groups,
     )
 
 

@@ -29,7 +29,10 @@ def test_an_unknown_name_gets_the_closest_and_the_known_ones():
             load_dataset(given)
         message = str(caught.value)
         assert message.endswith(f"did you mean {meant!r}?")
-        assert "digits, image_folder, tiny_imagenet, any torchvision classification set, such as CIFAR10" in message
+        assert (
+            "digits, image_folder, manifest, tiny_imagenet, any torchvision classification set, such as CIFAR10"
+            in message
+        )
 
 
 def test_impossible_sizes_and_channels_are_refused():
