@@ -33,7 +33,7 @@ from mixtune.datasets._memory import AnyData, hold_dataset
 from mixtune.datasets._mix import mix_images
 from mixtune.datasets._same import matches
 from mixtune.datasets._split import absent_classes, check_split, split_indices
-from mixtune.datasets._survey import Survey, count_dataset, original_images, survey_dataset
+from mixtune.datasets._survey import UNEVEN, Survey, count_dataset, original_images, survey_dataset
 from mixtune.datasets._types import (
     DEFAULT_READING,
     Account,
@@ -50,6 +50,7 @@ from mixtune.datasets.manifest import is_manifest, read_table
 
 __all__ = [
     "DEFAULT_READING",
+    "UNEVEN",
     "Account",
     "AnyData",
     "Dataset",

@@ -16,6 +16,7 @@ from PIL import Image
 
 from mixtune.datasets._decode import UNREADABLE, any_size, digest_item, open_item, share_cut, shown_picture
 from mixtune.datasets._load import file_errors_named, find_source, load_dataset
+from mixtune.datasets._mirror import mirroring_misleads
 from mixtune.datasets._same import in_two_classes, is_constant, matches, repeats
 from mixtune.datasets._split import with_test_part
 from mixtune.datasets._types import DEFAULT_READING, Dataset, ImageSet, Reading
@@ -79,6 +80,11 @@ class Survey:
     def mirror(self) -> bool:
         """Whether an image keeps its meaning when mirrored; see ImageSet."""
         return self.dataset.train.mirror
+
+    @cached_property
+    def misled(self) -> tuple[float, float] | None:
+        """How often an image's nearest neighbour is of its class, as it is and mirrored, if mirroring misleads."""
+        return mirroring_misleads(self.dataset.train) if self.mirror else None
 
     @property
     def imbalance(self) -> float:
@@ -232,6 +238,12 @@ class Survey:
             if absent:
                 more = f" and {len(absent) - _NAMED:,} more" if len(absent) > _NAMED else ""
                 lines.append(f"no {TITLES[name]} images of {', '.join(absent[:_NAMED])}{more}")
+        if self.misled:
+            as_is, mirrored = (f"{100 * share:.0f} %" for share in self.misled)
+            lines.append(
+                f"mirrored, images resemble other classes (the nearest image is of the own class for {as_is}, mirrored "
+                f"{mirrored}): set augment.flip to 0"
+            )
         if self.imbalance > UNEVEN:
             most, least = max(self.counts, key=self.counts.__getitem__), min(self.counts, key=self.counts.__getitem__)
             lines.append(

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import yaml
 
-from mixtune.datasets import Survey
+from mixtune.datasets import UNEVEN, Survey
 from mixtune.space.recipe import BASELINES
 from mixtune.tuning.prepare import Prepared, prepare
 
-UNEVEN = 3.0  # times as many images in the largest class as in the smallest
 # of AdamW, for both losses. One seed: on 10 % of CIFAR-10 the best of 0.0007, 0.0015 and 0.003 (46.6, 51.0, 49.4 %),
 # on digits 94.8 %, where 0.003 has 96.2 %
 PEAK_RATE = 0.0015
@@ -76,8 +75,10 @@ class Draft:
 
     @property
     def val_fraction(self) -> float:
-        """A fifth where images are few; where they are many, less is enough to compare recipes by."""
+        """A fifth where images are few; where they are many, less is enough to compare recipes by; 0 of own ones."""
         images = self.survey.train_images
+        if self.survey.val_images:
+            return 0.0
         if images <= 10_000 or min(self.survey.counts.values()) < 100:
             return 0.2
         return 0.1 if images <= 25_000 else 0.05
@@ -85,12 +86,12 @@ class Draft:
     @property
     def val_images(self) -> int:
         """How many images recipes are compared by."""
-        return round(self.val_fraction * self.survey.train_images)
+        return self.survey.val_images or round(self.val_fraction * self.survey.train_images)
 
     @property
     def epoch_images(self) -> int:
         """How many images an epoch trains on."""
-        return int(self.fraction * (self.survey.train_images - self.val_images))
+        return int(self.fraction * (1 - self.val_fraction) * self.survey.train_images)
 
     @property
     def batch_size(self) -> int:
@@ -98,6 +99,11 @@ class Draft:
         sizes = {2_000: 32, 10_000: 64, 40_000: 128}
         wanted = next((size for bound, size in sizes.items() if self.epoch_images < bound), 256)
         return min(self.epoch_images, wanted)
+
+    @property
+    def flips(self) -> bool:
+        """Whether training images are mirrored: not where that changes what they mean."""
+        return self.survey.mirror and not self.survey.misled
 
     @property
     def accuracy(self) -> str:
@@ -118,13 +124,14 @@ class Draft:
             "dataset": f"    dataset: {survey.name}",
             "root": f"    root: {_scalar(survey.root)}" if survey.root else "",
             "image_size": f"    image_size: {self.image_size}" if self.resizes else "",
-            "val_fraction": f"    val_fraction: {self.val_fraction:g}",
+            "val_fraction": f"    val_fraction: {self.val_fraction:g}" if self.val_fraction else "",
             "fraction": f"    fraction: {self.fraction:g}" if self.fraction < 1 else "",
             "model": f"  model: {{{model}, num_heads: {shape.heads}, pool: avg}}",
             "epochs": f"  epochs: {{ssl: {2 * quarter}, sl: {self.epochs}}}",
-            "augment": f"  augment: {{{pad}flip: {0.5 if survey.mirror else 0.0}}}",
+            "augment": f"  augment: {{{pad}flip: {0.5 if self.flips else 0.0}}}",
             "optim": "  optim:",
             "batch_size": f"    batch_size: {self.batch_size}",
+            "class_weights": "    class_weights: balanced" if survey.imbalance > UNEVEN else "",
             "ssl": f"    ssl: {schedule}",
             "sl": f"    sl: {schedule}",
             "space": "space:",

@@ -45,6 +45,7 @@ class Proposal:
             f"model: a ViT of width {draft.shape.width} and depth {draft.shape.depth}, {draft.tokens} patches an image",
             f"search: {found.trials} trials and {found.baselines} baselines{share}: about {say_time(self.wall_s)}",
             *warn_of_few_images(draft.val_images),
+            *(f"look: {line}" for line in (*draft.survey.dataset.account.notes, *draft.survey.warnings())),
         ]
 
     def text(self, path: Path) -> str:
@@ -68,14 +69,16 @@ class Proposal:
         draft, survey, found = self.draft, self.draft.survey, self.forecast
         epoch = {phase: f"{seconds:.2g} s" for phase, seconds in epoch_seconds(self.prepared, self.machine).items()}
         flip = "0.0 where a mirrored image means something else, such as text"
+        square = {"crop": "scaled, then cropped at the centre", "pad": "scaled and padded", "stretch": "stretched"}
         comments = {
-            "image_size": f"the files have {_sizes(survey)}: scaled, then cropped at the centre",
+            "image_size": f"the files have {survey.size_range}: {square[survey.dataset.reading.fit]}",
             "val_fraction": f"{draft.val_images:,} images to compare by: ± {self._error():.1f} points at most",
             "fraction": f"of the others; with all of them: {say_time(self.wall_s / draft.fraction)}",
             "model": f"twice as wide: {self._wider():.1f} times the work",
             "epochs": f"an epoch takes {epoch['ssl']} (SSL), {epoch['mix']} (both), {epoch['sl']} (supervised)",
-            "augment": flip if survey.mirror else "mirrored, these images mean something else",
+            "augment": flip if draft.flips else "mirrored, these images mean something else",
             "batch_size": "the rate used is base_lr * batch_size / 256",
+            "class_weights": f"the largest class is {survey.imbalance:.0f} times the smallest: each counts alike",
             "ssl": "wsd: longer budgets continue from shorter ones",
             "space": "what trials vary: [lowest, highest, step]",
             "alpha": "weight of the self-supervised loss where both are trained",
@@ -142,9 +145,11 @@ def describe_data(survey: Survey) -> str:
     """Return one line: counts, sizes, channels, classes and how uneven they are."""
     least, most = min(survey.counts.values()), max(survey.counts.values())
     each = f"{most:,}" if least == most else f"{least:,} to {most:,}"
-    images = f"{survey.train_images:,} training and {survey.test_images:,} test images"
-    colours = "grayscale" if survey.channels == 1 else "RGB"
-    return f"{survey.root or survey.name}: {images}, {_sizes(survey)} {colours}, {len(survey.counts)} classes of {each}"
+    own = f"{survey.val_images:,} validation " if survey.val_images else ""
+    images = f"{survey.train_images:,} training, {own}and {survey.test_images:,} test images".replace(", and", " and")
+    colours = {1: "grayscale", 3: "RGB"}.get(survey.channels, f"{survey.channels} channels")
+    classes = f"{len(survey.counts)} classes of {each}"
+    return f"{survey.root or survey.name}: {images}, {survey.size_range} {colours}, {classes}"
 
 
 def say_time(seconds: float) -> str:
@@ -152,7 +157,3 @@ def say_time(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} seconds"
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.2g} hours"
-
-
-def _sizes(survey: Survey) -> str:
-    return " to ".join(dict.fromkeys(f"{width}x{height}" for width, height in (survey.smallest, survey.largest)))
