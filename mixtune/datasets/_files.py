@@ -112,7 +112,7 @@ class Folder:
         for folder in self._walk():
             below = folder.path.relative_to(self.path)
             for entry in folder.files:
-                yield f"{below / entry.name}\0{_stamp(entry)}"
+                yield f"{below / entry.name}\0{stamp(entry)}"
 
     def has_heic(self) -> bool:
         """Return whether a file is called HEIC, so that reading depends on what is installed."""
@@ -168,7 +168,7 @@ def image_files(folder: Path, *, nested: bool = True) -> list[Path]:
 
 def digest_files(files: Iterable[Path], root: Path) -> str:
     """Return a digest of the files' paths below ``root``, sizes and modification times."""
-    return digest_lines(f"{path.relative_to(root)}\0{_stamp(path)}" for path in files)
+    return digest_lines(f"{path.relative_to(root)}\0{stamp(path)}" for path in files)
 
 
 def digest_lines(lines: Iterable[str]) -> str:
@@ -224,7 +224,8 @@ def _look_into(entry: os.DirEntry[str]) -> str | None:
     return "image" if _MAGIC.match(start) else "heic" if _HEIC_MAGIC.match(start) else None
 
 
-def _stamp(file: Path | os.DirEntry[str]) -> str:
+def stamp(file: Path | os.DirEntry[str]) -> str:
+    """Return a file's size and modification time as text."""
     try:
         stat = file.stat()
     except FileNotFoundError:  # a link to nowhere: decoding it will name it

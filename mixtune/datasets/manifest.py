@@ -44,6 +44,7 @@ from mixtune.datasets._files import (
     read_folder,
     reads_heic,
     require_folder,
+    stamp,
 )
 from mixtune.datasets._split import Chosen
 from mixtune.datasets._types import Images, Part, Parts, Source
@@ -94,8 +95,9 @@ def fingerprint(source: Source) -> str:
     tables, _ = _find_tables(source)
     rows = _load(source)
     files = [path for path, _ in tables] + ([] if rows.stored else rows.images)
-    parts = [f"{name}\0{path}" for name, path in source.parts]
-    return digest_lines([f"{source.labelled} {reads_heic()}", *parts, *(_stamp(path, source.root) for path in files)])
+    around = f"{source.root.parent if source.root.is_file() else source.root}{os.sep}"
+    lines = [f"{source.labelled} {reads_heic()}", *(f"{name}\0{path}" for name, path in source.parts)]
+    return digest_lines([*lines, *(f"{str(path).removeprefix(around)}\0{stamp(path)}" for path in files)])
 
 
 def read_table(table: pd.DataFrame, folder: Path, name: str = "the table") -> Parts:
@@ -388,12 +390,14 @@ def _read_splits(values: list[Any], where: str, rows: _Rows) -> list[str]:
 
 def _splits_by_folder(paths: list[Any], folder: Path) -> list[str] | None:
     """Return the parts that the first folders of the paths name, or None where not all do."""
+    around = f"{folder}{os.sep}"
     first: dict[str, str | None] = {}
     splits = []
     for path in paths:
-        if not isinstance(path, Path) or not path.is_relative_to(folder):
+        text = str(path)
+        if not isinstance(path, Path) or not text.startswith(around):
             return None
-        name = path.relative_to(folder).parts[0]
+        name = text[len(around) :].partition(os.sep)[0]
         part = first.setdefault(name, part_of(name))
         if part not in PARTS:
             return None
@@ -604,14 +608,6 @@ def _number_groups(rows: _Rows, kept: dict[str, list[int]]) -> npt.NDArray[np.in
     if both:
         rows.notes.append(f"{both:,} of them are in several parts, as the table says")
     return groups
-
-
-def _stamp(path: Any, root: Path) -> str:
-    if not isinstance(path, Path):
-        return ""
-    below = path.relative_to(root) if path.is_relative_to(root) else os.path.relpath(path, root)
-    stat = path.stat()
-    return f"{below}\0{stat.st_size}\0{stat.st_mtime_ns}"
 
 
 class _Stored:
