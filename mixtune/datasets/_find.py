@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from mixtune.datasets._files import TABLES
@@ -16,9 +17,9 @@ def find_data(data: str, root: str | None = None) -> tuple[str, str | None]:
     root: where the files of a named dataset are. Raises RequestError.
     """
     known = known_datasets()
-    if data in known or ":" in data:
-        return data, None if root is None else str(Path(root).expanduser().resolve())
     path = Path(data).expanduser()
+    if data in known or (re.fullmatch(r"[\w.]+:\w+", data) and not path.exists()):
+        return data, None if root is None else str(Path(root).expanduser().resolve())
     if path.exists() and root is not None:
         kind = "folder" if path.is_dir() else "file"
         raise RequestError(f"--root {root} goes with a dataset's name, and {data} is a {kind}")
