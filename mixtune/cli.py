@@ -103,6 +103,27 @@ def init(
     print(f"written: {out}; next: mixtune search {shlex.quote(str(out))}")
 
 
+@app.command(epilog="Example: `mixtune inspect path/to/images --sheet sheet.png`")
+def inspect(
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="a folder or table of images, a dataset, or a space file")
+    ],
+    root: Annotated[str | None, typer.Option(metavar="DIR", help="where the files of a named dataset are")] = None,
+    format_: Annotated[Literal["text", "json"], typer.Option("--format", help="of what is printed")] = "text",
+    sheet: Annotated[
+        Path | None, typer.Option(metavar="SHEET.png", help="draw a few images a class: file, as read, augmented")
+    ] = None,
+) -> None:
+    """Say how images are read: their parts, classes and files, what is left out, and what deserves a look."""
+    from mixtune.inspection import draw_sheet, inspect_data
+
+    found = inspect_data(data, root)
+    print(json.dumps(found.to_dict(), indent=2) if format_ == "json" else "\n".join(found.lines()))
+    if sheet is not None:
+        draw_sheet(found, sheet)
+        print(f"drawn: {sheet}", file=sys.stderr)
+
+
 @app.command(epilog="Example: `mixtune search search_spaces/digits.yaml --gpus 1 --gpus-per-trial 0.25`")
 def search(
     space: SpaceFile,

@@ -18,7 +18,7 @@ from mixtune.errors import RequestError
 from mixtune.files import write_whole
 from mixtune.space.recipe import Recipe, parse_recipe
 from mixtune.space.space import load_space
-from mixtune.training.data import load_training_data, make_pool, reading_of
+from mixtune.training.data import load_training_data, make_pool, survey_tasks
 from mixtune.training.streams import torch_generator
 
 SPACES = (".yaml", ".yml")
@@ -86,23 +86,11 @@ def inspect_data(data: str, root: str | None = None) -> Inspection:
     if root is not None:
         raise RequestError(f"--root {root} goes with a dataset's name, and {data} is a space file")
     recipe = load_space(data).recipe
-    section = recipe.data
-    surveys = {
-        task.name: survey_dataset(
-            task.dataset,
-            task.root,
-            image_size=section.image_size,
-            reading=reading_of(recipe),
-            parts=section.parts,
-            download=section.download,
-        )
-        for task in section.tasks
-    }
     found = load_training_data(recipe)
     split = {
         task.name: {"train": len(task.train), "val": len(task.held_out), "ssl": len(task.ssl)} for task in found.tasks
     }
-    return Inspection(surveys, recipe, split, found.lines)
+    return Inspection(survey_tasks(recipe), recipe, split, found.lines)
 
 
 def draw_sheet(inspection: Inspection, path: str | os.PathLike[str]) -> None:
@@ -117,7 +105,7 @@ def draw_sheet(inspection: Inspection, path: str | os.PathLike[str]) -> None:
     ]
     font = ImageFont.load_default(size=12)
     wide = max(len(cells) for _, cells in rows)
-    width = _GAP + wide * (_CELL + _GAP)
+    width = _GAP + wide * (_CELL + _GAP) + 2 * _GAP * (wide // 3 - 1)
     high = _CELL + _TEXT + _GAP
     sheet = Image.new("RGB", (max(width, 420), 2 * _TEXT + _GAP + high * len(rows)), "white")
     draw = ImageDraw.Draw(sheet)

@@ -28,7 +28,7 @@ def find_data(data: str, root: str | None = None) -> tuple[str, str | None]:
     if path.is_dir():
         return "image_folder", str(path.resolve())
     if path.exists():
-        raise RequestError(f"{data} is no table ({', '.join(TABLES)}): name one, or the folder of the images")
+        raise RequestError(f"{data} is a file: name the folder of the images, or a table of them ({', '.join(TABLES)})")
     siblings = [entry.name for entry in path.parent.glob("[!.]*") if entry.is_dir() or entry.suffix.lower() in TABLES]
     near = closest(path.name, [*known, *siblings])
     if near in siblings:

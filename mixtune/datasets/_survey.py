@@ -139,6 +139,20 @@ class Survey:
             for name, part in self.sets.items()
         ]
 
+    def short_lines(self) -> list[str]:
+        """Return a few lines: where the parts are from, what the files are, and what deserves a look."""
+        origins = self.dataset.account.origins
+        parts = [f"{TITLES[name]} images from {origins[name]}" for name in self.sets if origins.get(name)]
+        return [
+            *([", ".join(parts)] if parts else []),
+            *(self.reading_lines() if self.root else []),
+            *(f"look: {line}" for line in self.looks()),
+        ]
+
+    def looks(self) -> list[str]:
+        """Return what deserves a look: how the source was understood, and the warnings."""
+        return [*self.dataset.account.notes, *self.warnings()]
+
     def reading_lines(self) -> list[str]:
         """Return lines on the files, and on what is made of them."""
         kinds = [f"{count:,} {kind}" for kind, count in list(self.kinds.items())[:_KINDS]]

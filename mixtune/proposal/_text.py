@@ -41,11 +41,11 @@ class Proposal:
         share = f" on {draft.fraction:.0%} of the training images" if draft.fraction < 1 else ""
         return [
             describe_data(draft.survey),
+            *draft.survey.short_lines(),
             f"machine: {found.device}; trials: {found.slots}",
             f"model: a ViT of width {draft.shape.width} and depth {draft.shape.depth}, {draft.tokens} patches an image",
             f"search: {found.trials} trials and {found.baselines} baselines{share}: about {say_time(self.wall_s)}",
             *warn_of_few_images(draft.val_images),
-            *(f"look: {line}" for line in (*draft.survey.dataset.account.notes, *draft.survey.warnings())),
         ]
 
     def text(self, path: Path) -> str:

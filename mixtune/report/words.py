@@ -284,6 +284,7 @@ def _images(result: Result) -> Iterator[str]:
     for name, task in result.facts.tasks.items():
         images = f"{task['train_images']:,} training and {task['val_images']:,} validation images"
         yield f"{name}: {images}, {task['classes']:,} classes"
+        yield from task.get("looks", ())
 
 
 def _places(result: Result) -> Sequence[str]:

@@ -20,12 +20,14 @@ from mixtune.datasets import (
     Dataset,
     ImageSet,
     Reading,
+    Survey,
     count_dataset,
     load_dataset,
     matches,
     mix_images,
     same_source,
     split_indices,
+    survey_dataset,
 )
 from mixtune.errors import RequestError
 from mixtune.space.effective import choose_statistics, mixes_partners
@@ -232,6 +234,22 @@ def load_image_sets(recipe: Recipe) -> dict[str, ImageSet]:
     if recipe.data.ssl_dataset is not None:
         sets["ssl"] = _load_ssl_set(recipe, datasets[0])
     return sets
+
+
+def survey_tasks(recipe: Recipe) -> dict[str, Survey]:
+    """Return what was read of each task's images, decoding them if need be, by the tasks' names."""
+    section = recipe.data
+    return {
+        task.name: survey_dataset(
+            task.dataset,
+            task.root,
+            image_size=section.image_size,
+            reading=reading_of(recipe),
+            parts=section.parts,
+            download=section.download,
+        )
+        for task in section.tasks
+    }
 
 
 def digest_sets(sets: Mapping[str, ImageSet]) -> dict[str, dict[str, str]]:

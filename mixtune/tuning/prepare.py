@@ -23,7 +23,7 @@ from mixtune.run.directory import RunDirectory, RunFacts
 from mixtune.run.paired import visible_difference
 from mixtune.space.recipe import SAME_TIME, Recipe, with_absolute_paths
 from mixtune.space.space import Search, SearchSpace, load_space, space_from_dict
-from mixtune.training.data import TaskData, TrainingData, load_training_data
+from mixtune.training.data import TaskData, TrainingData, load_training_data, survey_tasks
 from mixtune.training.plan import Phase, make_plan
 from mixtune.tuning.loggers import Logger
 from mixtune.tuning.slots import check_share, plan_slots, usable_cpus, usable_gpus
@@ -58,12 +58,15 @@ class Prepared:
             f"{len(task.classes)} classes"
             for task in data.tasks
         ]
+        read = [line for survey in survey_tasks(space.recipe).values() for line in survey.short_lines()]
         passes = [line for task in data.tasks for line in describe_passes(space.recipe, data, task)]
         budget = f"{space.budget} trials and {len(space.baselines)} baselines, sampler {space.search.sampler}"
         return "\n".join(
             [
                 *(["no GPU on this machine: training on its CPU"] if self.no_gpu_here else []),
                 *tasks,
+                *read,
+                *(f"look: {line}" for line in data.lines),
                 *dict.fromkeys(passes),
                 *warn_of_few_images(sum(len(task.held_out) for task in data.tasks)),
                 budget,
@@ -179,7 +182,7 @@ def _check_recipes(space: SearchSpace, data: TrainingData) -> None:
 
 def facts_of(prepared: Prepared, machine: Machine) -> RunFacts:
     """Return what a new run's space.yaml says of the search; the hypervolume's reference point is fixed here."""
-    tasks = {
+    tasks: dict[str, dict[str, Any]] = {
         task.name: {
             "classes": len(task.classes),
             "train_images": len(task.train),
@@ -187,6 +190,9 @@ def facts_of(prepared: Prepared, machine: Machine) -> RunFacts:
         }
         for task in prepared.data.tasks
     }
+    for name, survey in survey_tasks(prepared.space.recipe).items():
+        tasks[name] |= {"from": dict(survey.dataset.account.origins), "looks": survey.looks()}
+    tasks[prepared.data.tasks[0].name]["looks"] += prepared.data.lines
     versions = {"python": platform.python_version(), **{name: version(name) for name in _VERSIONS}}
     point = reference_point(prepared.space, prepared.data, machine)
     return RunFacts(point, tasks, versions, machine.to_dict())

@@ -126,7 +126,10 @@ def test_what_is_no_data_is_one_line(digit_folder: Callable[..., Path], tmp_path
     folder = digit_folder({0: 30, 1: 30})
     (tmp_path / "file.zip").write_bytes(b"")
     wrong: dict[tuple[str, str | None], str] = {
-        ("digitz", None): "digitz is neither a folder, a table nor a dataset, such as digits or CIFAR10; did you mean 'digits'",
+        (
+            "digitz",
+            None,
+        ): "neither a folder, a table nor a dataset, such as digits or CIFAR10; did you mean 'digits'",
         (str(tmp_path / "digit"), None): f"did you mean '{folder}'",
         (str(folder), "/data"): f"--root /data goes with a dataset's name, and {folder} is a folder",
         (str(tmp_path / "file.zip"), None): "file.zip is a file: name the folder of the images",
