@@ -22,7 +22,7 @@ from mixtune.run.ledger import Ledger
 from mixtune.run.lock import hold_run
 from mixtune.run.result import load
 from mixtune.run.status import run_status
-from mixtune.space.recipe import with_values
+from mixtune.space.recipe import with_former_defaults, with_values
 
 MakeRun = Callable[..., Path]
 FIVE = [(0.50, 5.0), (0.90, 10.0), (0.85, 12.0), (0.95, 30.0), (0.96, 50.0)]
@@ -116,7 +116,7 @@ def test_the_recommended_recipe_is_ready_to_be_trained(run: Path) -> None:
     shown = re.search(r'<code id="recipe">(.*?)</code>', page, re.DOTALL)
     assert shown
     given = yaml.safe_load(html.unescape(shown[1]))
-    assert given == {"recipe": with_values(RECIPE, {"alpha": 0.5, "epochs.sl": 20})}
+    assert given == {"recipe": with_former_defaults(with_values(RECIPE, {"alpha": 0.5, "epochs.sl": 20}))}
     assert f"mixtune train {run}/models/t0005/recipe.yaml --set epochs.sl=40" in page
 
 
