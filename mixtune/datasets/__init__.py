@@ -28,7 +28,7 @@ learning only.
 
 from mixtune.datasets._files import digest_files, image_files
 from mixtune.datasets._find import find_data
-from mixtune.datasets._load import cache_folder, default_root, known_datasets, load_dataset, same_source
+from mixtune.datasets._load import cache_folder, default_root, known_datasets, load_dataset, read_parts, same_source
 from mixtune.datasets._memory import AnyData, hold_dataset
 from mixtune.datasets._mix import mix_images
 from mixtune.datasets._same import matches
@@ -77,6 +77,7 @@ __all__ = [
     "matches",
     "mix_images",
     "original_images",
+    "read_parts",
     "read_table",
     "same_source",
     "split_indices",

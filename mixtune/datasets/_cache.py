@@ -181,6 +181,12 @@ def build_cache(parts: Parts, guess: Guess, place: Path, root: Path, *, alone: b
     return dataset
 
 
+def share_cache(place: Path, other: Path) -> None:
+    """Let what is cached in one place be found in another one, too."""
+    with suppress(OSError):  # where there is one already, or the file system knows no links, images are decoded twice
+        other.symlink_to(place.name)
+
+
 @contextmanager
 def building_alone(place: Path) -> Iterator[bool]:
     """Keep other processes of this machine from building a cache; yield False on a file system without locks."""
@@ -208,7 +214,7 @@ def cached(folder: Path) -> list[tuple[Path, int, float]]:
     found = []
     for place in folder.iterdir() if folder.is_dir() else ():
         with suppress(OSError):
-            if place.is_dir():
+            if place.is_dir() and not place.is_symlink():
                 meta = place / _META
                 used = meta.stat().st_atime if meta.exists() else place.stat().st_mtime
                 found.append((place, sum(path.stat().st_size for path in place.iterdir()), used))
@@ -234,6 +240,8 @@ def make_room(folder: Path, needed: int) -> None:
 
 
 def _publish(scratch: Path, place: Path) -> None:
+    if place.is_symlink():  # what it led to was removed
+        place.unlink(missing_ok=True)
     while True:
         try:
             scratch.rename(place)

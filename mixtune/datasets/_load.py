@@ -17,7 +17,7 @@ import numpy as np
 import platformdirs
 
 from mixtune import plugins
-from mixtune.datasets._cache import Guess, WrongGuess, build_cache, building_alone, open_cache
+from mixtune.datasets._cache import Guess, WrongGuess, build_cache, building_alone, open_cache, share_cache
 from mixtune.datasets._decode import DEFAULT_SIZE, any_size, choose_layout
 from mixtune.datasets._split import with_test_part
 from mixtune.datasets._types import DEFAULT_READING, Dataset, Part, Parts, Plugin, Reading, Source
@@ -139,13 +139,38 @@ def _load(source: Source, fingerprint: str, image_size: int | None, channels: in
     # Decoders warn about oddities that do not keep an image from being read; the errors are ours to raise.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with file_errors_named(source.name):
-            parts = find_plugin(source.name).read(source)
-        check_parts(parts, source.name)
-        parts = with_test_part(parts) if source.labelled else unlabelled(parts)
+        parts = _read(source)
         with building_alone(place) as alone:
             known = open_cache(place)  # by another process that decoded it meanwhile
-            return known or decode_into(parts, image_size, channels, reading, place, source.root, alone)
+            dataset = known or decode_into(parts, image_size, channels, reading, place, source.root, alone)
+    if image_size is None:  # whoever asks for the size that was chosen has the same images
+        size = dataset.train.images.shape[2]
+        share_cache(place, _place(source, fingerprint, size, channels, reading))
+    return dataset
+
+
+def _read(source: Source) -> Parts:
+    """Return a source's parts, undecoded, with a test part. Raises RequestError and DataError."""
+    with file_errors_named(source.name):
+        parts = find_plugin(source.name).read(source)
+    check_parts(parts, source.name)
+    return with_test_part(parts) if source.labelled else unlabelled(parts)
+
+
+def read_parts(
+    name: str,
+    root: str | None = None,
+    *,
+    download: bool = True,
+    image_size: int | None = None,
+    reading: Reading = DEFAULT_READING,
+    parts: Mapping[str, str] | None = None,
+) -> Parts | None:
+    """Return a dataset's parts before anything is decoded, or None where that is done already; see load_dataset()."""
+    plugin, source = find_source(name, root, download, parts, True, reading.rules)
+    with file_errors_named(name):
+        place = _place(source, plugin.fingerprint(source), image_size, None, reading)
+    return None if place.exists() else _read(source)
 
 
 def decode_into(

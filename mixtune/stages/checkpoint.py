@@ -25,7 +25,11 @@ from mixtune.training.state import TrainState
 CHECKPOINT = "state.pt"
 FORMAT = 1
 MAY_CHANGE = ("alpha", "lambda", "rho", "epochs.", "optim.ssl.", "optim.sl.")  # between two epochs
-NOT_COMPARED = ("data.root", "data.ssl_root", "data.download")  # data count by their content
+_OF_IMAGES = (  # which count by their content
+    *("root", "train", "val", "test", "ssl_root", "download", "reading", "fit", "background", "range"),
+    *("max_megapixels", "on_bad_file", "duplicates"),
+)
+NOT_COMPARED = tuple(f"data.{name}" for name in _OF_IMAGES)
 
 
 @dataclass

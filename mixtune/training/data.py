@@ -19,12 +19,15 @@ from mixtune.datasets import (
     DEFAULT_READING,
     Dataset,
     ImageSet,
+    Parts,
     Reading,
     Survey,
+    check_split,
     count_dataset,
     load_dataset,
     matches,
     mix_images,
+    read_parts,
     same_source,
     split_indices,
     survey_dataset,
@@ -326,6 +329,7 @@ def _load_ssl_set(recipe: Recipe, supervised: Dataset) -> ImageSet:
 def _load_tasks(recipe: Recipe) -> list[Dataset]:
     """Return each task's dataset, all of one image size and number of channels."""
     section = recipe.data
+    _check_before_decoding(recipe)
 
     def load(task: Task, size: int | None, channels: int | None) -> Dataset:
         dataset = load_dataset(
@@ -350,6 +354,61 @@ def _load_tasks(recipe: Recipe) -> list[Dataset]:
         dataset if dataset.train.images.shape[1:3] == (channels, size) else load(task, size, channels)
         for task, dataset in zip(section.tasks, sets, strict=True)
     ]
+
+
+def _check_before_decoding(recipe: Recipe) -> None:
+    """Raise RequestError, with all problems in its line, where images that are to be decoded cannot be trained on."""
+    section = recipe.data
+    problems: list[str] = []
+    for task in section.tasks:
+        try:
+            parts = read_parts(
+                task.dataset,
+                task.root,
+                download=section.download,
+                image_size=section.image_size,
+                reading=reading_of(recipe),
+                parts=section.parts,
+            )
+            if parts is not None:
+                problems += _problems_of(recipe, task, parts)
+        except RequestError as error:
+            problems.append(str(error))
+    size, patch = section.image_size, recipe.model.patch_size
+    if problems and size and patch and size % patch:
+        problems.append(f"model.patch_size {patch} does not divide data.image_size {size}")
+    if problems:
+        raise RequestError("; ".join(problems))
+
+
+def _problems_of(recipe: Recipe, task: Task, parts: Parts) -> Iterator[str]:
+    """Yield what keeps a task's undecoded images from being trained on."""
+    section, train = recipe.data, parts.train
+    if train.labels is None:
+        return  # said by whoever needs classes
+    unwritable = [
+        name for name in parts.classes if not name.isprintable() or name.encode(errors="ignore").decode() != name
+    ]
+    if unwritable:
+        shown = ", ".join(map(ascii, unwritable[:5]))
+        yield f"{task.name}: class names that cannot be written as text: {shown}: rename them"
+    val_fraction = 0.0 if parts.val is not None or recipe.protocol == "paper" else section.val_fraction
+    labels = np.asarray(train.labels, dtype=np.int64)
+    try:
+        check_split(labels, parts.classes, val_fraction=val_fraction, fraction=section.fraction, groups=train.groups)
+    except RequestError as error:
+        yield str(error)
+    kept = round(section.fraction * (len(labels) - round(val_fraction * len(labels))))
+    if kept < recipe.optim.batch_size:
+        yield _batch_too_large(recipe, task, kept, len(labels), val_fraction)
+
+
+def _batch_too_large(recipe: Recipe, task: Task, kept: int, count: int, val_fraction: float) -> str:
+    share = f"data.val_fraction {recipe.data.val_fraction} and " if val_fraction else ""
+    return (
+        f"optim.batch_size {recipe.optim.batch_size} is more than the {kept} training images of {task.name} "
+        f"(of {count}, after {share}data.fraction {recipe.data.fraction}): lower it to at most {kept}"
+    )
 
 
 def _fitting(recipe: Recipe, given: Dataset) -> Dataset:
@@ -400,12 +459,7 @@ def _task_data(
     section, images, lines = recipe.data, dataset.train, list(split.lines)
     train = split.train
     if len(train) < recipe.optim.batch_size:
-        val_fraction = f"data.val_fraction {section.val_fraction} and " if split.val_share else ""
-        raise RequestError(
-            f"optim.batch_size {recipe.optim.batch_size} is more than the {len(train)} training images of {task.name} "
-            f"(of {len(images.images)}, after {val_fraction}data.fraction {section.fraction}): lower it to at most "
-            f"{len(train)}"
-        )
+        raise RequestError(_batch_too_large(recipe, task, len(train), len(images.images), split.val_share))
     pool = make_pool(images, train, recipe, device)
     own_ssl = train
     if section.ssl_fraction is not None:

@@ -33,7 +33,7 @@ def load(root, **options):
 
 
 def folders(cache):
-    return sorted(cache.glob("[!.]*"))
+    return sorted(path for path in cache.glob("[!.]*") if not path.is_symlink())
 
 
 @pytest.fixture

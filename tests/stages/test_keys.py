@@ -55,6 +55,9 @@ CASES = [
     Case("data.root", "<empty>", ALL),  # digits come with scikit-learn
     Case("data.root", "<labelled copy>", ALL, FOLDER),
     Case("data.root", "<labelled darker>", START, FOLDER),
+    Case("data.train", "<labelled copy>", ALL, FOLDER),
+    Case("data.val", "<labelled copy>", START, FOLDER),
+    Case("data.test", "<labelled copy>", START, FOLDER),
     Case("data.download", False, ALL),
     Case("data.image_size", 12, NONE),
     Case("data.fit", "stretch", ALL),  # digits are square, opaque and of 8 bits
@@ -158,7 +161,10 @@ CASES = [
 ]
 # what is found there decides whether another value is another recipe
 OF_DATA_OR_DEVICE = {
-    *(f"data.{name}" for name in ("root", "ssl_dataset", "ssl_root", "fit", "background", "range", "max_megapixels")),
+    *(
+        f"data.{name}"
+        for name in ("root", "train", "ssl_dataset", "ssl_root", "fit", "background", "range", "max_megapixels")
+    ),
     *("data.on_bad_file", "data.duplicates", "data.reading", "model.pretrained", "augment.pad", "precision"),
 }
 NOT_TRAINED = {"compile"}  # it takes a compiler and a minute
