@@ -231,13 +231,23 @@ def status(directory: RunFolder) -> None:
 
 @app.command(epilog="Example: `mixtune clean runs/digits --max-gb 5`")
 def clean(
-    directory: RunFolder,
+    directory: Annotated[Path | None, typer.Argument(metavar="DIR", help="the run directory of a search")] = None,
     max_gb: Annotated[float | None, typer.Option(min=0, help="keep up to so much, the latest used")] = None,
+    cache: Annotated[bool, typer.Option("--cache", help="remove decoded images, of all datasets")] = False,
 ) -> None:
-    """Remove stored training states that no unfinished trial needs."""
+    """Remove stored training states that no unfinished trial needs, or decoded images; both are made again."""
+    if (directory is None) == (not cache):
+        raise RequestError("name either a run directory, or --cache for the decoded images of all datasets")
+    most = None if max_gb is None else int(max_gb * 1e9)
+    if directory is None:
+        from mixtune.datasets import cache_folder, clean_cache
+
+        removed, freed = clean_cache(most or 0)
+        print(f"{removed} datasets removed from {cache_folder()}, {freed / 1e9:.3g} GB freed")
+        return
     from mixtune.stages.clean import clean_run
 
-    removed, freed = clean_run(directory, None if max_gb is None else int(max_gb * 1e9))
+    removed, freed = clean_run(directory, most)
     print(f"{removed} files removed, {freed / 1e9:.3g} GB freed")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from mixtune.datasets import Survey, find_data, original_images, survey_dataset
+from mixtune.datasets import SKIPPING, Survey, find_data, original_images, survey_dataset
 from mixtune.errors import RequestError
 from mixtune.files import write_whole
 from mixtune.space.recipe import Recipe, parse_recipe
@@ -80,7 +80,7 @@ def inspect_data(data: str, root: str | None = None) -> Inspection:
     """
     if Path(data).suffix.lower() not in SPACES:
         dataset, folder = find_data(data, root)
-        survey = survey_dataset(dataset, folder)
+        survey = survey_dataset(dataset, folder, reading=SKIPPING)
         recipe = parse_recipe({"data": {"dataset": dataset, "root": folder}})
         return Inspection({dataset: survey}, recipe, {})
     if root is not None:

@@ -28,12 +28,20 @@ learning only.
 
 from mixtune.datasets._files import digest_files, image_files
 from mixtune.datasets._find import find_data
-from mixtune.datasets._load import cache_folder, default_root, known_datasets, load_dataset, read_parts, same_source
+from mixtune.datasets._load import (
+    cache_folder,
+    clean_cache,
+    default_root,
+    known_datasets,
+    load_dataset,
+    read_parts,
+    same_source,
+)
 from mixtune.datasets._memory import AnyData, hold_dataset
 from mixtune.datasets._mix import mix_images
 from mixtune.datasets._same import matches
 from mixtune.datasets._split import absent_classes, check_split, split_indices
-from mixtune.datasets._survey import UNEVEN, Survey, count_dataset, original_images, survey_dataset
+from mixtune.datasets._survey import SKIPPING, UNEVEN, Survey, count_dataset, original_images, survey_dataset
 from mixtune.datasets._types import (
     DEFAULT_READING,
     Account,
@@ -50,6 +58,7 @@ from mixtune.datasets.manifest import is_manifest, read_table
 
 __all__ = [
     "DEFAULT_READING",
+    "SKIPPING",
     "UNEVEN",
     "Account",
     "AnyData",
@@ -65,6 +74,7 @@ __all__ = [
     "absent_classes",
     "cache_folder",
     "check_split",
+    "clean_cache",
     "count_dataset",
     "default_root",
     "digest_files",

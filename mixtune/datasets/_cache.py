@@ -183,8 +183,9 @@ def build_cache(parts: Parts, guess: Guess, place: Path, root: Path, *, alone: b
 
 def share_cache(place: Path, other: Path) -> None:
     """Let what is cached in one place be found in another one, too."""
-    with suppress(OSError):  # where there is one already, or the file system knows no links, images are decoded twice
-        other.symlink_to(place.name)
+    if other != place:
+        with suppress(OSError):  # where there is one already, or no links are possible, images are decoded twice
+            other.symlink_to(place.name)
 
 
 @contextmanager

@@ -6,10 +6,12 @@ import functools
 import hashlib
 import os
 import re
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import numpy as np
 import platformdirs
 
 from mixtune import plugins
-from mixtune.datasets._cache import Guess, WrongGuess, build_cache, building_alone, open_cache, share_cache
+from mixtune.datasets._cache import Guess, WrongGuess, build_cache, building_alone, cached, open_cache, share_cache
 from mixtune.datasets._decode import DEFAULT_SIZE, any_size, choose_layout
 from mixtune.datasets._split import with_test_part
 from mixtune.datasets._types import DEFAULT_READING, Dataset, Part, Parts, Plugin, Reading, Source
@@ -143,9 +145,11 @@ def _load(source: Source, fingerprint: str, image_size: int | None, channels: in
         with building_alone(place) as alone:
             known = open_cache(place)  # by another process that decoded it meanwhile
             dataset = known or decode_into(parts, image_size, channels, reading, place, source.root, alone)
-    if image_size is None:  # whoever asks for the size that was chosen has the same images
-        size = dataset.train.images.shape[2]
-        share_cache(place, _place(source, fingerprint, size, channels, reading))
+    # whoever asks for the size that was chosen, or does otherwise with bad files where there are none, has the same
+    sizes = {image_size, dataset.train.images.shape[2]}
+    ways = {reading.on_bad_file} if dataset.account.bad else {"stop", "skip"}
+    for size, way in product(sizes, ways):
+        share_cache(place, _place(source, fingerprint, size, channels, replace(reading, on_bad_file=way)))
     return dataset
 
 
@@ -195,6 +199,20 @@ def decode_into(
 def cache_folder() -> Path:
     """Return the folder of decoded images."""
     return default_root() / "decoded"
+
+
+def clean_cache(max_bytes: int = 0) -> tuple[int, int]:
+    """Remove decoded images, those that were not used for longest first, until the others are within ``max_bytes``.
+
+    Returns how many datasets went, and their bytes. Who has them open keeps them.
+    """
+    held = cached(cache_folder())
+    total, removed, freed = sum(size for _, size, _ in held), 0, 0
+    for place, size, _ in held:
+        if total - freed > max_bytes:
+            shutil.rmtree(place, ignore_errors=True)
+            removed, freed = removed + 1, freed + size
+    return removed, freed
 
 
 def _place(source: Source, fingerprint: str, image_size: int | None, channels: int | None, reading: Reading) -> Path:

@@ -22,6 +22,7 @@ from mixtune.datasets._split import with_test_part
 from mixtune.datasets._types import DEFAULT_READING, Dataset, ImageSet, Reading
 from mixtune.errors import DataError
 
+SKIPPING = Reading(on_bad_file="skip")  # for a first look: bad files are told, and stop nobody
 TITLES = {"train": "training", "val": "validation", "test": "test", "ssl": "SSL"}
 MUCH_CUT = 0.25  # mean share of the images that a square crop cuts away, from which on it is said
 FEW_LEVELS = 64  # of images whose files hold more than 8 bits a value
@@ -206,12 +207,13 @@ class Survey:
         account, lines = self.dataset.account, []
         if account.left_out:
             reasons = sorted(account.left_out.items(), key=lambda pair: -pair[1])
-            counted = ", ".join(f"{count:,} {reason}" for reason, count in reasons)
+            counted = ", ".join(f"{reason} {count:,}" for reason, count in reasons)
             lines.append(f"{_count(sum(account.left_out.values()), 'file')} left out: {counted}")
         if account.bad:
             shown = ", ".join(f"{name} ({why})" for name, why in account.bad[:_NAMED])
             more = f" and {len(account.bad) - _NAMED:,} more" if len(account.bad) > _NAMED else ""
-            lines.append(f"{_count(len(account.bad), 'file')} cannot be read and left out: {shown}{more}")
+            files = "1 file" if len(account.bad) == 1 else f"{len(account.bad):,} files"
+            lines.append(f"{files} cannot be read: {shown}{more}")
         if account.frames:
             lines.append(f"{_count(account.frames, 'file')} with several images: the first of each is taken")
         return lines

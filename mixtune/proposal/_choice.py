@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mixtune.datasets import Survey, find_data, survey_dataset
+from mixtune.datasets import SKIPPING, Survey, find_data, survey_dataset
 from mixtune.errors import RequestError
 from mixtune.proposal._draft import Draft, Shape
 from mixtune.proposal._text import Proposal, epoch_seconds, wall_seconds
@@ -32,7 +32,7 @@ def propose_space(data: str, root: str | None = None, hours: float = 1.0) -> Pro
     if not hours > 0:
         raise RequestError(f"--hours {hours:g}: should be above 0")
     seconds = 3600 * hours
-    survey = survey_dataset(*find_data(data, root))
+    survey = survey_dataset(*find_data(data, root), reading=SKIPPING)
     if survey.dataset.train.labels is None:
         raise RequestError(
             f"{survey.root or survey.name} has images but no classes: training needs a folder for each class, or a "

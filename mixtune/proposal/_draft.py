@@ -125,6 +125,7 @@ class Draft:
             "root": f"    root: {_scalar(survey.root)}" if survey.root else "",
             "image_size": f"    image_size: {self.image_size}" if self.resizes else "",
             "val_fraction": f"    val_fraction: {self.val_fraction:g}" if self.val_fraction else "",
+            "on_bad_file": "    on_bad_file: skip" if survey.dataset.account.bad else "",
             "fraction": f"    fraction: {self.fraction:g}" if self.fraction < 1 else "",
             "model": f"  model: {{{model}, num_heads: {shape.heads}, pool: avg}}",
             "epochs": f"  epochs: {{ssl: {2 * quarter}, sl: {self.epochs}}}",

@@ -73,6 +73,7 @@ class Proposal:
         comments = {
             "image_size": f"the files have {survey.size_range}: {square[survey.dataset.reading.fit]}",
             "val_fraction": f"{draft.val_images:,} images to compare by: ± {self._error():.1f} points at most",
+            "on_bad_file": f"{len(survey.dataset.account.bad):,} files cannot be read; stop: end with their names",
             "fraction": f"of the others; with all of them: {say_time(self.wall_s / draft.fraction)}",
             "model": f"twice as wide: {self._wider():.1f} times the work",
             "epochs": f"an epoch takes {epoch['ssl']} (SSL), {epoch['mix']} (both), {epoch['sl']} (supervised)",
