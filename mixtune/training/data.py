@@ -22,7 +22,7 @@ from mixtune.datasets import (
     Parts,
     Reading,
     Survey,
-    check_split,
+    absent_classes,
     count_dataset,
     load_dataset,
     matches,
@@ -86,7 +86,7 @@ class TaskData:
     """One supervised task. ``held_out`` are its validation images, or the test images under ``protocol: paper``.
 
     ``ssl`` is what the self-supervised loss alone sees: the task's own training images, labelled or not, or another
-    dataset's. reading: how the images were read; lines: what was kept from training because it is held out.
+    dataset's. reading: how the images were read; lines: what a split left out of training or validation.
     """
 
     name: str
@@ -125,7 +125,7 @@ class TrainingData:
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """What was kept from training because it is held out, a line each."""
+        """What splits left out of training or validation, a line each."""
         names = [f"{task.name}: " if len(self.tasks) > 1 else "" for task in self.tasks]
         of_tasks = [f"{name}{line}" for name, task in zip(names, self.tasks, strict=True) for line in task.lines]
         return (*of_tasks, *self.ssl_lines)
@@ -394,11 +394,12 @@ def _problems_of(recipe: Recipe, task: Task, parts: Parts) -> Iterator[str]:
         yield f"{task.name}: class names that cannot be written as text: {shown}: rename them"
     val_fraction = 0.0 if parts.val is not None or recipe.protocol == "paper" else section.val_fraction
     labels = np.asarray(train.labels, dtype=np.int64)
+    groups = None if train.groups is None else np.asarray(train.groups, dtype=np.int64)
     try:
-        check_split(labels, parts.classes, val_fraction=val_fraction, fraction=section.fraction, groups=train.groups)
+        kept = len(_split_labels(recipe, labels, parts.classes, groups, section.fraction, val_fraction)[0])
     except RequestError as error:
         yield str(error)
-    kept = round(section.fraction * (len(labels) - round(val_fraction * len(labels))))
+        kept = len(labels)
     if kept < recipe.optim.batch_size:
         yield _batch_too_large(recipe, task, kept, len(labels), val_fraction)
 
@@ -442,15 +443,20 @@ def _split_dataset(recipe: Recipe, dataset: Dataset) -> _Split:
     own_val = dataset.val if recipe.protocol == "search" else None
     val_share = 0.0 if own_val is not None or recipe.protocol == "paper" else section.val_fraction
     train, val = _split(images, recipe, section.fraction, val_share)
-    held = None
+    lines, held = [], None
+    assert images.labels is not None
+    unseen = absent_classes(images.labels[val], images.classes) if val_share else []
+    if unseen:
+        shown = ", ".join(unseen[:10]) + (f" and {len(unseen) - 10:,} more" if len(unseen) > 10 else "")
+        lines.append(f"too rare to be validated, so in training alone: {shown}")
     if images.index is not None:
         others = [part.index for part in (own_val, dataset.test) if part is not None and part.index is not None]
         held = np.concatenate([images.index[val], *others])
     if section.duplicates == "warn" or held is None:
-        return _Split(train, val, val_share, held)
+        return _Split(train, val, val_share, held, tuple(lines))
     train, copies = _without(train, images, held)
-    lines = (f"{copies:,} training images are copies of held-out ones: not trained on",) if copies else ()
-    return _Split(train, val, val_share, held, lines)
+    lines += [f"{copies:,} training images are copies of held-out ones: not trained on"] if copies else []
+    return _Split(train, val, val_share, held, tuple(lines))
 
 
 def _task_data(
@@ -499,14 +505,19 @@ def _test_pool(dataset: Dataset, recipe: Recipe, device: torch.device) -> ImageP
 def _split(images: ImageSet, recipe: Recipe, fraction: float, val_fraction: float) -> tuple[Indices, Indices]:
     """Return (training, validation) indices; a smaller fraction's training images are among a larger one's."""
     assert images.labels is not None
-    return split_indices(
-        images.labels,
-        images.classes,
-        val_fraction=val_fraction,
-        fraction=fraction,
-        rng=numpy_generator(recipe.seed, "split"),
-        groups=images.groups,
-    )
+    return _split_labels(recipe, images.labels, images.classes, images.groups, fraction, val_fraction)
+
+
+def _split_labels(
+    recipe: Recipe,
+    labels: Indices,
+    classes: Sequence[str],
+    groups: Indices | None,
+    fraction: float,
+    val_fraction: float,
+) -> tuple[Indices, Indices]:
+    rng = numpy_generator(recipe.seed, "split")
+    return split_indices(labels, classes, val_fraction=val_fraction, fraction=fraction, rng=rng, groups=groups)
 
 
 def _other_ssl_pool(

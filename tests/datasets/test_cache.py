@@ -15,12 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
-from mixtune.datasets import load_dataset
+from mixtune.datasets import SKIPPING, load_dataset, survey_dataset
 from mixtune.errors import DataError
 
 LOAD = """
 import hashlib, logging, sys, time
-from mixtune.datasets import load_dataset
+from mixtune.datasets import SKIPPING, load_dataset, survey_dataset
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 time.sleep(max(0, float(sys.argv[2]) - time.time()))
 dataset = load_dataset("image_folder", sys.argv[1], image_size=48)
@@ -106,6 +106,15 @@ def test_mean_and_std_are_those_of_the_training_images_and_std_is_never_zero(tmp
     (tmp_path / "dark").mkdir()
     Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(tmp_path / "dark" / "dark.png")
     assert load(tmp_path / "dark").train.std == (1 / 255,)
+
+
+def test_a_look_and_a_search_decode_once(root, cache):
+    """As `init` and `search` do: bad files passed over, then none allowed and the size said."""
+    looked = survey_dataset("image_folder", str(root), reading=SKIPPING).dataset
+    searched = load(root, image_size=looked.train.images.shape[2])
+    assert str(searched.train.images.filename).startswith(str(cache))
+    assert len(folders(cache)) == 1
+    np.testing.assert_array_equal(looked.train.images, searched.train.images)
 
 
 def test_a_damaged_cache_is_noticed_and_rebuilt(root, cache, forget):

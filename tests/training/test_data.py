@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mixtune.cost.flops import Size, recipe_flops
 from mixtune.errors import RequestError
 from mixtune.space.recipe import parse_recorded, with_former_defaults
 from mixtune.training.augmentation import crop_and_flip, resized_crop_and_flip
-from mixtune.training.data import load_training_data
+from mixtune.training.data import load_image_sets, load_training_data
 from mixtune.training.loop import train
 from mixtune.training.plan import PHASES, make_plan
 from mixtune.training.randaugment import rand_augment
@@ -319,3 +320,66 @@ def test_pretrained_weights_bring_their_statistics(make_recipe, write_crops, tmp
 def test_a_process_places_the_images_of_many_trials_once(make_recipe):
     one, other = (load_training_data(make_recipe({"alpha": alpha})) for alpha in (0.1, 0.9))
     assert one.tasks[0].train.images is other.tasks[0].train.images
+
+
+def write_random(folder, count):
+    """Write so many different images, 8 x 8."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng([*str(folder).encode()])
+    for number in range(count):
+        Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / f"{number}.png")
+
+
+def test_a_sources_own_validation_images_validate(make_recipe, tmp_path):
+    """`val/` was never used, and a share of `train/` validated (ultralytics 1677)."""
+    for part, count in (("train", 40), ("val", 9)):
+        for label in "ab":
+            write_random(tmp_path / part / label, count)
+    values = {"data.dataset": "image_folder", "data.root": str(tmp_path), "data.fraction": 1.0}
+    (task,) = load_training_data(make_recipe(values)).tasks
+    assert (len(task.train), len(task.held_out)) == (64, 18), "a fifth of train/ is the test part"
+    recorded = load_training_data(make_recipe({**values, "data.reading": 1})).tasks[0]
+    assert (len(recorded.train), len(recorded.held_out)) == (72, 8), "as in runs of version 0.1: val/ is the test part"
+
+
+def test_groups_of_a_table_are_on_one_side_of_every_split(make_recipe, tmp_path):
+    """Images of one patient on both sides made the validation too good (autofocus 12)."""
+    write_random(tmp_path / "scans", 200)
+    rows = "".join(f"scans/{i}.png,{'ill' if i % 2 else 'well'},p{i // 5}\n" for i in range(200))
+    (tmp_path / "labels.csv").write_text(f"path,label,patient\n{rows}")
+    values = {"data.dataset": "manifest", "data.root": str(tmp_path / "labels.csv"), "data.val_fraction": 0.2}
+    recipe = make_recipe({**values, "data.fraction": 1.0})
+    data = load_training_data(recipe)
+    patients = {}
+    for part, images in load_image_sets(recipe).items():
+        patients[part] = images.groups
+    train, test = patients["manifest/train"], patients["manifest/test"]
+    (task,) = data.tasks
+    sides = [set(train[task.train.indices]), set(train[task.held_out.indices]), set(test)]
+    assert sum(map(len, sides)) == len(set.union(*sides)) == 40
+    assert len(task.held_out) == pytest.approx(0.2 * 160, abs=5)
+
+
+def test_rare_classes_are_trained_on_and_told(make_recipe, tmp_path):
+    """Twenty classes of 30 images, one of 1 and one of 2 (ludwig 2831): "raise val_fraction", then "lower it"."""
+    for number in range(20):
+        write_random(tmp_path / f"c{number:02}", 30)
+    write_random(tmp_path / "rare", 1)
+    write_random(tmp_path / "scarce", 2)
+    data = load_training_data(
+        make_recipe({"data.dataset": "image_folder", "data.root": str(tmp_path), "data.fraction": 1.0})
+    )
+    assert data.lines == ("too rare to be validated, so in training alone: rare, scarce",)
+    trained = data.tasks[0].train
+    assert set(trained.labels[trained.indices].tolist()) == set(range(22))
+
+
+def test_all_problems_of_a_split_are_told_before_anything_is_decoded(make_recipe, tmp_path):
+    write_random(tmp_path / "a", 6)
+    write_random(tmp_path / "b", 6)
+    (tmp_path / "a/0.png").write_bytes(b"no image")
+    recipe = make_recipe({"data.dataset": "image_folder", "data.root": str(tmp_path), "data.val_fraction": 0.01})
+    with pytest.raises(
+        RequestError, match=r"data.val_fraction 0.01 of 9 images is none.*; optim.batch_size 32 is more"
+    ):
+        load_training_data(recipe)
