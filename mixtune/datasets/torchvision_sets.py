@@ -1,8 +1,8 @@
 """torchvision's classification sets by torchvision's own names, downloaded where that is allowed.
 
 Adding a set is adding a row to ``_SETS``: the keywords that give its training part and its test part (None:
-it has none, and a stratified fifth is held out). The cache is keyed by the set's name, not by its files:
-whoever replaces the files by hand removes ``<root>/.mixtune`` too.
+it has none, and a stratified fifth is held out). The cache is keyed by the set's name and root, not by its files:
+whoever replaces the files by hand calls ``mixtune clean --cache`` too.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ def read(source: Source) -> Parts:
 
 
 def fingerprint(source: Source) -> str:
-    """Return the set's name: published sets do not change."""
-    return source.name
+    """Return the set's name and place: published sets do not change."""
+    return f"{source.name}\n{source.root}"
 
 
 def _open_set(source: Source, keywords: _Keywords) -> Any:

@@ -84,6 +84,16 @@ def test_pixels_are_those_of_the_training(tmp_path, name):
         assert np.array_equal(found.numpy(), as_in_training(path, size, channels, reading)), (size, channels, how)
 
 
+def test_odd_tags_beside_the_orientation_do_not_matter(tmp_path):
+    entries = bytes.fromhex("12010300 01000000 06000000 3101 0500 01000000 26000000".replace(" ", ""))
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + entries + b"\0\0\0\0" + b"\xff\xff\xff\xff\x01\0\0\0"
+    photo().save(tmp_path / "odd.jpg", exif=exif)
+    photo().save(tmp_path / "plain.jpg")
+    reading = reading_config(READINGS["crop"])
+    odd, plain = (read_image(str(tmp_path / f"{name}.jpg"), 3, 32, reading) for name in ("odd", "plain"))
+    assert torch.equal(odd, plain.rot90(-1, (1, 2)))
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_turned_camera_is_turned_back(tmp_path, orientation):
     exif = Image.Exif()
