@@ -18,7 +18,8 @@ from mixtune.errors import RequestError
 from mixtune.files import write_whole
 from mixtune.space.recipe import Recipe, parse_recipe
 from mixtune.space.space import load_space
-from mixtune.training.data import load_training_data, make_pool, survey_tasks
+from mixtune.training.data import load_training_data, make_pool
+from mixtune.training.sources import survey_tasks
 from mixtune.training.streams import torch_generator
 
 SPACES = (".yaml", ".yml")

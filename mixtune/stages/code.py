@@ -32,6 +32,7 @@ NOT_COMPUTING = {  # modules and packages that a training run executes, and why 
     "mixtune.training.bill": "says what steps cost, in FLOPs too",
     "mixtune.training.measure": "reports what was trained",
     "mixtune.training.saved": "writes trained recipes to files",
+    "mixtune.training.sources": "loads images, which count by their content",
     "mixtune.cost": "forecasts",
     "mixtune.datasets": "what it reads is in the keys: pixels, labels, the images of each split, statistics",
     "mixtune.errors": "words",

@@ -16,7 +16,8 @@ from mixtune.space.recipe import Recipe
 from mixtune.space.space import SearchSpace
 from mixtune.stages.code import digest_code
 from mixtune.stages.keys import digest_tensor
-from mixtune.training.data import digest_sets, load_image_sets, other_data, place_images
+from mixtune.training.data import place_images
+from mixtune.training.sources import digest_sets, load_image_sets, other_data
 
 _VERSIONS = ("torch", "pillow")
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -19,18 +18,11 @@ from mixtune.datasets import (
     DEFAULT_READING,
     Dataset,
     ImageSet,
-    Parts,
     Reading,
-    Survey,
     absent_classes,
-    count_dataset,
-    load_dataset,
     matches,
     mix_images,
-    read_parts,
     same_source,
-    split_indices,
-    survey_dataset,
 )
 from mixtune.errors import RequestError
 from mixtune.space.effective import choose_statistics, mixes_partners
@@ -39,10 +31,10 @@ from mixtune.space.views import View
 from mixtune.training.augmentation import Augmentation, normalise
 from mixtune.training.device import allowed_memory
 from mixtune.training.plan import Epoch, Phase
+from mixtune.training.sources import Indices, batch_too_large, load_ssl_set, load_tasks, split_labels
 from mixtune.training.streams import Stream, numpy_generator, torch_generator
 from mixtune.training.views import make_view
 
-Indices = np.ndarray[tuple[int], np.dtype[np.int64]]
 RESIDENT_SHARE = 1 / 3  # of the GPU memory that a trial may use: larger image sets stay on the host
 
 
@@ -202,7 +194,7 @@ def load_training_data(
     """
     device = torch.device(device)
     tasks = recipe.data.tasks
-    sets = _load_tasks(recipe) if given is None else [_fitting(recipe, given)]
+    sets = load_tasks(recipe) if given is None else [_fitting(recipe, given)]
     splits = [_split_dataset(recipe, dataset) for dataset in sets]
     other, lines = _other_ssl_pool(recipe, sets, splits, device)
     section, another_set = recipe.data, other is not None
@@ -223,193 +215,7 @@ def load_test_pools(recipe: Recipe, data: TrainingData) -> tuple[ImagePool, ...]
     images. Raises RequestError or DataError as it does, so also for a dataset that has no test images.
     """
     device = data.tasks[0].train.indices.device
-    return tuple(_test_pool(dataset, recipe, device) for dataset in _load_tasks(recipe))
-
-
-def load_image_sets(recipe: Recipe) -> dict[str, ImageSet]:
-    """Return all images that a recipe may touch, by task and part: ``digits/train``, ``digits/test``, ``ssl``."""
-    sets: dict[str, ImageSet] = {}
-    datasets = _load_tasks(recipe)
-    for task, dataset in zip(recipe.data.tasks, datasets, strict=True):
-        for part in ("train", "val", "test"):
-            if (images := getattr(dataset, part)) is not None:
-                sets[f"{task.name}/{part}"] = images
-    if recipe.data.ssl_dataset is not None:
-        sets["ssl"] = _load_ssl_set(recipe, datasets[0])
-    return sets
-
-
-def survey_tasks(recipe: Recipe) -> dict[str, Survey]:
-    """Return what was read of each task's images, decoding them if need be, by the tasks' names."""
-    section = recipe.data
-    return {
-        task.name: survey_dataset(
-            task.dataset,
-            task.root,
-            image_size=section.image_size,
-            reading=reading_of(recipe),
-            parts=section.parts,
-            download=section.download,
-        )
-        for task in section.tasks
-    }
-
-
-def digest_sets(sets: Mapping[str, ImageSet]) -> dict[str, dict[str, str]]:
-    """Return the digests of "source" (images before decoding), "labels" and "classes", each by part."""
-    digests: dict[str, dict[str, str]] = {"source": {}, "labels": {}, "classes": {}}
-    for part, images in sets.items():
-        digests["source"][part] = images.source
-        if images.labels is not None:
-            labels = np.asarray(images.labels)
-            about = f"torch.int64{labels.shape}"
-            digests["labels"][part] = hashlib.sha256(about.encode() + labels.tobytes()).hexdigest()
-            digests["classes"][part] = hashlib.sha256("\0".join(images.classes).encode()).hexdigest()
-    return digests
-
-
-def other_data(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Return what differs between two of digest_sets(), "the images of digits/train", or "" where nothing does.
-
-    What ``before`` does not hold, since an older version did not record it, is not compared.
-    """
-    for kind in ("source", "labels", "classes"):
-        known, found = before.get(kind), now[kind]
-        if isinstance(known, Mapping):
-            parts = sorted(part for part in {*known, *found} if known.get(part) != found.get(part))
-            if parts:
-                return f"the {'images' if kind == 'source' else kind} of {', '.join(parts)}"
-    return ""
-
-
-def count_images(recipe: Recipe) -> dict[str, tuple[int, int]]:
-    """Return how many undecoded images each of a recipe's datasets has, and their bytes; the first one is decoded.
-
-    Raises RequestError or DataError for data that are not there or cannot be read.
-    """
-    section = recipe.data
-    counts = {
-        task.name: count_dataset(
-            task.dataset, task.root, download=section.download, parts=section.parts, rules=section.reading
-        )
-        for task in section.tasks
-    }
-    if section.ssl_dataset is not None:
-        counts["data.ssl_dataset"] = count_dataset(
-            section.ssl_dataset,
-            section.ssl_root,
-            download=section.download,
-            labelled=section.reading == 1,
-            rules=section.reading,
-        )
-    return counts
-
-
-def reading_of(recipe: Recipe) -> Reading:
-    """Return how a recipe wants images to be read."""
-    data = recipe.data
-    return Reading(data.fit, data.background, data.range, data.max_megapixels, data.on_bad_file, data.reading)
-
-
-def _load_ssl_set(recipe: Recipe, supervised: Dataset) -> ImageSet:
-    """Return data.ssl_dataset, read as the supervised images were."""
-    section, (_, channels, size, _) = recipe.data, supervised.train.images.shape
-    assert section.ssl_dataset is not None
-    return load_dataset(
-        section.ssl_dataset,
-        section.ssl_root,
-        download=section.download,
-        image_size=size,
-        channels=channels,
-        reading=supervised.reading,
-        labelled=section.reading == 1,
-    ).train
-
-
-def _load_tasks(recipe: Recipe) -> list[Dataset]:
-    """Return each task's dataset, all of one image size and number of channels."""
-    section = recipe.data
-    _check_before_decoding(recipe)
-
-    def load(task: Task, size: int | None, channels: int | None) -> Dataset:
-        dataset = load_dataset(
-            task.dataset,
-            task.root,
-            download=section.download,
-            image_size=size,
-            channels=channels,
-            reading=reading_of(recipe),
-            parts=section.parts,
-        )
-        if dataset.test is None:  # it comes with labels alone
-            raise RequestError(
-                f"data.dataset {task.dataset} at {task.root} has no classes: supervised training needs a folder "
-                "for each class; images without classes can serve as data.ssl_dataset"
-            )
-        return dataset
-
-    sets = [load(task, section.image_size, None) for task in section.tasks]
-    channels, size = (max(dataset.train.images.shape[axis] for dataset in sets) for axis in (1, 2))
-    return [
-        dataset if dataset.train.images.shape[1:3] == (channels, size) else load(task, size, channels)
-        for task, dataset in zip(section.tasks, sets, strict=True)
-    ]
-
-
-def _check_before_decoding(recipe: Recipe) -> None:
-    """Raise RequestError, with all problems in its line, where images that are to be decoded cannot be trained on."""
-    section = recipe.data
-    problems: list[str] = []
-    for task in section.tasks:
-        try:
-            parts = read_parts(
-                task.dataset,
-                task.root,
-                download=section.download,
-                image_size=section.image_size,
-                reading=reading_of(recipe),
-                parts=section.parts,
-            )
-            if parts is not None:
-                problems += _problems_of(recipe, task, parts)
-        except RequestError as error:
-            problems.append(str(error))
-    size, patch = section.image_size, recipe.model.patch_size
-    if problems and size and patch and size % patch:
-        problems.append(f"model.patch_size {patch} does not divide data.image_size {size}")
-    if problems:
-        raise RequestError("; ".join(problems))
-
-
-def _problems_of(recipe: Recipe, task: Task, parts: Parts) -> Iterator[str]:
-    """Yield what keeps a task's undecoded images from being trained on."""
-    section, train = recipe.data, parts.train
-    if train.labels is None:
-        return  # said by whoever needs classes
-    unwritable = [
-        name for name in parts.classes if not name.isprintable() or name.encode(errors="ignore").decode() != name
-    ]
-    if unwritable:
-        shown = ", ".join(map(ascii, unwritable[:5]))
-        yield f"{task.name}: class names that cannot be written as text: {shown}: rename them"
-    val_fraction = 0.0 if parts.val is not None or recipe.protocol == "paper" else section.val_fraction
-    labels = np.asarray(train.labels, dtype=np.int64)
-    groups = None if train.groups is None else np.asarray(train.groups, dtype=np.int64)
-    try:
-        kept = len(_split_labels(recipe, labels, parts.classes, groups, section.fraction, val_fraction)[0])
-    except RequestError as error:
-        yield str(error)
-        kept = len(labels)
-    if kept < recipe.optim.batch_size:
-        yield _batch_too_large(recipe, task, kept, len(labels), val_fraction)
-
-
-def _batch_too_large(recipe: Recipe, task: Task, kept: int, count: int, val_fraction: float) -> str:
-    share = f"data.val_fraction {recipe.data.val_fraction} and " if val_fraction else ""
-    return (
-        f"optim.batch_size {recipe.optim.batch_size} is more than the {kept} training images of {task.name} "
-        f"(of {count}, after {share}data.fraction {recipe.data.fraction}): lower it to at most {kept}"
-    )
+    return tuple(_test_pool(dataset, recipe, device) for dataset in load_tasks(recipe))
 
 
 def _fitting(recipe: Recipe, given: Dataset) -> Dataset:
@@ -465,7 +271,7 @@ def _task_data(
     section, images, lines = recipe.data, dataset.train, list(split.lines)
     train = split.train
     if len(train) < recipe.optim.batch_size:
-        raise RequestError(_batch_too_large(recipe, task, len(train), len(images.images), split.val_share))
+        raise RequestError(batch_too_large(recipe, task, len(train), len(images.images), split.val_share))
     pool = make_pool(images, train, recipe, device)
     own_ssl = train
     if section.ssl_fraction is not None:
@@ -505,19 +311,7 @@ def _test_pool(dataset: Dataset, recipe: Recipe, device: torch.device) -> ImageP
 def _split(images: ImageSet, recipe: Recipe, fraction: float, val_fraction: float) -> tuple[Indices, Indices]:
     """Return (training, validation) indices; a smaller fraction's training images are among a larger one's."""
     assert images.labels is not None
-    return _split_labels(recipe, images.labels, images.classes, images.groups, fraction, val_fraction)
-
-
-def _split_labels(
-    recipe: Recipe,
-    labels: Indices,
-    classes: Sequence[str],
-    groups: Indices | None,
-    fraction: float,
-    val_fraction: float,
-) -> tuple[Indices, Indices]:
-    rng = numpy_generator(recipe.seed, "split")
-    return split_indices(labels, classes, val_fraction=val_fraction, fraction=fraction, rng=rng, groups=groups)
+    return split_labels(recipe, images.labels, images.classes, images.groups, fraction, val_fraction)
 
 
 def _other_ssl_pool(
@@ -531,7 +325,7 @@ def _other_ssl_pool(
     section, tasks = recipe.data, recipe.data.tasks
     if section.ssl_dataset is None:
         return None, []
-    images = _load_ssl_set(recipe, supervised[0])
+    images = load_ssl_set(recipe, supervised[0])
     for task, own in zip(tasks, supervised, strict=True):
         if section.ssl_dataset == task.dataset and (
             same_source(task.dataset, section.ssl_root, task.root)

@@ -24,14 +24,9 @@ from mixtune.run.ledger import finite_or_none
 from mixtune.space.document import parse_document
 from mixtune.space.effective import resolve_auto
 from mixtune.space.recipe import Recipe, RecipeError, flatten, parse_recorded, with_absolute_paths
-from mixtune.training.data import (
-    TrainingData,
-    digest_sets,
-    load_image_sets,
-    load_training_data,
-    other_data,
-)
+from mixtune.training.data import TrainingData, load_training_data
 from mixtune.training.measure import Metrics
+from mixtune.training.sources import digest_sets, load_image_sets, other_data
 from mixtune.training.state import TrainState, build_parts
 
 RECIPE, WEIGHTS, METRICS = "recipe.yaml", "model.safetensors", "metrics.json"

@@ -19,8 +19,8 @@ from mixtune.cost.machine import Machine, look_at_machine
 from mixtune.errors import RequestError, one_line, suggest
 from mixtune.metrics import duration, find_metric
 from mixtune.space.space import SearchSpace
-from mixtune.training.data import count_images
 from mixtune.training.plan import Phase
+from mixtune.training.sources import count_images
 from mixtune.tuning.preflight import decode_images, make_visit, versions
 from mixtune.tuning.session import POLL_S, answers
 from mixtune.tuning.slots import Slots, is_on_gpu, plan_slots, trials_for_a_gpu

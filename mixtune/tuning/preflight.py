@@ -7,7 +7,7 @@ from typing import Any
 
 from mixtune.errors import DataError, RequestError, TrainingError
 from mixtune.space.space import SearchSpace, space_from_dict
-from mixtune.training.data import count_images, load_image_sets
+from mixtune.training.sources import count_images, load_image_sets
 
 
 def decode_images(space: SearchSpace) -> None:

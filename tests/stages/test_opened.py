@@ -16,7 +16,7 @@ from mixtune.datasets import _load
 from mixtune.errors import RequestError
 from mixtune.run.ledger import RunState, fold
 from mixtune.space.space import SearchSpace, space_from_dict
-from mixtune.stages.opened import Opened
+from mixtune.stages.opened import Opened, refuse_other_data
 
 
 @pytest.fixture
@@ -100,3 +100,16 @@ def test_a_run_that_recorded_nothing_says_that_it_cannot_be_checked(space: Searc
     (line,) = start.compare(fold([{"event": "asked", "trial": "t0001"}]), space)
     assert line.endswith("that they are the same cannot be checked")
     assert start.compare(RunState(), space) == []  # a new run
+
+
+def test_other_images_or_class_names_are_refused_and_an_older_run_is_told(space: SearchSpace, tmp_path: Path) -> None:
+    """For `export`, which compares nothing but the data."""
+    state = state_after(opened(space))
+    assert refuse_other_data(state, space.recipe) == []
+    (line,) = refuse_other_data(RunState(), space.recipe)
+    assert "did not record its data" in line
+    other = replace(opened(space), classes={"image_folder/train": "other"})
+    with pytest.raises(RequestError, match="the classes of image_folder/.* are not those that this run was begun with"):
+        refuse_other_data(state_after(other), space.recipe)
+    former = {kind: value for kind, value in opened(space).to_dict().items() if kind != "classes"}
+    assert refuse_other_data(fold([{"event": "opened", **former}]), space.recipe) == []

@@ -11,10 +11,11 @@ from mixtune.cost.flops import Size, recipe_flops
 from mixtune.errors import RequestError
 from mixtune.space.recipe import parse_recorded, with_former_defaults
 from mixtune.training.augmentation import crop_and_flip, resized_crop_and_flip
-from mixtune.training.data import load_image_sets, load_training_data
+from mixtune.training.data import load_training_data
 from mixtune.training.loop import train
 from mixtune.training.plan import PHASES, make_plan
 from mixtune.training.randaugment import rand_augment
+from mixtune.training.sources import load_image_sets
 from mixtune.training.streams import torch_generator
 
 STILL = {"augment.pad": 0, "augment.flip": 0.0}
