@@ -31,7 +31,14 @@ from mixtune.space.views import View
 from mixtune.training.augmentation import Augmentation, normalise
 from mixtune.training.device import allowed_memory
 from mixtune.training.plan import Epoch, Phase
-from mixtune.training.sources import Indices, batch_too_large, load_ssl_set, load_tasks, split_labels
+from mixtune.training.sources import (
+    Indices,
+    batch_too_large,
+    check_before_decoding,
+    load_ssl_set,
+    load_tasks,
+    split_labels,
+)
 from mixtune.training.streams import Stream, numpy_generator, torch_generator
 from mixtune.training.views import make_view
 
@@ -194,6 +201,8 @@ def load_training_data(
     """
     device = torch.device(device)
     tasks = recipe.data.tasks
+    if given is None:
+        check_before_decoding(recipe)
     sets = load_tasks(recipe) if given is None else [_fitting(recipe, given)]
     splits = [_split_dataset(recipe, dataset) for dataset in sets]
     other, lines = _other_ssl_pool(recipe, sets, splits, device)

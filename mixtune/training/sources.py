@@ -30,7 +30,6 @@ Indices = np.ndarray[tuple[int], np.dtype[np.int64]]
 def load_tasks(recipe: Recipe) -> list[Dataset]:
     """Return each task's dataset, all of one image size and number of channels."""
     section = recipe.data
-    _check_before_decoding(recipe)
 
     def load(task: Task, size: int | None, channels: int | None) -> Dataset:
         dataset = load_dataset(
@@ -170,7 +169,7 @@ def split_labels(
     return split_indices(labels, classes, val_fraction=val_fraction, fraction=fraction, rng=rng, groups=groups)
 
 
-def _check_before_decoding(recipe: Recipe) -> None:
+def check_before_decoding(recipe: Recipe) -> None:
     """Raise RequestError, with all problems in its line, where images that are to be decoded cannot be trained on."""
     section = recipe.data
     problems: list[str] = []

@@ -109,7 +109,9 @@ def test_other_images_or_class_names_are_refused_and_an_older_run_is_told(space:
     (line,) = refuse_other_data(RunState(), space.recipe)
     assert "did not record its data" in line
     other = replace(opened(space), classes={"image_folder/train": "other"})
-    with pytest.raises(RequestError, match="the classes of image_folder/.* are not those that this run was begun with"):
+    with pytest.raises(
+        RequestError, match=r"the classes of image_folder/.* are not those that this run was begun with"
+    ):
         refuse_other_data(state_after(other), space.recipe)
     former = {kind: value for kind, value in opened(space).to_dict().items() if kind != "classes"}
     assert refuse_other_data(fold([{"event": "opened", **former}]), space.recipe) == []
