@@ -1,16 +1,16 @@
 """Classify images with the model in this script's folder: python classify.py IMAGE_OR_FOLDER ...
 
-It needs torch, timm, Pillow and safetensors alone, and prepares an image as the training did.
+It needs torch, timm, Pillow and safetensors alone, pillow-heif for HEIC, and prepares an image as the training did.
 """
 
 import argparse
 import csv
 import json
 import os
-import re
 import struct
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,14 @@ import torch
 from PIL import Image, ImageColor, ImageOps
 from safetensors.torch import load_file
 
+with suppress(ImportError):  # HEIC, where pip install pillow-heif was done
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+
 SHOWN = 5  # classes
 BATCH = 32  # images
+NO_IMAGES = ("EPS", "MPEG", "PDF")  # of the formats that Pillow has
 TURNS = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -31,7 +37,6 @@ TURNS = {  # by EXIF orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-SUFFIXES = "avif|bmp|gif|jfif|jp2|jpeg|jpg|png|tif|tiff|webp|pbm|pgm|pnm|ppm"  # of the files in a folder
 
 
 def read_image(path: str | Path, channels: int, size: int, reading: Mapping[str, Any]) -> torch.Tensor:
@@ -120,11 +125,16 @@ class Classifier:
 
 def find_images(given: list[Path]) -> Iterator[Path]:
     """Yield the given files, and the images in and below each folder, by name; hidden ones are left out."""
-    form = re.compile(rf"([^.][^/]*/)*[^.][^/]*\.({SUFFIXES})", re.IGNORECASE)
+    suffixes = Image.registered_extensions()  # of the files in a folder
     for path in given:
         below = sorted(path.rglob("*")) if path.is_dir() else []
-        found = [file for file in below if form.fullmatch(file.relative_to(path).as_posix()) and file.is_file()]
-        yield from found or [path]
+        yield from [
+            file
+            for file in below
+            if suffixes.get(file.suffix.lower(), "PDF") not in NO_IMAGES
+            and not any(part.startswith(".") for part in file.relative_to(path).parts)
+            and file.is_file()
+        ] or [path]
 
 
 def main() -> int:

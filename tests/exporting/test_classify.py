@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pillow_heif
 import pytest
 import torch
 from PIL import Image
@@ -14,6 +15,8 @@ from mixtune.datasets import Reading
 from mixtune.datasets._decode import Layout, decode, open_item, reduce_early
 from mixtune.exporting.classify import read_image
 from mixtune.exporting.timm_model import reading_config
+
+pillow_heif.register_heif_opener()
 
 
 def photo(width=90, height=64):
@@ -52,6 +55,7 @@ IMAGES = {
     "two-levels.png": lambda: photo().convert("1"),
     "print.tif": lambda: photo().convert("CMYK"),
     "sixteen.png": sixteen_bits,
+    "phone.heic": photo,
     "float.tif": lambda: photo().convert("F"),
     "large.jpg": lambda: photo().resize((900, 700)),
 }
