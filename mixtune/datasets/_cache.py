@@ -275,7 +275,7 @@ def _write_images(
         pixels_file.seek(0, os.SEEK_END)
         records_file.seek(0, os.SEEK_END)
         for entries, pixels in _decoded_chunks(part.images, len(done), name, layout, root, bad):
-            pixels_file.write(np.array(pixels, np.uint8).data)
+            pixels_file.write(pixels)
             pixels_file.flush()
             records_file.write(entries.tobytes())
             records_file.flush()
@@ -324,12 +324,12 @@ class _InFlight:
                 self._changed.notify_all()
 
 
-_Decoded = tuple[Any, "npt.NDArray[np.uint8] | None", "tuple[str, str] | None"]
+_Decoded = tuple[Any, bytes, "tuple[str, str] | None"]
 
 
 def _decoded_chunks(
     images: Images, first: int, name: str, layout: Layout, root: Path, bad: list[tuple[str, str]]
-) -> Iterator[tuple[npt.NDArray[Any], list[npt.NDArray[np.uint8]]]]:
+) -> Iterator[tuple[npt.NDArray[Any], bytes]]:
     """Yield what is known of each image from ``first`` on, (n,), and the pixels of those that could be read."""
     count, in_flight, threads = len(images), _InFlight(), os.cpu_count() or 1
     size = min(_CHUNK, _CHUNK_BYTES // (layout.channels * layout.size**2), (count - first) // (4 * threads))
@@ -348,7 +348,7 @@ def _decoded_chunks(
             found = waiting.popleft().result()
             waiting.extend(pool.submit(decode_some, start) for start in islice(starts, 1))
             bad += [reason for _, _, reason in found if reason is not None]
-            pixels = [values for _, values, _ in found if values is not None]
+            pixels = b"".join(values for _, values, _ in found)
             yield np.array([entry for entry, _, _ in found], dtype=_RECORD), pixels
             taken += len(found)
             if time.monotonic() - logged > _LOG_EVERY_S:
@@ -369,13 +369,13 @@ def _decode_one(images: Images, index: int, name: str, layout: Layout, root: Pat
         reduce_early(picture, layout)
         width, height = dimensions(picture)
         with in_flight.hold(width * height * _PIXEL_BYTES) if width * height > _FREE_PIXELS else nullcontext():
-            pixels = np.ascontiguousarray(decode(picture, layout))
+            pixels = decode(picture, layout).tobytes()
     except UNREADABLE as error:
         item_name = str(given) if isinstance(given, str | Path) else f"image {index} of the {_TITLES[name]} part"
         said = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        return (False, np.zeros((), INDEX)), None, (item_name, said)
-    is_constant = (pixels == pixels[0, 0, 0]).all()
-    of_pixels = bytes(16) if is_constant else hashlib.blake2b(pixels.data, digest_size=16).digest()
+        return (False, np.zeros((), INDEX)), b"", (item_name, said)
+    is_constant = pixels == pixels[:1] * len(pixels)
+    of_pixels = bytes(16) if is_constant else hashlib.blake2b(pixels, digest_size=16).digest()
     return (True, (*digest_item(item), of_pixels, *about, frames)), pixels, None
 
 
