@@ -18,10 +18,12 @@ import shutil
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +54,13 @@ _LOCK = ".lock-"
 _SCRATCH = "building-"
 _SCRATCH_KEPT_S = 24 * 3600
 _IN_USE_S = 3600.0  # caches used so recently are not removed to make room
-_BLOCK = 256  # images decoded between two writes: bounds memory
-_CHUNK = 16  # images of a block that one thread decodes
+_CHUNK = 64  # at most so many images, of so many bytes, are decoded by one thread and written at once
+_CHUNK_BYTES = 1_000_000
+_AHEAD = 2  # chunks for each thread that may wait to be written
 _IN_FLIGHT = 600_000_000  # bytes of undecoded pixels at once: bounds memory, however many cores there are
 _PIXEL_BYTES = 12  # of an image while it is decoded
+_FREE_PIXELS = 20_000  # an image of no more is not counted
+_BLOCK = 256  # images whose statistics are taken at once
 _STATISTICS_IMAGES = 10_000
 _LOG_EVERY_S = 5.0
 _NAMED = 10  # bad files in a message
@@ -278,9 +283,8 @@ def _write_images(
     with images.open("r+b") as pixels_file, records.open("r+b") as records_file:
         pixels_file.seek(0, os.SEEK_END)
         records_file.seek(0, os.SEEK_END)
-        blocks = _decoded_blocks(part.images, len(done), name, layout, root, bad)
-        for entries, pixels in blocks:
-            pixels_file.write(np.ascontiguousarray(pixels).data)
+        for entries, pixels in _decoded_chunks(part.images, len(done), name, layout, root, bad):
+            pixels_file.write(pixels)
             pixels_file.flush()
             records_file.write(entries.tobytes())
             records_file.flush()
@@ -329,56 +333,58 @@ class _InFlight:
                 self._changed.notify_all()
 
 
-def _decoded_blocks(
+_Decoded = tuple[Any, bytes, "tuple[str, str] | None"]
+
+
+def _decoded_chunks(
     images: Images, first: int, name: str, layout: Layout, root: Path, bad: list[tuple[str, str]]
-) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.uint8]]]:
+) -> Iterator[tuple[npt.NDArray[Any], bytes]]:
     """Yield what is known of each image from ``first`` on, (n,), and the pixels of those that could be read."""
-    count, in_flight = len(images), _InFlight()
+    count, in_flight, threads = len(images), _InFlight(), os.cpu_count() or 1
+    size = min(_CHUNK, _CHUNK_BYTES // (layout.channels * layout.size**2), (count - first) // (4 * threads))
+    size = max(1, size)
     begun = logged = time.monotonic()
     taken = 0
 
-    def decode_some(start: int) -> list[tuple[Any, npt.NDArray[np.uint8] | None, tuple[str, str] | None]]:
-        stop = min(start + _CHUNK, count)
+    def decode_some(start: int) -> list[_Decoded]:
+        stop = min(start + size, count)
         return [_decode_one(images, index, name, layout, root, in_flight) for index in range(start, stop)]
 
-    with any_size(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(first, count, _BLOCK):
-            stop = min(start + _BLOCK, count)
-            found = [one for some in pool.map(decode_some, range(start, stop, _CHUNK)) for one in some]
+    with any_size(), ThreadPoolExecutor(threads) as pool:
+        starts = iter(range(first, count, size))
+        waiting = deque(pool.submit(decode_some, start) for start in islice(starts, _AHEAD * threads))
+        while waiting:
+            found = waiting.popleft().result()
+            waiting.extend(pool.submit(decode_some, start) for start in islice(starts, 1))
             bad += [reason for _, _, reason in found if reason is not None]
-            pixels = [values for _, values, _ in found if values is not None]
-            entries = np.array([entry for entry, _, _ in found], dtype=_RECORD)
-            yield entries, np.array(pixels, np.uint8).reshape(-1, layout.channels, layout.size, layout.size)
-            taken += stop - start
+            pixels = b"".join(values for _, values, _ in found)
+            yield np.array([entry for entry, _, _ in found], dtype=_RECORD), pixels
+            taken += len(found)
             if time.monotonic() - logged > _LOG_EVERY_S:
                 logged = time.monotonic()
-                left = (logged - begun) / taken * (count - stop)
-                _log.info("decoded %s of %s images, about %.0f s left", f"{stop:,}", f"{count:,}", left)
+                left = (logged - begun) / taken * (count - first - taken)
+                _log.info("decoded %s of %s images, about %.0f s left", f"{first + taken:,}", f"{count:,}", left)
 
 
-def _decode_one(
-    images: Images, index: int, name: str, layout: Layout, root: Path, in_flight: _InFlight
-) -> tuple[Any, npt.NDArray[np.uint8] | None, tuple[str, str] | None]:
+def _decode_one(images: Images, index: int, name: str, layout: Layout, root: Path, in_flight: _InFlight) -> _Decoded:
     """Return an image's record and pixels; of one that cannot be read also its name and the reason."""
-    item_name = f"image {index} of the {_TITLES[name]} part"
+    given = None
     try:
         given = images[index]
-        if isinstance(given, str | Path):
-            item_name = str(given)
         item = open_item([given], 0, root, layout.reading.max_megapixels)
         picture, (width, height) = item.picture, dimensions(item.picture)
         about = (width, height, mode_of(picture), str(getattr(picture, "format", None) or ""), is_gray(picture))
         frames = bool(getattr(picture, "is_animated", False))
         reduce_early(picture, layout)
         width, height = dimensions(picture)
-        with in_flight.hold(width * height * _PIXEL_BYTES):
-            pixels = decode(picture, layout)
+        with in_flight.hold(width * height * _PIXEL_BYTES) if width * height > _FREE_PIXELS else nullcontext():
+            pixels = decode(picture, layout).tobytes()
     except UNREADABLE as error:
+        item_name = str(given) if isinstance(given, str | Path) else f"image {index} of the {_TITLES[name]} part"
         said = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        return (False, np.zeros((), INDEX)), None, (item_name, said)
-    pixels = np.ascontiguousarray(pixels)
-    is_constant = pixels.min() == pixels.max()
-    of_pixels = bytes(16) if is_constant else hashlib.blake2b(pixels.data, digest_size=16).digest()
+        return (False, np.zeros((), INDEX)), b"", (item_name, said)
+    is_constant = pixels == pixels[:1] * len(pixels)
+    of_pixels = bytes(16) if is_constant else hashlib.blake2b(pixels, digest_size=16).digest()
     return (True, (*digest_item(item), of_pixels, *about, frames)), pixels, None
 
 

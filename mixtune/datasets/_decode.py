@@ -6,10 +6,11 @@ import hashlib
 import io
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,7 @@ SAMPLE_PIXELS = 200  # images whose pixels decide range and background
 LOSES_HALF = 0.1  # share of images that may lose half of themselves to a crop before `fit: auto` pads
 VANISHING = 16  # levels from white or black within which the visible pixels of an image cannot be told from it
 STRIP = 2_000_000  # pixels converted at once
+_COMMON = ("JPEG", "PNG")  # tried first: Pillow may ask formats that look into the file before it comes to these
 
 ORIENTATION = 0x0112  # the one EXIF tag that is looked at
 _TURNS = {
@@ -84,14 +86,24 @@ def open_item(images: Images, index: int, root: Path, max_megapixels: float) -> 
     if isinstance(item, bytes):
         name, content = "", item
     else:
-        path = Path(item)
-        name = str(path.relative_to(root) if path.is_relative_to(root) else path.name)
-        content = path.read_bytes()
+        path = item if isinstance(item, Path) else Path(item)
+        text, above = str(path), f"{root}/"
+        if text.startswith(above):
+            name = text[len(above) :]
+        else:
+            name = str(path.relative_to(root) if path.is_relative_to(root) else path.name)
+        with open(path, "rb", buffering=0) as file:
+            content = file.read()
+    return Item(_of_allowed_size(_open_content(content), max_megapixels), name, content)
+
+
+def _open_content(content: bytes) -> Image.Image:
+    with suppress(UnidentifiedImageError):
+        return Image.open(io.BytesIO(content), formats=_COMMON)
     try:
-        picture = Image.open(io.BytesIO(content))
+        return Image.open(io.BytesIO(content))
     except UnidentifiedImageError as error:
         raise ValueError(_what_else(content)) from error
-    return Item(_of_allowed_size(picture, max_megapixels), name, content)
 
 
 def _what_else(content: bytes) -> str:
@@ -140,7 +152,7 @@ def decode(picture: Picture, layout: Layout) -> npt.NDArray[np.uint8]:
         return _decode_array(picture, layout)
     picture.load()
     image = _to_eight_bits(turn_upright(picture), reading)
-    image = _to_square(image.convert("L" if channels == 1 else "RGB"), size, reading)
+    image = _to_square(_in_mode(image, "L" if channels == 1 else "RGB"), size, reading)
     pixels = np.asarray(image)
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
@@ -188,6 +200,21 @@ def dimensions(picture: Picture) -> tuple[int, int]:
     return (picture.shape[1], picture.shape[0]) if isinstance(picture, np.ndarray) else picture.size
 
 
+class _Header(NamedTuple):
+    """What is known of an image whose pixels are unread; the image itself would hold its file's bytes."""
+
+    size: tuple[int, int]
+    bands: int  # of an array (H, W, C), otherwise 0
+    is_gray: bool
+    is_deep: bool
+    is_transparent: bool
+
+
+def _header(picture: Picture) -> _Header:
+    bands = picture.shape[2] if isinstance(picture, np.ndarray) and picture.ndim == 3 else 0
+    return _Header(dimensions(picture), bands, is_gray(picture), is_deep(picture), is_transparent(picture))
+
+
 def choose_layout(
     parts: Parts, image_size: int | None, channels: int | None, reading: Reading, root: Path
 ) -> tuple[Layout, list[str]]:
@@ -198,31 +225,31 @@ def choose_layout(
     and at SAMPLE_PIXELS images where range or background depend on pixels; files that cannot be read are passed over.
     """
     named = [part for part in (parts.train, parts.val, parts.test) if part is not None]
-    opened = [picture for part in named for picture in _some(part.images, SAMPLE, root, reading)]
-    sizes = {dimensions(picture) for picture in opened}
+    headers = [_header(picture) for part in named for picture in _some(part.images, SAMPLE, root, reading)]
+    sizes = {header.size for header in headers}
     own = next(iter(sizes)) if len(sizes) == 1 else (0, 1)
     size = image_size or (own[0] if own[0] == own[1] <= LARGEST_OWN_SIZE else DEFAULT_SIZE)
-    bands = {p.shape[2] for p in opened if isinstance(p, np.ndarray) and p.ndim == 3 and p.shape[2] not in (3, 4)}
-    found_channels = channels or (max(bands) if bands else 1 if opened and all(map(is_gray, opened)) else 3)
+    bands = {header.bands for header in headers if header.bands not in (0, 3, 4)}
+    all_gray = bool(headers) and all(header.is_gray for header in headers)
+    found_channels = channels or (max(bands) if bands else 1 if all_gray else 3)
     if found_channels not in (1, 3, *bands):
         raise RequestError(f"data.channels must be 1 (grayscale) or 3 (RGB), not {found_channels}")
     lines: list[str] = []
-    fit = reading.fit if reading.fit != "auto" else _choose_fit(sizes_of(opened), lines)
+    fit = (
+        reading.fit
+        if reading.fit != "auto"
+        else _choose_fit(np.array([header.size for header in headers]).reshape(-1, 2), lines)
+    )
     low_high = reading.range
     if low_high == "auto":
-        deep = any(map(is_deep, opened))
-        low_high = _choose_range([*_some(parts.train.images, SAMPLE_PIXELS, root, reading)], lines) if deep else "full"
+        deep = any(header.is_deep for header in headers)
+        low_high = _choose_range(_some(parts.train.images, SAMPLE_PIXELS, root, reading), lines) if deep else "full"
     background = reading.background
     if background == "auto":
-        clear = any(map(is_transparent, opened))
+        clear = any(header.is_transparent for header in headers)
         shown = _some(parts.train.images, SAMPLE_PIXELS, root, reading) if clear else iter(())
         background = _choose_background(shown, lines)
     return Layout(size, found_channels, replace(reading, fit=fit, range=low_high, background=background)), lines
-
-
-def sizes_of(pictures: list[Picture]) -> npt.NDArray[np.int64]:
-    """Return (width, height) of each, int64 (N, 2)."""
-    return np.array([dimensions(picture) for picture in pictures], dtype=np.int64).reshape(-1, 2)
 
 
 def share_cut(sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
@@ -251,7 +278,7 @@ def _choose_fit(sizes: npt.NDArray[np.int64], lines: list[str]) -> str:
     return "pad"
 
 
-def _choose_range(pictures: list[Picture], lines: list[str]) -> str | tuple[float, float]:
+def _choose_range(pictures: Iterator[Picture], lines: list[str]) -> str | tuple[float, float]:
     """Return the values that become 0 and 255: all of 16 bits where at least half of them are used."""
     low, high, whole = np.inf, -np.inf, True
     for picture in filter(is_deep, pictures):
@@ -318,7 +345,11 @@ def _to_eight_bits(image: Image.Image, reading: Reading) -> Image.Image:
         return Image.fromarray(_scaled(np.asarray(image), reading.range))
     if is_transparent(image):
         image = _in_strips(image, "L" if gray else "RGB", lambda strip: _laid_over(strip, reading.background))
-    return image.convert("L" if gray else "RGB")
+    return _in_mode(image, "L" if gray else "RGB")
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    return image if image.mode == mode else image.convert(mode)  # convert() would copy it
 
 
 def _laid_over(image: Image.Image, background: str) -> Image.Image:
@@ -349,18 +380,26 @@ def _scaled(values: npt.NDArray[Any], low_high: str | tuple[float, float]) -> np
         low, high = 0.0, 65535.0
     else:
         low, high = low_high
+    change: Callable[[npt.NDArray[Any]], npt.NDArray[np.uint8]]
     if values.dtype in (np.uint8, np.uint16) or values.dtype == np.dtype(">u2"):
-        found: npt.NDArray[np.uint8] = _levels(np.arange(65536, dtype=np.float64), low, high)[values]
-        return found
-    if not np.isfinite(values).all():
+        change = _level_of_each(low, high).__getitem__
+    elif np.isfinite(values).all():
+        change = partial(_levels, low=low, high=high)
+    else:
         raise ValueError("it has pixels that are not finite numbers")
     rows = max(1, STRIP // max(1, values[0].size))
-    strips = [_levels(values[top : top + rows].astype(np.float64), low, high) for top in range(0, len(values), rows)]
-    return np.concatenate(strips)
+    return np.concatenate([change(values[top : top + rows]) for top in range(0, len(values), rows)])
 
 
-def _levels(values: npt.NDArray[np.float64], low: float, high: float) -> npt.NDArray[np.uint8]:
-    levels: npt.NDArray[np.uint8] = np.clip(np.round((values - low) / (high - low) * 255), 0, 255).astype(np.uint8)
+@lru_cache(maxsize=1)
+def _level_of_each(low: float, high: float) -> npt.NDArray[np.uint8]:
+    """Return the level of each value of 16 bits, (65536,)."""
+    return _levels(np.arange(65536), low, high)
+
+
+def _levels(values: npt.NDArray[Any], low: float, high: float) -> npt.NDArray[np.uint8]:
+    shares = (values.astype(np.float64) - low) / (high - low)
+    levels: npt.NDArray[np.uint8] = np.clip(np.round(shares * 255), 0, 255).astype(np.uint8)
     return levels
 
 

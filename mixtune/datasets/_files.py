@@ -110,9 +110,9 @@ class Folder:
     def stamps(self) -> Iterator[str]:
         """Yield each file's path below this folder, size and time."""
         for folder in self._walk():
-            below = folder.path.relative_to(self.path)
+            above = "" if folder is self else f"{folder.path.relative_to(self.path)}/"
             for entry in folder.files:
-                yield f"{below / entry.name}\0{stamp(entry)}"
+                yield f"{above}{entry.name}\0{stamp(entry)}"
 
     def has_heic(self) -> bool:
         """Return whether a file is called HEIC, so that reading depends on what is installed."""
