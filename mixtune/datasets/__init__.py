@@ -21,15 +21,16 @@ are common code. Someone else's plug-in is an object in any module, used as ``da
             return Parts(train, test=None, classes=("benign", "malignant"), mirror=True)
 
 `Part.images` may as well be a list of paths, or anything with a length that gives item i: a path, a file's bytes, a
-PIL image or an array, decoded when its turn comes. ``test=None`` with labels holds out a stratified fifth; ``val`` are
-images to validate by; images of one of ``Part.groups`` stay together; ``labels=None`` makes a set for self-supervised
-learning only.
+PIL image or an array, decoded when its turn comes; `to_parts` makes Parts of what Python has. ``test=None`` with labels
+holds out a stratified fifth; ``val`` are images to validate by; images of one of ``Part.groups`` stay together;
+``labels=None`` makes a set for self-supervised learning only.
 """
 
+from mixtune.datasets._convert import to_parts
 from mixtune.datasets._files import digest_files, image_files
 from mixtune.datasets._find import find_data
 from mixtune.datasets._load import cache_folder, default_root, known_datasets, load_dataset, same_source
-from mixtune.datasets._memory import AnyData, hold_dataset
+from mixtune.datasets._memory import hold_dataset
 from mixtune.datasets._mix import mix_images
 from mixtune.datasets._same import matches
 from mixtune.datasets._split import absent_classes, check_split, split_indices
@@ -46,13 +47,13 @@ from mixtune.datasets._types import (
     Reading,
     Source,
 )
+from mixtune.datasets.arrays import write_parts
 from mixtune.datasets.manifest import is_manifest, read_table
 
 __all__ = [
     "DEFAULT_READING",
     "UNEVEN",
     "Account",
-    "AnyData",
     "Dataset",
     "ImageSet",
     "Images",
@@ -81,4 +82,6 @@ __all__ = [
     "same_source",
     "split_indices",
     "survey_dataset",
+    "to_parts",
+    "write_parts",
 ]

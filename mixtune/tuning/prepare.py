@@ -18,7 +18,7 @@ from mixtune.cost.flops import Size, recipe_bill
 from mixtune.cost.machine import Machine
 from mixtune.cost.model import reference_point
 from mixtune.errors import RequestError
-from mixtune.metrics import significant
+from mixtune.metrics import describe_channels, significant
 from mixtune.run.directory import RunDirectory, RunFacts
 from mixtune.run.paired import visible_difference
 from mixtune.space.recipe import SAME_TIME, Recipe, with_absolute_paths
@@ -52,7 +52,7 @@ class Prepared:
     def describe(self) -> str:
         """Return the lines that open a search: its data and its budget."""
         space, data = self.space, self.data
-        shape = f"{data.image_size}x{data.image_size} {'RGB' if data.channels == 3 else 'grayscale'}"
+        shape = f"{data.image_size}x{data.image_size} {describe_channels(data.channels)}"
         tasks = [
             f"{task.name}: {len(task.train):,} training and {len(task.held_out):,} validation images, {shape}, "
             f"{len(task.classes)} classes"
