@@ -109,9 +109,10 @@ def _add(rows: Rows, stored: _Joined, data: Any, where: str, split: str) -> None
     if hasattr(data, "column_names") and hasattr(data, "features"):
         images, table, names = _of_hugging_face(data, where)
     elif (isinstance(data, tuple) and len(data) == 3) or (isinstance(data, tuple | list) and len(data) == 2):
-        images, columns = _images(data[0], where), zip(("label", "group"), data[1:], strict=False)
+        images, (labels, groups) = _images(data[0], where), (*data[1:], None)[:2]
+        columns = {"label": labels} | ({} if groups is None else {"group": groups})
         table = pd.DataFrame(
-            {column: _values(values, len(images), f"{where}: {column}s") for column, values in columns}
+            {column: _values(values, len(images), f"{where}: {column}s") for column, values in columns.items()}
         )
     elif hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, str | bytes | Mapping):
         images, labels, classes = _of_torch(data, where)
