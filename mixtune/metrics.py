@@ -271,3 +271,8 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def describe_channels(channels: int) -> str:
+    """Return the colours of images in words."""
+    return {1: "grayscale", 3: "RGB"}.get(channels, f"{channels} channels")

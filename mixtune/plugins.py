@@ -61,4 +61,7 @@ def _find_elsewhere(name: str, kind: str) -> Any:
         hint = "install it, or put its folder into PYTHONPATH"
         raise RequestError(f"{kind} {name!r} cannot be imported: {error}: {hint}") from error
     except (ImportError, AttributeError, SyntaxError) as error:
+        if module == "__main__":
+            hint = f"this process is another: put it into a file beside it, and name file:{attribute}"
+            raise RequestError(f"{kind} {name!r} is of the script or notebook that defines it, and {hint}") from error
         raise RequestError(f"{kind} {name!r} cannot be imported: {error}") from error

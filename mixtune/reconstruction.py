@@ -161,6 +161,8 @@ def draw_reconstructions(runs: Sequence[tuple[str, Reconstruction]], path: str |
     times = max(1, round(_SHOWN / size))
     rows = torch.cat([first.originals, first.masked, *(made.reconstructed for _, made in runs)])
     enlarged = rows.repeat_interleave(times, dim=2).repeat_interleave(times, dim=3)
+    if enlarged.shape[1] not in (1, 3):  # no colours that anyone could see
+        enlarged = enlarged.float().mean(dim=1, keepdim=True).round().to(torch.uint8)
     grid = make_grid(enlarged, nrow=count, padding=_GAP, pad_value=230)  # not white: white images end somewhere too
     picture = Image.fromarray(grid.permute(1, 2, 0).contiguous().numpy())
     font = ImageFont.load_default(size=13)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import sys
 import time
 from collections import defaultdict
@@ -15,20 +16,21 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
+from mixtune.datasets import hold_dataset, to_parts, write_parts
 from mixtune.errors import RequestError, TrainingError, one_line
 from mixtune.files import make_folder
 from mixtune.meter.times import StepTimes
 from mixtune.metrics import DISTURBED, duration, is_disturbed
 from mixtune.run.directory import RunDirectory
 from mixtune.space.recipe import Recipe, parse_recipe
-from mixtune.space.space import load_space, override
+from mixtune.space.space import load_space, override, refuse_other_images, space_on_arrays
 from mixtune.stages.keys import stage_keys
 from mixtune.stages.resume import train_shared
-from mixtune.training.data import load_training_data
+from mixtune.training.data import load_training_data, reading_of
 from mixtune.training.device import choose_device, release_memory
 from mixtune.training.loop import train
 from mixtune.training.measure import Metrics, measure
-from mixtune.training.saved import save_trained, saved_metrics
+from mixtune.training.saved import DATA, save_trained, saved_metrics
 from mixtune.training.state import EpochResult, TrainState, start_state
 from mixtune.training.threads import fastest_threads, known_threads, set_threads
 
@@ -61,6 +63,7 @@ def train_recipe(
     shared: Shared | None = None,
     progress: bool | None = None,
     threads: int | None = None,
+    data: Any = None,
 ) -> Trained:
     """Train one recipe on this machine's GPU, or else on its CPU; ``on_epoch`` sees the metrics of each epoch.
 
@@ -70,10 +73,17 @@ def train_recipe(
     belong together; epochs of a stored beginning are not reported to ``on_epoch``. progress: whether each epoch is a
     line on stderr; by default where that is a terminal or a notebook's and neither on_epoch nor shared is given.
     threads: on a CPU, by default those of the training run that ``out`` holds, since bits depend on them, else as many
-    as are fastest here and now (see mixtune.training.threads); with ``shared``, this process's. Raises RequestError,
+    as are fastest here and now (see mixtune.training.threads); with ``shared``, this process's. data: the images, in
+    place of those that the recipe names, as for :func:`mixtune.search`; with ``out`` they are kept in ``data/`` there.
+    Raises RequestError,
     DataError, or TrainingError: DivergedError where a loss is NaN or infinite.
     """
-    if isinstance(recipe, str | PathLike):
+    if data is not None:
+        refuse_other_images(overrides or {})
+        values = recipe.to_dict() if isinstance(recipe, Recipe) else recipe
+        space = values if isinstance(values, str | PathLike) else {"recipe": values}
+        recipe = space_on_arrays(space, None if out is None else os.path.abspath(Path(out) / DATA), {}).recipe
+    elif isinstance(recipe, str | PathLike):
         recipe = load_space(recipe).recipe
     elif not isinstance(recipe, Recipe):
         recipe = parse_recipe(recipe)
@@ -83,13 +93,17 @@ def train_recipe(
     before = None if out is None else _claim(Path(out), recipe)
     if progress is None:
         progress = on_epoch is None and shared is None and _is_watched()
-    device = choose_device()
-    data = load_training_data(recipe, device)
+    device, given = choose_device(), None
+    if data is not None and out is None:
+        given = hold_dataset(data, recipe.data.image_size, reading_of(recipe))
+    elif data is not None and out is not None:
+        write_parts(to_parts(data), Path(out) / DATA)
+    images = load_training_data(recipe, device, given)
     if threads is None and shared is None and device.type == "cpu":
-        threads = known_threads(before) or fastest_threads(recipe, data)
+        threads = known_threads(before) or fastest_threads(recipe, images)
     with set_threads(threads):
         try:
-            state = start_state(recipe, data, device)
+            state = start_state(recipe, images, device)
             for _ in train(state) if shared is None else train_shared(state, *shared):
                 reached = measure(state)
                 if on_epoch is not None:

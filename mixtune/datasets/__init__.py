@@ -21,11 +21,12 @@ are common code. Someone else's plug-in is an object in any module, used as ``da
             return Parts(train, test=None, classes=("benign", "malignant"), mirror=True)
 
 `Part.images` may as well be a list of paths, or anything with a length that gives item i: a path, a file's bytes, a
-PIL image or an array, decoded when its turn comes. ``test=None`` with labels holds out a stratified fifth; ``val`` are
-images to validate by; images of one of ``Part.groups`` stay together; ``labels=None`` makes a set for self-supervised
-learning only.
+PIL image or an array, decoded when its turn comes; `to_parts` makes Parts of what Python has. ``test=None`` with labels
+holds out a stratified fifth; ``val`` are images to validate by; images of one of ``Part.groups`` stay together;
+``labels=None`` makes a set for self-supervised learning only.
 """
 
+from mixtune.datasets._convert import to_parts
 from mixtune.datasets._files import digest_files, image_files
 from mixtune.datasets._find import find_data
 from mixtune.datasets._load import (
@@ -37,7 +38,7 @@ from mixtune.datasets._load import (
     read_parts,
     same_source,
 )
-from mixtune.datasets._memory import AnyData, hold_dataset
+from mixtune.datasets._memory import hold_dataset
 from mixtune.datasets._mix import mix_images
 from mixtune.datasets._same import matches
 from mixtune.datasets._split import absent_classes, check_split, split_indices
@@ -54,6 +55,7 @@ from mixtune.datasets._types import (
     Reading,
     Source,
 )
+from mixtune.datasets.arrays import write_parts
 from mixtune.datasets.manifest import is_manifest, read_table
 
 __all__ = [
@@ -61,7 +63,6 @@ __all__ = [
     "SKIPPING",
     "UNEVEN",
     "Account",
-    "AnyData",
     "Dataset",
     "ImageSet",
     "Images",
@@ -92,4 +93,6 @@ __all__ = [
     "same_source",
     "split_indices",
     "survey_dataset",
+    "to_parts",
+    "write_parts",
 ]

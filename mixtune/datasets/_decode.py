@@ -229,7 +229,7 @@ def choose_layout(
     sizes = {header.size for header in headers}
     own = next(iter(sizes)) if len(sizes) == 1 else (0, 1)
     size = image_size or (own[0] if own[0] == own[1] <= LARGEST_OWN_SIZE else DEFAULT_SIZE)
-    bands = {header.bands for header in headers if header.bands not in (0, 3, 4)}
+    bands = {header.bands for header in headers if header.bands not in (0, 3)}
     all_gray = bool(headers) and all(header.is_gray for header in headers)
     found_channels = channels or (max(bands) if bands else 1 if all_gray else 3)
     if found_channels not in (1, 3, *bands):
@@ -294,10 +294,8 @@ def _choose_range(pictures: Iterator[Picture], lines: list[str]) -> str | tuple[
     power = 2.0 ** max(8, int(high).bit_length())
     if whole and low >= 0 and 4 * (high - low) >= power:
         low, high = 0.0, power - 1
-    elif not whole and low >= 0 and high <= 1:
-        low, high = 0.0, 1.0
-    elif not whole and low >= 0 and high <= 255:
-        low, high = 0.0, 255.0
+    elif not whole and low >= 0:
+        low, high = next(((0.0, top) for top in (1.0, 255.0) if high <= top <= 4 * (high - low)), (low, high))
     high = max(high, low + 1e-6)
     lines.append(
         f"values from {low:g} to {high:g} become black to white, for they leave most of 16 bits unused"
@@ -407,7 +405,9 @@ def _decode_array(array: npt.NDArray[Any], layout: Layout) -> npt.NDArray[np.uin
     """Return what decode() does for arrays that Pillow has no mode for: each channel by itself."""
     if is_deep(array):
         array = _scaled(array, layout.reading.range)
-    picture = as_picture(array)
+        picture = array if array.shape[2:] == (4,) else as_picture(array)  # four bands: transparency is in bytes
+    else:
+        picture = as_picture(array)
     if not isinstance(picture, np.ndarray):
         return decode(picture, layout)
     bands = [Image.fromarray(np.ascontiguousarray(array[..., band])) for band in range(array.shape[2])]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mixtune.datasets._files import TABLES
 from mixtune.datasets._load import known_datasets
+from mixtune.datasets.arrays import holds_arrays
 from mixtune.datasets.manifest import is_manifest
 from mixtune.errors import RequestError, closest
 
@@ -23,6 +24,8 @@ def find_data(data: str, root: str | None = None) -> tuple[str, str | None]:
     if path.exists() and root is not None:
         kind = "folder" if path.is_dir() else "file"
         raise RequestError(f"--root {root} goes with a dataset's name, and {data} is a {kind}")
+    if holds_arrays(path):
+        return "arrays", str(path.resolve())
     if path.exists() and is_manifest(path):
         return "manifest", str(path.resolve())
     if path.is_dir():

@@ -21,6 +21,7 @@ from mixtune.datasets._same import in_two_classes, is_constant, matches, repeats
 from mixtune.datasets._split import with_test_part
 from mixtune.datasets._types import DEFAULT_READING, Dataset, ImageSet, Reading
 from mixtune.errors import DataError
+from mixtune.metrics import describe_channels
 
 SKIPPING = Reading(on_bad_file="skip")  # for a first look: bad files are told, and stop nobody
 TITLES = {"train": "training", "val": "validation", "test": "test", "ssl": "SSL"}
@@ -158,11 +159,11 @@ class Survey:
         """Return lines on the files, and on what is made of them."""
         kinds = [f"{count:,} {kind}" for kind, count in list(self.kinds.items())[:_KINDS]]
         more = [f"{len(self.kinds) - _KINDS} other kinds"] if len(self.kinds) > _KINDS else []
-        reading, colours = self.dataset.reading, {1: "grayscale", 3: "RGB"}
+        reading = self.dataset.reading
         wide = ""
         if (self.sizes[:, 0] != self.sizes[:, 1]).any():
             wide = {"crop": ", cropped at the centre", "pad": ", padded", "stretch": ", stretched"}[reading.fit]
-        form = f"{self.image_size}x{self.image_size} {colours.get(self.channels, f'{self.channels} channels')}"
+        form = f"{self.image_size}x{self.image_size} {describe_channels(self.channels)}"
         return [f"files: {', '.join([*kinds, *more])}; {self.size_range}", f"read as {form}{wide}"]
 
     @property

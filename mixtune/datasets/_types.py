@@ -64,7 +64,7 @@ INDEX = np.dtype(
 class ImageSet:
     """Decoded images of one part of a dataset, shared between processes by the page cache.
 
-    images: uint8 (N, C, H, W), C in {1, 3}, H = W; a read-only memory map.
+    images: uint8 (N, C, H, W), H = W; C is 1, 3, or an array's own number of channels; a read-only memory map.
     labels: int64 (N,) with values in [0, len(classes)), or None where the images have no labels.
     classes: class names, by label; empty where the images have no labels.
     mirror: whether an image keeps its meaning when mirrored left to right. False for digits and letters;
@@ -134,7 +134,8 @@ class Images(Protocol):
     """Undecoded images: whatever has a length and gives item i on request, from any thread.
 
     An item is the path of an image file, the bytes of one, a PIL image (opened is enough, pixels are read later), or a
-    uint8 array (H, W) or (H, W, C) with C in {1, 3, 4}. A list of paths and an array (N, H, W) are such sequences.
+    array of numbers (H, W) or (H, W, C); four channels of bytes are RGBA. A list of paths and an array (N, H, W) are
+    such sequences.
     """
 
     def __len__(self) -> int: ...

@@ -70,15 +70,15 @@ _CACHED_BYTES = 256 * 2**20  # of Parquet row groups that are held in memory, be
 
 
 @dataclass
-class _Rows:
-    """The rows of one table or several: lists of equal length."""
+class Rows:
+    """The rows of one table or several: lists of equal length. stored: images that are not files of their own."""
 
-    images: list[Any] = field(default_factory=list)  # a path, a row of ``stored``, or an image
+    images: list[Any] = field(default_factory=list)  # a path, an index into ``stored``, or an image
     labels: list[str | None] = field(default_factory=list)
     splits: list[str] = field(default_factory=list)  # "" where no part is named
     groups: list[str | None] = field(default_factory=list)
     origins: list[str] = field(default_factory=list)
-    stored: _Stored | None = None
+    stored: Images | None = None
     order: tuple[str, ...] = ()  # the classes' order, where a file tells it
     group_column: str = ""
     notes: list[str] = field(default_factory=list)
@@ -87,7 +87,7 @@ class _Rows:
 
 def read(source: Source) -> Parts:
     """Return the parts that the tables at ``source.root`` describe. Raises RequestError for unclear tables."""
-    return _to_parts(_load(source), source.labelled)
+    return parts_of_rows(_load(source), source.labelled)
 
 
 def fingerprint(source: Source) -> str:
@@ -106,9 +106,9 @@ def read_table(table: pd.DataFrame, folder: Path, name: str = "the table") -> Pa
     folder: what paths are relative to; an image may also be the bytes of a file, {"bytes": ..., "path": ...}, a PIL
     image or an array. name: for messages. Raises RequestError.
     """
-    rows = _Rows()
-    _add(rows, table, folder, name, split="")
-    return _to_parts(rows, labelled=True)
+    rows = Rows()
+    add_table(rows, table, folder, name, split="")
+    return parts_of_rows(rows, labelled=True)
 
 
 def is_manifest(path: Path) -> bool:
@@ -123,20 +123,20 @@ def is_manifest(path: Path) -> bool:
         with suppress(RequestError):  # neither is certain, or there are no class folders
             if len(image_folder.read(source).classes) > 1:
                 return False
-        _load_table(_Rows(), *tables[0], path)
+        _load_table(Rows(), *tables[0], path)
     except RequestError:
         return False
     return True
 
 
-def _load(source: Source) -> _Rows:
+def _load(source: Source) -> Rows:
     tables, notes = _find_tables(source)
     if not tables:
         raise RequestError(
             f"data.root {source.root} holds no table ({', '.join(TABLES)}) that describes images: name the file "
             "itself, or set data.dataset: image_folder where folders are the classes"
         )
-    rows = _Rows(notes=notes)
+    rows = Rows(notes=notes)
     for path, split in tables:
         _load_table(rows, path, split, source.root)
     if rows.stored is not None and len(rows.stored) != len(rows.images):
@@ -204,7 +204,7 @@ def _is_table(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in TABLES
 
 
-def _load_table(rows: _Rows, path: Path, split: str, root: Path) -> None:
+def _load_table(rows: Rows, path: Path, split: str, root: Path) -> None:
     import pandas as pd
 
     name = str(path.relative_to(root)) if path.is_relative_to(root) and path != root else path.name
@@ -228,7 +228,7 @@ def _load_table(rows: _Rows, path: Path, split: str, root: Path) -> None:
         raise RequestError(f"{path} cannot be read as a table: {one_line(error)}") from error
     if not len(table):
         raise RequestError(f"{path} has no rows")
-    _add(rows, table, path.parent, name, split)
+    add_table(rows, table, path.parent, name, split)
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
@@ -243,7 +243,7 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _load_parquet(rows: _Rows, path: Path, split: str, name: str) -> None:
+def _load_parquet(rows: Rows, path: Path, split: str, name: str) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -256,28 +256,27 @@ def _load_parquet(rows: _Rows, path: Path, split: str, name: str) -> None:
             return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
         binary = [column.name for column in schema if holds_bytes(column.type)]
-        image = _pick(binary, _IMAGE) or (binary[0] if len(binary) == 1 else None)
+        image = image_column(binary) or (binary[0] if len(binary) == 1 else None)
         if binary and image is None:
             raise RequestError(f"{path}: several columns hold bytes, {name_some(binary)}: call the images' one image")
         plain = [column.name for column in schema if not pa.types.is_nested(column.type) and column.name not in binary]
         table = file.read(columns=plain).to_pandas()
         if image is not None:
-            if rows.stored is None:
+            if not isinstance(rows.stored, _Stored):
                 rows.stored = _Stored()
-            table = table[[column for column in table.columns if _plain(column) not in _IMAGE]]
-            table.insert(0, "image", np.arange(file.metadata.num_rows) + len(rows.stored))
+            table = with_indices(table, len(rows.stored), file.metadata.num_rows)
             rows.stored.add(path, image, file.metadata)
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
     names = {column: about["names"] for column, about in features.items() if _is_class_label(about)}
-    _add(rows, table, path.parent, name, split, names, stored=image is not None)
+    add_table(rows, table, path.parent, name, split, names, stored=image is not None)
 
 
 def _is_class_label(feature: Any) -> bool:
     return isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and isinstance(feature.get("names"), list)
 
 
-def _add(
-    rows: _Rows,
+def add_table(
+    rows: Rows,
     table: pd.DataFrame,
     folder: Path,
     name: str,
@@ -286,10 +285,14 @@ def _add(
     *,
     stored: bool = False,
 ) -> None:
-    """Add a table's rows: find its columns, and bring their values into one form."""
+    """Add a table's rows: find its columns, and bring their values into one form.
+
+    split: the part of all rows, "" where a column may tell; class_names: by column, where its values are numbers of
+    them; stored: whether the column of images holds indices into ``rows.stored``.
+    """
     columns = [str(column) for column in table.columns]
     table = table.set_axis(columns, axis=1)
-    image = _pick(columns, _IMAGE)
+    image = image_column(columns)
     if image is None:
         raise RequestError(
             f"{name} has no column of images: it has {name_some(columns)}; its first line should name "
@@ -334,8 +337,20 @@ def _add(
         rows.notes.append(f"{name} has no column of classes: it has {name_some(columns)}")
 
 
+def with_indices(table: pd.DataFrame, first: int, count: int) -> pd.DataFrame:
+    """Return a table with the indices of stored images in place of its own columns of images."""
+    table = table[[column for column in table.columns if _plain(str(column)) not in _IMAGE]]
+    table.insert(0, "image", np.arange(first, first + count))
+    return table
+
+
 def _plain(column: str) -> str:
     return re.sub(r"[-\s]+", "_", column.strip().lower())
+
+
+def image_column(columns: Sequence[str]) -> str | None:
+    """Return the column whose name says that it holds images, or their paths."""
+    return _pick(columns, _IMAGE)
 
 
 def _pick(columns: Sequence[str], family: Sequence[str]) -> str | None:
@@ -379,7 +394,7 @@ def _read_labels(values: list[Any], where: str, names: Sequence[str] | None) -> 
     return texts
 
 
-def _read_splits(values: list[Any], where: str, rows: _Rows) -> list[str]:
+def _read_splits(values: list[Any], where: str, rows: Rows) -> list[str]:
     texts = [_text(value) or "" for value in values]
     part = {text: part_of(text) for text in dict.fromkeys(texts)}
     unknown = [text or "(empty)" for text, name in part.items() if name is None]
@@ -463,7 +478,8 @@ def _resolve(values: list[Any], folder: Path, name: str, notes: list[str]) -> li
     return found
 
 
-def _to_parts(rows: _Rows, labelled: bool) -> Parts:
+def parts_of_rows(rows: Rows, labelled: bool) -> Parts:
+    """Return the parts that rows describe. Raises RequestError where they are unclear."""
     if not labelled:
         keep = [index for index, split in enumerate(rows.splits) if split not in ("val", "test")]
         keep = _drop_heic(rows, keep)
@@ -525,7 +541,7 @@ def _to_parts(rows: _Rows, labelled: bool) -> Parts:
 
 
 def _part(
-    rows: _Rows, indices: list[int], labels: npt.NDArray[Any] | None, groups: npt.NDArray[Any] | None, origin: str
+    rows: Rows, indices: list[int], labels: npt.NDArray[Any] | None, groups: npt.NDArray[Any] | None, origin: str
 ) -> Part:
     chosen = [rows.images[index] for index in indices]
     images: Images = chosen if rows.stored is None else Chosen(rows.stored, np.array(chosen, dtype=np.int64))
@@ -534,13 +550,13 @@ def _part(
     )
 
 
-def _origin(rows: _Rows, indices: list[int], name: str) -> str:
+def _origin(rows: Rows, indices: list[int], name: str) -> str:
     tables = list(dict.fromkeys(rows.origins[index] for index in indices))
     text = tables[0] if len(tables) == 1 else f"{tables[0]} and {len(tables) - 1} more"
     return f"{text}, split {name}" if rows.splits[indices[0]] and len({*rows.origins}) == 1 else text
 
 
-def _drop_repeated(rows: _Rows, kept: dict[str, list[int]]) -> dict[str, list[int]]:
+def _drop_repeated(rows: Rows, kept: dict[str, list[int]]) -> dict[str, list[int]]:
     """Return the rows without those that list an image again. Raises RequestError where two contradict each other."""
     if rows.stored is not None:
         return kept
@@ -567,7 +583,7 @@ def _drop_repeated(rows: _Rows, kept: dict[str, list[int]]) -> dict[str, list[in
     return result
 
 
-def _drop_heic(rows: _Rows, indices: list[int]) -> list[int]:
+def _drop_heic(rows: Rows, indices: list[int]) -> list[int]:
     if reads_heic():
         return indices
     files = rows.images
@@ -592,7 +608,7 @@ def _order_classes(names: Iterable[str], order: Sequence[str]) -> tuple[str, ...
     return tuple(sorted(present))
 
 
-def _number_groups(rows: _Rows, kept: dict[str, list[int]]) -> npt.NDArray[np.int64] | None:
+def _number_groups(rows: Rows, kept: dict[str, list[int]]) -> npt.NDArray[np.int64] | None:
     """Return a number for each group; rows without one are groups of their own."""
     if not rows.group_column:
         return None

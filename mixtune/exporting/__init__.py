@@ -19,7 +19,7 @@ from torch import nn
 from mixtune._version import __version__
 from mixtune.backbone import Backbone
 from mixtune.cost.machine import as_in_search
-from mixtune.datasets import AnyData, hold_dataset
+from mixtune.datasets import hold_dataset
 from mixtune.errors import RequestError, suggest
 from mixtune.exporting import classify
 from mixtune.exporting.card import ModelFacts, TaskFacts, model_card
@@ -35,7 +35,7 @@ from mixtune.stages.checkpoint import CHECKPOINT, read_checkpoint, recipe_of, re
 from mixtune.stages.opened import refuse_other_data
 from mixtune.stages.resume import train_shared
 from mixtune.stages.store import StateStore
-from mixtune.training.data import TrainingData, load_training_data
+from mixtune.training.data import TrainingData, load_training_data, reading_of
 from mixtune.training.device import choose_device
 from mixtune.training.evaluation import tally_predictions
 from mixtune.training.measure import measure, score_metrics
@@ -69,7 +69,7 @@ def export(
     trial: str | None = None,
     out: str | os.PathLike[str] | None = None,
     on_line: Callable[[str], None] = lambda _: None,
-    data: AnyData | None = None,
+    data: Any = None,
 ) -> Path:
     """Write a trained recipe as a folder with weights, config, script and model card; return the folder.
 
@@ -118,13 +118,13 @@ def _checkpoint_of(source: Any) -> Any:
 
 
 def _export_checkpoint(
-    directory: Path, out: str | os.PathLike[str] | None, on_line: Callable[[str], None], given: AnyData | None
+    directory: Path, out: str | os.PathLike[str] | None, on_line: Callable[[str], None], given: Any
 ) -> Path:
     folder = Path(os.path.abspath(out or directory / "export"))
     _refuse_foreign(folder)
     saved, device = read_checkpoint(directory), choose_device()
     recipe = recipe_of(saved, directory)
-    dataset = None if given is None else hold_dataset(given, recipe.data.image_size)
+    dataset = None if given is None else hold_dataset(given, recipe.data.image_size, reading_of(recipe))
     data = load_training_data(recipe, device, dataset)
     state = start_state(recipe, data, device)
     restore(state, saved)

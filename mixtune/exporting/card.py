@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 import yaml
 
-from mixtune.metrics import find_metric, significant
+from mixtune.metrics import describe_channels, find_metric, significant
 from mixtune.space.effective import resolve_auto
 from mixtune.space.recipe import Recipe, flatten
 
@@ -143,7 +143,7 @@ def model_card(facts: ModelFacts) -> str:
         recipe=facts.recipe,
         metrics=facts.metrics,
         confirmed=facts.confirmed,
-        pixels=f"{facts.image_size}x{facts.image_size} {'RGB' if facts.channels == 3 else 'grayscale'}",
+        pixels=f"{facts.image_size}x{facts.image_size} {describe_channels(facts.channels)}",
         scores=scores,
         costs=[f"{find_metric(name).title} {find_metric(name).text(value)}" for name, value in costs.items() if value],
         settings=list(_settings(facts)),

@@ -144,6 +144,10 @@ def main() -> int:
     parser.add_argument("--csv", action="store_true", help="print path, class, probability, class_2, ... as CSV")
     asked = parser.parse_args()
     classifier = Classifier(Path(__file__).resolve().parent)
+    if classifier.channels not in (1, 3):
+        form = f"uint8 tensors ({classifier.channels}, {classifier.size}, {classifier.size})"
+        print(f"this model reads {form}, which no image file holds: give them to classify()", file=sys.stderr)
+        return 1
     table, paths, status = csv.writer(sys.stdout, lineterminator="\n"), find_images(asked.paths), 0
     if asked.csv:
         ranks = ["", *(f"_{rank}" for rank in range(2, SHOWN + 1))][: len(classifier.config["label_names"])]

@@ -11,7 +11,7 @@ from mixtune.cost.machine import Machine
 from mixtune.datasets import Survey
 from mixtune.errors import RequestError
 from mixtune.files import write_whole
-from mixtune.metrics import duration
+from mixtune.metrics import describe_channels, duration
 from mixtune.proposal._draft import Draft
 from mixtune.training.plan import PHASES, Phase, make_plan
 from mixtune.tuning.forecast import SearchForecast
@@ -148,9 +148,10 @@ def describe_data(survey: Survey) -> str:
     each = f"{most:,}" if least == most else f"{least:,} to {most:,}"
     own = f"{survey.val_images:,} validation " if survey.val_images else ""
     images = f"{survey.train_images:,} training, {own}and {survey.test_images:,} test images".replace(", and", " and")
-    colours = {1: "grayscale", 3: "RGB"}.get(survey.channels, f"{survey.channels} channels")
     classes = f"{len(survey.counts)} classes of {each}"
-    return f"{survey.root or survey.name}: {images}, {survey.size_range} {colours}, {classes}"
+    return (
+        f"{survey.root or survey.name}: {images}, {survey.size_range} {describe_channels(survey.channels)}, {classes}"
+    )
 
 
 def say_time(seconds: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from mixtune.files import is_temporary
 from mixtune.run.ledger import RunState, fold, read_ledger
 from mixtune.run.lock import DRIVER_LOCK, TRIALS_LOCK
 from mixtune.space.document import Document, read_document
+from mixtune.space.recipe import follow_arrays
 from mixtune.space.space import SearchSpace, read_run_space
 
 
@@ -45,6 +46,7 @@ class RunDirectory:
         self.report_file = self.path / "report.html"
         self.trials_file = self.path / "trials.csv"
         self.front_file = self.path / "pareto.csv"
+        self.data = self.path / "data"  # what a search was given as data=; see mixtune.datasets.arrays
         self.logs = self.path / "logs"
         self.models = self.path / "models"
 
@@ -65,7 +67,11 @@ class RunDirectory:
     @cached_property
     def space(self) -> SearchSpace:
         """What was searched, as the run's own version of mixtune understood it. Raises RequestError."""
-        return read_run_space(self.document)
+        values = self.document.values
+        recipe = values.get("recipe")
+        if isinstance(recipe, dict):
+            values = values | {"recipe": follow_arrays(recipe, self.data)}
+        return read_run_space(replace(self.document, values=values))
 
     @cached_property
     def facts(self) -> RunFacts:
@@ -87,8 +93,8 @@ class RunDirectory:
                 f"{self.path} holds a run already: give another --out, see it with mixtune pareto {self.path}, or "
                 f"continue it with mixtune resume {self.path}"
             )
-        locks = (DRIVER_LOCK, TRIALS_LOCK)
-        if self.path.is_dir() and all(item.name in locks or is_temporary(item) for item in self.path.iterdir()):
+        ours = (DRIVER_LOCK, TRIALS_LOCK, *([self.data.name] if (self.data / "meta.json").is_file() else []))
+        if self.path.is_dir() and all(item.name in ours or is_temporary(item) for item in self.path.iterdir()):
             return
         if self.path.exists():
             raise RequestError(f"{self.path} is not an empty directory: give another --out")

@@ -346,6 +346,20 @@ def _with_paths(recipe: Recipe, change: Callable[[str], str], others: tuple[str,
 _PATHS = ("data.root", "data.ssl_root", "model.pretrained")
 
 
+def recipe_on_arrays(values: Mapping[str, Any], root: str | None) -> dict[str, Any]:
+    """Return a recipe's nested values with the arrays in a folder as its images; its other ``data`` fields stay."""
+    data = {name: value for name, value in (values.get("data") or {}).items() if name not in ("train", "val", "test")}
+    return {**values, "data": {**data, "dataset": "arrays", "root": root}}
+
+
+def follow_arrays(values: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    """Return a recipe's nested values; arrays that were written to a folder are there, wherever it was moved."""
+    data = values.get("data")
+    if isinstance(data, Mapping) and data.get("dataset") == "arrays" and (folder / "meta.json").is_file():
+        return recipe_on_arrays(values, os.path.abspath(folder))
+    return values
+
+
 class RecipeError(RequestError):
     """A recipe's mistake; ``path`` is the key at fault, so that a file's reader can add the line."""
 

@@ -31,6 +31,7 @@ from mixtune.space.recipe import (
     field_names,
     flatten,
     parse_recipe,
+    recipe_on_arrays,
     with_former_defaults,
 )
 from mixtune.space.section import Count, NonNegative, Positive, PositiveCount, Section, Seed, Share
@@ -159,6 +160,33 @@ def load_space(path: str | PathLike[str], overrides: Mapping[str, Any] | None = 
 def space_from_dict(values: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> SearchSpace:
     """Make a search space from plain values in the form of its file."""
     return build_space(Document("the search space", dict(values)), overrides or {})
+
+
+def space_on_arrays(
+    space: SearchSpace | Mapping[str, Any] | str | PathLike[str], root: str | None, overrides: Mapping[str, Any]
+) -> SearchSpace:
+    """Return a search space whose images are the arrays in a folder; see mixtune.datasets.arrays.
+
+    space: a file, plain values in its form, or a SearchSpace; its ``data`` section may be missing, and does not say
+    where the images are. Raises RequestError as load_space() does.
+    """
+    refuse_other_images(overrides)
+    if isinstance(space, SearchSpace):
+        document = Document("the search space", space.to_dict())
+    else:
+        given = isinstance(space, Mapping)
+        document = Document("the search space", dict(space)) if given else read_document(space)  # type: ignore[arg-type]
+    recipe = document.values.get("recipe") or {}
+    if isinstance(recipe, Mapping) and isinstance(recipe.get("data") or {}, Mapping):
+        recipe = recipe_on_arrays(recipe, root)
+    return build_space(replace(document, values={**document.values, "recipe": recipe}), overrides)
+
+
+def refuse_other_images(overrides: Mapping[str, Any]) -> None:
+    """Raise RequestError where dotted values name images, alongside the given ones."""
+    for path in ("data.dataset", "data.root", "data.train", "data.val", "data.test"):
+        if path in overrides:
+            raise RequestError(f"{path}={show(overrides[path])} names images, and data= gives others: drop one")
 
 
 def build_space(document: Document, overrides: Mapping[str, Any]) -> SearchSpace:

@@ -397,7 +397,8 @@ def _statistics(recipe: Recipe, images: ImageSet) -> tuple[Sequence[float], Sequ
         if known is None:
             raise RequestError(f"data.statistics weights: timm knows none of {recipe.model.name}: set own or imagenet")
         colours = known.mean, known.std
-    mean, std = colours if images.images.shape[1] == 3 else ((sum(values) / 3,) for values in colours)
+    channels = images.images.shape[1]
+    mean, std = colours if channels == 3 else ((sum(values) / 3,) * channels for values in colours)
     return mean, std
 
 

@@ -66,13 +66,20 @@ OPERATIONS = {
 }
 
 
+def _each(images: Tensor, apply: Callable[[Tensor, float], Tensor], strength: float) -> Tensor:
+    """Apply an operation to images of any number of channels: torchvision knows 1 and 3."""
+    if images.shape[1] in (1, 3):
+        return apply(images, strength)
+    return apply(images.flatten(0, 1)[:, None], strength).view_as(images)
+
+
 def rand_augment(images: Tensor, operations: int, magnitude: int, generator: torch.Generator) -> Tensor:
     """Return the images after ``operations`` random operations each, at ``magnitude`` (0 to 30).
 
-    images: uint8 (B, C, H, H), C in {1, 3}; of one channel, Color leaves them as they are. The draws are per image
-    and come from ``generator``. The host must know the groups' sizes, so all draws cross to it in one copy a call,
-    and the pixels are sorted into groups on their device. (On a GPU, torchvision's affine operations and Sharpness
-    wait for the copy of a small matrix too.)
+    images: uint8 (B, C, H, H); of one channel, Color leaves them as they are, and of other channels than 3 each is
+    changed by itself, as if it were the only one. The draws are per image and come from ``generator``. The host must
+    know the groups' sizes, so all draws cross to it in one copy a call, and the pixels are sorted into groups on their
+    device. (On a GPU, torchvision's affine operations and Sharpness wait for the copy of a small matrix too.)
     """
     variants = [
         (operation.apply, sign * operation.strength(magnitude, images.shape[-1]))
@@ -84,6 +91,6 @@ def rand_augment(images: Tensor, operations: int, magnitude: int, generator: tor
     for choices, on_host in zip(drawn, drawn.cpu(), strict=True):
         order = choices.argsort()
         groups = torch.split(images[order], on_host.bincount(minlength=len(variants)).tolist())
-        done = [apply(group, s) for group, (apply, s) in zip(groups, variants, strict=True) if len(group)]
+        done = [_each(group, apply, s) for group, (apply, s) in zip(groups, variants, strict=True) if len(group)]
         images = torch.empty_like(images).index_copy_(0, order, torch.cat(done))
     return images

@@ -23,13 +23,14 @@ from mixtune.objectives import Objective
 from mixtune.run.ledger import finite_or_none
 from mixtune.space.document import parse_document
 from mixtune.space.effective import resolve_auto
-from mixtune.space.recipe import Recipe, RecipeError, flatten, parse_recorded, with_absolute_paths
+from mixtune.space.recipe import Recipe, RecipeError, flatten, follow_arrays, parse_recorded, with_absolute_paths
 from mixtune.training.data import TrainingData, load_training_data
 from mixtune.training.measure import Metrics
 from mixtune.training.sources import digest_sets, load_image_sets, other_data
 from mixtune.training.state import TrainState, build_parts
 
 RECIPE, WEIGHTS, METRICS = "recipe.yaml", "model.safetensors", "metrics.json"
+DATA = "data"  # a folder: what `mixtune.train` was given as data=
 
 _END = "..."  # YAML's end of a document: a recipe that breaks off would be read with defaults for what it lacks
 
@@ -196,7 +197,7 @@ def _read_recipe(path: Path, version: str) -> Recipe:
         raise DataError(f"{path} is damaged: it does not end with {_END!r}")
     document = parse_document(text, str(path))
     try:
-        return parse_recorded(document.values)
+        return parse_recorded(follow_arrays(document.values, path.parent / DATA))
     except RecipeError as error:
         versions = "" if version == __version__ else f" (saved by mixtune {version}; this is {__version__})"
         raise RequestError(f"{document.where(error.path)}{error}{versions}") from error

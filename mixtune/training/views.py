@@ -30,7 +30,7 @@ def jitter(images: Tensor, strength: float, grayscale: float, generator: torch.G
     """Change brightness, contrast, saturation and hue, in this order, of images (B, C, H, W) from 0 to 1.
 
     All are linear in the colours of a pixel, so they are one matrix and one offset an image; colours are brought back
-    to 0 to 1 once, at the end. Images of one channel keep it: saturation and hue are none of theirs.
+    to 0 to 1 once, at the end. Images of other channels than three have no saturation and no hue.
     """
     batch, channels = images.shape[:2]
     drawn = torch.rand(6, batch, generator=generator, device=images.device)
@@ -39,7 +39,7 @@ def jitter(images: Tensor, strength: float, grayscale: float, generator: torch.G
     turn = 2.0 * math.pi * 0.2 * reach * (2.0 * drawn[3] - 1.0)
     saturation = torch.where(drawn[5] < grayscale, 0.0, saturation)
     brightness, contrast, saturation = (factor.clamp(min=0.0) for factor in (brightness, contrast, saturation))
-    levels = _YIQ[0].to(images.device) if channels == 3 else images.new_ones(1)
+    levels = _YIQ[0].to(images.device) if channels == 3 else images.new_full((channels,), 1 / channels)
     mean = torch.einsum("c,bchw->b", levels, images) / images[0, 0].numel() * brightness  # contrast is around it
     changed = images * (brightness * contrast)[:, None, None, None] + ((1.0 - contrast) * mean)[:, None, None, None]
     if channels == 3:

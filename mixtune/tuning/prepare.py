@@ -18,7 +18,7 @@ from mixtune.cost.flops import Size, recipe_bill
 from mixtune.cost.machine import Machine
 from mixtune.cost.model import reference_point
 from mixtune.errors import RequestError
-from mixtune.metrics import significant
+from mixtune.metrics import describe_channels, significant
 from mixtune.run.directory import RunDirectory, RunFacts
 from mixtune.run.paired import visible_difference
 from mixtune.space.recipe import SAME_TIME, Recipe, with_absolute_paths
@@ -53,7 +53,7 @@ class Prepared:
     def describe(self) -> str:
         """Return the lines that open a search: its data and its budget."""
         space, data = self.space, self.data
-        shape = f"{data.image_size}x{data.image_size} {'RGB' if data.channels == 3 else 'grayscale'}"
+        shape = f"{data.image_size}x{data.image_size} {describe_channels(data.channels)}"
         tasks = [
             f"{task.name}: {len(task.train):,} training and {len(task.held_out):,} validation images, {shape}, "
             f"{len(task.classes)} classes"
@@ -128,6 +128,7 @@ def prepare(
     resolved = resolved.with_recipe(with_absolute_paths(resolved.recipe))  # a worker has a folder of its own
     left_out = [name for name in resolved.baselines if name in OF_SSL and resolved.recipe.epochs.ssl == 0]
     resolved = replace(resolved, baselines=tuple(name for name in resolved.baselines if name not in left_out))
+    _refuse_unimportable(resolved)
     data = load_training_data(resolved.recipe)
     _check_recipes(resolved, data)
     if address is not None and gpus is not None:
@@ -147,6 +148,24 @@ def _resolve(space: AnySpace, overrides: Mapping[str, Any]) -> SearchSpace:
     if isinstance(space, SearchSpace):
         return space_from_dict(space.to_dict(), overrides)
     return space_from_dict(space, overrides) if isinstance(space, Mapping) else load_space(space, overrides)
+
+
+def _refuse_unimportable(space: SearchSpace) -> None:
+    """Raise RequestError for a plug-in of the running script or notebook: a trial's process has another __main__."""
+    data, drawn = space.recipe.data, {path: each.values or () for path, each in space.space.items()}
+    named = {
+        "data.dataset": [task.dataset for task in data.tasks],
+        "data.ssl_dataset": [data.ssl_dataset, *drawn.get("data.ssl_dataset", ())],
+        "ssl.objective": [space.recipe.ssl.objective, *drawn.get("ssl.objective", ())],
+    }
+    for path, names in named.items():
+        name = next((name for name in map(str, names) if name.startswith("__main__:")), None)
+        if name is not None:
+            instead = "; or give its images to mixtune.search as data=" if path == "data.dataset" else ""
+            raise RequestError(
+                f"{path} {name}: trials run in other processes, which cannot import from this script or notebook: put "
+                f"it into a file beside it, such as plugin.py, and name plugin:{name.partition(':')[2]}{instead}"
+            )
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import shlex
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -20,6 +22,7 @@ from rich.console import Console
 from mixtune import plugins
 from mixtune.cost.machine import Machine, device_here, look_at_machine
 from mixtune.cost.model import CostModel
+from mixtune.datasets import to_parts, write_parts
 from mixtune.errors import DataError, RequestError, TrainingError
 from mixtune.files import make_folder, write_whole
 from mixtune.report.page import write_report
@@ -27,7 +30,7 @@ from mixtune.run.directory import RunDirectory, free_directory, space_text
 from mixtune.run.ledger import ENDED, TrialRecord
 from mixtune.run.lock import hold_run
 from mixtune.run.result import Result, result_of
-from mixtune.space.space import SearchSpace
+from mixtune.space.space import SearchSpace, space_on_arrays
 from mixtune.stages.opened import Opened, refuse_other_device
 from mixtune.stages.paths import RecipePaths
 from mixtune.tuning.forecast import forecast_trials
@@ -64,6 +67,7 @@ class SearchError(TrainingError):
 def search(
     space: AnySpace,
     *,
+    data: Any = None,
     gpus: int | None = None,
     gpus_per_trial: float | Literal["auto"] | None = None,
     cpus_per_trial: float | None = None,
@@ -81,16 +85,20 @@ def search(
 ) -> Result:
     """Search a space and return what was found; the same as ``mixtune search``.
 
-    space: a file, plain values in the form of the file, or a SearchSpace; gpus: how many of this machine's (default
-    all); gpus_per_trial, cpus_per_trial: for each trial, fractions too; overrides: dotted recipe values; address: a Ray
-    cluster's, inside a Ray job the job's by default; slots: trials at once there at most, for which an autoscaler may
-    bring nodes; wait: seconds, or text such as "30m", for which no node may take a trial before the search ends
-    (default: for ever); time_budget: the same, after which no trial is begun and running ones stop at their next epoch,
-    to be continued by ``resume``; out: the run directory (default: a new one below ``runs/``); log_to: loggers by name,
-    such as "tensorboard", with files below ``logs/`` in the run directory; callbacks: Ray Tune's or your own, such as
+    space: a file, plain values in the form of the file, or a SearchSpace; data: the images, in place of those that
+    the space names: ``(images, labels)``, a torch ``Dataset`` of such pairs, a Hugging Face ``Dataset`` or
+    ``DatasetDict``, a ``pandas.DataFrame`` of paths and labels, a dict of one of these for each of train, val and
+    test (see :func:`mixtune.datasets.to_parts`); they are kept in ``data/`` in the run directory, so that all
+    commands continue without the object; gpus: how many of this machine's (default all); gpus_per_trial,
+    cpus_per_trial: for each trial, fractions too; overrides: dotted recipe values; address: a Ray cluster's, inside a
+    Ray job the job's by default; slots: trials at once there at most, for which an autoscaler may bring nodes; wait:
+    seconds, or text such as "30m", for which no node may take a trial before the search ends (default: for ever);
+    time_budget: the same, after which no trial is begun and running ones stop at their next epoch, to be continued by
+    ``resume``; out: the run directory (default: a new one below ``runs/``); log_to: loggers by name, such as
+    "tensorboard", with files below ``logs/`` in the run directory; callbacks: Ray Tune's or your own, such as
     ``ray.air.integrations.mlflow.MLflowLoggerCallback(tracking_uri, experiment_name="digits")`` or
-    ``ray.air.integrations.wandb.WandbLoggerCallback(project="digits")``. An option that is None leaves the space's own
-    value.
+    ``ray.air.integrations.wandb.WandbLoggerCallback(project="digits")``. An option that is None leaves the space's
+    own value.
 
     A callback receives each trial under the search's id, and after each epoch the metrics of trials.csv. Its
     config holds the base recipe, the dotted parameters over it and what the search tells the worker. The folders that
@@ -108,32 +116,33 @@ def search(
     run = RunDirectory(Path(out) if out is not None else free_directory(name))
     loggers = find_loggers(log_to, run)
     run.refuse_occupied()
-    prepared = prepare(
-        space,
-        gpus=gpus,
-        gpus_per_trial=gpus_per_trial,
-        cpus_per_trial=cpus_per_trial,
-        trials=trials,
-        seed=seed,
-        overrides=overrides,
-        address=address,
-    )
-    _say(console, f"{prepared.describe()}\nrun directory: {run.path}")
-    if is_in_job_folder(run.path):
-        _log.warning("%s is in the Ray job's own folder and goes with it: give --out a folder that stays", run.path)
-    make_folder(run.path)
-    with interruptible(run), hold_run(run.path, "search", on_wait=lambda line: _say(console, line)):
-        run.refuse_occupied()  # by another that began meanwhile
-        with ray_session(address, prepared.cpus, prepared.gpus):
-            catch_sigterm()  # again: Ray's start puts a handler of its own in place
-            threads = max(1, int(prepared.space.resources.cpus_per_trial))
-            grows = address is not None or slots is not None
-            with closing(Cluster(prepared.space, threads, say_to(console), most=slots, grows=grows)) as cluster:
-                if cluster.is_one:
-                    cluster.take(_measure_here(look_at_machine, cluster, prepared.space, threads))
-                cluster.settle(wait_s)
-                write_whole(run.space_file, space_text(prepared.space, facts_of(prepared, cluster.machine)))
-                return _run(prepared, run, cluster, seconds, wait_s, console, loggers, callbacks)
+    with _kept_data(space, data, run, overrides) as (space, overrides):
+        prepared = prepare(
+            space,
+            gpus=gpus,
+            gpus_per_trial=gpus_per_trial,
+            cpus_per_trial=cpus_per_trial,
+            trials=trials,
+            seed=seed,
+            overrides=overrides,
+            address=address,
+        )
+        _say(console, f"{prepared.describe()}\nrun directory: {run.path}")
+        if is_in_job_folder(run.path):
+            _log.warning("%s is in the Ray job's own folder and goes with it: give --out a folder that stays", run.path)
+        make_folder(run.path)
+        with interruptible(run), hold_run(run.path, "search", on_wait=lambda line: _say(console, line)):
+            run.refuse_occupied()  # by another that began meanwhile
+            with ray_session(address, prepared.cpus, prepared.gpus):
+                catch_sigterm()  # again: Ray's start puts a handler of its own in place
+                threads = max(1, int(prepared.space.resources.cpus_per_trial))
+                grows = address is not None or slots is not None
+                with closing(Cluster(prepared.space, threads, say_to(console), most=slots, grows=grows)) as cluster:
+                    if cluster.is_one:
+                        cluster.take(_measure_here(look_at_machine, cluster, prepared.space, threads))
+                    cluster.settle(wait_s)
+                    write_whole(run.space_file, space_text(prepared.space, facts_of(prepared, cluster.machine)))
+                    return _run(prepared, run, cluster, seconds, wait_s, console, loggers, callbacks)
 
 
 def resume(
@@ -181,6 +190,25 @@ def resume(
                 cluster.take(_machine_to_continue_on(prepared.space, machine, cluster))
             cluster.settle(wait_s)
             return _run(prepared, run, cluster, seconds, wait_s, console, loggers, callbacks, trials, retry_failed)
+
+
+@contextmanager
+def _kept_data(
+    space: AnySpace, data: Any, run: RunDirectory, overrides: Mapping[str, Any] | None
+) -> Iterator[tuple[AnySpace, Mapping[str, Any] | None]]:
+    """Keep ``data`` in the run's directory, and give the space that trains on it; it goes again if no search begins."""
+    if data is None:
+        yield space, overrides
+        return
+    resolved = space_on_arrays(space, os.path.abspath(run.data), overrides or {})  # before anything is written
+    try:
+        write_parts(to_parts(data), run.data)
+        yield resolved, None
+    finally:
+        if not run.holds_run:
+            shutil.rmtree(run.data, ignore_errors=True)
+            with suppress(OSError):  # others' files, or a lock
+                run.path.rmdir()
 
 
 def _run(

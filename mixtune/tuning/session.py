@@ -9,6 +9,7 @@ import re
 import secrets
 import socket
 import sys
+import sysconfig
 import threading
 import time
 from collections.abc import Iterator
@@ -124,7 +125,8 @@ def _own_session(address: str | None, cpus: int, gpus: int) -> Iterator[None]:
     own = {} if address else {"num_cpus": cpus, "num_gpus": gpus, "include_dashboard": False}
     _authenticate(address)
     try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **own)
+        with _importing_alike():
+            ray.init(address=address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **own)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         where = "Ray did not start here" if address is None else f"--address {address}"
         raise RequestError(f"{where}: {_why_not(error)}") from error
@@ -132,6 +134,20 @@ def _own_session(address: str | None, cpus: int, gpus: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _importing_alike() -> Iterator[None]:
+    """Let the processes that Ray starts meanwhile find the modules that this one finds, plug-ins among them."""
+    before, installed = os.environ.get("PYTHONPATH"), set(sysconfig.get_paths().values())
+    os.environ["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in sys.path if path not in installed)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 def _why_not(error: Exception) -> str:

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from ray import tune
 
-from mixtune.datasets import AnyData, Dataset, hold_dataset
+from mixtune.datasets import Dataset, Reading, hold_dataset
 from mixtune.errors import RequestError
 from mixtune.meter.lock import DeviceLock
 from mixtune.space.recipe import Recipe
 from mixtune.stages.checkpoint import Origin, read_checkpoint, restore, write_checkpoint
-from mixtune.training.data import load_training_data, place_images
+from mixtune.training.data import load_training_data, place_images, reading_of
 from mixtune.training.device import choose_device, release_memory
 from mixtune.training.loop import train
 from mixtune.training.measure import measure
@@ -31,8 +31,7 @@ class MixTrainable(tune.Trainable):  # type: ignore[misc]
     The config is ``{"recipe": a Recipe, nested values or a search space's file, "alpha": 0.3, "epochs.sl": 40}``: all
     keys but ``recipe`` are dotted recipe paths that override it, and ``user`` may hold anything of your own;
     :func:`mixtune.param_space` makes one of a file. ``data`` takes the place of the recipe's dataset, by
-    ``tune.with_parameters(MixTrainable, data=(images, labels))``: arrays, or a ``Parts`` or ``Dataset`` of
-    :mod:`mixtune.datasets`.
+    ``tune.with_parameters(MixTrainable, data=(images, labels))``; it may be all that :func:`mixtune.search` takes.
 
     In the SSL phase, where no classifier learns, ``val_accuracy`` is NaN. ``whole`` is whether every epoch of the
     recipe is trained; Ray sets ``done`` for a trial that was ended early, too. ``train_latency_s`` is revised as more
@@ -48,9 +47,9 @@ class MixTrainable(tune.Trainable):  # type: ignore[misc]
                    param_space=mixtune.param_space("space.yaml", alpha=tune.uniform(0, 1)))
     """
 
-    _held: dict[int | None, Dataset] | None = None  # by size: every trial of a process is given the same images
+    _held: dict[tuple[int | None, Reading], Dataset] | None = None  # of a process, by form
 
-    def setup(self, config: dict[str, Any], data: AnyData | None = None) -> None:
+    def setup(self, config: dict[str, Any], data: Any = None) -> None:
         """Build the recipe's data and models on the trial's device, with as many threads as it has CPUs."""
         resources = self.trial_resources
         has_gpu = resources is None or resources.required_resources.get("GPU", 0) > 0
@@ -64,16 +63,16 @@ class MixTrainable(tune.Trainable):  # type: ignore[misc]
             torch.set_num_threads(max(1, int(resources.head_cpus)))
         with in_original_folder(), DeviceLock.of(device).shared():
             recipe = recipe_from_config(config)
-            given = None if data is None else self._hold(data, recipe.data.image_size)
+            given = None if data is None else self._hold(data, recipe)
             self.state: TrainState = start_state(recipe, load_training_data(recipe, device, given), device)
         self._origin = Origin()
         self._epochs = train(self.state)
 
-    def _hold(self, data: AnyData, image_size: int | None) -> Dataset:
-        self._held = self._held or {}
-        if image_size not in self._held:
-            self._held[image_size] = hold_dataset(data, image_size)
-        return self._held[image_size]
+    def _hold(self, data: Any, recipe: Recipe) -> Dataset:
+        self._held, form = self._held or {}, (recipe.data.image_size, reading_of(recipe))
+        if form not in self._held:
+            self._held[form] = hold_dataset(data, *form)
+        return self._held[form]
 
     def step(self) -> dict[str, Any]:
         """Train one epoch and report it."""

@@ -30,7 +30,7 @@ def test_an_unknown_name_gets_the_closest_and_the_known_ones():
         message = str(caught.value)
         assert message.endswith(f"did you mean {meant!r}?")
         assert (
-            "digits, image_folder, manifest, tiny_imagenet, any torchvision classification set, such as CIFAR10"
+            "arrays, digits, image_folder, manifest, tiny_imagenet, any torchvision classification set, such as CIFAR10"
             in message
         )
 

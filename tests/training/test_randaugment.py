@@ -51,6 +51,14 @@ def test_each_operation_is_torchvisions(images):
             assert torch.equal(done, expected), (name, channels, magnitude, sign)
 
 
+def test_each_of_five_bands_is_changed_as_if_it_were_alone(images):
+    bands = torch.cat([images, 255 - images[:, :2]], dim=1)
+    done = rand_augment(bands, 2, 14, torch.Generator().manual_seed(3))
+    for band in range(5):
+        alone = rand_augment(bands[:, band : band + 1], 2, 14, torch.Generator().manual_seed(3))
+        assert torch.equal(done[:, band : band + 1], alone)
+
+
 def test_each_image_gets_the_operations_that_it_drew_in_their_order(images):
     for channels, (operations, magnitude) in product((1, 3), ((1, 30), (2, 9), (3, 14))):
         given = images[:, :channels]

@@ -69,6 +69,13 @@ def test_colours_change_as_one_image_at_a_time(photos):
             np.testing.assert_allclose(got.numpy(), slow_jitter(image.numpy(), *factors), atol=2e-6)
 
 
+def test_bands_change_as_grey_images_do(photos):
+    grey = photos[:, :1].float() / 255
+    done = jitter(grey.expand(-1, 5, -1, -1), 0.5, 0.2, torch.Generator().manual_seed(1))
+    alone = jitter(grey, 0.5, 0.2, torch.Generator().manual_seed(1))
+    assert torch.allclose(done, alone.expand(-1, 5, -1, -1), atol=1e-6)
+
+
 def test_a_view_is_a_crop_whose_colours_are_changed(photos):
     for channels, (strength, grayscale) in product((1, 3), ((0.5, 0.2), (0.0, 0.0))):
         images, draws = photos[:, :channels], generator()

@@ -26,7 +26,6 @@ from ray.tune.search.optuna import OptunaSearch
 from sklearn.datasets import load_digits
 
 import mixtune
-from mixtune.datasets import hold_dataset
 from mixtune.errors import DataError, RequestError
 
 OBJECTIVES = {"val_accuracy": "max", "train_latency_s": "min"}
@@ -230,13 +229,3 @@ def test_latencies_pool_windows_and_keep_trials_that_reported_nothing() -> None:
     assert list(frame["infer_latency_ms"][:2]) == pytest.approx([1.0, 1.0])
     assert math.isnan(frame["train_latency_s"][2])
     assert list(frame["alpha"]) == [0.5, 0.5, 0.1]
-
-
-@pytest.mark.parametrize(
-    "images",
-    [np.zeros((9, 8, 8)), np.zeros((9, 3, 8, 8), np.uint8), np.zeros(9, np.uint8)],
-    ids=["floats", "channels first", "no images"],
-)
-def test_images_in_memory_that_are_none_are_a_line(images: Any) -> None:
-    with pytest.raises(RequestError, match=r"images should be uint8 \(N, H, W\) or \(N, H, W, C\)"):
-        hold_dataset((images, [0, 1, 2] * 3))
