@@ -26,11 +26,12 @@ from mixtune.space.recipe import Recipe, parse_recipe
 from mixtune.space.space import load_space, override, refuse_other_images, space_on_arrays
 from mixtune.stages.keys import stage_keys
 from mixtune.stages.resume import train_shared
-from mixtune.training.data import load_training_data, reading_of
+from mixtune.training.data import load_training_data
 from mixtune.training.device import choose_device, release_memory
 from mixtune.training.loop import train
 from mixtune.training.measure import Metrics, measure
 from mixtune.training.saved import DATA, save_trained, saved_metrics
+from mixtune.training.sources import reading_of
 from mixtune.training.state import EpochResult, TrainState, start_state
 from mixtune.training.threads import fastest_threads, known_threads, set_threads
 

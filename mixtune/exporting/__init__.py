@@ -35,12 +35,13 @@ from mixtune.stages.checkpoint import CHECKPOINT, read_checkpoint, recipe_of, re
 from mixtune.stages.opened import refuse_other_data
 from mixtune.stages.resume import train_shared
 from mixtune.stages.store import StateStore
-from mixtune.training.data import TrainingData, load_training_data, reading_of
+from mixtune.training.data import TrainingData, load_training_data
 from mixtune.training.device import choose_device
 from mixtune.training.evaluation import tally_predictions
 from mixtune.training.measure import measure, score_metrics
 from mixtune.training.plan import PHASES, make_plan
 from mixtune.training.saved import load_trained
+from mixtune.training.sources import reading_of
 from mixtune.training.state import start_state
 
 MARKER = ".mixtune-export.json"  # in a folder that an export made, so that the next one may write there

@@ -13,10 +13,11 @@ from mixtune.errors import RequestError
 from mixtune.meter.lock import DeviceLock
 from mixtune.space.recipe import Recipe
 from mixtune.stages.checkpoint import Origin, read_checkpoint, restore, write_checkpoint
-from mixtune.training.data import load_training_data, place_images, reading_of
+from mixtune.training.data import load_training_data, place_images
 from mixtune.training.device import choose_device, release_memory
 from mixtune.training.loop import train
 from mixtune.training.measure import measure
+from mixtune.training.sources import reading_of
 from mixtune.training.state import TrainState, start_state
 from mixtune.tuning.own import STEPS, describe_steps
 from mixtune.tuning.states import NodePlace
