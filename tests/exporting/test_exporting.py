@@ -292,6 +292,7 @@ def test_images_of_other_classes_than_the_recipe_was_trained_on_are_told(
 ) -> None:
     copied = shutil.copytree(photos["data.root"], tmp_path / "photos")
     train_one({**photos, "data.root": str(copied)})
+    (copied / "flower").rename(copied / "blossom")
     with pytest.raises(DataError, match="the images of image_folder/test, image_folder/train are not those that"):
         export(tmp_path / "one")
 

@@ -259,20 +259,21 @@ def test_the_command_prints_its_own_lines_and_nothing_of_rays(
     assert [line for line in others if not line.startswith("decoding ")] == []
     lines = command.stdout.splitlines()
     assert lines[0] == "digits: 259 training and 144 validation images, 8x8 grayscale, 10 classes"
-    assert lines[1].startswith(
+    assert lines[1] == "test images from a fifth of the training images"
+    assert lines[2].startswith(
         "144 validation images: with one seed they tell recipes apart from about 5 points of acc"
     )
-    assert lines[2] == "6 trials and 2 baselines, sampler tpe"
-    assert lines[3] == f"run directory: {run.directory}"
-    assert lines[4].startswith("trials: ")
-    assert lines[12].startswith("[6/6] ")
-    ended = [line.split()[1:3] for line in lines[5:13]]
+    assert lines[3] == "6 trials and 2 baselines, sampler tpe"
+    assert lines[4] == f"run directory: {run.directory}"
+    assert lines[5].startswith("trials: ")
+    assert lines[13].startswith("[6/6] ")
+    ended = [line.split()[1:3] for line in lines[6:14]]
     assert sorted(ended) == [["baseline", "sl"], ["baseline", "ssl_sl"], *(["trial", f"t000{i}"] for i in range(1, 7))]
-    assert lines[13].startswith("epochs: ")
-    assert lines[14].startswith("the front: ")
+    assert lines[14].startswith("epochs: ")
+    assert lines[15].startswith("the front: ")
     assert f"report: {run.directory}/report.html" in lines
     assert lines[-1] == f"next: mixtune confirm {run.directory}"
-    table = lines[14 : lines.index(f"report: {run.directory}/report.html")]
+    table = lines[15 : lines.index(f"report: {run.directory}/report.html")]
     assert max(len(line) for line in table if line.startswith((" ", "*"))) <= 80
     assert not any(line.endswith(" ") for line in lines)
 
