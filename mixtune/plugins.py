@@ -62,6 +62,6 @@ def _find_elsewhere(name: str, kind: str) -> Any:
         raise RequestError(f"{kind} {name!r} cannot be imported: {error}: {hint}") from error
     except (ImportError, AttributeError, SyntaxError) as error:
         if module == "__main__":
-            hint = f"this process is another: put it into a file beside it, and name file:{attribute}"
-            raise RequestError(f"{kind} {name!r} is of the script or notebook that defines it, and {hint}") from error
+            hint = f"only the script or notebook that defines it can: put it into a file, and name file:{attribute}"
+            raise RequestError(f"{kind} {name!r} cannot be imported here: {hint}") from error
         raise RequestError(f"{kind} {name!r} cannot be imported: {error}") from error

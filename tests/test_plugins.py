@@ -43,7 +43,7 @@ def test_an_unknown_name_lists_the_known_and_the_closest() -> None:
     assert message == "unknown sampler 'tpee': known are cost_aware, gp, grid, nsga2, random, tpe; did you mean 'tpe'?"
     assert mistake("objectives", "MAE", "objective").endswith("; did you mean 'mae'?")
     assert mistake("objectives", "zzz", "objective") == "unknown objective 'zzz': known are dino, mae, mocov3, simclr"
-    assert mistake("datasets", "_cache", "dataset").startswith("unknown dataset '_cache': known are digits, ")
+    assert mistake("datasets", "_cache", "dataset").startswith("unknown dataset '_cache': known are arrays, digits, ")
 
 
 def test_code_elsewhere_joins_by_module_and_name(elsewhere: Path) -> None:
@@ -68,3 +68,8 @@ def test_code_elsewhere_that_cannot_be_imported_says_why(elsewhere: Path) -> Non
     ):
         message = mistake("tuning.samplers", f"{module}:build", "sampler")
         assert message.startswith(f"sampler '{module}:build' cannot be imported: {reason}")
+
+
+def test_a_plugin_of_another_script_is_a_line_that_says_where_to_put_it() -> None:
+    hint = "only the script or notebook that defines it can: put it into a file, and name file:Mine"
+    assert mistake("datasets", "__main__:Mine", "dataset") == f"dataset '__main__:Mine' cannot be imported here: {hint}"
