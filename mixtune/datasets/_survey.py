@@ -148,7 +148,8 @@ class Survey:
         return [
             *([", ".join(parts)] if parts else []),
             *(self.reading_lines() if self.root else []),
-            *(f"look: {line}" for line in self.looks()),
+            *(f"note: {line}" for line in self.dataset.account.notes),
+            *(f"look: {line}" for line in self.warnings()),
         ]
 
     def looks(self) -> list[str]:
