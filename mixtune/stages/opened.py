@@ -92,9 +92,7 @@ def refuse_other_data(state: RunState, recipe: Recipe) -> list[str]:
         lacks = "this run was begun by a version of mixtune that did not record its data"
         return [f"{lacks}: that they are the same cannot be checked"]
     if parts := other_data(state.opened[-1], digest_sets(load_image_sets(recipe))):
-        raise RequestError(
-            f"{parts} are not those that this run was begun with: restore them, or search again elsewhere"
-        )
+        raise RequestError(f"{parts} are not those that this run was begun with: restore them, or search elsewhere")
     return []
 
 
