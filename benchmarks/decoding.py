@@ -112,7 +112,7 @@ class Photos:
         self.width, self.height = width, height
         self._tile: npt.NDArray[np.uint8] | None = None
 
-    def __call__(self, path: Path, number: int) -> None:
+    def __call__(self, path: Path, number: int, progressive: bool = False) -> None:
         if self._tile is None:
             tile = np.asarray(smooth(min(self.width, 4000), min(self.height, 3000), np.random.default_rng(0)))
             self._tile = np.concatenate([tile, tile[::-1]])
@@ -121,7 +121,7 @@ class Photos:
         for left in range(0, self.width, shifted.width):
             for top in range(0, self.height, shifted.height):
                 photo.paste(shifted, (left, top))
-        photo.save(path.with_suffix(".jpg"), quality=90)
+        photo.save(path.with_suffix(".jpg"), quality=90, progressive=progressive)
 
 
 def write_deep(width: int, height: int) -> Callable[[Path, int], None]:
@@ -134,9 +134,9 @@ def write_deep(width: int, height: int) -> Callable[[Path, int], None]:
 
 
 def write_huge(path: Path, number: int) -> None:
-    """Write 12 JPEGs of 80 megapixels and 4 16-bit PNGs of 48."""
+    """Write 12 JPEGs of 80 megapixels, 4 of them progressive, and 4 16-bit PNGs of 48."""
     if number % 4:
-        _HUGE_PHOTO(path, number)
+        _HUGE_PHOTO(path, number, progressive=number % 4 == 1)
     else:
         write_deep(8000, 6000)(path, number)
 
