@@ -72,6 +72,7 @@ class Set:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cifar", type=Path, help="a folder of class folders of 32x32 JPEGs; left out without it")
+    parser.add_argument("--made", type=Path, help="where made images are kept for another run")
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of images")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", nargs="*", help="names of sets")
@@ -304,7 +305,8 @@ class Measured:
 def measure_all(options: argparse.Namespace, scratch: Path) -> list[Measured]:
     measured = []
     for each in sets(options):
-        folder = scratch / each.name.replace(" ", "-") if each.write else options.cifar
+        made = options.made or scratch
+        folder = made / f"{each.name.replace(' ', '-')}-{each.count}" if each.write else options.cifar
         if each.write and not folder.exists():
             print(f"writing {each.count:,} {each.name}", flush=True)
             write_set(folder, each.count, each.write)
