@@ -34,6 +34,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
@@ -263,9 +264,11 @@ def by_torchvision(folder: Path, side: int) -> Callable[[], Any]:
     def work() -> torch.Tensor:
         data = ImageFolder(str(folder), loader=lambda path: decode_image(path, ImageReadMode.RGB))
         images = torch.empty(len(data), 3, side, side, dtype=torch.uint8)
-        for index, (image, _) in enumerate(data):
-            image = functional.resize(image, [side], InterpolationMode.BICUBIC, antialias=True)
-            images[index] = functional.center_crop(image, [side, side])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # another package is to decode one day
+            for index, (image, _) in enumerate(data):
+                image = functional.resize(image, [side], InterpolationMode.BICUBIC, antialias=True)
+                images[index] = functional.center_crop(image, [side, side])
         return images
 
     return work
