@@ -23,6 +23,7 @@ small files, 0.3 on 12-megapixel photos; under 1 GB everywhere, no more with ten
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -216,11 +217,23 @@ def measure(what: str, folder: Path, cache: Path, side: int) -> dict[str, float]
     os.environ["MIXTUNE_DATA"] = str(cache)
     run = {"mixtune": by_mixtune, "plain": by_plain_loop, "torchvision": by_torchvision, "training": by_training}[what]
     work = run(folder, side)  # imports what it needs
+    free = _free_cores()
     with Peak() as peak:
         cpu, begun = _cpu_seconds(), time.perf_counter()
         work()
         cpu, wall = _cpu_seconds() - cpu, time.perf_counter() - begun
-    return {"cpu": cpu, "wall": wall, "memory": peak.megabytes}
+    return {"cpu": cpu, "wall": wall, "memory": peak.megabytes, "free": (free + _free_cores()) / 2}
+
+
+def _free_cores() -> float:
+    """Return how many cores as many threads as there are, which need no interpreter, get beside other programs."""
+    threads = [threading.Thread(target=hashlib.sha256, args=(bytes(50_000_000),)) for _ in range(count_cores())]
+    cpu, begun = time.process_time(), time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return (time.process_time() - cpu) / (time.perf_counter() - begun)
 
 
 def _cpu_seconds() -> float:
@@ -353,6 +366,7 @@ def report(measured: list[Measured], options: argparse.Namespace) -> str:
                 *seconds,
                 *against,
                 f"{ours['cpu'] / ours['wall']:.2f}",
+                f"{ours['free']:.2f}",
             ]
         )
         memory.append(
@@ -380,13 +394,13 @@ def report(measured: list[Measured], options: argparse.Namespace) -> str:
             said = f"{what} {many.set.count:,} images takes {more - less:.0f} MB more than {few.set.count:,}"
             verdicts.append((more - less < GROWTH_MB, f"{said} (goal: under {GROWTH_MB:g})"))
     packages = ", ".join(f"{name} {version(name)}" for name in ("pillow", "torchvision"))
-    head = "set | images | MB of files | mixtune | plain | torchvision | of plain | of torchvision | cores busy"
+    head = "set | images | MB of files | mixtune | plain | torchvision | of plain | of torchvision | cores busy | cores free"
     return (
         "# What decoding costs\n\n"
         f"Printed by benchmarks/decoding.py, medians of {options.repeats}. {cpu_model()}, {count_cores()} cores, "
         f"Python {platform.python_version()}, {packages}, {date.today().isoformat()}. Load before it began: "
-        f"{options.load:.1f}; where that is not 0, CPU seconds are fair and seconds by the clock are not, nor is their "
-        "quotient, how many cores were busy.\n\n"
+        f"{options.load:.1f}; where that is not 0, CPU seconds are fairer than seconds by the clock. Cores busy are the "
+        "quotient of both; cores free are those that as many threads of hashing got just before and after.\n\n"
         + "\n".join(f"- {'met' if met else 'missed'}: {what}" for met, what in verdicts)
         + f"\n\n## CPU seconds\n\n{format_table(head, rows)}\n"
         + "\n## Memory above the start, in MB\n\n"

@@ -138,7 +138,7 @@ def test_what_decoding_costs_is_measured_on_equal_pixels(tmp_path: Path, monkeyp
     by_bytes = [sorted(image.tobytes() for image in images) for images in (plain.transpose(0, 3, 1, 2), _both(ours))]
     assert by_bytes[0] == by_bytes[1]
 
-    costs = {"cpu": 1.2, "wall": 0.8, "memory": 30.0}
+    costs = {"cpu": 1.2, "wall": 0.8, "memory": 30.0, "free": 1.6}
     tiny = decoding.Set("tiny PNGs", 20_000, 16, "small", ("mixtune", "plain"), decoding.write_tiny)
     by = {"mixtune": costs, "plain": costs | {"cpu": 1.0}}
     measured = decoding.Measured(tiny, 1.0, by, warm=costs, training=costs | {"memory": 1200.0})
@@ -146,7 +146,7 @@ def test_what_decoding_costs_is_measured_on_equal_pixels(tmp_path: Path, monkeyp
     assert "missed: tiny PNGs, 16 pixels: 1.20 of the plain loop's CPU seconds (goal: 1)" in text
     assert "missed: tiny PNGs, 16 pixels: 1200 MB above the start" in text
     assert "missed: tiny PNGs, 16 pixels: a warm start takes 60.0 us a file" in text
-    assert table_rows(text, "CPU seconds")[0][3:] == ["1.20", "1.00", "-", "1.20", "-", "1.50"]
+    assert table_rows(text, "CPU seconds")[0][3:] == ["1.20", "1.00", "-", "1.20", "-", "1.50", "1.60"]
 
 
 def _both(dataset: Dataset) -> npt.NDArray[np.uint8]:
