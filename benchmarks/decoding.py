@@ -23,6 +23,7 @@ small files, 0.3 on 12-megapixel photos; under 1 GB everywhere, no more with ten
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -34,6 +35,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
@@ -72,6 +74,7 @@ class Set:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cifar", type=Path, help="a folder of class folders of 32x32 JPEGs; left out without it")
+    parser.add_argument("--made", type=Path, help="where made images are kept for another run")
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of images")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", nargs="*", help="names of sets")
@@ -112,7 +115,7 @@ class Photos:
         self.width, self.height = width, height
         self._tile: npt.NDArray[np.uint8] | None = None
 
-    def __call__(self, path: Path, number: int) -> None:
+    def __call__(self, path: Path, number: int, progressive: bool = False) -> None:
         if self._tile is None:
             tile = np.asarray(smooth(min(self.width, 4000), min(self.height, 3000), np.random.default_rng(0)))
             self._tile = np.concatenate([tile, tile[::-1]])
@@ -121,7 +124,7 @@ class Photos:
         for left in range(0, self.width, shifted.width):
             for top in range(0, self.height, shifted.height):
                 photo.paste(shifted, (left, top))
-        photo.save(path.with_suffix(".jpg"), quality=90)
+        photo.save(path.with_suffix(".jpg"), quality=90, progressive=progressive)
 
 
 def write_deep(width: int, height: int) -> Callable[[Path, int], None]:
@@ -134,9 +137,9 @@ def write_deep(width: int, height: int) -> Callable[[Path, int], None]:
 
 
 def write_huge(path: Path, number: int) -> None:
-    """Write 12 JPEGs of 80 megapixels and 4 16-bit PNGs of 48."""
+    """Write 12 JPEGs of 80 megapixels, 4 of them progressive, and 4 16-bit PNGs of 48."""
     if number % 4:
-        _HUGE_PHOTO(path, number)
+        _HUGE_PHOTO(path, number, progressive=number % 4 == 1)
     else:
         write_deep(8000, 6000)(path, number)
 
@@ -214,11 +217,23 @@ def measure(what: str, folder: Path, cache: Path, side: int) -> dict[str, float]
     os.environ["MIXTUNE_DATA"] = str(cache)
     run = {"mixtune": by_mixtune, "plain": by_plain_loop, "torchvision": by_torchvision, "training": by_training}[what]
     work = run(folder, side)  # imports what it needs
+    free = _free_cores()
     with Peak() as peak:
         cpu, begun = _cpu_seconds(), time.perf_counter()
         work()
         cpu, wall = _cpu_seconds() - cpu, time.perf_counter() - begun
-    return {"cpu": cpu, "wall": wall, "memory": peak.megabytes}
+    return {"cpu": cpu, "wall": wall, "memory": peak.megabytes, "free": (free + _free_cores()) / 2}
+
+
+def _free_cores() -> float:
+    """Return how many cores as many threads as there are, which need no interpreter, get beside other programs."""
+    threads = [threading.Thread(target=hashlib.sha256, args=(bytes(50_000_000),)) for _ in range(count_cores())]
+    cpu, begun = time.process_time(), time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return (time.process_time() - cpu) / (time.perf_counter() - begun)
 
 
 def _cpu_seconds() -> float:
@@ -262,9 +277,11 @@ def by_torchvision(folder: Path, side: int) -> Callable[[], Any]:
     def work() -> torch.Tensor:
         data = ImageFolder(str(folder), loader=lambda path: decode_image(path, ImageReadMode.RGB))
         images = torch.empty(len(data), 3, side, side, dtype=torch.uint8)
-        for index, (image, _) in enumerate(data):
-            image = functional.resize(image, [side], InterpolationMode.BICUBIC, antialias=True)
-            images[index] = functional.center_crop(image, [side, side])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # another package is to decode one day
+            for index, (image, _) in enumerate(data):
+                image = functional.resize(image, [side], InterpolationMode.BICUBIC, antialias=True)
+                images[index] = functional.center_crop(image, [side, side])
         return images
 
     return work
@@ -304,7 +321,8 @@ class Measured:
 def measure_all(options: argparse.Namespace, scratch: Path) -> list[Measured]:
     measured = []
     for each in sets(options):
-        folder = scratch / each.name.replace(" ", "-") if each.write else options.cifar
+        made = options.made or scratch
+        folder = made / f"{each.name.replace(' ', '-')}-{each.count}" if each.write else options.cifar
         if each.write and not folder.exists():
             print(f"writing {each.count:,} {each.name}", flush=True)
             write_set(folder, each.count, each.write)
@@ -348,6 +366,7 @@ def report(measured: list[Measured], options: argparse.Namespace) -> str:
                 *seconds,
                 *against,
                 f"{ours['cpu'] / ours['wall']:.2f}",
+                f"{ours['free']:.2f}",
             ]
         )
         memory.append(
@@ -375,13 +394,13 @@ def report(measured: list[Measured], options: argparse.Namespace) -> str:
             said = f"{what} {many.set.count:,} images takes {more - less:.0f} MB more than {few.set.count:,}"
             verdicts.append((more - less < GROWTH_MB, f"{said} (goal: under {GROWTH_MB:g})"))
     packages = ", ".join(f"{name} {version(name)}" for name in ("pillow", "torchvision"))
-    head = "set | images | MB of files | mixtune | plain | torchvision | of plain | of torchvision | cores busy"
+    head = "set | images | MB of files | mixtune | plain | torchvision | of plain | of torchvision | cores busy | cores free"
     return (
         "# What decoding costs\n\n"
         f"Printed by benchmarks/decoding.py, medians of {options.repeats}. {cpu_model()}, {count_cores()} cores, "
         f"Python {platform.python_version()}, {packages}, {date.today().isoformat()}. Load before it began: "
-        f"{options.load:.1f}; where that is not 0, CPU seconds are fair and seconds by the clock are not, nor is their "
-        "quotient, how many cores were busy.\n\n"
+        f"{options.load:.1f}; where that is not 0, CPU seconds are fairer than seconds by the clock. Cores busy are the "
+        "quotient of both; cores free are those that as many threads of hashing got just before and after.\n\n"
         + "\n".join(f"- {'met' if met else 'missed'}: {what}" for met, what in verdicts)
         + f"\n\n## CPU seconds\n\n{format_table(head, rows)}\n"
         + "\n## Memory above the start, in MB\n\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import importlib
 import os
@@ -11,11 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+from mixtune.datasets import Dataset
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 KINDS = ["SL", "SSL visible", "SSL full", "mix"]
@@ -120,3 +125,30 @@ def test_a_shortfall_is_said(training: ModuleType) -> None:
 def test_too_few_images_are_named(training: ModuleType, images: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="has 24 images in class folders, 25 are needed"):
         training.copy_images(images, tmp_path, 25, 32)
+
+
+def test_what_decoding_costs_is_measured_on_equal_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.setenv("MIXTUNE_DATA", str(tmp_path / "cache"))
+    decoding = importlib.import_module("decoding")
+    decoding.write_set(tmp_path / "tiny", 40, decoding.write_tiny)
+    ours = decoding.by_mixtune(tmp_path / "tiny", 16)()
+    plain, other = (loop(tmp_path / "tiny", 16)() for loop in (decoding.by_plain_loop, decoding.by_torchvision))
+    assert torch.equal(torch.from_numpy(plain).permute(0, 3, 1, 2), other)
+    by_bytes = [sorted(image.tobytes() for image in images) for images in (plain.transpose(0, 3, 1, 2), _both(ours))]
+    assert by_bytes[0] == by_bytes[1]
+
+    costs = {"cpu": 1.2, "wall": 0.8, "memory": 30.0, "free": 1.6}
+    tiny = decoding.Set("tiny PNGs", 20_000, 16, "small", ("mixtune", "plain"), decoding.write_tiny)
+    by = {"mixtune": costs, "plain": costs | {"cpu": 1.0}}
+    measured = decoding.Measured(tiny, 1.0, by, warm=costs, training=costs | {"memory": 1200.0})
+    text = decoding.report([measured], argparse.Namespace(repeats=1, load=0.0))
+    assert "missed: tiny PNGs, 16 pixels: 1.20 of the plain loop's CPU seconds (goal: 1)" in text
+    assert "missed: tiny PNGs, 16 pixels: 1200 MB above the start" in text
+    assert "missed: tiny PNGs, 16 pixels: a warm start takes 60.0 us a file" in text
+    assert table_rows(text, "CPU seconds")[0][3:] == ["1.20", "1.00", "-", "1.20", "-", "1.50", "1.60"]
+
+
+def _both(dataset: Dataset) -> npt.NDArray[np.uint8]:
+    assert dataset.test is not None
+    return np.concatenate([dataset.train.images, dataset.test.images])

@@ -59,7 +59,8 @@ _CHUNK_BYTES = 1_000_000
 _AHEAD = 2  # chunks for each thread that may wait to be written
 _IN_FLIGHT = 600_000_000  # bytes of undecoded pixels at once: bounds memory, however many cores there are
 _PIXEL_BYTES = 12  # of an image while it is decoded
-_FREE_PIXELS = 20_000  # an image of no more is not counted
+_COEFFICIENT_BYTES = 6  # a pixel of a progressive JPEG, which is held whole however much it is reduced
+_FREE = 250_000  # an image of no more bytes is not counted
 _BLOCK = 256  # images whose statistics are taken at once
 _STATISTICS_IMAGES = 10_000
 _LOG_EVERY_S = 5.0
@@ -375,9 +376,12 @@ def _decode_one(images: Images, index: int, name: str, layout: Layout, root: Pat
         picture, (width, height) = item.picture, dimensions(item.picture)
         about = (width, height, mode_of(picture), str(getattr(picture, "format", None) or ""), is_gray(picture))
         frames = bool(getattr(picture, "is_animated", False))
+        is_progressive = "progressive" in getattr(picture, "info", ())
+        held = width * height * _COEFFICIENT_BYTES if is_progressive else 0
         reduce_early(picture, layout)
         width, height = dimensions(picture)
-        with in_flight.hold(width * height * _PIXEL_BYTES) if width * height > _FREE_PIXELS else nullcontext():
+        held += width * height * _PIXEL_BYTES
+        with in_flight.hold(held) if held > _FREE else nullcontext():
             pixels = decode(picture, layout).tobytes()
     except UNREADABLE as error:
         item_name = str(given) if isinstance(given, str | Path) else f"image {index} of the {_TITLES[name]} part"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -92,9 +93,19 @@ def open_item(images: Images, index: int, root: Path, max_megapixels: float) -> 
             name = text[len(above) :]
         else:
             name = str(path.relative_to(root) if path.is_relative_to(root) else path.name)
-        with open(path, "rb", buffering=0) as file:
-            content = file.read()
+        content = _read_bytes(path)
     return Item(_of_allowed_size(_open_content(content), max_megapixels), name, content)
+
+
+def _read_bytes(path: Path) -> bytes:
+    """Return what path.read_bytes() does, by half as many system calls: small files feel each."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        size = os.fstat(file).st_size
+        content = os.read(file, size)
+    finally:
+        os.close(file)
+    return content if 0 < size == len(content) else path.read_bytes()
 
 
 def _open_content(content: bytes) -> Image.Image:
@@ -137,8 +148,10 @@ def _of_allowed_size(image: Image.Image, max_megapixels: float) -> Image.Image:
 
 def reduce_early(picture: Picture, layout: Layout) -> None:
     """Have a JPEG decoded at the least of 1/8, 1/4, 1/2 and 1 of its size that leaves twice the sides needed."""
-    if layout.reading.rules > 1 and getattr(picture, "format", None) in ("JPEG", "MPO"):
-        picture.draft(None, (2 * layout.size, 2 * layout.size))  # type: ignore[union-attr]
+    if layout.reading.rules == 1 or isinstance(picture, np.ndarray) or picture.format not in ("JPEG", "MPO"):
+        return
+    if min(picture.size) >= 4 * layout.size:
+        picture.draft(None, (2 * layout.size, 2 * layout.size))
 
 
 def decode(picture: Picture, layout: Layout) -> npt.NDArray[np.uint8]:
@@ -338,6 +351,8 @@ def _to_square(image: Image.Image, size: int, reading: Reading) -> Image.Image:
 
 
 def _to_eight_bits(image: Image.Image, reading: Reading) -> Image.Image:
+    if image.mode in ("L", "RGB") and "transparency" not in image.info:
+        return image
     gray = is_gray(image)
     if is_deep(image):
         return Image.fromarray(_scaled(np.asarray(image), reading.range))
