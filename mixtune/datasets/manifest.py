@@ -20,7 +20,6 @@ import json
 import math
 import os
 import re
-import threading
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,6 +45,7 @@ from mixtune.datasets._files import (
     require_folder,
     stamp,
 )
+from mixtune.datasets._parquet import ParquetImages
 from mixtune.datasets._split import Chosen
 from mixtune.datasets._types import Images, Part, Parts, Source
 from mixtune.errors import RequestError, one_line
@@ -66,7 +66,6 @@ _SPLIT = ("split", "splits", "data_split", "set", "subset", "partition")
 _FLAGS = {"is_test": "test", "is_val": "val", "is_valid": "val"}  # the first that is true counts
 _GROUP = ("group", "groups", "group_id", "patient", "patient_id", "patientid", "subject", "subject_id", "subjectid")
 _SHARD = re.compile(r"[-_.]\d+(?:-of-\d+(?:-[0-9a-f]{16})?)?$")  # of train-00000-of-00002
-_CACHED_BYTES = 256 * 2**20  # of Parquet row groups that are held in memory, besides the latest
 
 
 @dataclass
@@ -262,8 +261,8 @@ def _load_parquet(rows: Rows, path: Path, split: str, name: str) -> None:
         plain = [column.name for column in schema if not pa.types.is_nested(column.type) and column.name not in binary]
         table = file.read(columns=plain).to_pandas()
         if image is not None:
-            if not isinstance(rows.stored, _Stored):
-                rows.stored = _Stored()
+            if not isinstance(rows.stored, ParquetImages):
+                rows.stored = ParquetImages()
             table = with_indices(table, len(rows.stored), file.metadata.num_rows)
             rows.stored.add(path, image, file.metadata)
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
@@ -624,48 +623,3 @@ def _number_groups(rows: Rows, kept: dict[str, list[int]]) -> npt.NDArray[np.int
     if both:
         rows.notes.append(f"{both:,} of them are in several parts, as the table says")
     return groups
-
-
-class _Stored:
-    """The images in Parquet files, as bytes: read when asked for, a row group at a time, from any thread."""
-
-    def __init__(self) -> None:
-        self._starts: list[int] = []
-        self._groups: list[tuple[Path, int, str]] = []
-        self._count = 0
-        self._read: dict[int, Any] = {}
-        self._lock = threading.Lock()
-
-    def add(self, path: Path, column: str, metadata: Any) -> None:
-        """Add a file's rows, whose images are in a column."""
-        for number in range(metadata.num_row_groups):
-            self._starts.append(self._count)
-            self._groups.append((path, number, column))
-            self._count += metadata.row_group(number).num_rows
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> bytes | Path:
-        number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        with self._lock:
-            column = self._read.pop(number, None)
-            if column is None:
-                column = self._read_group(number)
-            self._read[number] = column  # the latest is last
-            while len(self._read) > 1 and sum(held.nbytes for held in self._read.values()) > _CACHED_BYTES:
-                del self._read[next(iter(self._read))]
-        value = column[index - self._starts[number]].as_py()
-        if isinstance(value, dict):
-            held = value.get("bytes")
-            value = held if held is not None else self._groups[number][0].parent / (value.get("path") or "")
-        if value is None:
-            raise ValueError(f"row {index} holds no image")
-        return value  # type: ignore[no-any-return]
-
-    def _read_group(self, number: int) -> Any:
-        import pyarrow.parquet as pq
-
-        path, group, column = self._groups[number]
-        with pq.ParquetFile(path) as file:
-            return file.read_row_group(group, columns=[column]).column(0)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mixtune.datasets import is_manifest, load_dataset, manifest, read_table
+from mixtune.datasets import _parquet, is_manifest, load_dataset, read_table
 from mixtune.datasets._split import with_test_part
 from mixtune.datasets._types import Source
 from mixtune.datasets.manifest import fingerprint, read
@@ -197,7 +197,7 @@ def test_parquet_holds_the_images_and_the_names_of_their_classes(tmp_path, digit
 
 def test_parquet_images_are_not_all_in_memory_and_may_lack_classes(tmp_path, digits, monkeypatch):
     write_parquet(tmp_path / "train.parquet", digits[0][:40], [0, 1, 2, -1] * 10)  # -1: Hugging Face's "no label"
-    monkeypatch.setattr(manifest, "_CACHED_BYTES", 4_000)
+    monkeypatch.setattr(_parquet, "CACHED_BYTES", 4_000)
     parts = read(source(tmp_path))
     assert parts.left_out == {"no label": 10}
     assert len(parts.train.images) == 30
