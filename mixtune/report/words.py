@@ -53,7 +53,7 @@ def facts(result: Result, status: RunStatus) -> Iterator[tuple[str, str]]:
             last = max(last, result.state.last_time or last)
         until = moment(last).removeprefix(f"{moment(first).rpartition(', ')[0]}, ")
         yield "searched", f"{moment(first)} to {until} ({duration(last - first)})"
-    yield from (("data", line) for line in _images(result))
+    yield from _images(result)
     places = _places(result)
     if places:
         yield "images from", "; ".join(places)
@@ -207,7 +207,7 @@ def confidence(result: Result) -> Iterator[str]:
 def searched(result: Result, status: RunStatus) -> Iterator[tuple[str, str]]:
     """Yield (name, value) of data, parameters, objectives, search and machine."""
     run, search = result.facts, result.space.search.model_dump() | {"trials": status.budget}
-    yield from (("data", line) for line in _images(result))
+    yield from _images(result)
     for path, distribution in result.space.space.items():
         step = "" if distribution.step in (None, 1) else f" in steps of {setting(distribution.step)}"
         log = ", logarithmic" if distribution.log else ""
@@ -280,11 +280,11 @@ def some(trials: Sequence[str], most: int = 10) -> str:
     return ", ".join(trials[:most]) + more
 
 
-def _images(result: Result) -> Iterator[str]:
+def _images(result: Result) -> Iterator[tuple[str, str]]:
     for name, task in result.facts.tasks.items():
         images = f"{task['train_images']:,} training and {task['val_images']:,} validation images"
-        yield f"{name}: {images}, {task['classes']:,} classes"
-        yield from task.get("looks", ())
+        yield "data", f"{name}: {images}, {task['classes']:,} classes"
+        yield from (("look", line) for line in task.get("looks", ()))
 
 
 def _places(result: Result) -> Sequence[str]:
