@@ -25,7 +25,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -141,6 +141,8 @@ def build_cache(parts: Parts, guess: Guess, place: Path, root: Path, *, alone: b
         for name, part in named.items():
             index = _write_images(scratch, name, part, layout, root, bad)
             kept = np.flatnonzero(index["ok"])
+            if not len(kept):
+                _refuse_bad(bad, len(index))
             _check_guess(index["entry"][kept], guess)
             frames += int(index["entry"]["frames"][kept].sum())
             source[name] = hashlib.sha256(index["entry"]["named"][kept].tobytes()).hexdigest()
@@ -153,7 +155,8 @@ def build_cache(parts: Parts, guess: Guess, place: Path, root: Path, *, alone: b
                 path.stem: {"shape": np.load(path, mmap_mode="r").shape, "bytes": path.stat().st_size}
                 for path in scratch.glob(f"{name}_*.npy")
             }
-        _refuse_bad(bad, sum(len(part.images) for part in named.values()), layout.reading)
+        if bad and layout.reading.on_bad_file == "stop":
+            _refuse_bad(bad, sum(len(part.images) for part in named.values()))
         mean, std = statistics(np.load(scratch / "train_images.npy", mmap_mode="r"))
         meta = {
             "format": FORMAT,
@@ -185,6 +188,13 @@ def build_cache(parts: Parts, guess: Guess, place: Path, root: Path, *, alone: b
     if dataset is None:
         raise DataError(f"the decoded images in {place} cannot be read back: remove this folder and try again")
     return dataset
+
+
+def drop_dead_links(folder: Path) -> None:
+    """Remove what share_cache() left of caches that are gone."""
+    for place in folder.iterdir() if folder.is_dir() else ():
+        if place.is_symlink() and not place.exists():
+            place.unlink(missing_ok=True)
 
 
 def share_cache(place: Path, other: Path) -> None:
@@ -244,6 +254,7 @@ def make_room(folder: Path, needed: int) -> None:
         if is_left or (total > limit and now - used > _IN_USE_S):
             shutil.rmtree(place, ignore_errors=True)
             total -= size
+    drop_dead_links(folder)
 
 
 def _publish(scratch: Path, place: Path) -> None:
@@ -387,15 +398,16 @@ def _decode_one(images: Images, index: int, name: str, layout: Layout, root: Pat
         item_name = str(given) if isinstance(given, str | Path) else f"image {index} of the {_TITLES[name]} part"
         said = getattr(error, "strerror", None) or str(error) or type(error).__name__
         return (False, np.zeros((), INDEX)), b"", (item_name, said)
-    is_constant = pixels == pixels[:1] * len(pixels)
+    plane = layout.size**2
+    is_constant = all(
+        pixels[first : first + plane] == pixels[first : first + 1] * plane for first in range(0, len(pixels), plane)
+    )
     of_pixels = bytes(16) if is_constant else hashlib.blake2b(pixels, digest_size=16).digest()
     return (True, (*digest_item(item), of_pixels, *about, frames)), pixels, None
 
 
-def _refuse_bad(bad: list[tuple[str, str]], count: int, reading: Reading) -> None:
-    """Raise DataError, which names the files that cannot be read, unless they are to be skipped."""
-    if not bad or (reading.on_bad_file == "skip" and len(bad) < count):
-        return
+def _refuse_bad(bad: list[tuple[str, str]], count: int) -> NoReturn:
+    """Raise DataError, which names the files that cannot be read."""
     if len(bad) == 1:
         name, reason = bad[0]
         what = name if name.startswith("image ") else f"image {name}"

@@ -19,7 +19,16 @@ import numpy as np
 import platformdirs
 
 from mixtune import plugins
-from mixtune.datasets._cache import Guess, WrongGuess, build_cache, building_alone, cached, open_cache, share_cache
+from mixtune.datasets._cache import (
+    Guess,
+    WrongGuess,
+    build_cache,
+    building_alone,
+    cached,
+    drop_dead_links,
+    open_cache,
+    share_cache,
+)
 from mixtune.datasets._decode import DEFAULT_SIZE, any_size, choose_layout
 from mixtune.datasets._split import with_test_part
 from mixtune.datasets._types import DEFAULT_READING, Dataset, Part, Parts, Plugin, Reading, Source
@@ -212,6 +221,7 @@ def clean_cache(max_bytes: int = 0) -> tuple[int, int]:
         if total - freed > max_bytes:
             shutil.rmtree(place, ignore_errors=True)
             removed, freed = removed + 1, freed + size
+    drop_dead_links(cache_folder())
     return removed, freed
 
 

@@ -1,6 +1,6 @@
 """Which images are one: equal bytes of their files, or equal pixels as a network receives them.
 
-An image of one value, black or white say, is never a copy of another. All functions take what ImageSet.index holds.
+An image of one colour is never a copy of another. All functions take what ImageSet.index holds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mixtune.datasets._types import ImageSet
 
 
 def is_constant(index: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Return which images have one value only, (N,)."""
+    """Return which images have one colour only, (N,)."""
     constant: npt.NDArray[np.bool_] = _digests(index, "pixels") == b""
     return constant
 

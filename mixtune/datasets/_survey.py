@@ -222,15 +222,12 @@ class Survey:
 
     def _of_pixels(self) -> list[str]:
         lines, reading = [], self.dataset.reading
-        constant = [
-            part.images[is_constant(_indexed(part))][:, 0, 0, 0] if part.index is not None else np.empty(0)
-            for part in self.sets.values()
-        ]
+        constant = [part.images[is_constant(_indexed(part))][:, :, 0, 0].min(axis=1) for part in self.sets.values()]
         values = np.concatenate(constant)
         if len(values):
             white = int((values == 255).sum())
             of_them = f", {white:,} of them white" if white else ""
-            lines.append(f"{_count(len(values), 'image')} of one value only after decoding{of_them}")
+            lines.append(f"{_count(len(values), 'image')} of one colour only after decoding{of_them}")
         if reading.fit == "crop":
             cut = float(share_cut(self.sizes).mean())
             if cut >= MUCH_CUT:

@@ -49,7 +49,7 @@ INDEX = np.dtype(
     [
         ("named", "V32"),  # digest of a file's name and bytes
         ("file", "V16"),  # of its bytes
-        ("pixels", "V16"),  # of the decoded pixels; all zero for an image of one value
+        ("pixels", "V16"),  # of the decoded pixels; all zero for an image of one colour
         ("width", "u4"),
         ("height", "u4"),
         ("mode", "S8"),

@@ -57,7 +57,7 @@ def test_copies_are_counted_within_and_over_parts_and_classes_and_constant_image
     assert found.repeated == {"train": 1, "test": 0}
     assert found.shared == {"test and training": 1}
     said = "; ".join(found.warnings())
-    assert "6 images are of one value only after decoding, 6 of them white" in said
+    assert "6 images are of one colour only after decoding, 6 of them white" in said
     assert "1 image is in both the test and training parts (data.duplicates: drop trains without them)" in said
     assert "1 training image is equal to an earlier one" in said
     assert "1 image is in two classes" in said
