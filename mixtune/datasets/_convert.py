@@ -154,7 +154,7 @@ def _values(given: Any, count: int, what: str) -> list[Any]:
 
 
 def _label(value: Any) -> Any:
-    """Return one label as plain Python, of an array of one colour that value."""
+    """Return one label as plain Python, of an array of one value that value."""
     if isinstance(value, np.ndarray | np.generic) or hasattr(value, "detach"):
         array = _array(value)
         return array.item() if array.size == 1 else array
