@@ -394,13 +394,13 @@ def report(measured: list[Measured], options: argparse.Namespace) -> str:
             said = f"{what} {many.set.count:,} images takes {more - less:.0f} MB more than {few.set.count:,}"
             verdicts.append((more - less < GROWTH_MB, f"{said} (goal: under {GROWTH_MB:g})"))
     packages = ", ".join(f"{name} {version(name)}" for name in ("pillow", "torchvision"))
-    head = "set | images | MB of files | mixtune | plain | torchvision | of plain | of torchvision | cores busy | cores free"
+    head = "set | images | MB of files | mixtune | plain | torchvision | of plain | of torchvision | busy | free"
     return (
         "# What decoding costs\n\n"
         f"Printed by benchmarks/decoding.py, medians of {options.repeats}. {cpu_model()}, {count_cores()} cores, "
         f"Python {platform.python_version()}, {packages}, {date.today().isoformat()}. Load before it began: "
-        f"{options.load:.1f}; where that is not 0, CPU seconds are fairer than seconds by the clock. Cores busy are the "
-        "quotient of both; cores free are those that as many threads of hashing got just before and after.\n\n"
+        f"{options.load:.1f}; where that is not 0, CPU seconds are fairer than seconds by the clock. Busy is the "
+        "quotient of both, in cores; free are the cores that as many threads of hashing got just before and after.\n\n"
         + "\n".join(f"- {'met' if met else 'missed'}: {what}" for met, what in verdicts)
         + f"\n\n## CPU seconds\n\n{format_table(head, rows)}\n"
         + "\n## Memory above the start, in MB\n\n"
