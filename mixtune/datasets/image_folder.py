@@ -19,7 +19,9 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from mixtune.datasets import _layout_1
@@ -100,12 +102,11 @@ def fingerprint(source: Source) -> str:
         around = next((folder for folder in folders if path.is_relative_to(folder)), None)
         lines.append(f"{name}\0{path if around is None else path.relative_to(around)}")
         folders += [path] if around is None else []
+    found: Iterable[str] = lines
     for path in folders:
         folder = read_folder(path)
-        lines += folder.stamps()
-        if folder.has_heic():
-            lines.append(f"heic\0{reads_heic()}")
-    return digest_lines(lines)
+        found = chain(found, folder.stamps(), [f"heic\0{reads_heic()}"] if folder.has_heic() else [])
+    return digest_lines(found)
 
 
 def _root(source: Source) -> Path:
