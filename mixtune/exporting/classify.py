@@ -7,6 +7,7 @@ import argparse
 import csv
 import json
 import os
+import signal
 import struct
 import sys
 from collections.abc import Iterator, Mapping
@@ -172,4 +173,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ends quietly where its reader does, as in classify.py ... | head
     sys.exit(main())

@@ -15,7 +15,7 @@ import yaml
 import mixtune
 from mixtune.backbone import choose_patch_size
 from mixtune.cli import main
-from mixtune.datasets import Dataset, ImageSet, Survey, find_data
+from mixtune.datasets import Account, Dataset, ImageSet, Survey, find_data
 from mixtune.datasets._types import INDEX
 from mixtune.errors import RequestError
 from mixtune.proposal import Draft, propose_space, refuse_existing
@@ -202,3 +202,19 @@ def test_any_folder_is_written_so_that_yaml_reads_it() -> None:
     for root in ("/data/a b", "/data: #1", "/data/ü", "/" + "long/" * 60, "- x", "null"):
         lines = replace(DRAFT, survey=survey_of(root=root)).lines()
         assert yaml.safe_load("\n".join(lines.values()))["recipe"]["data"]["root"] == root
+
+
+def test_classes_that_a_mirror_swaps_are_not_flipped_and_bad_files_stay_out() -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 60, (200, 3, 32, 32), dtype=np.uint8)
+    images[:100, :, :, :12], images[100:, :, :, 20:] = 255, 255  # to the left, to the right
+    even = survey_of({"left": 100, "right": 100})
+    train = replace(even.dataset.train, images=images)
+    account = Account(bad=(("left/7.jpg", "the file is empty"),))
+    lines = replace(DRAFT, survey=replace(even, dataset=replace(even.dataset, train=train, account=account))).lines()
+    assert "flip: 0.0" in lines["augment"]
+    assert lines["on_bad_file"].strip() == "on_bad_file: skip"
+    assert "flip: 0.5" in DRAFT.lines()["augment"]
+    assert not {"on_bad_file", "class_weights"} & DRAFT.lines().keys()
+    rare = replace(DRAFT, survey=survey_of({"a": 950, "b": 50}))
+    assert rare.lines()["class_weights"].strip() == "class_weights: balanced"
