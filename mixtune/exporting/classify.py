@@ -174,5 +174,7 @@ def main() -> int:
 
 if __name__ == "__main__":
     if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ends quietly where its reader does, as in classify.py ... | head
+        signal.signal(
+            signal.SIGPIPE, signal.SIG_DFL
+        )  # ends quietly where its reader does, as in classify.py ... | head
     sys.exit(main())
