@@ -95,7 +95,12 @@ def find_source(
     own = {part: os.path.abspath(below / Path(path).expanduser()) for part, path in (parts or {}).items()}
     places = tuple((part, Path(path)) for part, path in own.items())
     source = Source(name, folder, root is not None, download, places, rules, labelled)
-    return find_plugin(name), source
+    plugin = find_plugin(name)
+    if parts and not getattr(plugin, "TAKES_PARTS", False):
+        raise RequestError(
+            f"data.{next(iter(parts))} goes with image_folder and manifest, and data.dataset is {name}: drop it"
+        )
+    return plugin, source
 
 
 def known_datasets() -> list[str]:

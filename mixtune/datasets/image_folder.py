@@ -41,6 +41,8 @@ from mixtune.datasets._files import (
 from mixtune.datasets._types import Part, Parts, Source
 from mixtune.errors import RequestError
 
+TAKES_PARTS = True  # data.train, data.val and data.test
+
 _FOLD = re.compile(r"(?:folds?|splits?|parts?|partition|cv|k)[-_ ]?\d+", re.IGNORECASE)
 INSTALL_HEIC = "pillow-heif reads them (pip install pillow-heif)"
 _SAY = "say which is which by data.train, data.val and data.test"

@@ -53,6 +53,8 @@ from mixtune.errors import RequestError, one_line
 if TYPE_CHECKING:
     import pandas as pd
 
+TAKES_PARTS = True  # data.train, data.val and data.test
+
 _IMAGE = (
     *("path", "paths", "file_path", "filepath", "image_path", "img_path", "file", "files", "file_name", "filename"),
     *("filenames", "image_file", "img_file", "image_name", "img_name", "image", "images", "img", "photo", "picture"),

@@ -86,3 +86,10 @@ def test_importing_the_package_loads_neither_torch_nor_torchvision_nor_sklearn()
     code = "import sys, mixtune.datasets; print(sorted({'torch', 'torchvision', 'sklearn'} & set(sys.modules)))"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+def test_parts_are_named_only_where_a_dataset_takes_them():
+    with pytest.raises(
+        RequestError, match=r"data\.val goes with image_folder and manifest, and data.dataset is digits"
+    ):
+        load_dataset("digits", parts={"val": "elsewhere"})
