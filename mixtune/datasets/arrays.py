@@ -175,8 +175,6 @@ def _read_meta(source: Source) -> dict[str, Any]:
     """Return what meta.json says, nothing where there is none. Raises RequestError for a folder that is not there."""
     if not source.root_given:
         raise RequestError("dataset arrays needs data.root: the folder of images.npy and labels.npy")
-    if source.parts:
-        raise RequestError(f"data.{source.parts[0][0]}: dataset arrays has its parts in data.root, as test_images.npy")
     require_folder(source.root)
     path = source.root / META
     if not path.is_file():

@@ -172,5 +172,7 @@ def test_a_folder_of_ones_own_arrays_is_a_dataset(digits, tmp_path):
         load_dataset("arrays", str(tmp_path))
     with pytest.raises(RequestError, match=r"holds no images\.npy: it should, and labels\.npy"):
         load_dataset("arrays", str(tmp_path.parent))
-    with pytest.raises(RequestError, match=r"data\.test: dataset arrays has its parts in data\.root"):
+    with pytest.raises(
+        RequestError, match=r"data\.test goes with image_folder and manifest, and data\.dataset is arrays"
+    ):
         load_dataset("arrays", str(tmp_path), parts={"test": "x"})
