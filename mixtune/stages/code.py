@@ -50,10 +50,12 @@ NOT_COMPUTING = {  # modules and packages that a training run executes, and why 
 Read = Callable[[str], str | None]
 
 
-def computing_modules(objective: str) -> list[str]:
-    """Return the modules that compute a recipe with an objective, ours by name or ``package.module:name``."""
+def computing_modules(objective: str | None) -> list[str]:
+    """Return the modules that compute a recipe with an objective, ours by name, ``package.module:name`` or none."""
     training = [f"mixtune.training.{module.name}" for module in pkgutil.iter_modules(mixtune.training.__path__)]
     ours = [name for name in (*COMPUTING, *training) if name not in NOT_COMPUTING]
+    if objective is None:
+        return sorted(ours)
     if ":" not in objective:
         return sorted({*ours, *_closure(f"mixtune.objectives.{objective}", "mixtune.objectives")})
     found = plugins.find("objectives", objective, "ssl.objective")
@@ -62,8 +64,8 @@ def computing_modules(objective: str) -> list[str]:
 
 
 @functools.cache
-def digest_code(objective: str) -> str:
-    """Return a digest of the code that computes a recipe with an objective, in this process's version of Python."""
+def digest_code(objective: str | None) -> str:
+    """Return a digest of the code that computes a recipe with an objective, None for none; of this Python's version."""
     return digest_modules(computing_modules(objective))
 
 

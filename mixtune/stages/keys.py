@@ -65,8 +65,8 @@ def shared_epochs(one: Sequence[str], other: Sequence[str]) -> int:
 def _describe_start(recipe: Recipe, data: TrainingData, device: torch.device) -> dict[str, Any]:
     """Return what the initial weights depend on, and what changes the bits of every epoch.
 
-    The objective's settings are here and not with the epochs that use it: its weights are a part of any state, also
-    of a recipe without SSL. ``model.pool`` is not here: it is the classifier's input alone.
+    The objective's settings are here and not with the epochs that use it: its weights are a part of any state, but of
+    a recipe without SSL. ``model.pool`` is not here: it is the classifier's input alone.
     """
     return {
         "versions": {package: version(package) for package in _PACKAGES},
@@ -79,8 +79,8 @@ def _describe_start(recipe: Recipe, data: TrainingData, device: torch.device) ->
         "batch_size": recipe.optim.batch_size,
         "model": recipe.model.model_dump(mode="json", exclude={"pool", "pretrained"}),
         "pretrained": _describe_weights(recipe.model.pretrained),
-        "objective": recipe.ssl.constants(),
-        "code": digest_code(recipe.ssl.objective),
+        "objective": recipe.ssl.constants() if recipe.epochs.ssl else None,
+        "code": digest_code(recipe.ssl.objective if recipe.epochs.ssl else None),
         "image_size": data.image_size,
         "channels": data.channels,
         "classes": [len(task.classes) for task in data.tasks],

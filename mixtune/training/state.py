@@ -145,7 +145,7 @@ class TrainState:
         """Return tensors and plain values that load_state_dict() continues from, bit for bit on CPU."""
         return {
             "backbone": self.backbone.state_dict(),
-            "objective": self.objective.state_dict(),
+            "objective": self.objective.state_dict() if self.recipe.epochs.ssl else None,
             "classifiers": self.classifiers.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "history": [asdict(result) for result in self.history],
@@ -155,7 +155,8 @@ class TrainState:
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Take over a state that state_dict() gave for the same recipe up to its epoch."""
         self.backbone.load_state_dict(saved["backbone"])
-        self.objective.load_state_dict(saved["objective"])
+        if self.recipe.epochs.ssl:
+            self.objective.load_state_dict(saved["objective"])
         self.classifiers.load_state_dict(saved["classifiers"])
         self.optimizer.load_state_dict(saved["optimizer"])
         predictions = saved.get("predictions")  # of before there were any: None
@@ -183,6 +184,8 @@ def start_state(recipe: Recipe, data: TrainingData, device: torch.device | str =
     parts = {"backbone": backbone, "objective": objective, "classifiers": classifiers}
     for part in parts.values():
         part.to(device)
+    if not recipe.epochs.ssl:  # its weights are never trained, so that recipes of any objective share their states
+        del parts["objective"]
     optimizer = build_optimizer(parts, kept_whole={*backbone.vit.no_weight_decay(), "mask_token"})
     return TrainState(recipe, data, device, backbone, objective, classifiers, optimizer)
 

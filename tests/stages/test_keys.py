@@ -106,7 +106,7 @@ CASES = [
     Case("model.pretrained", "<weights copy>", ALL, {"model.pretrained": "<weights>"}),
     Case("model.pretrained", "<weights other>", NONE, {"model.pretrained": "<weights>"}),
     Case("epochs.ssl", 3, START),
-    Case("epochs.ssl", 0, START),
+    Case("epochs.ssl", 0, NONE),
     Case("epochs.sl", 3, SSL),
     Case("alpha", 0.9, SSL),
     Case("alpha", 0.9, ALL, {"rho": 0.0}),
@@ -123,7 +123,8 @@ CASES = [
     Case("ssl.mask_ratio", 0.5, START),
     Case("ssl.norm_pix", True, START),
     Case("ssl.decoder_depth", 1, NONE),
-    Case("ssl.decoder_depth", 1, NONE, {"epochs.ssl": 0}),  # a state has the objective's weights, trained or not
+    Case("ssl.decoder_depth", 1, ALL, {"epochs.ssl": 0}),  # nothing is self-supervised
+    Case("ssl.objective", "<objective>", ALL, {"epochs.ssl": 0}),
     Case("optim.batch_size", 16, START),
     Case("optim.mix_schedule", "ssl", SSL),
     Case("optim.mix_schedule", "blend", SSL),
@@ -262,8 +263,7 @@ def test_recipes_without_their_idle_settings_are_equal_where_outcomes_are(recipe
         effective(flatten(recipe.to_dict()))
         for recipe in (recipe_with(case.alongside), recipe_with(case.alongside, {case.path: case.value}))
     )
-    unused_weights = case.path.startswith("ssl.") and case.alongside.get("epochs.ssl") == 0
-    assert (one == other) == ((case.shared == ALL and case.path not in OF_DATA_OR_DEVICE) or unused_weights)
+    assert (one == other) == (case.shared == ALL and case.path not in OF_DATA_OR_DEVICE)
 
 
 def test_every_field_of_a_recipe_is_classified(make_recipe):
