@@ -38,7 +38,7 @@ def open_here(out: Path, slots: int = 1, **options: Any) -> RunningSearch:
     costs = CostModel(prepared.space, prepared.data, known_machine(run))
     scheduler = plugins.find("tuning.schedulers", prepared.space.search.scheduler, "scheduler").build(prepared.space)
     reference = {name: bound for name, bound in run.facts.reference_point.items() if bound is not None}
-    defaults = {"paths": RecipePaths(prepared.space), "costs": costs.cost, "reference": reference}
+    defaults = {"paths": RecipePaths(prepared.space), "costs": costs.cost, "fault": costs.fault, "reference": reference}
     return RunningSearch(
         prepared.space, run.ledger_file, slots=slots, **{**defaults, "scheduler": scheduler, **options}
     )

@@ -65,7 +65,7 @@ class CostModel:
         """Return what is known of dotted parameters, of whose recipe so many epochs need no training.
 
         untimed: scales the seconds of steps that are forecast by their FLOPs. None for values that are right one by
-        one but not together: such a trial fails by itself.
+        one but not together; see fault().
         """
         try:
             bill = self.bill(self._space.recipe_at(params))
@@ -76,6 +76,14 @@ class CostModel:
         is_timed = all(times.is_known(signature) for _, signature, _ in bill.epochs)
         objectives = {"train_latency_s": seconds, "train_flops": bill.flops}
         return Cost(objectives, seconds, marginal, is_timed, len(bill.epochs))
+
+    def fault(self, params: Mapping[str, Any]) -> str | None:
+        """Return why dotted parameters make no recipe that can be trained; None where they do."""
+        try:
+            self.bill(self._space.recipe_at(params))
+        except RequestError as error:
+            return str(error)
+        return None
 
 
 def reference_point(space: SearchSpace, data: TrainingData, machine: Machine) -> dict[str, float]:

@@ -25,6 +25,7 @@ _STATE_AFTER = {
     "baseline": "complete",
     "stopped": "stopped",
     "rejected": "rejected",
+    "known": "known",
     "failed": "failed",
 }
 _OF_A_TRIAL = {"asked", "started", "epoch", "retried", "brought", *_STATE_AFTER}
@@ -68,7 +69,9 @@ class Ledger:
 class TrialRecord:
     """What the ledger says of one trial or baseline; times are unix seconds, None where not reached.
 
-    ``state`` is asked, running, complete, stopped, rejected or failed. ``metrics`` are those of the ending
+    ``state`` is asked, running, complete, stopped, rejected, known or failed; a known one's recipe is that of the trial
+    ``same_as``, and is not trained; ``cause`` is what made a failed one fail, "permanent" where it is the recipe.
+    ``metrics`` are those of the ending
     event, before that of the latest epoch. ``epochs`` holds each epoch's metrics once, the latest report of
     it. ``started_time`` is the latest start, so that ended - started is the wall time of the last attempt.
     ``crashes`` counts attempts that ended so and were made again; ``gpus`` is the fraction of a GPU that the next one
@@ -108,6 +111,8 @@ class TrialRecord:
     epochs_asked: int | None = None
     epoch_time: float | None = None
     reused: int = 0
+    same_as: str | None = None
+    cause: str | None = None
 
     @property
     def wall_s(self) -> float | None:
@@ -124,7 +129,7 @@ class RunState:
     records: each trial's and baseline's, in the order in which they first appear; budget: how many trials may end, if
     the search was extended; waited_s: for which slots had nothing to do but wait for a stage; confirmed, opened: these
     events; held_out: the images that accuracies are of, by digest; device: what step times are of; last_time: of the
-    latest event, unix seconds.
+    latest event, unix seconds; exhausted: why nothing is left to try, None where something may be.
     """
 
     records: dict[str, TrialRecord] = field(default_factory=dict)
@@ -136,6 +141,7 @@ class RunState:
     held_out: dict[str, HeldOut] = field(default_factory=dict)
     device: str | None = None
     last_time: float | None = None
+    exhausted: str | None = None
 
     def apply(self, event: Mapping[str, Any]) -> None:
         """Fold one more event in; the first ending of a trial counts, a later one only after ``retried``."""
@@ -145,7 +151,9 @@ class RunState:
             trial = str(event["trial"])
             _apply(self.records.setdefault(trial, TrialRecord(trial)), event)
         elif kind == "extended":
-            self.budget = int(event["trials"])
+            self.budget, self.exhausted = int(event["trials"]), None
+        elif kind == "exhausted":
+            self.exhausted = str(event["reason"])
         elif kind == "waited":
             self.waited_s += float(event["seconds"])
         elif kind == "step_time" and "signature" in event:
@@ -208,7 +216,7 @@ def finite_or_none(value: Any) -> Any:
 def _apply(record: TrialRecord, event: Mapping[str, Any]) -> None:
     kind, moment = event["event"], event.get("time")
     if kind == "retried":
-        record.state, record.reason, record.ended_time = "asked", event.get("reason"), None
+        record.state, record.reason, record.ended_time, record.cause = "asked", event.get("reason"), None, None
         cause = event.get("cause")
         asked_for = cause == "asked for"
         record.crashes = 0 if asked_for else record.crashes + (cause == "crash")
@@ -246,8 +254,12 @@ def _apply(record: TrialRecord, event: Mapping[str, Any]) -> None:
         # a search of 22a46e9 told the key with the last epoch alone
         record.validation, record.predictions = event.get("validation"), dict(event.get("predictions") or {})
         record.stage = event.get("stage", record.stored.get(record.metrics.get("epoch", 0)))
-        if kind == "rejected":
+        record.cause = event.get("cause")
+        if kind in ("rejected", "known"):
             _keep_asked(record, event)
+        if kind == "known":
+            record.same_as = str(event["same_as"])
+            record.reason = f"the recipe of {record.same_as}"
         if kind == "baseline":
             record.baseline = event.get("method", record.trial)
 

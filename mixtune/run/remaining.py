@@ -25,12 +25,12 @@ class TimeLeft:
 
 
 def wanted_trials(state: RunState, space: SearchSpace) -> int:
-    """Return how many trials should end: the budget, or all of a grid that no constraint forbids."""
+    """Return how many trials should end: the budget, or all of a grid that is possible and not a repeat."""
     budget = state.budget or space.budget
     size = space.grid_size() if space.search.sampler == "grid" else None
     if size is None:
         return budget
-    return min(budget, size - sum(record.state == "rejected" for record in [*state.records.values()]))
+    return min(budget, size - sum(record.state in ("rejected", "known") for record in [*state.records.values()]))
 
 
 def time_left(state: RunState, space: SearchSpace, now: float, slots: int | None = None) -> TimeLeft:
@@ -47,7 +47,7 @@ def time_left(state: RunState, space: SearchSpace, now: float, slots: int | None
     """
     opened = state.opened[-1] if state.opened else {}
     drawn = opened.get("forecast_s") or {}
-    records = [record for record in [*state.records.values()] if record.state != "rejected"]
+    records = [record for record in [*state.records.values()] if record.state not in ("rejected", "known")]
     running = [record for record in records if record.state == "running"]
     slots = max(1, slots or opened.get("slots") or len(running))
 

@@ -16,7 +16,8 @@ Weights = dict[str, float]  # loss -> share of its schedule
 def build_optimizer(parts: Mapping[str, nn.Module], kept_whole: Collection[str]) -> torch.optim.AdamW:
     """Return AdamW with two groups a part: its matrices, which decay, and the rest, which does not (as in timm).
 
-    parts: backbone, objective (if it trains) and classifiers; kept_whole: names of matrices that do not decay (tokens, positions).
+    parts: backbone, objective (where it trains) and classifiers; kept_whole: names of matrices that do not decay
+    (tokens, positions).
     """
     groups = []
     for name, part in parts.items():

@@ -253,6 +253,7 @@ def _run(
             slots=slots.count,
             holds=cluster.holds,
             costs=costs.cost,
+            fault=costs.fault,
             reference=bounds if bounds.keys() >= space.objectives.keys() else None,
             scheduler=scheduler if is_ours else None,
         )
@@ -306,6 +307,8 @@ def _judge(search: RunningSearch, result: Result, console: Console) -> Result:
     run = RunDirectory(result.directory)
     if search.stop_reason:
         raise SearchError(f"{search.stop_reason}; what is done is kept: mixtune pareto {quoted(run)}")
+    if search.state.exhausted:
+        _say(console, search.state.exhausted)
     if not search.is_done:
         done = f"{search.done} of {search.budget} trials done"
         _say(console, f"time budget spent: {done}; mixtune resume {quoted(run)} continues")

@@ -32,6 +32,7 @@ from mixtune.run.remaining import wanted_trials
 from mixtune.space.recipe import SAME_TIME
 from mixtune.space.space import SearchSpace
 from mixtune.stages.table import Paths, StageTable, Stored, TrialPath
+from mixtune.tuning.asking import Asking, Fault, forecast_fields
 from mixtune.tuning.suggestions import Advice, Suggester
 from mixtune.tuning.trial import EpochReport
 
@@ -39,11 +40,9 @@ Cause = Literal["crash", "node lost", "out of memory", "permanent"]
 Costs = Callable[[Mapping[str, Any], StepTimes, int, float], Cost | None]
 OnChange = Callable[["RunningSearch", TrialRecord], None]
 
-MAX_REJECTED = 200  # suggestions in a row; then the constraints are treated as ones that cannot be met
 MIN_ALIKE = 4  # failures of one kind, and more than half of the trials that ended: then the search stops
 MAX_LOSSES = 20  # of a trial's nodes, in a row; then it is the trial that takes them down
 MIN_WAITED_S = 0.1  # of slots, to be noted
-OPTIMISM = 0.5  # of a forecast by FLOPs: before anything was timed a constraint rejects only what is far too expensive
 TIMED = "train_latency_s"
 ONE_SL_EPOCH = {"epochs.ssl": 0, "epochs.sl": 1}
 
@@ -74,9 +73,9 @@ class RunningSearch:
     where there is no larger one; paths: of dotted parameters through the stage tree, by which a trial waits for a stage
     that another one trains; slots: how many run at once, which may change; holds: whether a node, by its address, is
     there with its states (None: the run directory); costs: what is known of dotted parameters, of whose recipe so
-    many epochs are reused and whose untimed steps take such a share of their forecast; reference: the hypervolume's;
-    scheduler: ends trials early, None for nobody; ``on_change`` is called with this object and a trial's record after
-    each event.
+    many epochs are reused and whose untimed steps take such a share of their forecast; fault: why dotted parameters
+    make no recipe that can be trained, None where they do; reference: the hypervolume's; scheduler: ends trials early,
+    None for nobody; ``on_change`` is called with this object and a trial's record after each event.
     """
 
     def __init__(
@@ -92,6 +91,7 @@ class RunningSearch:
         slots: int = 1,
         holds: Callable[[str | None], bool] = lambda node: node is None,
         costs: Costs = lambda params, times, reused, untimed: None,
+        fault: Fault = lambda params: None,
         reference: Mapping[str, float] | None = None,
         scheduler: Scheduler | None = None,
     ) -> None:
@@ -107,7 +107,7 @@ class RunningSearch:
             state = fold(read_ledger(ledger)) if ledger.exists() else RunState()
         self.state = state
         self.stages = StageTable(paths)
-        self._advice = _Advice(self, costs, reference)
+        self._advice, self._asking = _Advice(self, costs, reference), Asking(self, fault)
         self.slots, self._idle_since, self._idle_s = slots, math.nan, 0.0
         self._holds = holds
         self._active: dict[str, EpochReport | None] = {}  # with the latest report
@@ -185,6 +185,8 @@ class RunningSearch:
     @property
     def _wants_more(self) -> bool:
         """Whether a new trial has to be requested, to meet the budget."""
+        if self.state.exhausted is not None:
+            return False
         records = (r for r in self.records.values() if r.trial not in self.baselines)
         return sum(r.state not in ENDED or r.state in COUNTED for r in records) < self._wanted
 
@@ -214,8 +216,9 @@ class RunningSearch:
 
     @property
     def is_done(self) -> bool:
-        """Whether the baselines have ended and the budget is met."""
-        all_asked = set(self.baselines) <= self.records.keys() and self.done >= self._wanted
+        """Whether the baselines have ended, and the budget is met or nothing is left to try."""
+        is_met = self.done >= self._wanted or self.state.exhausted is not None
+        all_asked = set(self.baselines) <= self.records.keys() and is_met
         return all_asked and all(record.state in ENDED for record in self.records.values())
 
     @property
@@ -353,7 +356,8 @@ class RunningSearch:
             self._write("retried", trial, reason=reason, cause=cause, **larger)
             self._waiting.insert(0, trial)
         else:
-            self._end("failed", trial, reason=reason, metrics=self.figures(trial) if trial in self._active else {})
+            metrics = self.figures(trial) if trial in self._active else {}
+            self._end("failed", trial, reason=reason, cause=cause, metrics=metrics)
 
     def _note_predictions(self, report: EpochReport) -> dict[str, Any]:
         """Return an ending's fields on what was predicted; the true classes are noted once."""
@@ -378,7 +382,8 @@ class RunningSearch:
         """Hand out a trial, which is requested in the ledger already, unless it is a baseline's first time."""
         if trial not in self.records:
             params = self.baselines[trial]
-            self._write("asked", trial, baseline=trial, params=params, **self._forecast(params))
+            self._write("asked", trial, baseline=trial, params=params, **forecast_fields(self.cost(params)))
+            self._asking.known.add(self.records[trial])
         if self._idle_s > MIN_WAITED_S:
             self._append("waited", trial=trial, seconds=self._idle_s)
             self._idle_s = 0.0
@@ -393,38 +398,31 @@ class RunningSearch:
         self._active.pop(trial, None)
         self.stages.leave(trial)
 
+    @property
+    def next_number(self) -> int:
+        """The number of the next suggestion, from 1."""
+        return 1 + sum(name not in self.baselines for name in self.records)
+
+    def cost(self, params: Mapping[str, Any], untimed: float = 1.0) -> Cost | None:
+        """Return what is known of dotted parameters' costs, trained from their start."""
+        return self._costs(params, self.step_times, 0, untimed)
+
     def _ask_new(self) -> str | None:
-        """Ask the sampler until a trial keeps the constraints; None where there is none, or too many break them."""
-        for _ in range(MAX_REJECTED):
-            trial = self._ask_once()
-            if trial is not None or not self._wants_more:
-                return trial
-        kept = " and ".join(str(constraint) for constraint in self.space.constraints.values())
-        self.stop_reason = f"{MAX_REJECTED} suggestions in a row break {kept}: the constraint cannot be met here"
+        """Note what the sampler suggests until it is a new trial, which is returned; None where there is none."""
+        for event, fields in self._asking.events():
+            if event == "hopeless":
+                self.stop_reason = fields["reason"]
+            elif event == "exhausted":
+                self._append(event, **fields)
+            else:
+                trial = f"t{self.next_number:04d}"
+                self._write(event, trial, **fields)
+                if event == "asked":
+                    self._asking.known.add(self.records[trial])
+                    return trial
+            if not self._wants_more:
+                break
         return None
-
-    def _ask_once(self) -> str | None:
-        """Ask the sampler for a trial; return None where it breaks a constraint."""
-        number = 1 + sum(name not in self.baselines for name in self.records)
-        trial = f"t{number:04d}"
-        params = self.suggester.ask(trial, number)
-        fields = {"params": params, "sampler": self.suggester.notes(trial)}
-        if self.space.constraints:
-            cost = self._costs(params, self.step_times, 0, OPTIMISM)
-            forecast = {} if cost is None else cost.objectives
-            limits = self.space.constraints.items()
-            broken = next((c for name, c in limits if name in forecast and not c.holds(forecast[name])), None)
-            if broken is not None:
-                reason = f"{broken.metric} would be {forecast[broken.metric]:.4g}, not {broken.to_yaml()}"
-                self._write("rejected", trial, reason=reason, metrics=finite_or_none(forecast), **fields)
-                return None
-        self._write("asked", trial, **fields, **self._forecast(params))
-        return trial
-
-    def _forecast(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what an ``asked`` event holds of a recipe's cost."""
-        cost = self._costs(params, self.step_times, 0, 1.0)
-        return {} if cost is None else {"forecast_s": cost.seconds, "epochs": cost.epochs}
 
     def _end(self, event: str, trial: str, metrics: Mapping[str, Any], **fields: Any) -> None:
         report = self._active.get(trial)
@@ -439,6 +437,8 @@ class RunningSearch:
         """Tell a fresh sampler, the scheduler and the stage table what the ledger says."""
         self.suggester = Suggester(self.space, self._advice)
         for record in self.records.values():
+            if record.state not in ("known", "rejected"):
+                self._asking.known.add(record)
             if record.trial not in self.baselines:
                 self.suggester.ask_again(record.trial, record.params, record.sampler)
                 if record.state in ENDED:

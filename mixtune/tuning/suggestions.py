@@ -27,6 +27,7 @@ _STATES = {
     "complete": optuna.trial.TrialState.COMPLETE,
     "stopped": optuna.trial.TrialState.PRUNED,
     "rejected": optuna.trial.TrialState.PRUNED,
+    "known": optuna.trial.TrialState.FAIL,
     "failed": optuna.trial.TrialState.FAIL,
 }
 
@@ -71,12 +72,17 @@ class Suggester:
         self._complete = 0
         self._noted: set[str] = set()
 
-    def ask(self, trial: str, number: int) -> dict[str, Any]:
-        """Return the dotted parameters of a new trial; ``number`` counts the search's trials from 1."""
+    def ask(self, trial: str, number: int, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return the dotted parameters of a new trial, or note that it has those given.
+
+        ``number`` counts the search's trials from 1.
+        """
         seed = _trial_seed(self._space.search.seed, number)
         self.study.sampler = self._sampler.build(self._space, seed, self._complete)
         is_first = number == 1 and self._space.search.sampler != "grid" and "paper" not in self._space.baselines
-        if is_first and (first := first_point(self._space)):
+        if given is not None:
+            self._enqueue(given)
+        elif is_first and (first := first_point(self._space)):
             self._enqueue(first)
         elif hasattr(self._sampler, "propose"):
             self._enqueue(self._sampler.propose(self._space, self.study, seed, self._advice) or {})
@@ -140,6 +146,8 @@ class Suggester:
             for name, constraint in self._space.constraints.items():
                 if math.isfinite(value := metric_value(record.metrics, name)):
                     asked.set_constraint(name, constraint.violation(value))
+            if record.state == "rejected" and not record.metrics:
+                asked.set_constraint("possible", 1.0)  # as far from it as any other that cannot be
         for name, told in self._attributes(record).items():
             asked.set_user_attr(name, told)
         self.study.tell(asked, values, state=_STATES[record.state])
@@ -151,7 +159,15 @@ class Suggester:
         """
         goals = {name: metric_value(record.metrics, name) for name, metric in METRICS.items() if metric.direction}
         known = {name: value for name, value in goals.items() if math.isfinite(value)}
-        return {**known, "state": record.state, **({"reason": record.reason} if record.reason else {})}
+        told = {"state": record.state, "reason": record.reason, "same_as": record.same_as}
+        return known | {name: value for name, value in told.items() if value}
+
+
+def draw(space: SearchSpace, number: int, count: int) -> list[dict[str, Any]]:
+    """Return the dotted parameters of so many recipes drawn at random; ``number`` decides which, with the seed."""
+    drawing = Suggester(space.with_search(sampler="random"))
+    seed = 1_000_003 * number  # the draws of one number are not those of another's
+    return [drawing.ask(str(at), at) for at in range(seed, seed + count)]
 
 
 def first_point(space: SearchSpace) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from mixtune.run.ledger import read_ledger
 from mixtune.space.space import SearchSpace, space_from_dict
 from mixtune.training.bill import Bill
 from mixtune.training.plan import PHASES
-from mixtune.tuning.search import MAX_REJECTED, RunningSearch
+from mixtune.tuning.search import RunningSearch
 from mixtune.tuning.trial import EpochReport
 
 BILL = Bill(
@@ -90,7 +90,8 @@ def test_baselines_come_first_and_do_not_count_in_the_budget(search: RunningSear
     while next_one := search.ask():
         asked.append(next_one)
     assert [(a.trial, a.params) for a in asked[:2]] == [("sl", {"epochs.ssl": 0}), ("ssl_sl", {"rho": 0.0})]
-    assert [a.trial for a in asked[2:]] == [f"t{i:04d}" for i in range(1, 7)]
+    known = [record.trial for record in search.records.values() if record.state == "known"]
+    assert sorted([a.trial for a in asked[2:]] + known) == [f"t{i:04d}" for i in range(1, 7 + len(known))]
     assert not search.is_over  # eight trials train
 
 
@@ -316,7 +317,7 @@ def test_what_is_asked_depends_on_the_ledger_alone(
 ) -> None:
     """One search to its end, and one whose driver dies after some of its events, with a trial at a time."""
     grid = {
-        "alpha": {"choice": [0.2, 0.5, 0.8]},
+        "alpha": {"choice": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]},
         "rho": {"quniform": [0.0, 1.0, 0.5]},
         "epochs.sl": {"randint": [1, 3]},
     }
@@ -336,7 +337,7 @@ def test_what_is_asked_depends_on_the_ledger_alone(
         asked.append({trial: record.params for trial, record in search.records.items()})
         assert search.is_done
     assert asked[0] == asked[1]
-    assert len(asked[0]) == 16
+    assert search.done == 16
 
 
 def test_a_finished_search_is_over_until_it_is_extended(search: RunningSearch, tmp_path: Path) -> None:
@@ -346,7 +347,7 @@ def test_a_finished_search_is_over_until_it_is_extended(search: RunningSearch, t
     going_on.extend(8)
     assert again(search, tmp_path).budget == 8
     finish_all(going_on)
-    assert sorted(going_on.records)[-1] == "t0008"
+    assert sum(record.state == "complete" for record in going_on.records.values()) == 8 + len(going_on.baselines)
 
 
 def test_failed_trials_can_be_asked_for_once_more_and_their_results_are_told(search: RunningSearch) -> None:
@@ -445,7 +446,7 @@ def test_a_constraint_that_cannot_be_met_ends_the_search_and_is_named(small_spac
     assert search.ask() is None
     assert search.is_over
     assert search.stop_reason == (
-        f"{MAX_REJECTED} suggestions in a row break train_latency_s <= 2: the constraint cannot be met here"
+        "of 1,000 recipes drawn from the space not one may be trained: train_latency_s would be 3, not <= 2"
     )
 
 
