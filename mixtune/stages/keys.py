@@ -69,7 +69,7 @@ def _describe_start(recipe: Recipe, data: TrainingData, device: torch.device) ->
     a recipe without SSL. ``model.pool`` is not here: it is the classifier's input alone.
     """
     return {
-        "versions": {package: version(package) for package in _PACKAGES},
+        "versions": _versions(),
         "device": describe_device(device),
         "instructions": torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else None,
         "dtype": str(choose_dtype(recipe.precision, device)),
@@ -85,6 +85,11 @@ def _describe_start(recipe: Recipe, data: TrainingData, device: torch.device) ->
         "channels": data.channels,
         "classes": [len(task.classes) for task in data.tasks],
     }
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    return {package: version(package) for package in _PACKAGES}
 
 
 @functools.cache

@@ -73,6 +73,10 @@ class StageTable:
                 self._first.setdefault(key, trial)
         return self._followed[trial]
 
+    def ends(self, params: Mapping[str, Any]) -> Collection[int]:
+        """Return after how many epochs a recipe's states are stored, for others to continue from."""
+        return self._paths(params).stored_after
+
     def begin(self, trial: str, params: Mapping[str, Any]) -> None:
         """A trial is handed out: it builds what it lacks."""
         path = self._paths(params)
@@ -107,13 +111,16 @@ class StageTable:
         return self._stored_epochs(self._paths(params))
 
     def reusable(self, params: Mapping[str, Any]) -> int:
-        """Return how many epochs of a recipe need no training: those that are stored, or that someone will store."""
+        """Return how many epochs of a recipe cost its slot nothing: those that are stored, or trained by now.
+
+        Of a stage that a running trial will store the recipe waits for the epochs that are left.
+        """
         path = self._paths(params)
         coming = [
-            epoch
-            for other, _ in self._builders.values()
-            for epoch in other.stored_after
-            if epoch <= path.shared_with(other)
+            done
+            for other, done in self._builders.values()
+            if (shared := path.shared_with(other)) > done
+            and any(done < epoch <= shared for epoch in other.stored_after)
         ]
         return max([self._stored_epochs(path), *coming])
 

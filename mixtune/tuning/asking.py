@@ -55,11 +55,11 @@ class KnownRecipes:
 
 
 class Asking:
-    """Asks the sampler of a search; ``known`` is what need not be trained again."""
+    """Asks the sampler of a search; ``known`` is what need not be trained again, ``fault`` says what cannot be."""
 
     def __init__(self, search: RunningSearch, fault: Fault) -> None:
         self.known = KnownRecipes(search.space)
-        self._search, self._fault = search, fault
+        self.fault, self._search = fault, search
 
     def events(self) -> Iterator[Event]:
         """Yield what to note of one suggestion after the other: (event, fields), the last one ``asked`` if any is.
@@ -91,7 +91,7 @@ class Asking:
 
     def _broken(self, params: Params) -> tuple[str, Mapping[str, float]] | None:
         """Return why a recipe cannot be, or breaks a constraint, and its forecast; None for one that may be trained."""
-        if (fault := self._fault(params)) is not None:
+        if (fault := self.fault(params)) is not None:
             return fault, {}
         constraints = self._search.space.constraints
         cost = self._search.cost(params, OPTIMISM) if constraints else None
@@ -109,7 +109,7 @@ class Asking:
             grids = {path: distribution.grid() or () for path, distribution in space.space.items()}
             drawn = [dict(zip(grids, values, strict=True)) for values in product(*grids.values())]
             random.Random(f"{space.search.seed}/{number}").shuffle(drawn)
-            among = f"all {size:,} recipes of the space"
+            among = f"the {size:,} recipes of the space"
         else:
             drawn = draw(space, number, DRAWS)
             among = f"{DRAWS:,} recipes drawn from the space"
@@ -123,8 +123,9 @@ class Asking:
                 reason = reason or broken[0]
         if not names:
             return "hopeless", {"reason": f"of {among} not one may be trained: {reason}"}
-        cannot = f", the others cannot be trained ({reason})" if reason else ""
-        return "exhausted", {"reason": f"nothing is left to try: {among} are {len(names):,} that are known{cannot}"}
+        cannot = f", and the others cannot be trained ({reason})" if reason else ""
+        said = f"nothing is left to try: {among} come to {len(names):,} different ones, which are known{cannot}"
+        return "exhausted", {"reason": said}
 
 
 def forecast_fields(cost: Cost | None) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -107,7 +107,7 @@ class RunningSearch:
             state = fold(read_ledger(ledger)) if ledger.exists() else RunState()
         self.state = state
         self.stages = StageTable(paths)
-        self._advice, self._asking = _Advice(self, costs, reference), Asking(self, fault)
+        self._advice, self.asking = _Advice(self, costs, reference), Asking(self, fault)
         self.slots, self._idle_since, self._idle_s = slots, math.nan, 0.0
         self._holds = holds
         self._active: dict[str, EpochReport | None] = {}  # with the latest report
@@ -383,7 +383,7 @@ class RunningSearch:
         if trial not in self.records:
             params = self.baselines[trial]
             self._write("asked", trial, baseline=trial, params=params, **forecast_fields(self.cost(params)))
-            self._asking.known.add(self.records[trial])
+            self.asking.known.add(self.records[trial])
         if self._idle_s > MIN_WAITED_S:
             self._append("waited", trial=trial, seconds=self._idle_s)
             self._idle_s = 0.0
@@ -409,7 +409,7 @@ class RunningSearch:
 
     def _ask_new(self) -> str | None:
         """Note what the sampler suggests until it is a new trial, which is returned; None where there is none."""
-        for event, fields in self._asking.events():
+        for event, fields in self.asking.events():
             if event == "hopeless":
                 self.stop_reason = fields["reason"]
             elif event == "exhausted":
@@ -418,7 +418,7 @@ class RunningSearch:
                 trial = f"t{self.next_number:04d}"
                 self._write(event, trial, **fields)
                 if event == "asked":
-                    self._asking.known.add(self.records[trial])
+                    self.asking.known.add(self.records[trial])
                     return trial
             if not self._wants_more:
                 break
@@ -438,7 +438,7 @@ class RunningSearch:
         self.suggester = Suggester(self.space, self._advice)
         for record in self.records.values():
             if record.state not in ("known", "rejected"):
-                self._asking.known.add(record)
+                self.asking.known.add(record)
             if record.trial not in self.baselines:
                 self.suggester.ask_again(record.trial, record.params, record.sampler)
                 if record.state in ENDED:
@@ -495,6 +495,22 @@ class _Advice(Advice):
 
     def __init__(self, search: RunningSearch, costs: Costs, reference: Mapping[str, float] | None) -> None:
         self._search, self._costs, self._reference = search, costs, reference
+
+    @property
+    def records(self) -> Mapping[str, TrialRecord]:  # type: ignore[override]
+        return self._search.records
+
+    def fault(self, params: Mapping[str, Any]) -> str | None:
+        return self._search.asking.fault(params)
+
+    def name(self, params: Mapping[str, Any]) -> str:
+        return self._search.asking.known.name(params)
+
+    def is_known(self, params: Mapping[str, Any]) -> bool:
+        return self._search.asking.known.same_as(params, self._search.records) is not None
+
+    def stage_ends(self, params: Mapping[str, Any]) -> Collection[int]:
+        return self._search.stages.ends(params)
 
     def costs(self, params: Mapping[str, Any]) -> Cost | None:
         return self._costs(params, self._search.step_times, self._search.stages.reusable(params), 1.0)

@@ -6,11 +6,12 @@ and the trial's number.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import optuna
@@ -37,9 +38,28 @@ PAPER_POINT = BASELINES["paper"]  # asked first where it is no baseline
 class Advice:
     """What a sampler may ask of the search: nothing is known here."""
 
+    records: Mapping[str, TrialRecord] = {}
+    """The trials and baselines so far."""
+
     def costs(self, params: Mapping[str, Any]) -> Cost | None:
-        """Return a recipe's costs; None where there is no such recipe."""
+        """Return a recipe's costs, waiting for what is in training among them; None where there is no recipe."""
         return None
+
+    def fault(self, params: Mapping[str, Any]) -> str | None:
+        """Return why dotted parameters make no recipe that can be trained; None where they do."""
+        return None
+
+    def name(self, params: Mapping[str, Any]) -> str:
+        """Return what is equal for recipes that train the same."""
+        return json.dumps(params, sort_keys=True)
+
+    def is_known(self, params: Mapping[str, Any]) -> bool:
+        """Return whether a recipe is trained or in training."""
+        return False
+
+    def stage_ends(self, params: Mapping[str, Any]) -> Collection[int]:
+        """Return after how many epochs a recipe's states are stored, for others to continue from."""
+        return ()
 
     def reference(self) -> Mapping[str, float] | None:
         """Return the hypervolume's reference point."""
@@ -49,8 +69,9 @@ class Advice:
 class Suggester:
     """An Optuna study in memory, asked and told one trial at a time.
 
-    A sampler's module may have ``propose(space, study, seed, advice)``, whose parameters are asked where it returns
-    some.
+    A sampler's module has ``build(space, seed, complete)``, which returns Optuna's sampler, or ``proposer(space,
+    advice)``, whose ``propose(seed)`` returns dotted parameters, None for ones drawn at random; what its ``memory``
+    holds, plain JSON, is in the ledger, so that a search that continues does not compute it again.
 
     Only a trial that completed with every objective finite is told COMPLETE: anything else that Optuna takes for
     a result (a stopped trial's cheap one, an infinity) would land on its front. ``study`` is the Optuna study.
@@ -61,6 +82,9 @@ class Suggester:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._space = space
         self._sampler = plugins.find("tuning.samplers", space.search.sampler, "sampler")
+        has_own = hasattr(self._sampler, "proposer")
+        self._proposer = self._sampler.proposer(space, self._advice) if has_own else None
+        self._remembered: dict[str, Any] = {}
         self._distributions = {path: to_optuna(d) for path, d in space.space.items()}
         better = {"max": optuna.study.StudyDirection.MAXIMIZE, "min": optuna.study.StudyDirection.MINIMIZE}
         directions = [better[direction] for direction in space.objectives.values()]
@@ -78,14 +102,17 @@ class Suggester:
         ``number`` counts the search's trials from 1.
         """
         seed = _trial_seed(self._space.search.seed, number)
-        self.study.sampler = self._sampler.build(self._space, seed, self._complete)
+        if self._proposer is None:
+            self.study.sampler = self._sampler.build(self._space, seed, self._complete)
+        else:
+            self.study.sampler = optuna.samplers.RandomSampler(seed=seed)
         is_first = number == 1 and self._space.search.sampler != "grid" and "paper" not in self._space.baselines
         if given is not None:
             self._enqueue(given)
+        elif self._proposer is not None:
+            self._enqueue(self._proposer.propose(seed) or {})
         elif is_first and (first := first_point(self._space)):
             self._enqueue(first)
-        elif hasattr(self._sampler, "propose"):
-            self._enqueue(self._sampler.propose(self._space, self.study, seed, self._advice) or {})
         asked = self.study.ask(fixed_distributions=self._distributions)
         asked.set_user_attr("trial", trial)
         self._asked[trial] = asked
@@ -105,6 +132,8 @@ class Suggester:
             "study": {k: v for k, v in storage.get_study_system_attrs(study).items() if k not in self._noted},
         }
         self._noted |= set(notes["study"])
+        if self._proposer is not None and self._proposer.memory != self._remembered:
+            notes["memory"] = self._remembered = copy.deepcopy(self._proposer.memory)
         return {about: what for about, what in notes.items() if what}
 
     def ask_again(self, trial: str, params: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
@@ -112,6 +141,9 @@ class Suggester:
 
         Where the space does not hold the parameters any more, Optuna does not hear of the trial.
         """
+        if self._proposer is not None and "memory" in notes:
+            self._proposer.memory = copy.deepcopy(notes["memory"])
+            self._remembered = notes["memory"]
         space = self._space.space
         if set(params) != set(space) or not all(space[path].contains(value) for path, value in params.items()):
             return

@@ -1,153 +1,274 @@
-"""Expected gain for the seconds that it costs: what is almost trained already is nearly free.
+"""Expected hypervolume for each second that no stored stage has: what is almost trained already is nearly free.
 
-Candidates come from TPE, from random draws and from the front's neighbourhood. A forest learns the accuracy, or
-another of the validation split's figures; the other objectives are known before training. Asked is the candidate with
-the most expected hypervolume improvement for each second of training that it adds (the idea: expected improvement per
-second, Snoek et al. 2012, Section 3.2; here the seconds are marginal: what stages are stored, or are being trained,
-costs nothing).
+A Gaussian process over the states that were trained predicts what each recipe would come to; the other objectives are
+known before training. Asked is the recipe with the most expected hypervolume improvement for each second of training
+that it adds (the idea: expected improvement per second, Snoek et al. 2012, Section 3.2; here the seconds are marginal:
+what stages are stored costs nothing). Running trials count as ended at their prediction. Nothing is drawn at random
+but the first recipe, a cheap one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import moocore
 import numpy as np
 import numpy.typing as npt
-import optuna
-from scipy.stats import norm
-from sklearn.ensemble import ExtraTreesRegressor
+from scipy.stats import qmc
 
-from mixtune.errors import RequestError
-from mixtune.metrics import learned_scores
-from mixtune.space.distributions import Distribution
+from mixtune.cost.model import Cost
+from mixtune.metrics import METRICS, metric_value
+from mixtune.run.ledger import TrialRecord
 from mixtune.space.space import SearchSpace
-from mixtune.tuning.samplers import tpe
-from mixtune.tuning.suggestions import Advice, decode, encode, to_optuna
+from mixtune.tuning.samplers._candidates import Candidate, Candidates
+from mixtune.tuning.samplers._gains import step_gains, volume_gains
+from mixtune.tuning.samplers._states import States
+from mixtune.tuning.samplers._surrogate import QUANTILES, Surrogate
+from mixtune.tuning.suggestions import Advice
 
 Floats = npt.NDArray[np.float64]
 Params = dict[str, Any]
 
-MIN_COMPLETE = 8  # before that, what TPE suggests, which is drawn at random then
-FROM_TPE, AT_RANDOM, NEIGHBOURS = 12, 24, 24  # candidates
-TREES = 100
-QUANTILES = 16  # of a prediction
-_NORMAL = norm.ppf((np.arange(QUANTILES) + 0.5) / QUANTILES)
-OVERHEAD = 0.05  # of a typical trial's seconds: what a trial costs that trains nothing
+KNOWN = ("train_latency_s", "train_flops")  # before training
+MOST_DATA = 200  # states of one fit
+GROWN = 1.1  # the kernel's numbers are fitted anew when there are so many times more data
+OVERHEAD = 0.02  # of the median recipe's seconds: of a start
+CLOSE = 64  # candidates whose gains are computed where there are more objectives than a score and a cost
 
 
-def build(space: SearchSpace, seed: int, complete: int) -> optuna.samplers.BaseSampler:
-    """Return Optuna's sampler for the first trials. Raises RequestError for objectives that are not known early."""
-    learned = [name for name in space.objectives if name in learned_scores()]
-    late = set(space.objectives) - {*learned[:1], "train_latency_s", "train_flops"}
-    if late or len(space.objectives) < 2 or not learned:
-        raise RequestError(
-            "search.sampler cost_aware weighs val_accuracy, or another figure of the validation split, against "
-            "train_latency_s or train_flops: name these "
-            f"objectives{f' and drop {min(late)}' if late else ''}, or take another sampler"
+@dataclass(frozen=True)
+class Datum:
+    """A state that was trained: its features (width,), its recipe's figures there, and its seconds so far."""
+
+    row: Floats
+    figures: Mapping[str, float]
+    seconds: float
+
+
+@dataclass
+class _Read:
+    """What was taken from a trial's record so far."""
+
+    epochs: int = 0
+    data: list[Datum] = field(default_factory=list)
+
+
+def proposer(space: SearchSpace, advice: Advice) -> CostAware:
+    """Return what proposes the recipes of a search."""
+    return CostAware(space, advice)
+
+
+class CostAware:
+    """``memory`` has how many data each kernel was fitted to, and its numbers: ``{"val_accuracy": [21, 0.1, ...]}``."""
+
+    def __init__(self, space: SearchSpace, advice: Advice) -> None:
+        self.memory: dict[str, list[float]] = {}
+        self._space, self._advice, self._states = space, advice, States(space)
+        self._candidates: Candidates | None = None
+        self._read: dict[str, _Read] = {}
+        goals = dict.fromkeys([*space.objectives, *space.constraints])
+        self._learned = [name for name in goals if name not in KNOWN]
+
+    def propose(self, seed: int) -> Params | None:
+        """Return the parameters to ask next; None where no candidate is left."""
+        self._candidates = self._candidates or Candidates(self._space, self._states, self._advice)
+        rng = np.random.default_rng(seed)
+        records = self._advice.records
+        complete = [record for record in records.values() if record.state == "complete"]
+        running = [record for record in records.values() if record.state in ("asked", "running")]
+        members = self._front(complete)
+        everyone = self._candidates.near([record.params for record in members], rng)
+        costed = [(candidate, self._advice.costs(candidate.params)) for candidate in everyone]
+        known = [(candidate, cost) for candidate, cost in costed if cost is not None and self._is_affordable(cost)]
+        left = [each for each in known if not self._advice.is_known(each[0].params)]
+        if not left:
+            return None
+        if not complete and not running:
+            left.sort(key=lambda each: each[1].seconds)
+            return left[int(rng.integers(max(1, len(left) // 4)))][0].params
+        seconds = [cost.seconds for _, cost in known]
+        gains = self._gains(left, complete, running, max(seconds))
+        added = np.array([cost.marginal_s for _, cost in left]) + OVERHEAD * float(np.median(seconds))
+        return left[int(np.argmax(gains / added))][0].params
+
+    def _front(self, complete: Sequence[TrialRecord]) -> list[TrialRecord]:
+        """Return the trials that no other dominates and that keep the constraints."""
+        able = [record for record in complete if self._keeps(record.metrics)]
+        if not able:
+            return []
+        return [able[i] for i in np.flatnonzero(moocore.is_nondominated(self._points(able)))]
+
+    def _points(self, records: Sequence[TrialRecord]) -> Floats:
+        """Return the objectives of complete trials, all to be small, (trials, objectives)."""
+        rows = [[metric_value(record.metrics, name) for name in self._space.objectives] for record in records]
+        return np.array(rows).reshape(len(records), len(self._signs)) * self._signs
+
+    @property
+    def _signs(self) -> Floats:
+        return np.array([-1.0 if mode == "max" else 1.0 for mode in self._space.objectives.values()])
+
+    def _keeps(self, figures: Mapping[str, Any]) -> bool:
+        return all(limit.holds(metric_value(figures, name)) for name, limit in self._space.constraints.items())
+
+    def _is_affordable(self, cost: Cost) -> bool:
+        limits = self._space.constraints.items()
+        return all(limit.holds(cost.objectives[name]) for name, limit in limits if name in cost.objectives)
+
+    def _gains(
+        self,
+        left: Sequence[tuple[Candidate, Cost]],
+        complete: Sequence[TrialRecord],
+        running: Sequence[TrialRecord],
+        dearest_s: float,
+    ) -> Floats:
+        """Return what each candidate is expected to add to the hypervolume; where nothing is, how unsure it is."""
+        rows = np.array([candidate.row for candidate, _ in left])
+        data, candidates = self._data(), self._candidates
+        assert candidates is not None
+        coming = [each for record in running if (each := candidates.of(record.params)) is not None]
+        ends = np.array([each.row for each in coming]).reshape(len(coming), self._states.width)
+        found = self._points([record for record in complete if self._keeps(record.metrics)])
+        predicted: dict[str, Floats] = {}
+        guessed: dict[str, Floats] = {}
+        for name in self._learned:
+            surrogate = self._surrogate(name, data)
+            guessed[name] = surrogate.medians(ends) if len(ends) else np.zeros(0)
+            if len(ends):  # what runs counts as if it had ended as predicted
+                surrogate = self._surrogate(name, data, ends, guessed[name])
+            predicted[name] = surrogate.quantiles(rows)
+        costs = [self._advice.costs(each.params) for each in coming]
+        soon = [
+            [
+                guessed[name][i] if name in guessed else math.nan if cost is None else cost.objectives[name]
+                for name in self._space.objectives
+            ]
+            for i, cost in enumerate(costs)
+        ]
+        found = np.vstack([found, np.array(soon).reshape(len(soon), len(self._signs)) * self._signs])
+        found = found[np.isfinite(found).all(axis=1)]
+        reference = self._reference(found, dearest_s)
+        gains = self._volume(left, predicted, found, reference)
+        for name, limit in self._space.constraints.items():
+            if name in predicted:  # how likely it is kept
+                kept = predicted[name] <= limit.bound if limit.sense == "<=" else predicted[name] >= limit.bound
+                gains = gains * (kept.mean(axis=1) + 1e-3)
+        if gains.max() <= 0 and predicted:
+            return np.asarray(next(iter(predicted.values())).std(axis=1))
+        return gains
+
+    def _volume(
+        self,
+        left: Sequence[tuple[Candidate, Cost]],
+        predicted: Mapping[str, Floats],
+        found: Floats,
+        reference: Floats,
+    ) -> Floats:
+        names, signs = list(self._space.objectives), self._signs
+        scores = [place for place, name in enumerate(names) if name not in KNOWN]
+        costs = [place for place, name in enumerate(names) if name in KNOWN]
+
+        def cost_of(place: int) -> Floats:
+            return np.array([cost.objectives[names[place]] for _, cost in left])
+
+        gains = np.zeros(len(left))
+        if scores:
+            score = scores[0]
+            steps = [(-point[score], point[costs[0]] if costs else 0.0) for point in found]
+            at = cost_of(costs[0]) if costs else np.zeros(len(left))
+            bound = -reference[score], float(reference[costs[0]]) if costs else 1.0
+            gains = step_gains(-signs[score] * predicted[names[score]], at, steps, bound)
+        if len(scores) <= 1 and len(costs) <= 1 and scores:
+            return gains
+        added = np.array([cost.marginal_s + 1e-9 for _, cost in left])
+        close = np.argsort(-gains / added if scores else added, kind="stable")[:CLOSE]
+        # equally likely in each objective, and spread over all of them together
+        order = np.argsort(qmc.Sobol(max(1, len(scores)), scramble=False).random(QUANTILES), axis=0)
+        points = np.empty((len(close), QUANTILES, len(names)))
+        for place in range(len(names)):
+            if place in costs:
+                points[:, :, place] = signs[place] * cost_of(place)[close, None]
+            else:
+                samples = predicted[names[place]][close]
+                points[:, :, place] = signs[place] * samples[:, order[:, scores.index(place)]]
+        gains = np.zeros(len(left))
+        gains[close] = volume_gains(points, found, reference)
+        return gains
+
+    def _reference(self, found: Floats, dearest_s: float) -> Floats:
+        """Return the worst that counts of each objective, all to be small; never a point that no candidate is below."""
+        given = self._advice.reference() or {}
+        point = []
+        for place, (name, sign) in enumerate(zip(self._space.objectives, self._signs, strict=True)):
+            bound = given.get(name)
+            worst = float(found[:, place].max()) if len(found) else 0.0
+            if name == "train_latency_s":
+                bound = max(dearest_s, bound or 0.0)
+            point.append(worst + 0.1 * abs(worst) if bound is None else sign * bound)
+        return np.array(point)
+
+    def _surrogate(
+        self, name: str, data: Sequence[Datum], rows: Floats | None = None, values: Floats | None = None
+    ) -> Surrogate:
+        """Return what is learned of a metric; rows, values: of running trials, which change no kernel's numbers."""
+        known = [datum for datum in data if name in datum.figures]
+        near = self._nearest(name, known)
+        x = np.array([datum.row for datum in near]).reshape(len(near), self._states.width)
+        y = np.array([datum.figures[name] for datum in near])
+        metric = METRICS[name]
+        chance = (self._advice.reference() or {}).get(name)
+        anchors = self._states.untrained() if metric.worst == "chance" and chance is not None else x[:0]
+        anchored = anchors, chance if chance is not None else math.nan, metric.is_share
+        fitted = self.memory.get(name)
+        if rows is not None and values is not None:
+            assert fitted is not None
+            return Surrogate(np.vstack([x, rows]), np.append(y, values), *anchored, fitted[1:])
+        is_old = fitted is None or len(known) >= GROWN * fitted[0] or len(fitted) - 1 != self._states.width + 2
+        surrogate = Surrogate(x, y, *anchored, None if is_old or fitted is None else fitted[1:])
+        if is_old:
+            self.memory[name] = [len(known), *surrogate.numbers]
+        return surrogate
+
+    def _nearest(self, name: str, data: Sequence[Datum]) -> Sequence[Datum]:
+        """Return the data; of many those that the fewest beat in score and seconds, and evenly of the others."""
+        if len(data) <= MOST_DATA:
+            return data
+        sign = -1.0 if METRICS[name].direction == "min" else 1.0
+        score, seconds = (
+            np.array([f(datum) for datum in data]) for f in (lambda d: sign * d.figures[name], lambda d: d.seconds)
         )
-    return tpe.build(space, seed, complete)
+        beaten = ((score >= score[:, None]) & (seconds <= seconds[:, None])).sum(axis=1)
+        order, half = np.argsort(beaten, kind="stable"), MOST_DATA // 2
+        others = order[half:][np.linspace(0, len(order) - half - 1, MOST_DATA - half).astype(int)]
+        return [data[k] for k in np.sort(np.concatenate([order[:half], others]))]
 
+    def _data(self) -> list[Datum]:
+        """Return one datum for each state in which a trial's stage ended, in the order of the trials."""
+        data: dict[bytes, Datum] = {}
+        for record in self._advice.records.values():
+            for datum in self._data_of(record):
+                data.setdefault(datum.row.tobytes(), datum)
+        return [*data.values()]
 
-def propose(space: SearchSpace, study: optuna.Study, seed: int, advice: Advice) -> Params | None:
-    """Return the parameters to ask next, None where too little is known; ``study`` holds the trials so far."""
-    complete = study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
-    reference = advice.reference()
-    if len(complete) < MIN_COMPLETE or reference is None:
-        return None
-    rng = np.random.default_rng(seed)
-    signs = np.array([-1.0 if mode == "max" else 1.0 for mode in space.objectives.values()])
-    found = np.array([trial.values for trial in complete]) * signs
-    trained = [_decoded(space, trial.params) for trial in complete]
-    front = [trained[i] for i in np.flatnonzero(moocore.is_nondominated(found))]
-    costed = [(params, advice.costs(params)) for params in _candidates(space, study, complete, front, rng)]
-    candidates = [(params, cost) for params, cost in costed if cost is not None]
-    if not candidates:
-        return None
-    learned = next(place for place, name in enumerate(space.objectives) if name in learned_scores())
-    forest = ExtraTreesRegressor(TREES, min_samples_leaf=2, bootstrap=True, random_state=seed % 2**32)
-    forest.fit(_features(space, trained), found[:, learned])
-    features = _features(space, [params for params, _ in candidates])
-    predicted = np.stack([tree.predict(features) for tree in forest.estimators_])
-    overhead = OVERHEAD * float(np.median([cost.seconds for _, cost in candidates]))
-    gains = _Gains(found, np.array([reference[name] for name in space.objectives]) * signs)
-    rates = []
-    for (_, cost), mean, deviation in zip(candidates, predicted.mean(axis=0), predicted.std(axis=0), strict=True):
-        point = np.array([cost.objectives.get(name, math.nan) for name in space.objectives]) * signs
-        points = np.tile(point, (QUANTILES, 1))
-        points[:, learned] = mean + deviation * _NORMAL
-        rates.append(gains.mean(points) / (cost.marginal_s + overhead))
-    best = int(np.argmax(rates))
-    return candidates[best][0] if rates[best] > 0 else None
-
-
-class _Gains:
-    """What points add to the hypervolume of those that were found; all objectives are to be small."""
-
-    def __init__(self, found: Floats, reference: Floats) -> None:
-        self._front = found[moocore.is_nondominated(found)]
-        self._volume = moocore.Hypervolume(ref=reference)
-        self._before = float(self._volume(self._front))
-
-    def mean(self, points: Floats) -> float:
-        """Return the mean of what each of the points, (n, objectives), would add alone."""
-        volumes = [float(self._volume(np.vstack([self._front, point]))) for point in points]
-        return sum(volumes) / len(volumes) - self._before
-
-
-def _candidates(
-    space: SearchSpace,
-    study: optuna.Study,
-    complete: Sequence[optuna.trial.FrozenTrial],
-    front: Sequence[Params],
-    rng: np.random.Generator,
-) -> list[Params]:
-    """Return different recipes that have not been asked."""
-    tpe_seed, random_seed = (int(seed) for seed in rng.integers(2**31, size=2))
-    tpe_sampler = optuna.samplers.TPESampler(seed=tpe_seed, multivariate=True)
-    drawn = _draw(space, study.directions, tpe_sampler, FROM_TPE, complete)
-    random = _draw(space, study.directions, optuna.samplers.RandomSampler(random_seed), AT_RANDOM + NEIGHBOURS)
-    for other in random[AT_RANDOM:]:
-        params = dict(front[int(rng.integers(len(front)))])
-        params.update({path: other[path] for path in rng.choice(list(space.space), size=rng.integers(1, 3))})
-        drawn.append(params)
-    asked = {_name(_decoded(space, trial.params)) for trial in study.get_trials(deepcopy=False)}
-    new = {_name(params): params for params in drawn + random[:AT_RANDOM] if len(params) == len(space.space)}
-    return [params for name, params in new.items() if name not in asked]
-
-
-def _draw(
-    space: SearchSpace,
-    directions: Sequence[optuna.study.StudyDirection],
-    sampler: optuna.samplers.BaseSampler,
-    count: int,
-    known: Sequence[optuna.trial.FrozenTrial] = (),
-) -> list[Params]:
-    """Ask a sampler, in a study that nobody else sees."""
-    study = optuna.create_study(directions=directions, sampler=sampler)
-    study.add_trials(known)
-    distributions = {path: to_optuna(d) for path, d in space.space.items()}
-    return [_decoded(space, study.ask(fixed_distributions=distributions).params) for _ in range(count)]
-
-
-def _decoded(space: SearchSpace, params: Params) -> Params:
-    return {path: decode(space.space[path], value) for path, value in params.items()}
-
-
-def _name(params: Params) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted((path, str(encode(value))) for path, value in params.items()))
-
-
-def _features(space: SearchSpace, recipes: Sequence[Params]) -> Floats:
-    """Return the parameters as numbers, (recipes, features): choices of words one-hot, log scales as logarithms."""
-    columns = [column for path, d in space.space.items() for column in _columns(d, [r[path] for r in recipes])]
-    return np.array(columns, dtype=np.float64).T
-
-
-def _columns(distribution: Distribution, values: list[Any]) -> list[list[float]]:
-    choices = distribution.values
-    if choices and not all(isinstance(c, int | float) and not isinstance(c, bool) for c in choices):
-        return [[float(encode(value) == encode(choice)) for value in values] for choice in choices]
-    return [[math.log(value) if distribution.log else float(value) for value in values]]
+    def _data_of(self, record: TrialRecord) -> Iterable[Datum]:
+        assert self._candidates is not None
+        read = self._read.setdefault(record.trial, _Read())
+        if len(record.epochs) > read.epochs:
+            read.epochs, read.data = len(record.epochs), []
+            candidate = self._candidates.of(record.params)
+            ends = self._advice.stage_ends(record.params) if candidate is not None else ()
+            for epoch in record.epochs:
+                number = epoch.get("epoch") or 0
+                if candidate is None or number not in ends:
+                    continue
+                told = (
+                    {**epoch, **record.metrics} if number == candidate.epochs == record.metrics.get("epoch") else epoch
+                )
+                figures = {name: metric_value(told, name) for name in self._learned}
+                figures = {name: figure for name, figure in figures.items() if math.isfinite(figure)}
+                if figures:
+                    row = self._states.row(candidate.params, candidate.recipe, number)
+                    read.data.append(Datum(row, figures, metric_value(epoch, "train_latency_s")))
+        return read.data

@@ -1,0 +1,117 @@
+"""Recipes to choose from: all of a small space, a fixed spread of a large one, and the neighbours of the front."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import qmc
+
+from mixtune.errors import RequestError
+from mixtune.space.distributions import Distribution
+from mixtune.space.recipe import Recipe
+from mixtune.space.space import SearchSpace
+from mixtune.training.plan import make_plan
+from mixtune.tuning.samplers._states import States
+from mixtune.tuning.suggestions import Advice
+
+Floats = npt.NDArray[np.float64]
+Params = dict[str, Any]
+
+ALL = 1_000  # recipes of a space, all of which are candidates
+SPREAD = 512  # of a larger one; a power of 2, as Sobol's sequence is even then
+NEIGHBOURS = 48
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A recipe of the space: its parameters, what its path is known by, its epochs, and its features (width,)."""
+
+    params: Params
+    name: str
+    recipe: Recipe
+    epochs: int
+    row: Floats
+
+
+class Candidates:
+    """One recipe for each different path; ``seed`` decides which ones of a large space."""
+
+    def __init__(self, space: SearchSpace, states: States, advice: Advice) -> None:
+        self._space, self._states, self._advice = space, states, advice
+        self._known: dict[str, Candidate | None] = {}
+        size = space.grid_size()
+        drawn = self._grid() if size is not None and size <= ALL else self._spread()
+        self._fixed = list(self._different(drawn))
+
+    def of(self, params: Mapping[str, Any]) -> Candidate | None:
+        """Return the candidate of dotted parameters; None where they make no recipe that can be trained."""
+        key = json.dumps(params, sort_keys=True)
+        if key not in self._known:
+            self._known[key] = self._made(dict(params))
+        return self._known[key]
+
+    def near(self, front: Sequence[Mapping[str, Any]], rng: np.random.Generator) -> list[Candidate]:
+        """Return the fixed ones and, of a large space, neighbours of a front's members, drawn by ``rng``."""
+        if not front or len(self._fixed) < SPREAD / 2:
+            return self._fixed
+        paths = list(self._space.space)
+        near = []
+        for _ in range(NEIGHBOURS):
+            params = dict(front[int(rng.integers(len(front)))])
+            for path in rng.choice(paths, size=rng.integers(1, 3)):
+                params[path] = value_at(self._space.space[path], float(rng.random()))
+            near.append(params)
+        names = {candidate.name for candidate in self._fixed}
+        return [*self._fixed, *(each for each in self._different(near) if each.name not in names)]
+
+    def _made(self, params: Params) -> Candidate | None:
+        try:
+            recipe = self._space.recipe_at(params)
+        except RequestError:
+            return None
+        if self._advice.fault(params) is not None:
+            return None
+        epochs = len(make_plan(recipe))
+        return Candidate(params, self._advice.name(params), recipe, epochs, self._states.row(params, recipe, epochs))
+
+    def _different(self, drawn: Iterable[Params]) -> Iterator[Candidate]:
+        names = set[str]()
+        for params in drawn:
+            candidate = self.of(params)
+            if candidate is not None and candidate.name not in names:
+                names.add(candidate.name)
+                yield candidate
+
+    def _grid(self) -> list[Params]:
+        grids = {path: distribution.grid() or () for path, distribution in self._space.space.items()}
+        return [dict(zip(grids, values, strict=True)) for values in product(*grids.values())]
+
+    def _spread(self) -> list[Params]:
+        space = self._space.space
+        points = qmc.Sobol(len(space), seed=self._space.search.seed).random(SPREAD)
+        return [
+            {p: value_at(d, float(at)) for (p, d), at in zip(space.items(), point, strict=True)} for point in points
+        ]
+
+
+def value_at(distribution: Distribution, at: float) -> Any:
+    """Return the value of a distribution below which a share ``at`` of it is, in [0, 1)."""
+    d = distribution
+    if d.values:
+        return d.values[int(at * len(d.values))]
+    if d.log:
+        low, high = math.log(d.low), math.log(d.high + d.is_integer)
+        value = math.exp(low + at * (high - low))
+        return min(int(value), int(d.high)) if d.is_integer else min(max(value, d.low), d.high)
+    if d.step is None:
+        return d.low + at * (d.high - d.low)
+    steps = int(at * (round((d.high - d.low) / d.step) + 1))
+    value = d.low + steps * d.step
+    return int(value) if d.is_integer else round(value, 10)
