@@ -126,9 +126,10 @@ class Mixtune:
         scheduler: bool = True,
         sampler: str = "cost_aware",
         trials: int = 1000,
+        by_stage: bool = False,
     ) -> None:
         self._table = table
-        self.space: SearchSpace = table.space.with_search(sampler=sampler, seed=seed, trials=trials)
+        self.space: SearchSpace = table.space.with_search(sampler=sampler, seed=seed, trials=trials, by_stage=by_stage)
         self._paths = RecipePaths(_with_images(self.space)) if tree else lambda params: TrialPath(())
         self._search = RunningSearch(
             self.space,

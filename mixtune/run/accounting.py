@@ -12,7 +12,7 @@ from mixtune.run.ledger import ENDED, TrialRecord
 
 @dataclass(frozen=True)
 class Account:
-    """Sums over the ended trials and baselines of a search.
+    """Sums over the ended and paused trials and baselines of a search.
 
     epochs_asked: of their whole recipes; epochs_trained: by themselves; epochs_reused: from states that other trials
     had trained, or that a trial's own earlier attempt had; the rest was saved by ending trials early. asked_s,
@@ -41,15 +41,19 @@ class Account:
 
 
 def account(records: Iterable[TrialRecord], waited_s: float = 0.0) -> Account:
-    """Return the sums over the records that have ended with an epoch behind them."""
-    metrics = [record.metrics for record in records if record.state in ENDED and record.metrics.get("epochs_asked")]
+    """Return the sums over the records that have ended, or are paused, with an epoch behind them."""
+    over = [r for r in records if (r.state in ENDED or r.state == "paused") and r.metrics.get("epochs_asked")]
+    metrics = [record.metrics for record in over]
+    # what a trial trained before it was paused it reuses later, as its own
+    before = [(0, 0.0) if record.state == "paused" else record.left for record in over]
+    epochs, seconds = sum(left[0] for left in before), sum(left[1] for left in before)
     return Account(
         epochs_asked=sum(m["epochs_asked"] for m in metrics),
-        epochs_trained=sum(m["epochs_trained"] for m in metrics),
-        epochs_reused=sum(m["epochs_reused"] for m in metrics),
+        epochs_trained=sum(m["epochs_trained"] for m in metrics) + epochs,
+        epochs_reused=sum(m["epochs_reused"] for m in metrics) - epochs,
         asked_s=sum(metric_value(m, "forecast_latency_s") for m in metrics),
-        trained_s=sum(map(trained_seconds, metrics)),
-        reused_s=sum(metric_value(m, "latency_reused_s") for m in metrics),
+        trained_s=sum(map(trained_seconds, metrics)) + seconds,
+        reused_s=sum(metric_value(m, "latency_reused_s") for m in metrics) - seconds,
         waited_s=waited_s,
     )
 

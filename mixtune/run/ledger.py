@@ -28,7 +28,7 @@ _STATE_AFTER = {
     "known": "known",
     "failed": "failed",
 }
-_OF_A_TRIAL = {"asked", "started", "epoch", "retried", "brought", *_STATE_AFTER}
+_OF_A_TRIAL = {"asked", "started", "epoch", "paused", "continued", "retried", "brought", *_STATE_AFTER}
 ENDED = frozenset(_STATE_AFTER.values())
 COUNTED = frozenset({"complete", "stopped", "failed"})  # in a search's budget
 
@@ -69,7 +69,9 @@ class Ledger:
 class TrialRecord:
     """What the ledger says of one trial or baseline; times are unix seconds, None where not reached.
 
-    ``state`` is asked, running, complete, stopped, rejected, known or failed; a known one's recipe is that of the trial
+    ``state`` is asked, running, paused, complete, stopped, rejected, known or failed; a paused one is left where a
+    stage of it ended, as long as others promise more: ``left`` has the epochs and the seconds of training steps of its
+    earlier attempts; a known one's recipe is that of the trial
     ``same_as``, and is not trained; ``cause`` is what made a failed one fail, "permanent" where it is the recipe.
     ``metrics`` are those of the ending
     event, before that of the latest epoch. ``epochs`` holds each epoch's metrics once, the latest report of
@@ -111,6 +113,7 @@ class TrialRecord:
     epochs_asked: int | None = None
     epoch_time: float | None = None
     reused: int = 0
+    left: tuple[int, float] = (0, 0.0)
     same_as: str | None = None
     cause: str | None = None
 
@@ -129,7 +132,8 @@ class RunState:
     records: each trial's and baseline's, in the order in which they first appear; budget: how many trials may end, if
     the search was extended; waited_s: for which slots had nothing to do but wait for a stage; confirmed, opened: these
     events; held_out: the images that accuracies are of, by digest; device: what step times are of; last_time: of the
-    latest event, unix seconds; exhausted: why nothing is left to try, None where something may be.
+    latest event, unix seconds; exhausted: why nothing is left to try, None where something may be;
+    memory: what the sampler remembers.
     """
 
     records: dict[str, TrialRecord] = field(default_factory=dict)
@@ -142,11 +146,13 @@ class RunState:
     device: str | None = None
     last_time: float | None = None
     exhausted: str | None = None
+    memory: dict[str, Any] = field(default_factory=dict)
 
     def apply(self, event: Mapping[str, Any]) -> None:
         """Fold one more event in; the first ending of a trial counts, a later one only after ``retried``."""
         kind = event["event"]
         self.last_time = event.get("time", self.last_time)
+        self.memory = (event.get("sampler") or {}).get("memory", self.memory)
         if kind in _OF_A_TRIAL and event.get("trial") is not None:
             trial = str(event["trial"])
             _apply(self.records.setdefault(trial, TrialRecord(trial)), event)
@@ -223,6 +229,13 @@ def _apply(record: TrialRecord, event: Mapping[str, Any]) -> None:
         record.losses = 0 if asked_for else record.losses + (cause == "node lost")
         record.gpus = event.get("gpus_per_trial", record.gpus)
         record.metrics = record.epochs[-1] if record.epochs else {}
+    elif kind == "paused":
+        record.state, record.metrics = "paused", dict(event.get("metrics") or {})
+        epochs, seconds = record.left
+        trained_s = (record.metrics.get("train_latency_s") or 0.0) - (record.metrics.get("latency_reused_s") or 0.0)
+        record.left = epochs + int(record.metrics.get("epochs_trained") or 0), seconds + trained_s
+    elif kind == "continued":
+        record.state = "asked"
     elif kind == "brought":  # to the run directory, from the node that had it
         record.nodes.pop(int(event["epoch"]), None)
     elif record.state in ENDED:

@@ -95,7 +95,7 @@ def time_left(state: RunState, space: SearchSpace, now: float, slots: int | None
         for name in space.baselines
         if name not in state.records
     ]
-    known = sum(r.baseline is None and (r.state not in ENDED or r.state in COUNTED) for r in records)
+    known = sum(r.baseline is None and (r.state in ("asked", "running") or r.state in COUNTED) for r in records)
     waiting += [pause + pace * share * typical] * max(0, wanted_trials(state, space) - known)
     ends = [*trials.values(), *[0.0] * (slots - len(trials))]
     heapq.heapify(ends)

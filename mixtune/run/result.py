@@ -34,7 +34,7 @@ from mixtune.space.recipe import flatten
 from mixtune.space.space import SearchSpace
 
 _DECISIVE = {"epochs.ssl", "epochs.sl", "rho"}  # of a recipe's method
-STATES = ("complete", "stopped", "failed", "rejected", "known", "running")
+STATES = ("complete", "stopped", "failed", "rejected", "known", "paused", "running")
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

@@ -182,8 +182,8 @@ def _more_trials(space: SearchSpace, budget: int) -> int | None:
 
 
 def _count(records: Iterable[TrialRecord], holder: str | None) -> dict[str, int]:
-    states = Counter(r.state if holder or r.state in ENDED else "unfinished" for r in records)
-    order = ("complete", "stopped", "failed", "rejected", "known", "running", "asked", "unfinished")
+    states = Counter(r.state if holder or r.state in ENDED or r.state == "paused" else "unfinished" for r in records)
+    order = ("complete", "stopped", "failed", "rejected", "known", "paused", "running", "asked", "unfinished")
     return {state: states[state] for state in order if states[state]}
 
 

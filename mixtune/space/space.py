@@ -44,6 +44,8 @@ class Search(Section):
 
     sampler: str = "tpe"
     """What suggests recipes (see `mixtune list samplers`), or package.module:name for your own."""
+    by_stage: bool = False
+    """Whether a trial whose stage has ended makes way for a recipe that promises more (sampler: cost_aware)."""
     scheduler: str = "fifo"
     """What ends trials early (see `mixtune list schedulers`), or package.module:name for your own."""
     trials: PositiveCount | None = None

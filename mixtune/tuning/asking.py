@@ -43,6 +43,11 @@ class KnownRecipes:
         """Take a trial or baseline that is asked."""
         self._trials.setdefault(self.name(record.params), []).append(record.trial)
 
+    def paused(self, params: Params, records: Mapping[str, TrialRecord]) -> str | None:
+        """Return the paused trial of a recipe."""
+        trials = self._trials.get(self.name(params), ())
+        return next((trial for trial in trials if records[trial].state == "paused"), None)
+
     def same_as(self, params: Params, records: Mapping[str, TrialRecord]) -> str | None:
         """Return the trial that answers for a recipe, or will; what crashed or was stopped is trained again."""
         for trial in self._trials.get(self.name(params), ()):
@@ -64,24 +69,28 @@ class Asking:
     def events(self) -> Iterator[Event]:
         """Yield what to note of one suggestion after the other: (event, fields), the last one ``asked`` if any is.
 
-        Each has to be noted before the next is requested: ``known`` and ``rejected`` recipes come before; an
-        ``exhausted`` space, or ``hopeless`` constraints, are the last in place of ``asked``.
+        Each has to be noted before the next is requested: ``known`` and ``rejected`` recipes come before; a paused
+        trial that is ``continued``, an ``exhausted`` space, or ``hopeless`` constraints may be the last in place of it.
         """
         search = self._search
         is_grid = search.space.search.sampler == "grid"
         fruitless = 0
         while is_grid or fruitless < MAX_IN_A_ROW:
             number = search.next_number
-            yield (event := self._judged(search.suggester.ask(f"t{number:04d}", number)))
-            if event[0] == "asked":
+            proposed = search.suggester.propose(number)
+            yield (event := self._judged(proposed))
+            if event[0] in ("asked", "continued"):
                 return
             fruitless += 1
         yield self._drawn()
 
-    def _judged(self, params: dict[str, Any]) -> Event:
-        """Return the event of the parameters that were asked last."""
-        search = self._search
-        fields = {"params": params, "sampler": search.suggester.notes(f"t{search.next_number:04d}")}
+    def _judged(self, proposed: Params | None) -> Event:
+        """Return the event of what was proposed, None for what Optuna's sampler suggests."""
+        search, number = self._search, self._search.next_number
+        if proposed is not None and (paused := self.known.paused(proposed, search.records)) is not None:
+            return "continued", {"trial": paused, "sampler": search.suggester.notes()}
+        params = search.suggester.ask(f"t{number:04d}", number, proposed)
+        fields = {"params": params, "sampler": search.suggester.notes(f"t{number:04d}")}
         if (same := self.known.same_as(params, search.records)) is not None:
             return "known", {**fields, "same_as": same}
         if (broken := self._broken(params)) is not None:
@@ -118,7 +127,7 @@ class Asking:
             if self.known.same_as(params, search.records) is not None:
                 names.add(self.known.name(params))
             elif (broken := self._broken(params)) is None:
-                return self._judged(search.suggester.ask(f"t{number:04d}", number, params))
+                return self._judged(params)
             else:
                 reason = reason or broken[0]
         if not names:

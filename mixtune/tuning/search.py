@@ -112,9 +112,10 @@ class RunningSearch:
         self._holds = holds
         self._active: dict[str, EpochReport | None] = {}  # with the latest report
         self._ended_here: list[TrialRecord] = []
+        self._left = set[str]()  # trials that make way for others
         self._warned: set[str] = set()
         self._replay()
-        unfinished = [r.trial for r in self.records.values() if r.state not in ENDED]
+        unfinished = [r.trial for r in self.records.values() if r.state in ("asked", "running")]
         self._waiting = [*unfinished, *(name for name in self.baselines if name not in self.records)]
 
     @property
@@ -188,7 +189,7 @@ class RunningSearch:
         if self.state.exhausted is not None:
             return False
         records = (r for r in self.records.values() if r.trial not in self.baselines)
-        return sum(r.state not in ENDED or r.state in COUNTED for r in records) < self._wanted
+        return sum(r.state in ("asked", "running") or r.state in COUNTED for r in records) < self._wanted
 
     def _params(self, trial: str) -> dict[str, Any]:
         return self.records[trial].params if trial in self.records else self.baselines[trial]
@@ -219,7 +220,7 @@ class RunningSearch:
         """Whether the baselines have ended, and the budget is met or nothing is left to try."""
         is_met = self.done >= self._wanted or self.state.exhausted is not None
         all_asked = set(self.baselines) <= self.records.keys() and is_met
-        return all_asked and all(record.state in ENDED for record in self.records.values())
+        return all_asked and all(r.state in ENDED or r.state == "paused" for r in self.records.values())
 
     @property
     def done(self) -> int:
@@ -295,7 +296,24 @@ class RunningSearch:
         self.stages.advance(trial, report.metrics["epoch"])
         if self.stop_reason or (self.is_draining and report.after_deadline):
             return False
-        return continues or report.is_whole
+        if report.is_whole or not continues:
+            return report.is_whole
+        if report.stored is not None and self._is_better_left(record, report.metrics["epoch"]):
+            self._left.add(trial)
+            return False
+        return True
+
+    def _is_better_left(self, record: TrialRecord, epoch: int) -> bool:
+        """Return whether a trial whose stage has ended should make way for another recipe, which trains at once."""
+        by_stage = self.space.search.by_stage and record.baseline is None and self._wanted > self.done
+        if not by_stage or self.is_draining or epoch not in self.stages.ends(record.params):
+            return False
+        best = self.suggester.propose(self.next_number, staying=record.trial)
+        if fitted := self.suggester.notes():
+            self._append("fitted", sampler=fitted)
+        if best is None or self.asking.known.name(best) == self.asking.known.name(record.params):
+            return False
+        return self.stages.awaited(best) is None
 
     def figures(self, trial: str) -> dict[str, Any]:
         """Return every metric of a running trial's latest epoch, its seconds from the step times of now."""
@@ -311,13 +329,19 @@ class RunningSearch:
         """Note a trial's end: complete if it ran its whole recipe to finite objectives, else stopped or failed.
 
         Seconds are from the ledger's windows, so that equal recipes have equal ones. A trial that was ended by
-        draining stays unfinished.
+        draining stays unfinished, and one that makes way for another is paused.
         """
         if trial not in self._active:  # it failed, and waits again
             return
         report = self._active[trial]
         if report is None or (not report.is_whole and self.is_draining):
             self._leave(trial)
+            return
+        if trial in self._left:
+            self._left.remove(trial)
+            metrics = self.figures(trial)
+            self._leave(trial)
+            self._write("paused", trial, metrics=finite_or_none(metrics))
             return
         done = report.metrics["epoch"]
         for signature in self.step_times.unfixed(report.bill.signatures(done)):
@@ -414,6 +438,9 @@ class RunningSearch:
                 self.stop_reason = fields["reason"]
             elif event == "exhausted":
                 self._append(event, **fields)
+            elif event == "continued":
+                self._write(event, **fields)
+                return str(fields["trial"])
             else:
                 trial = f"t{self.next_number:04d}"
                 self._write(event, trial, **fields)
@@ -436,6 +463,7 @@ class RunningSearch:
     def _replay(self) -> None:
         """Tell a fresh sampler, the scheduler and the stage table what the ledger says."""
         self.suggester = Suggester(self.space, self._advice)
+        self.suggester.remember(self.state.memory)
         for record in self.records.values():
             if record.state not in ("known", "rejected"):
                 self.asking.known.add(record)

@@ -70,8 +70,8 @@ class Suggester:
     """An Optuna study in memory, asked and told one trial at a time.
 
     A sampler's module has ``build(space, seed, complete)``, which returns Optuna's sampler, or ``proposer(space,
-    advice)``, whose ``propose(seed)`` returns dotted parameters, None for ones drawn at random; what its ``memory``
-    holds, plain JSON, is in the ledger, so that a search that continues does not compute it again.
+    advice)``, whose ``propose(seed, staying)`` returns dotted parameters, None for ones drawn at random; what its
+    ``memory`` holds, plain JSON, is in the ledger, so that a search that continues does not compute it again.
 
     Only a trial that completed with every objective finite is told COMPLETE: anything else that Optuna takes for
     a result (a stopped trial's cheap one, an infinity) would land on its front. ``study`` is the Optuna study.
@@ -96,6 +96,16 @@ class Suggester:
         self._complete = 0
         self._noted: set[str] = set()
 
+    def propose(self, number: int, staying: str | None = None) -> dict[str, Any] | None:
+        """Return the dotted parameters that the sampler would train next, None where Optuna's sampler has to be asked.
+
+        staying: a trial at the end of a stage, which is one of the choices, and the only one that needs no start.
+        """
+        if self._proposer is None:
+            return None
+        proposed: dict[str, Any] | None = self._proposer.propose(_trial_seed(self._space.search.seed, number), staying)
+        return proposed
+
     def ask(self, trial: str, number: int, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the dotted parameters of a new trial, or note that it has those given.
 
@@ -109,8 +119,6 @@ class Suggester:
         is_first = number == 1 and self._space.search.sampler != "grid" and "paper" not in self._space.baselines
         if given is not None:
             self._enqueue(given)
-        elif self._proposer is not None:
-            self._enqueue(self._proposer.propose(seed) or {})
         elif is_first and (first := first_point(self._space)):
             self._enqueue(first)
         asked = self.study.ask(fixed_distributions=self._distributions)
@@ -123,27 +131,35 @@ class Suggester:
         if params:
             self.study.enqueue_trial({path: encode(value) for path, value in params.items()})
 
-    def notes(self, trial: str) -> dict[str, Any]:
-        """Return what the sampler has put down while it was asked, for ask_again(): once for each trial."""
-        storage, study = self.study._storage, self.study._study_id
-        own = storage.get_trial_system_attrs(self._asked[trial]._trial_id)
-        notes = {
-            "trial": {key: value for key, value in own.items() if key != "fixed_params"},
-            "study": {k: v for k, v in storage.get_study_system_attrs(study).items() if k not in self._noted},
-        }
-        self._noted |= set(notes["study"])
+    def notes(self, trial: str | None = None) -> dict[str, Any]:
+        """Return what the sampler has put down while it was asked, for remember() and ask_again(): once for each trial.
+
+        trial: the one that it was asked for, None for none.
+        """
+        notes: dict[str, Any] = {}
+        if trial is not None:
+            storage, study = self.study._storage, self.study._study_id
+            own = storage.get_trial_system_attrs(self._asked[trial]._trial_id)
+            notes = {
+                "trial": {key: value for key, value in own.items() if key != "fixed_params"},
+                "study": {k: v for k, v in storage.get_study_system_attrs(study).items() if k not in self._noted},
+            }
+            self._noted |= set(notes["study"])
         if self._proposer is not None and self._proposer.memory != self._remembered:
             notes["memory"] = self._remembered = copy.deepcopy(self._proposer.memory)
         return {about: what for about, what in notes.items() if what}
+
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        """Take what the sampler remembered in an earlier process."""
+        if self._proposer is not None:
+            self._proposer.memory = copy.deepcopy(dict(memory))
+            self._remembered = dict(memory)
 
     def ask_again(self, trial: str, params: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
         """Open a trial of a search that continues, as ask() left it; to be called in the order of the first asking.
 
         Where the space does not hold the parameters any more, Optuna does not hear of the trial.
         """
-        if self._proposer is not None and "memory" in notes:
-            self._proposer.memory = copy.deepcopy(notes["memory"])
-            self._remembered = notes["memory"]
         space = self._space.space
         if set(params) != set(space) or not all(space[path].contains(value) for path, value in params.items()):
             return

@@ -72,18 +72,22 @@ class CostAware:
         goals = dict.fromkeys([*space.objectives, *space.constraints])
         self._learned = [name for name in goals if name not in KNOWN]
 
-    def propose(self, seed: int) -> Params | None:
-        """Return the parameters to ask next; None where no candidate is left."""
+    def propose(self, seed: int, staying: str | None = None) -> Params | None:
+        """Return the parameters to ask next; None where no candidate is left.
+
+        staying: a trial at the end of a stage; it is chosen like a new one, but its next stage needs no start.
+        """
         self._candidates = self._candidates or Candidates(self._space, self._states, self._advice)
         rng = np.random.default_rng(seed)
         records = self._advice.records
         complete = [record for record in records.values() if record.state == "complete"]
-        running = [record for record in records.values() if record.state in ("asked", "running")]
+        running = [r for r in records.values() if r.state in ("asked", "running") and r.trial != staying]
         members = self._front(complete)
         everyone = self._candidates.near([record.params for record in members], rng)
         costed = [(candidate, self._advice.costs(candidate.params)) for candidate in everyone]
         known = [(candidate, cost) for candidate, cost in costed if cost is not None and self._is_affordable(cost)]
-        left = [each for each in known if not self._advice.is_known(each[0].params)]
+        own = None if staying is None else self._advice.name(records[staying].params)
+        left = [each for each in known if each[0].name == own or not self._advice.is_known(each[0].params)]
         if not left:
             return None
         if not complete and not running:
@@ -91,7 +95,8 @@ class CostAware:
             return left[int(rng.integers(max(1, len(left) // 4)))][0].params
         seconds = [cost.seconds for _, cost in known]
         gains = self._gains(left, complete, running, max(seconds))
-        added = np.array([cost.marginal_s for _, cost in left]) + OVERHEAD * float(np.median(seconds))
+        starts = np.array([each.name != own for each, _ in left])
+        added = np.array([cost.marginal_s for _, cost in left]) + OVERHEAD * float(np.median(seconds)) * starts
         return left[int(np.argmax(gains / added))][0].params
 
     def _front(self, complete: Sequence[TrialRecord]) -> list[TrialRecord]:
@@ -236,9 +241,8 @@ class CostAware:
         if len(data) <= MOST_DATA:
             return data
         sign = -1.0 if METRICS[name].direction == "min" else 1.0
-        score, seconds = (
-            np.array([f(datum) for datum in data]) for f in (lambda d: sign * d.figures[name], lambda d: d.seconds)
-        )
+        score = np.array([sign * datum.figures[name] for datum in data])
+        seconds = np.array([datum.seconds for datum in data])
         beaten = ((score >= score[:, None]) & (seconds <= seconds[:, None])).sum(axis=1)
         order, half = np.argsort(beaten, kind="stable"), MOST_DATA // 2
         others = order[half:][np.linspace(0, len(order) - half - 1, MOST_DATA - half).astype(int)]
