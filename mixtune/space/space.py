@@ -11,7 +11,7 @@ from itertools import product
 from os import PathLike
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from mixtune import plugins
 from mixtune.errors import RequestError, show, suggest
@@ -42,10 +42,11 @@ DEFAULT_TRIALS = 20
 class Search(Section):
     """How the search goes: the ``search`` section."""
 
-    sampler: str = "tpe"
-    """What suggests recipes (see `mixtune list samplers`), or package.module:name for your own."""
-    by_stage: bool = False
-    """Whether a trial whose stage has ended makes way for a recipe that promises more (sampler: cost_aware)."""
+    sampler: str = "auto"
+    """What suggests recipes (see `mixtune list samplers`): also one of Optuna's classes, or package.module:name for
+    your own; with options: {name: tpe, multivariate: true}."""
+    sampler_options: dict[str, Any] = Field(default_factory=dict)
+    """Of the sampler, as it names them; `sampler: {name: ...}` sets them."""
     scheduler: str = "fifo"
     """What ends trials early (see `mixtune list schedulers`), or package.module:name for your own."""
     trials: PositiveCount | None = None
@@ -56,6 +57,22 @@ class Search(Section):
     """How often a trial that crashed is tried again."""
     tolerance: Share = 0.01
     """Of the accuracy: within half of it of the best, what costs less is recommended."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split(cls, given: Any) -> Any:
+        """Take ``sampler: {name: tpe, multivariate: true}`` apart."""
+        sampler = given.get("sampler") if isinstance(given, Mapping) else None
+        if not isinstance(sampler, Mapping) or "name" not in sampler:
+            return given
+        options = {name: value for name, value in sampler.items() if name != "name"}
+        return {**given, "sampler": sampler["name"], "sampler_options": options}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the section in the form of its file."""
+        values = self.model_dump()
+        options = values.pop("sampler_options")
+        return {**values, "sampler": {"name": self.sampler, **options} if options else self.sampler}
 
 
 class Resources(Section):
@@ -146,7 +163,7 @@ class SearchSpace:
             "objectives": dict(self.objectives),
             "constraints": {name: constraint.to_yaml() for name, constraint in self.constraints.items()},
             "baselines": list(self.baselines),
-            "search": {**self.search.model_dump(), "trials": self.budget},
+            "search": {**self.search.to_dict(), "trials": self.budget},
             "resources": self.resources.model_dump(),
         }
 
@@ -451,11 +468,18 @@ def _baselines(document: Document) -> tuple[str, ...]:
 
 
 def _check_plugins(document: Document, space: SearchSpace) -> None:
+    makers = {"sampler": ("build", "proposer"), "scheduler": ("build",)}
     for kind, name in (("sampler", space.search.sampler), ("scheduler", space.search.scheduler)):
         try:
+            if kind == "sampler" and name.endswith("Sampler") and ":" not in name:
+                continue  # Optuna's, which is asked when the search is prepared
             plugins.check_name(f"tuning.{kind}s", name, kind)
-            if ":" in name and not callable(getattr(plugins.find(f"tuning.{kind}s", name, kind), "build", None)):
-                raise RequestError(f"{kind} {name!r} needs a function build: see mixtune.tuning.{kind}s")
+            if ":" in name:
+                found = plugins.find(f"tuning.{kind}s", name, kind)
+                if not any(callable(getattr(found, maker, None)) for maker in makers[kind]):
+                    raise RequestError(
+                        f"{kind} {name!r} needs a function {' or '.join(makers[kind])}: see mixtune.tuning.{kind}s"
+                    )
         except RequestError as error:
             raise _mistake(document, ("search", kind), str(error)) from error
 

@@ -28,6 +28,7 @@ from mixtune.training.plan import Phase, make_plan
 from mixtune.training.sources import survey_tasks
 from mixtune.tuning.loggers import Logger
 from mixtune.tuning.slots import check_share, plan_slots, usable_cpus, usable_gpus
+from mixtune.tuning.suggestions import settle_sampler
 
 OF_SSL = (SAME_TIME, "paper")  # baselines that are sl where the base recipe has no SSL epochs
 MAX_VISIBLE = 0.02  # a difference of accuracies that is seen, below which nothing is said
@@ -48,6 +49,7 @@ class Prepared:
     cpus: int
     gpus: int
     no_gpu_here: bool  # GPUs were requested, and the machine has none
+    sampler: str  # which, and why
     left_out: tuple[str, ...] = ()  # baselines that would be sl once more
 
     def describe(self) -> str:
@@ -61,7 +63,7 @@ class Prepared:
         ]
         read = [line for survey in survey_tasks(space.recipe).values() for line in survey.short_lines()]
         passes = [line for task in data.tasks for line in describe_passes(space.recipe, data, task)]
-        budget = f"{space.budget} trials and {len(space.baselines)} baselines, sampler {space.search.sampler}"
+        budget = f"{space.budget} trials and {len(space.baselines)} baselines, {self.sampler}"
         return "\n".join(
             [
                 *(["no GPU on this machine: training on its CPU"] if self.no_gpu_here else []),
@@ -129,6 +131,7 @@ def prepare(
     left_out = [name for name in resolved.baselines if name in OF_SSL and resolved.recipe.epochs.ssl == 0]
     resolved = replace(resolved, baselines=tuple(name for name in resolved.baselines if name not in left_out))
     _refuse_unimportable(resolved)
+    resolved, sampler = settle_sampler(resolved)
     data = load_training_data(resolved.recipe)
     _check_recipes(resolved, data)
     if address is not None and gpus is not None:
@@ -141,7 +144,7 @@ def prepare(
             raise RequestError("peak_memory_mb is measured on a GPU, and these trials train on a CPU: drop it")
     wanted = bool(gpus) or resolved.resources.gpus_per_trial not in ("auto", 0)
     no_gpu_here = wanted and gpu_count == 0 and address is None
-    return Prepared(resolved, data, cpu_count, gpu_count, no_gpu_here, tuple(left_out))
+    return Prepared(resolved, data, cpu_count, gpu_count, no_gpu_here, sampler, tuple(left_out))
 
 
 def _resolve(space: AnySpace, overrides: Mapping[str, Any]) -> SearchSpace:

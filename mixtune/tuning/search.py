@@ -305,7 +305,7 @@ class RunningSearch:
 
     def _is_better_left(self, record: TrialRecord, epoch: int) -> bool:
         """Return whether a trial whose stage has ended should make way for another recipe, which trains at once."""
-        by_stage = self.space.search.by_stage and record.baseline is None and self._wanted > self.done
+        by_stage = self.suggester.by_stage and record.baseline is None and self._wanted > self.done
         if not by_stage or self.is_draining or epoch not in self.stages.ends(record.params):
             return False
         best = self.suggester.propose(self.next_number, staying=record.trial)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import json
 import math
 import warnings
@@ -18,6 +19,7 @@ import optuna
 
 from mixtune import plugins
 from mixtune.cost.model import Cost
+from mixtune.errors import RequestError, one_line, suggest
 from mixtune.metrics import METRICS, metric_value
 from mixtune.run.ledger import TrialRecord
 from mixtune.space.distributions import Distribution
@@ -32,6 +34,7 @@ _STATES = {
     "failed": optuna.trial.TrialState.FAIL,
 }
 
+_NOT_ALONE = ("BaseSampler", "BaseGASampler", "GridSampler", "PartialFixedSampler")  # they need more than options
 PAPER_POINT = BASELINES["paper"]  # asked first where it is no baseline
 
 
@@ -81,9 +84,10 @@ class Suggester:
         self._advice = advice or Advice()
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._space = space
-        self._sampler = plugins.find("tuning.samplers", space.search.sampler, "sampler")
+        self._sampler = find_sampler(space)
+        self._options = space.search.sampler_options
         has_own = hasattr(self._sampler, "proposer")
-        self._proposer = self._sampler.proposer(space, self._advice) if has_own else None
+        self._proposer = self._sampler.proposer(space, self._advice, **self._options) if has_own else None
         self._remembered: dict[str, Any] = {}
         self._distributions = {path: to_optuna(d) for path, d in space.space.items()}
         better = {"max": optuna.study.StudyDirection.MAXIMIZE, "min": optuna.study.StudyDirection.MINIMIZE}
@@ -95,6 +99,11 @@ class Suggester:
         self._asked: dict[str, optuna.Trial] = {}
         self._complete = 0
         self._noted: set[str] = set()
+
+    @property
+    def by_stage(self) -> bool:
+        """Whether trials may be paused where a stage of theirs ends."""
+        return getattr(self._proposer, "by_stage", False)
 
     def propose(self, number: int, staying: str | None = None) -> dict[str, Any] | None:
         """Return the dotted parameters that the sampler would train next, None where Optuna's sampler has to be asked.
@@ -113,7 +122,7 @@ class Suggester:
         """
         seed = _trial_seed(self._space.search.seed, number)
         if self._proposer is None:
-            self.study.sampler = self._sampler.build(self._space, seed, self._complete)
+            self.study.sampler = self._sampler.build(self._space, seed, self._complete, **self._options)
         else:
             self.study.sampler = optuna.samplers.RandomSampler(seed=seed)
         is_first = number == 1 and self._space.search.sampler != "grid" and "paper" not in self._space.baselines
@@ -209,6 +218,63 @@ class Suggester:
         known = {name: value for name, value in goals.items() if math.isfinite(value)}
         told = {"state": record.state, "reason": record.reason, "same_as": record.same_as}
         return known | {name: value for name, value in told.items() if value}
+
+
+def find_sampler(space: SearchSpace) -> Any:
+    """Return the plug-in of a space's sampler. Raises RequestError for an unknown name, and for unknown options."""
+    name, options = space.search.sampler, space.search.sampler_options
+    named = f"search.sampler: {name}"
+    if name.endswith("Sampler") and ":" not in name:
+        known = [each for each in optuna.samplers.__all__ if each.endswith("Sampler") and each not in _NOT_ALONE]
+        if name not in known:
+            raise RequestError(f"{named}: Optuna has {', '.join(known)}{suggest(name, known)}")
+        plugin: Any = _OfOptuna(getattr(optuna.samplers, name))
+    else:
+        plugin = plugins.find("tuning.samplers", name, "sampler")
+        if hasattr(plugin, "pick"):
+            plugin = plugins.find("tuning.samplers", plugin.pick(space)[0], "sampler")
+    maker = getattr(plugin, "KIND", None) or getattr(plugin, "proposer", None) or plugin.build
+    known = [p for p in inspect.signature(maker).parameters if p not in ("space", "seed", "advice", "complete")]
+    for option in options:
+        if option not in known:
+            allowed = f"known are {', '.join(known)}" if known else "it has none"
+            raise RequestError(f"{named}: unknown option {option!r}; {allowed}{suggest(option, known)}")
+    return plugin
+
+
+def settle_sampler(space: SearchSpace) -> tuple[SearchSpace, str]:
+    """Return a space whose sampler is named, and a line that says which, and why.
+
+    ``auto`` is settled once, so that a search that continues with another budget keeps its sampler. Raises RequestError
+    for a sampler that cannot suggest recipes of this space.
+    """
+    plugin = plugins.find("tuning.samplers", "auto", "sampler")
+    if space.search.sampler == "auto":
+        name, why = plugin.pick(space)
+        return space.with_search(sampler=name), f"sampler {name}: {why}"
+    if not hasattr(find_sampler(space), "proposer"):
+        try:
+            Suggester(space).ask("t0001", 1)
+        except (ValueError, ImportError, NotImplementedError) as error:
+            raise RequestError(f"search.sampler: {space.search.sampler}: {one_line(error)}") from error
+    return space, f"sampler {space.search.sampler}"
+
+
+class _OfOptuna:
+    """One of Optuna's samplers as it comes."""
+
+    def __init__(self, kind: type[optuna.samplers.BaseSampler]) -> None:
+        self.KIND = kind
+
+    def build(self, space: SearchSpace, seed: int, complete: int, **options: Any) -> optuna.samplers.BaseSampler:
+        """Return the sampler. Raises RequestError where Optuna refuses to make it."""
+        seeded = {"seed": seed} if "seed" in inspect.signature(self.KIND).parameters else {}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                return self.KIND(**{**options, **seeded})
+        except (TypeError, ValueError, ImportError) as error:
+            raise RequestError(f"search.sampler: {self.KIND.__name__}: {one_line(error)}") from error
 
 
 def draw(space: SearchSpace, number: int, count: int) -> list[dict[str, Any]]:

@@ -56,15 +56,19 @@ class _Read:
     data: list[Datum] = field(default_factory=list)
 
 
-def proposer(space: SearchSpace, advice: Advice) -> CostAware:
-    """Return what proposes the recipes of a search."""
-    return CostAware(space, advice)
+def proposer(space: SearchSpace, advice: Advice, by_stage: bool = False) -> CostAware:
+    """Return what proposes the recipes of a search.
+
+    by_stage: whether a trial whose stage has ended makes way for a recipe that promises more.
+    """
+    return CostAware(space, advice, by_stage)
 
 
 class CostAware:
     """``memory`` has how many data each kernel was fitted to, and its numbers: ``{"val_accuracy": [21, 0.1, ...]}``."""
 
-    def __init__(self, space: SearchSpace, advice: Advice) -> None:
+    def __init__(self, space: SearchSpace, advice: Advice, by_stage: bool) -> None:
+        self.by_stage = by_stage
         self.memory: dict[str, list[float]] = {}
         self._space, self._advice, self._states = space, advice, States(space)
         self._candidates: Candidates | None = None

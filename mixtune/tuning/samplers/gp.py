@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import optuna
 
 from mixtune.space.space import SearchSpace
 
+KIND = optuna.samplers.GPSampler
 
-def build(space: SearchSpace, seed: int, complete: int) -> optuna.samplers.BaseSampler:
+
+def build(space: SearchSpace, seed: int, complete: int, **options: Any) -> optuna.samplers.BaseSampler:
     """Return Optuna's sampler."""
-    return optuna.samplers.GPSampler(seed=seed, warn_independent_sampling=False)
+    return KIND(**{"warn_independent_sampling": False, **options}, seed=seed)

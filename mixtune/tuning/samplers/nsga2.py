@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import optuna
 
 from mixtune.space.space import SearchSpace
 
+KIND = optuna.samplers.NSGAIISampler
 LARGEST_POPULATION = 50
 
 
-def build(space: SearchSpace, seed: int, complete: int) -> optuna.samplers.BaseSampler:
+def build(space: SearchSpace, seed: int, complete: int, **options: Any) -> optuna.samplers.BaseSampler:
     """Return Optuna's sampler with a population of a fifth of the budget, 4 to 50: five generations or more."""
     population = min(max(space.budget // 5, 4), LARGEST_POPULATION)
-    return optuna.samplers.NSGAIISampler(population_size=population, seed=seed)
+    return KIND(**{"population_size": population, **options}, seed=seed)

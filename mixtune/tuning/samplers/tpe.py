@@ -1,19 +1,23 @@
-"""Tree-structured Parzen estimator, multi-objective (Ozaki et al. 2022): the default."""
+"""Tree-structured Parzen estimator, multi-objective (Ozaki et al. 2022)."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import optuna
 
 from mixtune.space.space import SearchSpace
 
+KIND = optuna.samplers.TPESampler
 
-def build(space: SearchSpace, seed: int, complete: int) -> optuna.samplers.BaseSampler:
+
+def build(space: SearchSpace, seed: int, complete: int, **options: Any) -> optuna.samplers.BaseSampler:
     """Return Optuna's sampler, whose good trials are a tenth of the complete ones.
 
     Optuna's own tenth is of all trials, stopped and rejected ones included, and many of these fill the good set.
     """
-    sampler = optuna.samplers.TPESampler(seed=seed)
-    sampler._gamma = lambda _: math.ceil(0.1 * complete)  # the argument of that name is deprecated
+    sampler = KIND(seed=seed, **options)
+    if "gamma" not in options:
+        sampler._gamma = lambda _: math.ceil(0.1 * complete)  # the argument of that name is deprecated
     return sampler
