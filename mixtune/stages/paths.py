@@ -55,7 +55,7 @@ class Branches:
 
     def of(self, recipe: Recipe) -> tuple[int, ...]:
         """Return after how many epochs, ascending, at least 1 and fewer than the recipe has."""
-        return self._epochs(Budgets.of(recipe), recipe.optim.ssl, recipe.optim.sl)
+        return self._epochs(Budgets.of(recipe), _shape(recipe.optim.ssl), _shape(recipe.optim.sl))
 
     def _all_paths(self, ssl: Schedule, sl: Schedule) -> list[Path]:
         return [budget_path(budgets, ssl, sl) for budgets in self._budgets]
@@ -101,6 +101,11 @@ class RecipePaths:
             keys=stage_keys(recipe, self._data_of(recipe)),
             stored_after=frozenset((*boundaries, *self.branches.of(recipe), len(plan))),
         )
+
+
+def _shape(schedule: Schedule) -> Schedule:
+    """Return a schedule without what has no say in when its rates turn."""
+    return schedule.model_copy(update={"base_lr": 1.0, "weight_decay": 0.0, "betas": (0.9, 0.95)})
 
 
 def budget_path(budgets: Budgets, ssl: Schedule, sl: Schedule) -> Path:

@@ -269,7 +269,7 @@ class CostAware:
             ends = self._advice.stage_ends(record.params) if candidate is not None else ()
             for epoch in record.epochs:
                 number = epoch.get("epoch") or 0
-                if candidate is None or number not in ends:
+                if candidate is None or number not in (*ends, candidate.epochs):
                     continue
                 told = (
                     {**epoch, **record.metrics} if number == candidate.epochs == record.metrics.get("epoch") else epoch
