@@ -27,7 +27,7 @@ from mixtune.run.status import RunStatus, run_status
 
 FIRST = ("parallel_coordinates", "importance", "alpha_rho", "learning_curves", "budgets", "phases")  # then the others
 ON_TOP, OF_COST = "pareto", "hypervolume"  # have a place of their own
-WIDE = ("parallel_coordinates", "stage_tree", "rungs")  # take both columns of figures
+WIDE = ("parallel_coordinates", "stage_tree")  # take both columns of figures
 REFRESH_S = 10.0  # of a page that follows a search
 
 

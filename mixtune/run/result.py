@@ -337,8 +337,8 @@ class Result:
     def plot(self, name: str) -> Any:
         """Return a figure as a plotly Figure: ``name`` is that of a file in ``mixtune/report/figures``.
 
-        They are alpha_rho, budgets, hypervolume, importance, learning_curves, parallel_coordinates, pareto, phases,
-        rungs and stage_tree. Raises RequestError for an unknown name, listing the known ones.
+        They are alpha_rho, budgets, hypervolume, importance, learning_curves, parallel_coordinates, pareto, phases
+        and stage_tree. Raises RequestError for an unknown name, listing the known ones.
         """
         figure = plugins.find("report.figures", name, "figure")
         return figure.draw(figure.compute(self))

@@ -155,11 +155,10 @@ def test_one_objective_without_a_clock(small_space: Any, tmp_path: Path) -> None
 
 def test_a_search_may_aim_at_other_figures_of_the_validation_split(small_space: Any, tmp_path: Path) -> None:
     aims = {"val_balanced_accuracy": "max", "train_flops": "min"}
-    search = {"trials": 10, "sampler": "cost_aware", "scheduler": "pareto_asha"}
+    search = {"trials": 10, "sampler": "cost_aware"}
     values = small_space(objectives=aims, constraints={"val_calibration_error": "<= 0.9"}, baselines=[], search=search)
     result = search_here(values, tmp_path / "run")
-    complete = result.complete()
-    assert len(complete) + result.counts()["stopped"] == 10
+    assert result.counts()["complete"] == 10
     assert result.reference_point["val_balanced_accuracy"] == 0.1
     assert result.hypervolume() is not None
     space = yaml.safe_load((tmp_path / "run" / "space.yaml").read_text())
