@@ -37,7 +37,7 @@ class Cost:
 
 
 class CostModel:
-    """Forecasts of recipes' costs: timed steps count as they were timed, the others by their FLOPs."""
+    """Forecasts of recipes' costs: timed steps count as they were timed, the others by what their FLOPs say."""
 
     def __init__(self, space: SearchSpace, data: TrainingData, machine: Machine) -> None:
         self._space, self._machine = space, machine
@@ -59,7 +59,7 @@ class CostModel:
 
     def latency(self, recipe: Recipe, times: StepTimes) -> float:
         """Return the seconds of a recipe's training steps."""
-        return sum(self.bill(recipe).price(times, self._machine.speeds).values())
+        return sum(self.bill(recipe).price(times, self._machine.step_seconds).values())
 
     def cost(self, params: Mapping[str, Any], times: StepTimes, reused: int = 0, untimed: float = 1.0) -> Cost | None:
         """Return what is known of dotted parameters, of whose recipe so many epochs need no training.
@@ -71,8 +71,11 @@ class CostModel:
             bill = self.bill(self._space.recipe_at(params))
         except RequestError:
             return None
-        speeds = {phase: speed / untimed for phase, speed in self._machine.speeds.items()}
-        seconds, marginal = (sum(bill.price(times, speeds, start=epochs).values()) for epochs in (0, reused))
+
+        def step_seconds(phase: Phase, flops: float) -> float:
+            return untimed * self._machine.step_seconds(phase, flops)
+
+        seconds, marginal = (sum(bill.price(times, step_seconds, start=epochs).values()) for epochs in (0, reused))
         is_timed = all(times.is_known(signature) for _, signature, _ in bill.epochs)
         objectives = {"train_latency_s": seconds, "train_flops": bill.flops}
         return Cost(objectives, seconds, marginal, is_timed, len(bill.epochs))
@@ -89,7 +92,7 @@ def reference_point(space: SearchSpace, data: TrainingData, machine: Machine) ->
     recipes = [most_expensive_recipe(space, size), *(space.recipe_at(p) for p in space.baseline_params().values())]
     bills = [recipe_bill(recipe, size) for recipe in recipes]
     most = {
-        "train_latency_s": max(sum(bill.price(StepTimes(), machine.speeds).values()) for bill in bills),
+        "train_latency_s": max(sum(bill.price(StepTimes(), machine.step_seconds).values()) for bill in bills),
         "train_flops": max(bill.flops for bill in bills),
     }
     values = {"chance": chance, "certain and wrong": 1.0 - chance}
