@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Direction = Literal["max", "min"]
 Known = Literal["before", "epoch", "end"]
-Worst = Literal["chance", "certain and wrong", "most expensive"]
+Worst = Literal["chance", "certain and wrong"]
 
 DISTURBED = "~"  # before figures that were measured while others computed
 METHODS = {"sl": "SL", "ssl_sl": "SSL+SL", "mixtraining": "MixTraining"}  # as the paper writes them
@@ -126,7 +126,6 @@ _ROWS = [
         "training time",
         "min",
         "epoch",
-        "most expensive",
         forecast="forecast_latency_s",
         of_device=True,
         disturbed="disturbed",
@@ -152,7 +151,6 @@ _ROWS = [
         "training compute",
         "min",
         "before",
-        "most expensive",
         forecast="train_flops",
         about="floating-point operations of the whole recipe, counted from shapes",
     ),

@@ -33,6 +33,7 @@ from disturbances.searches import Events, Harness, Say, Values
 from mixtune.cost.model import CostModel
 from mixtune.run.directory import RunDirectory
 from mixtune.run.ledger import fold
+from mixtune.run.reference import derive_reference
 from mixtune.stages.paths import RecipePaths
 from mixtune.stages.store import StateStore
 from mixtune.tuning.prepare import known_machine, prepare
@@ -324,7 +325,7 @@ def compare_suggestions(directory: Path) -> list[str]:
     run = RunDirectory(directory)
     prepared = prepare(run.space, gpus=0)
     costs, paths = CostModel(prepared.space, prepared.data, known_machine(run)), RecipePaths(prepared.space)
-    reference = {name: bound for name, bound in run.facts.reference_point.items() if bound is not None}
+    reference = derive_reference(prepared.space, run.facts, ())
     problems, events = [], read_events(directory)
     for count, event in enumerate(events):
         if event["event"] != "asked" or "baseline" in event:

@@ -10,7 +10,6 @@ from mixtune.cost.flops import Size, most_expensive_recipe, recipe_bill
 from mixtune.cost.machine import Machine
 from mixtune.errors import RequestError
 from mixtune.meter.times import StepTimes
-from mixtune.metrics import METRICS
 from mixtune.space.effective import mixes_by_values
 from mixtune.space.recipe import Recipe, flatten
 from mixtune.space.space import SearchSpace
@@ -81,21 +80,12 @@ class CostModel:
         return Cost(objectives, seconds, marginal, is_timed, len(bill.epochs))
 
 
-def reference_point(space: SearchSpace, data: TrainingData, machine: Machine) -> dict[str, float]:
-    """Return the worst that counts of each metric, for the hypervolume.
-
-    What guessing gets where classes are equally frequent, with a calibration that is sure of it; for each cost that of
-    the most expensive recipe, forecast; and for all the constraint, where there is one.
-    """
+def forecast_most_expensive(space: SearchSpace, data: TrainingData, machine: Machine) -> dict[str, float]:
+    """Return the training seconds and FLOPs of the most expensive recipe of a space and its baselines, as forecast."""
     size = Size.of(data)
-    chance = sum(1.0 / classes for classes in size.classes) / len(size.classes)
     recipes = [most_expensive_recipe(space, size), *(space.recipe_at(p) for p in space.baseline_params().values())]
     bills = [recipe_bill(recipe, size) for recipe in recipes]
-    most = {
+    return {
         "train_latency_s": max(sum(bill.price(StepTimes(), machine.step_seconds).values()) for bill in bills),
         "train_flops": max(bill.flops for bill in bills),
     }
-    values = {"chance": chance, "certain and wrong": 1.0 - chance}
-    worst = {row.name: values.get(row.worst, most.get(row.name)) for row in METRICS.values() if row.worst}
-    known = {name: value for name, value in worst.items() if value is not None}
-    return known | {name: constraint.bound for name, constraint in space.constraints.items()}
