@@ -37,10 +37,10 @@ class Metric:
     """One metric. A stored value times ``scale`` is in ``unit``: shares of 1 are shown in percent.
 
     direction: which way is better, None for what is not a goal; known: before training, of each epoch (and so in the
-    ledger's epoch events), or at the end alone; worst: what the hypervolume's reference point takes for the worst that
-    counts, None for what has none; forecast: the metric that forecasts this one during training; of_device: whether
-    values of two devices cannot be compared; disturbed: the metric that says how much of it was measured while others
-    disturbed it; last: whether its column comes last in a table.
+    ledger's epoch events), or at the end alone; worst: what the hypervolume's reference point is of a score, None for
+    costs, of which it follows from the trials; forecast: the metric that forecasts this one during training; of_device:
+    whether values of two devices cannot be compared; disturbed: the metric that says how much of it was measured while
+    others disturbed it; last: whether its column comes last in a table.
     """
 
     name: str
