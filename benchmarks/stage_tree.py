@@ -246,7 +246,7 @@ def time_asking(sampler: str, finished: int) -> list[float]:
         values["space"]["optim.sl.base_lr"] = {"loguniform": [1e-3, 1e-1]}
         values |= {"baselines": [], "search": values["search"] | {"sampler": sampler}}
         reference = {"val_accuracy": 0.1, "train_latency_s": 300.0}
-        return RunningSearch(space_from_dict(values), ledger, costs=cost, reference=reference)
+        return RunningSearch(space_from_dict(values), ledger, costs=cost, reference=lambda complete: reference)
 
     def one_trial(search: RunningSearch) -> float:
         started = time.perf_counter()

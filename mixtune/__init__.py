@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from mixtune.space.recipe import Recipe, parse_recipe
     from mixtune.space.space import SearchSpace, load_space
     from mixtune.tuning.own import latencies, param_space
-    from mixtune.tuning.ray import ParetoASHA
     from mixtune.tuning.run import resume, search
     from mixtune.tuning.trainable import MixTrainable
 
@@ -31,7 +30,6 @@ _HOMES = {
     "Comparison": "mixtune.comparison",
     "DataError": "mixtune.errors",
     "MixTrainable": "mixtune.tuning.trainable",
-    "ParetoASHA": "mixtune.tuning.ray",
     "Recipe": "mixtune.space.recipe",
     "RequestError": "mixtune.errors",
     "Result": "mixtune.run.result",
@@ -57,7 +55,6 @@ __all__ = [
     "Comparison",
     "DataError",
     "MixTrainable",
-    "ParetoASHA",
     "Recipe",
     "RequestError",
     "Result",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import shlex
 import sys
@@ -425,6 +426,9 @@ def pareto(
     directory: RunFolder,
     format_: Annotated[str, typer.Option("--format", metavar="FORMAT", help="table, json or csv")] = "table",
     objectives: Annotated[str | None, typer.Option(help="other ones, such as val_accuracy:max,train_flops:min")] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="the hypervolume's, such as val_accuracy=0.1,train_latency_s=60")
+    ] = None,
     no_baselines: Annotated[bool, typer.Option("--no-baselines", help="leave their rows out")] = False,
 ) -> None:
     """Print the front of a run, the recipes that no other beats in every objective, and the recommended one."""
@@ -436,6 +440,8 @@ def pareto(
     result = load(directory)
     if objectives is not None:
         result = result.with_objectives(_objectives(objectives))
+    if reference is not None:
+        result = result.with_reference(_reference(reference))
     if format_ == "json":
         print(json.dumps(result.to_json_dict(baselines=not no_baselines), indent=2))
     elif format_ == "csv":
@@ -615,6 +621,17 @@ def _gpu_fraction(given: str | None) -> float | Literal["auto"] | None:
         return float(given)
     except ValueError:
         raise RequestError(f"--gpus-per-trial {given}: should be a number, such as 0.25, or auto") from None
+
+
+def _reference(given: str) -> dict[str, float]:
+    try:
+        point = {name.strip(): float(bound) for name, _, bound in (part.partition("=") for part in given.split(","))}
+    except ValueError:
+        point = {}
+    if not point or not all(map(math.isfinite, point.values())):
+        form = "metric=number, such as val_accuracy=0.1,train_latency_s=60"
+        raise RequestError(f"--reference {given}: should be {form}")
+    return point
 
 
 def _objectives(given: str) -> dict[str, str]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Direction = Literal["max", "min"]
 Known = Literal["before", "epoch", "end"]
-Worst = Literal["chance", "certain and wrong", "most expensive"]
+Worst = Literal["chance", "certain and wrong"]
 
 DISTURBED = "~"  # before figures that were measured while others computed
 METHODS = {"sl": "SL", "ssl_sl": "SSL+SL", "mixtraining": "MixTraining"}  # as the paper writes them
@@ -37,10 +37,10 @@ class Metric:
     """One metric. A stored value times ``scale`` is in ``unit``: shares of 1 are shown in percent.
 
     direction: which way is better, None for what is not a goal; known: before training, of each epoch (and so in the
-    ledger's epoch events), or at the end alone; worst: what the hypervolume's reference point takes for the worst that
-    counts, None for what has none; forecast: the metric that forecasts this one during training; of_device: whether
-    values of two devices cannot be compared; disturbed: the metric that says how much of it was measured while others
-    disturbed it; last: whether its column comes last in a table.
+    ledger's epoch events), or at the end alone; worst: what the hypervolume's reference point is of a score, None for
+    costs, of which it follows from the trials; forecast: the metric that forecasts this one during training; of_device:
+    whether values of two devices cannot be compared; disturbed: the metric that says how much of it was measured while
+    others disturbed it; last: whether its column comes last in a table.
     """
 
     name: str
@@ -126,7 +126,6 @@ _ROWS = [
         "training time",
         "min",
         "epoch",
-        "most expensive",
         forecast="forecast_latency_s",
         of_device=True,
         disturbed="disturbed",
@@ -152,7 +151,6 @@ _ROWS = [
         "training compute",
         "min",
         "before",
-        "most expensive",
         forecast="train_flops",
         about="floating-point operations of the whole recipe, counted from shapes",
     ),

@@ -1,6 +1,7 @@
 """A folder is a registry: a file is a plug-in, and its name is its key.
 
-Adding a plug-in is adding one file; no table changes. Files whose names start with an underscore are helpers.
+Adding a plug-in is adding one file; no table changes. Files whose names start with an underscore are helpers. A
+folder's ``GONE`` says of a name that it had before why it has it no more.
 Code that lives elsewhere joins as ``package.module:name``.
 """
 
@@ -42,7 +43,9 @@ def check_name(folder: str, name: str, kind: str) -> None:
         return
     known = names(folder)
     if name not in known:
-        raise RequestError(f"unknown {kind} {name!r}: known are {', '.join(known)}{suggest(name, known)}")
+        reason = getattr(importlib.import_module(f"mixtune.{folder}"), "GONE", {}).get(name)
+        what = f"unknown {kind} {name!r}" if reason is None else f"{kind} {name!r} is gone, {reason}"
+        raise RequestError(f"{what}: known are {', '.join(known)}{suggest(name, known)}")
 
 
 def modules(folder: str) -> list[ModuleType]:

@@ -161,6 +161,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         reference: Mapping[str, Any] | None = REFERENCE,
         name: str = "digits",
         constraints: Mapping[str, str] | None = None,
+        facts: Mapping[str, Any] | None = None,
     ) -> Path:
         directory = tmp_path / "runs" / name
         directory.mkdir(parents=True)
@@ -168,7 +169,7 @@ def make_run(tmp_path: Path) -> MakeRun:
             "recipe": RECIPE,
             "space": SPACE,
             "objectives": dict(objectives),
-            "run": {"reference_point": reference},
+            "run": {"reference_point": reference, **(facts or {})},
         }
         space |= {"constraints": dict(constraints)} if constraints else {}
         (directory / "space.yaml").write_text(yaml.safe_dump(space, sort_keys=False))

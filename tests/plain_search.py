@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from mixtune.cost.machine import look_at_machine
 from mixtune.cost.model import CostModel
 from mixtune.errors import RequestError
 from mixtune.run.directory import RunDirectory, space_text
+from mixtune.run.reference import derive_reference
 from mixtune.run.result import Result, result_of
 from mixtune.stages.paths import RecipePaths
 from mixtune.training.loop import DivergedError
@@ -37,7 +39,7 @@ def open_here(out: Path, slots: int = 1, **options: Any) -> RunningSearch:
     prepared = prepare(run.space, gpus=0)
     costs = CostModel(prepared.space, prepared.data, known_machine(run))
     scheduler = plugins.find("tuning.schedulers", prepared.space.search.scheduler, "scheduler").build(prepared.space)
-    reference = {name: bound for name, bound in run.facts.reference_point.items() if bound is not None}
+    reference = functools.partial(derive_reference, prepared.space, run.facts)
     defaults = {"paths": RecipePaths(prepared.space), "costs": costs.cost, "fault": costs.fault, "reference": reference}
     return RunningSearch(
         prepared.space, run.ledger_file, slots=slots, **{**defaults, "scheduler": scheduler, **options}

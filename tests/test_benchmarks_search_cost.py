@@ -65,10 +65,9 @@ def test_without_a_scheduler_slots_always_train_and_trials_end(
     assert outcome.trained_s == pytest.approx(outcome.wall_s * SLOTS, abs=SLOTS * longest_epoch)
 
 
-def test_mixtune_reuses_and_ends_trials_early(scripts: SimpleNamespace, table: Any, tmp_path: Path) -> None:
-    outcome = replayed(scripts, table, tmp_path, "f. mixtune")
-    assert outcome.epochs_trained < 0.7 * outcome.epochs_asked
-    assert 0 < outcome.complete < outcome.trials
+def test_mixtune_trains_fewer_epochs_than_it_asks(scripts: SimpleNamespace, table: Any, tmp_path: Path) -> None:
+    outcome = replayed(scripts, table, tmp_path, "e. mixtune")
+    assert outcome.epochs_trained < 0.8 * outcome.epochs_asked
 
 
 def test_fifty_random_recipes_share_their_epochs(scripts: SimpleNamespace) -> None:

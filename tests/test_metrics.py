@@ -34,7 +34,7 @@ def test_a_new_metric_is_one_row(
     )
     run = RunDirectory(tmp_path)
     space = space_from_dict(values)
-    run.space_file.write_text(space_text(space, RunFacts({"val_top3_accuracy": 0.3, "train_latency_s": 9.0})))
+    run.space_file.write_text(space_text(space, RunFacts()))
     search = RunningSearch(space, run.ledger_file)
     bill = Bill(dict.fromkeys(PHASES, 10), (("sl", "sl steps", 1.0),), "inference")
     windows = [("sl steps", 0.1, True, {"device": "a CPU"})]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import random
 import re
@@ -33,6 +34,7 @@ from disturbances.searches import Events, Harness, Say, Values
 from mixtune.cost.model import CostModel
 from mixtune.run.directory import RunDirectory
 from mixtune.run.ledger import fold
+from mixtune.run.reference import derive_reference
 from mixtune.stages.paths import RecipePaths
 from mixtune.stages.store import StateStore
 from mixtune.tuning.prepare import known_machine, prepare
@@ -324,7 +326,6 @@ def compare_suggestions(directory: Path) -> list[str]:
     run = RunDirectory(directory)
     prepared = prepare(run.space, gpus=0)
     costs, paths = CostModel(prepared.space, prepared.data, known_machine(run)), RecipePaths(prepared.space)
-    reference = {name: bound for name, bound in run.facts.reference_point.items() if bound is not None}
     problems, events = [], read_events(directory)
     for count, event in enumerate(events):
         if event["event"] != "asked" or "baseline" in event:
@@ -335,9 +336,11 @@ def compare_suggestions(directory: Path) -> list[str]:
             state=fold(events[:count]),
             paths=paths,
             costs=costs.cost,
-            reference=reference,
+            fault=costs.fault,
+            reference=functools.partial(derive_reference, prepared.space, run.facts),
         )
-        params = search.suggester.ask(event["trial"], 1 + sum(name not in BASELINES for name in search.records))
+        number = search.next_number
+        params = search.suggester.ask(event["trial"], number, search.suggester.propose(number))
         if params != event["params"]:
             problems.append(f"{event['trial']} has {event['params']}, from the ledger before it follows {params}")
     return problems

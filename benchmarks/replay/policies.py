@@ -20,7 +20,6 @@ from mixtune.stages.paths import RecipePaths
 from mixtune.stages.table import TrialPath
 from mixtune.training.bill import Bill
 from mixtune.training.plan import PHASES
-from mixtune.tuning.schedulers.pareto_asha import build as pareto_asha
 from mixtune.tuning.search import RunningSearch
 from mixtune.tuning.suggestions import to_optuna
 from mixtune.tuning.trial import EpochReport
@@ -112,7 +111,7 @@ class SyneTune:
 
 
 class Mixtune:
-    """mixtune's own search, its ledger in a scratch folder; tree, scheduler and sampler can be left out."""
+    """mixtune's own search, its ledger in a scratch folder; without the tree or with another sampler, too."""
 
     def __init__(
         self,
@@ -123,7 +122,6 @@ class Mixtune:
         slots: int,
         *,
         tree: bool = True,
-        scheduler: bool = True,
         sampler: str = "cost_aware",
         trials: int = 1000,
         by_stage: bool = False,
@@ -137,8 +135,7 @@ class Mixtune:
             paths=self._paths,
             slots=slots,
             costs=self._cost,
-            reference=reference,
-            scheduler=pareto_asha(self.space) if scheduler else None,
+            reference=lambda complete: reference,
         )
 
     def ask(self) -> Asked | None:

@@ -65,8 +65,8 @@ def search_plainly(table: Table, values: Mapping[str, Any], seed: int, trials: i
 
 
 def search_with_mixtune(table: Table, values: Mapping[str, Any], seed: int, trials: int, slots: int) -> list[Finished]:
-    """Search with mixtune: stage tree, pareto_asha and cost_aware."""
-    how = {"sampler": "cost_aware", "scheduler": "pareto_asha", "trials": trials, "seed": seed}
+    """Search with mixtune: stage tree and cost_aware."""
+    how = {"sampler": "cost_aware", "trials": trials, "seed": seed}
     with tempfile.TemporaryDirectory() as scratch:
         run = Path(scratch, "run")
         mixtune.search({**values, "search": how}, out=run, gpus=0, cpus_per_trial=1, console=Console(quiet=True))

@@ -167,7 +167,7 @@ def _train_all(
     size, speeds = Size.of(data), measure_speeds(recipe, data, device)
     named = _named_recipes(recipe, seeds)
     bills = [recipe_bill(each, size) for _, each in named]
-    seconds = [sum(bill.price(StepTimes(), speeds).values()) for bill in bills]
+    seconds = [sum(bill.price(StepTimes(), lambda phase, flops: flops / speeds[phase]).values()) for bill in bills]
     planned = [Planned(name, each, s, each) for (name, each), s in zip(named, seconds, strict=True)]
     on_line(f"{len(planned)} training runs ({device.type}), about {duration(sum(seconds))} of training steps")
 

@@ -1,13 +1,16 @@
-"""What a recipe will cost, before it trains: its FLOPs, and a few timed steps."""
+"""What a recipe will cost, before it trains: its FLOPs, and what a few timed steps say of their seconds."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.optimize import nnls
 
 from mixtune import plugins
 from mixtune.backbone import build_backbone
@@ -22,8 +25,9 @@ from mixtune.training.plan import PHASES, Epoch, Phase, make_plan
 from mixtune.training.state import start_state
 from mixtune.training.threads import step_seconds
 
-TIMED_BATCH = 64
+TIMED_BATCH = 64  # images at most, on a CPU
 TIMED_STEPS = 5
+TIMED_S = 1.0  # of a phase at one size; then no step is begun, but for the first two
 
 
 def _label(phase: Phase, strategy: Strategy | None) -> str:
@@ -153,11 +157,55 @@ def _costliest(space: SearchSpace, cost: Callable[[Recipe], tuple[float, ...]]) 
     return space.recipe_at(params)
 
 
+def sizes_to_time(space: SearchSpace, size: Size, device: torch.device) -> list[Recipe]:
+    """Return base recipes of which a few steps say what any of the space takes, the smallest first.
+
+    They have the smallest and the largest batch and model of the space, as far as it varies these; on a CPU batches
+    of at most TIMED_BATCH images.
+    """
+
+    def model_flops(recipe: Recipe) -> float:
+        return image_flops(recipe, size, None)["sl"]
+
+    models = replace(space, space={path: d for path, d in space.space.items() if path.startswith("model.")})
+    small = _costliest(models, lambda recipe: (-model_flops(recipe),))
+    large = _costliest(models, lambda recipe: (model_flops(recipe),))
+    chosen = [small] if model_flops(small) == model_flops(large) else [small, large]
+    batches = [value for path, value in space.extremes() if path == "optim.batch_size"]
+    batches = batches or [space.recipe.optim.batch_size]
+    if device.type == "cpu":
+        batches = [min(batch, TIMED_BATCH) for batch in batches]
+    return [
+        recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"batch_size": batch})})
+        for recipe, batch in product(chosen, sorted({min(batches), max(batches)}))
+    ]
+
+
+def time_steps(recipe: Recipe, data: TrainingData, device: torch.device) -> dict[Phase, tuple[float, float]]:
+    """Return the FLOPs of a training step of each phase and its seconds, measured here and now over a few of them."""
+    state = start_state(recipe, replace(data, batch_size=recipe.optim.batch_size), device)
+    first = recipe.ssl.strategy(0)
+    epochs = [Epoch(0, phase, None, None, None if phase == "sl" else first) for phase in PHASES]
+    return {
+        epoch.phase: (state.step_flops(epoch), step_seconds(state, epoch, TIMED_STEPS, TIMED_S)) for epoch in epochs
+    }
+
+
+def fit_steps(timed: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return what a step takes whatever its FLOPs, and what each FLOP adds: seconds, neither below 0.
+
+    timed: FLOPs and seconds of steps, whose relative errors are least squares. Steps of one size say nothing of the
+    first, which is 0 then.
+    """
+    terms = np.array([(1.0 / seconds, flops / seconds) for flops, seconds in timed])
+    if len({flops for flops, _ in timed}) == 1:
+        terms[:, 0] = 0.0
+    fixed, each = nnls(terms, np.ones(len(timed)))[0]
+    return float(fixed), float(each)
+
+
 def measure_speeds(recipe: Recipe, data: TrainingData, device: torch.device) -> dict[Phase, float]:
     """Return the FLOPs per second of each phase's training steps, measured here and now over a few of them."""
     batch = recipe.optim.batch_size if device.type == "cuda" else min(recipe.optim.batch_size, TIMED_BATCH)
     small = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"batch_size": batch})})
-    state = start_state(small, replace(data, batch_size=batch), device)
-    first = recipe.ssl.strategy(0)
-    epochs = [Epoch(0, phase, None, None, None if phase == "sl" else first) for phase in PHASES]
-    return {epoch.phase: state.step_flops(epoch) / step_seconds(state, epoch, TIMED_STEPS) for epoch in epochs}
+    return {phase: flops / seconds for phase, (flops, seconds) in time_steps(small, data, device).items()}

@@ -10,7 +10,6 @@ from mixtune.cost.flops import Size, most_expensive_recipe, recipe_bill
 from mixtune.cost.machine import Machine
 from mixtune.errors import RequestError
 from mixtune.meter.times import StepTimes
-from mixtune.metrics import METRICS
 from mixtune.space.effective import mixes_by_values
 from mixtune.space.recipe import Recipe, flatten
 from mixtune.space.space import SearchSpace
@@ -37,7 +36,7 @@ class Cost:
 
 
 class CostModel:
-    """Forecasts of recipes' costs: timed steps count as they were timed, the others by their FLOPs."""
+    """Forecasts of recipes' costs: timed steps count as they were timed, the others by what their FLOPs say."""
 
     def __init__(self, space: SearchSpace, data: TrainingData, machine: Machine) -> None:
         self._space, self._machine = space, machine
@@ -59,7 +58,7 @@ class CostModel:
 
     def latency(self, recipe: Recipe, times: StepTimes) -> float:
         """Return the seconds of a recipe's training steps."""
-        return sum(self.bill(recipe).price(times, self._machine.speeds).values())
+        return sum(self.bill(recipe).price(times, self._machine.step_seconds).values())
 
     def cost(self, params: Mapping[str, Any], times: StepTimes, reused: int = 0, untimed: float = 1.0) -> Cost | None:
         """Return what is known of dotted parameters, of whose recipe so many epochs need no training.
@@ -71,8 +70,11 @@ class CostModel:
             bill = self.bill(self._space.recipe_at(params))
         except RequestError:
             return None
-        speeds = {phase: speed / untimed for phase, speed in self._machine.speeds.items()}
-        seconds, marginal = (sum(bill.price(times, speeds, start=epochs).values()) for epochs in (0, reused))
+
+        def step_seconds(phase: Phase, flops: float) -> float:
+            return untimed * self._machine.step_seconds(phase, flops)
+
+        seconds, marginal = (sum(bill.price(times, step_seconds, start=epochs).values()) for epochs in (0, reused))
         is_timed = all(times.is_known(signature) for _, signature, _ in bill.epochs)
         objectives = {"train_latency_s": seconds, "train_flops": bill.flops}
         return Cost(objectives, seconds, marginal, is_timed, len(bill.epochs))
@@ -86,21 +88,12 @@ class CostModel:
         return None
 
 
-def reference_point(space: SearchSpace, data: TrainingData, machine: Machine) -> dict[str, float]:
-    """Return the worst that counts of each metric, for the hypervolume.
-
-    What guessing gets where classes are equally frequent, with a calibration that is sure of it; for each cost that of
-    the most expensive recipe, forecast; and for all the constraint, where there is one.
-    """
+def forecast_most_expensive(space: SearchSpace, data: TrainingData, machine: Machine) -> dict[str, float]:
+    """Return the training seconds and FLOPs of the most expensive recipe of a space and its baselines, as forecast."""
     size = Size.of(data)
-    chance = sum(1.0 / classes for classes in size.classes) / len(size.classes)
     recipes = [most_expensive_recipe(space, size), *(space.recipe_at(p) for p in space.baseline_params().values())]
     bills = [recipe_bill(recipe, size) for recipe in recipes]
-    most = {
-        "train_latency_s": max(sum(bill.price(StepTimes(), machine.speeds).values()) for bill in bills),
+    return {
+        "train_latency_s": max(sum(bill.price(StepTimes(), machine.step_seconds).values()) for bill in bills),
         "train_flops": max(bill.flops for bill in bills),
     }
-    values = {"chance": chance, "certain and wrong": 1.0 - chance}
-    worst = {row.name: values.get(row.worst, most.get(row.name)) for row in METRICS.values() if row.worst}
-    known = {name: value for name, value in worst.items() if value is not None}
-    return known | {name: constraint.bound for name, constraint in space.constraints.items()}

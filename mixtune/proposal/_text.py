@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from mixtune.cost.flops import Size, recipe_flops
+from mixtune.cost.flops import Size, recipe_bill, recipe_flops
 from mixtune.cost.machine import Machine
 from mixtune.datasets import Survey
 from mixtune.errors import RequestError
 from mixtune.files import write_whole
+from mixtune.meter.times import StepTimes
 from mixtune.metrics import describe_channels, duration
 from mixtune.proposal._draft import Draft
-from mixtune.training.plan import PHASES, Phase, make_plan
+from mixtune.training.plan import Phase
 from mixtune.tuning.forecast import SearchForecast
 from mixtune.tuning.prepare import Prepared, warn_of_few_images
 
@@ -107,10 +109,9 @@ class Proposal:
 
 def epoch_seconds(prepared: Prepared, machine: Machine) -> dict[Phase, float]:
     """Return the seconds of an epoch of each phase of a base recipe that has all three."""
-    recipe = prepared.space.recipe
-    flops, plan = recipe_flops(recipe, Size.of(prepared.data)), make_plan(recipe)
-    count = {phase: sum(epoch.phase == phase for epoch in plan) for phase in PHASES}
-    return {phase: flops[phase] / machine.speeds[phase] / count[phase] for phase in PHASES}
+    bill = recipe_bill(prepared.space.recipe, Size.of(prepared.data))
+    count = Counter(phase for phase, _, _ in bill.epochs)
+    return {phase: s / count[phase] for phase, s in bill.price(StepTimes(), machine.step_seconds).items()}
 
 
 def write_space(proposal: Proposal, path: Path) -> None:

@@ -19,6 +19,7 @@ from mixtune._version import __version__
 from mixtune.files import write_whole
 from mixtune.report import several, words
 from mixtune.report.figures._style import Heading, hover_texts, template
+from mixtune.report.tables import some
 from mixtune.report.trials import trials_table
 from mixtune.run.directory import RunDirectory
 from mixtune.run.lock import holder
@@ -27,7 +28,7 @@ from mixtune.run.status import RunStatus, run_status
 
 FIRST = ("parallel_coordinates", "importance", "alpha_rho", "learning_curves", "budgets", "phases")  # then the others
 ON_TOP, OF_COST = "pareto", "hypervolume"  # have a place of their own
-WIDE = ("parallel_coordinates", "stage_tree", "rungs")  # take both columns of figures
+WIDE = ("parallel_coordinates", "stage_tree")  # take both columns of figures
 REFRESH_S = 10.0  # of a page that follows a search
 
 
@@ -103,9 +104,7 @@ def report_page(result: Result, status: RunStatus, refresh_s: float | None = Non
         confidence=list(words.confidence(result)),
         searched=list(words.searched(result, status)),
         cost=list(words.cost(result, status)),
-        failures=[
-            {"reason": f.reason, "count": len(f.trials), "trials": words.some(f.trials)} for f in status.failures
-        ],
+        failures=[{"reason": f.reason, "count": len(f.trials), "trials": some(f.trials)} for f in status.failures],
         placed=placed,
         figures=[figure for figure in figures if figure.name not in placed],
         measured=list(words.measured(result)),

@@ -58,7 +58,7 @@ def compare_runs(results: Sequence[Result]) -> Runs:
         name: result if dict(result.objectives) == common else result.with_objectives(common)
         for name, result in names.items()
     }
-    points = {name: [result.facts.reference_point.get(name) for result in results] for name in common}
+    points = {name: [result.reference_point[name] for result in judged.values()] for name in common}
     reference = {
         name: min(known) if common[name] == "max" else max(known)
         for name, given in points.items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import pandas as pd
@@ -44,6 +44,11 @@ def front_notes(result: Result) -> list[str]:
     if (volume := result.hypervolume()) is not None and not result.candidates.empty:
         point = ", ".join(f"{name} {setting(value)}" for name, value in result.reference_point.items())
         notes.append(f"knee {result.knee()}; hypervolume {significant(volume)} against the reference point {point}")
+        if beyond := result.beyond_reference:
+            is_beyond, adds = ("is", "adds") if len(beyond) == 1 else ("are", "add")
+            notes.append(
+                f"{some(beyond)} {is_beyond} beyond the reference point that was given and {adds} nothing to it"
+            )
     if broken := len(result.complete()) - len(result.feasible()):
         limits = " and ".join(str(constraint) for constraint in result.constraints.values())
         notes.append(f"{broken} complete {'trial does' if broken == 1 else 'trials do'} not keep {limits}")
@@ -83,6 +88,12 @@ def varying_parameters(result: Result, trials: list[str] | None = None) -> list[
     chosen = list(result.trials["trial"]) if trials is None else trials
     columns = {path: [setting_cells(result, trial, [path])[0] for trial in chosen] for path in result.parameters}
     return [path for path, cells in columns.items() if len({*cells} - _NONE) > 1]
+
+
+def some(trials: Sequence[str], most: int = 10) -> str:
+    """Return the first of them, and how many there are more."""
+    more = f" and {len(trials) - most:,} more" if len(trials) > most else ""
+    return ", ".join(trials[:most]) + more
 
 
 def _table(result: Result, shown: Literal["columns", "shared", "none"], baselines: bool) -> Table:

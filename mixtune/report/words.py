@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from mixtune.metrics import duration, find_metric, setting, significant
-from mixtune.report.tables import IDLE, front_notes, objective_cells, setting_cells, varying_parameters
+from mixtune.report.tables import IDLE, front_notes, objective_cells, setting_cells, some, varying_parameters
 from mixtune.run.recommendation import describe_figures
 from mixtune.run.result import Result
 from mixtune.run.status import RunStatus
@@ -220,7 +220,7 @@ def searched(result: Result, status: RunStatus) -> Iterator[tuple[str, str]]:
     )
     if result.constraints:
         yield "constraints", ", ".join(str(constraint) for constraint in result.constraints.values())
-    yield "search", ", ".join(f"{name} {setting(value)}" for name, value in search.items())
+    yield "search", ", ".join(f"{name} {setting(value)}" for name, value in search.items() if value != {})
     if machine := run.machine:
         yield "machine", f"{machine.get('device')}, {machine.get('precision')}"
     if versions := run.versions:
@@ -269,15 +269,10 @@ def measured(result: Result) -> Iterator[str]:
     if len(result.objectives) > 1:
         yield (
             "The knee is the front's member with the largest distance from the line through its ends (Das, 1999). "
-            "The hypervolume is what the front dominates, up to a reference point that was fixed before the first "
-            "trial."
+            "The hypervolume is what the front dominates, up to a reference point: of a score what guessing gets, of a "
+            "cost a tenth above the worst of all complete recipes and of the most expensive one as forecast, where the "
+            "search was given no other."
         )
-
-
-def some(trials: Sequence[str], most: int = 10) -> str:
-    """Return the first of them, and how many there are more."""
-    more = f" and {len(trials) - most:,} more" if len(trials) > most else ""
-    return ", ".join(trials[:most]) + more
 
 
 def _images(result: Result) -> Iterator[tuple[str, str]]:

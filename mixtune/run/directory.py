@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,16 @@ from mixtune.space.space import SearchSpace, read_run_space
 class RunFacts:
     """What a search wrote of itself: ``run`` in space.yaml.
 
-    reference_point: the hypervolume's, None for a metric without one; tasks: by name, their classes and images;
-    versions: by package; machine: as mixtune.cost.machine.Machine takes it, empty where it is not there.
+    tasks: by name, their classes and images; versions: by package; machine: as mixtune.cost.machine.Machine takes it,
+    empty where it is not there; most_expensive: what the most expensive recipe was forecast to cost, by metric;
+    reference_point: the hypervolume's, which older versions fixed before the first trial.
     """
 
-    reference_point: Mapping[str, float | None] = field(default_factory=dict)
     tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=dict)
+    most_expensive: Mapping[str, float] = field(default_factory=dict)
+    reference_point: Mapping[str, float] = field(default_factory=dict)
 
 
 class RunDirectory:
@@ -77,9 +79,11 @@ class RunDirectory:
     def facts(self) -> RunFacts:
         """What the search wrote of itself. Raises RequestError."""
         run = self._mapping(self.document.values, "run")
-        given = {name: self._mapping(run, name) for name in ("reference_point", "tasks", "versions", "machine")}
-        point = {name: self._reference(name, value) for name, value in given["reference_point"].items()}
-        return RunFacts(**{**given, "reference_point": point})
+        given = {fact.name: self._mapping(run, fact.name) for fact in fields(RunFacts)}
+        for fact in ("most_expensive", "reference_point"):
+            numbers = {name: self._number(f"{fact}.{name}", value) for name, value in given[fact].items()}
+            given[fact] = {name: value for name, value in numbers.items() if value is not None}
+        return RunFacts(**given)
 
     @cached_property
     def state(self) -> RunState:
@@ -105,7 +109,7 @@ class RunDirectory:
             raise RequestError(f"{self.space_file}: {name!r} should be a mapping of keys to values, got {given!r}")
         return given
 
-    def _reference(self, name: str, given: Any) -> float | None:
+    def _number(self, name: str, given: Any) -> float | None:
         if given is None:
             return None
         try:
@@ -113,9 +117,7 @@ class RunDirectory:
         except (TypeError, ValueError):
             value = math.nan
         if not math.isfinite(value):
-            raise RequestError(
-                f"{self.space_file}: run.reference_point.{name} should be a finite number or null, got {given!r}"
-            )
+            raise RequestError(f"{self.space_file}: run.{name} should be a finite number or null, got {given!r}")
         return value
 
     def _no_directory(self) -> str:
@@ -134,4 +136,5 @@ def free_directory(name: str) -> Path:
 
 def space_text(space: SearchSpace, facts: RunFacts) -> str:
     """Return the text of a run's space.yaml: the resolved space, and what the search says of itself."""
-    return yaml.safe_dump(space.to_dict() | {"run": {k: dict(v) for k, v in vars(facts).items()}}, sort_keys=False)
+    run = {name: dict(fact) for name, fact in vars(facts).items() if fact}
+    return yaml.safe_dump(space.to_dict() | {"run": run}, sort_keys=False)

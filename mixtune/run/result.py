@@ -28,6 +28,7 @@ from mixtune.run.frames import csv_text, plain, trial_frame
 from mixtune.run.ledger import RunState, TrialRecord
 from mixtune.run.paired import WITH_ERRORS, mean_error
 from mixtune.run.recommendation import Recommendation, recommend
+from mixtune.run.reference import derive_reference, given_reference
 from mixtune.space.constraints import Constraint
 from mixtune.space.effective import effective, find_method, idle_settings
 from mixtune.space.recipe import flatten
@@ -103,10 +104,24 @@ class Result:
         """The search's constraints by metric: a trial that breaks one is never on the front."""
         return self.space.constraints
 
-    @property
+    @cached_property
     def reference_point(self) -> dict[str, float | None]:
-        """The hypervolume's reference, fixed before the first trial; None for an objective without one."""
-        return {name: self.facts.reference_point.get(name) for name in self.objectives}
+        """The hypervolume's reference; None for an objective without one. See mixtune.run.reference."""
+        measured = [record.metrics for record in self.records.values() if record.state == "complete"]
+        judged = self.rows.reindex(columns=list(self.objectives)).to_dict("records")  # on fresh seeds, too
+        rows = [*measured, *({str(name): value for name, value in row.items()} for row in judged)]
+        point = derive_reference(self.space, self.facts, rows, self.objectives)
+        return {name: point.get(name) for name in self.objectives}
+
+    @property
+    def beyond_reference(self) -> list[str]:
+        """The candidates that add nothing to the hypervolume because a reference that was given is not worse."""
+        beyond = np.zeros(len(self.candidates), dtype=bool)
+        for name, bound in given_reference(self.space, self.facts).items():
+            if name in self.objectives:
+                values = front.numeric_column(self.candidates, name)
+                beyond |= values <= bound if self.objectives[name] == "max" else values >= bound
+        return list(self.candidates["trial"][beyond])
 
     def counts(self) -> dict[str, int]:
         """Return how many trials are in each state; baselines and trials not yet started are not counted."""
@@ -122,6 +137,20 @@ class Result:
         for name in objectives:
             front.numeric_column(self.trials, name)
         return dataclasses.replace(self, objectives=dict(objectives))
+
+    def with_reference(self, point: Mapping[str, float]) -> Result:
+        """Return the same run with another reference for the hypervolume, ``{"val_accuracy": 0.1}``.
+
+        Raises RequestError for what is not an objective, and for a number that is not finite.
+        """
+        for name in point:
+            if name not in self.objectives:
+                known = f"they are {', '.join(self.objectives)}{suggest(name, self.objectives)}"
+                raise RequestError(
+                    f"the reference point names {name!r}, which is not an objective of this run: {known}"
+                )
+        given = {**self.space.search.reference_point, **point}
+        return dataclasses.replace(self, space=self.space.with_search(reference_point=given))
 
     def complete(self) -> pd.DataFrame:
         """Return the rows of ``trials`` that are complete: the only ones that can be on the front."""
@@ -337,8 +366,8 @@ class Result:
     def plot(self, name: str) -> Any:
         """Return a figure as a plotly Figure: ``name`` is that of a file in ``mixtune/report/figures``.
 
-        They are alpha_rho, budgets, hypervolume, importance, learning_curves, parallel_coordinates, pareto, phases,
-        rungs and stage_tree. Raises RequestError for an unknown name, listing the known ones.
+        They are alpha_rho, budgets, hypervolume, importance, learning_curves, parallel_coordinates, pareto, phases
+        and stage_tree. Raises RequestError for an unknown name, listing the known ones.
         """
         figure = plugins.find("report.figures", name, "figure")
         return figure.draw(figure.compute(self))

@@ -57,6 +57,8 @@ class Search(Section):
     """How often a trial that crashed is tried again."""
     tolerance: Share = 0.01
     """Of the accuracy: within half of it of the best, what costs less is recommended."""
+    reference_point: dict[str, float] = Field(default_factory=dict)
+    """The hypervolume's, of objectives that shall have another one than the search derives."""
 
     @model_validator(mode="before")
     @classmethod
@@ -233,6 +235,10 @@ def build_space(document: Document, overrides: Mapping[str, Any]) -> SearchSpace
         constraints=_constraints(document),
     )
     _check_plugins(document, space)
+    for name in search.reference_point:
+        if name not in space.objectives:
+            wrong = f"is not an objective; they are {', '.join(space.objectives)}{suggest(name, space.objectives)}"
+            raise _mistake(document, ("search", "reference_point", name), wrong)
     _check_extremes(document, space)
     _refuse_idle(document, space, is_changed=bool(overrides))
     return space.with_search(trials=space.budget)

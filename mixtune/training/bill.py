@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from mixtune.training.data import TrainingData
 from mixtune.training.plan import PHASES, Phase
 
 Seconds = dict[Phase, float]
-Speeds = Mapping[Phase, float]  # FLOP/s
+StepSeconds = Callable[[Phase, float], float]  # of a step of a phase, from its FLOPs
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,12 @@ class Bill:
             counts.setdefault(phase, {})[signature] = self.steps[phase] * count
         return counts
 
-    def price(self, times: StepTimes, speeds: Speeds | None = None, start: int = 0, end: int | None = None) -> Seconds:
+    def price(
+        self, times: StepTimes, untimed: StepSeconds | None = None, start: int = 0, end: int | None = None
+    ) -> Seconds:
         """Return the seconds of the epochs from ``start`` to ``end`` by phase, those that have none left out.
 
-        A step takes what is known of its signature, else its FLOPs over the speed of its phase; NaN without either.
+        A step takes what is known of its signature, else what ``untimed`` says; NaN without either.
         """
         seconds: Seconds = {}
         for phase, signature, flops, epochs in self._stretches:
@@ -73,17 +75,18 @@ class Bill:
             if not count:
                 continue
             step = times.step_time(signature)
-            if step != step and speeds is not None:
-                step = flops / speeds[phase]
+            if step != step and untimed is not None:
+                step = untimed(phase, flops)
             seconds[phase] = seconds.get(phase, 0.0) + count * self.steps[phase] * step
         return seconds
 
-    def speeds(self, times: StepTimes) -> Speeds | None:
-        """Return the FLOP/s of steps that were timed, the same for all phases; None where none was."""
+    def _as_timed(self, times: StepTimes) -> StepSeconds | None:
+        """Return steps as fast, in FLOP/s, as those that were timed, in all phases; None where none was."""
         steps = {(signature, flops) for _, signature, flops in self.epochs}
         timed = [(times.step_time(signature), flops) for signature, flops in steps if times.is_known(signature)]
         flops, seconds = sum(flops for _, flops in timed), sum(seconds for seconds, _ in timed)
-        return dict.fromkeys(PHASES, flops / seconds) if flops else None
+        speed = flops / seconds if flops else 0.0
+        return (lambda phase, step: step / speed) if flops else None
 
     def seconds(self, times: StepTimes, trained: int, reused: int) -> dict[str, float]:
         """Return the metrics in seconds after ``trained`` epochs, of which the first ``reused`` came from a checkpoint.
@@ -91,7 +94,7 @@ class Bill:
         Until the end the forecast prices steps that were not timed yet by their FLOPs.
         """
         by_phase = self.price(times, end=trained)
-        forecast, total = self.price(times, self.speeds(times)), sum(by_phase.values())
+        forecast, total = self.price(times, self._as_timed(times)), sum(by_phase.values())
         counts = Counter((phase, signature) for phase, signature, _ in self.epochs[:trained])
         disturbed = sum(
             self.steps[phase] * count * times.step_time(signature)

@@ -61,7 +61,7 @@ class SearchForecast:
 
 
 def look_at_machine_for(prepared: Prepared) -> Machine:
-    """Time a few steps of a space's base recipe where its trials would train, as :func:`look_at_machine` does."""
+    """Time a few steps of a space where its trials would train, as :func:`look_at_machine` does."""
     resources = prepared.space.resources
     on_gpu = plan_slots(resources, [(prepared.cpus, prepared.gpus)]).gpus > 0
     return look_at_machine(prepared.space, max(1, int(resources.cpus_per_trial)), on_gpu)

@@ -16,7 +16,7 @@ import yaml
 from mixtune import plugins
 from mixtune.cost.flops import Size, recipe_bill
 from mixtune.cost.machine import Machine
-from mixtune.cost.model import reference_point
+from mixtune.cost.model import forecast_most_expensive
 from mixtune.errors import RequestError
 from mixtune.metrics import describe_channels, significant
 from mixtune.run.directory import RunDirectory, RunFacts
@@ -204,7 +204,7 @@ def _check_recipes(space: SearchSpace, data: TrainingData) -> None:
 
 
 def facts_of(prepared: Prepared, machine: Machine) -> RunFacts:
-    """Return what a new run's space.yaml says of the search; the hypervolume's reference point is fixed here."""
+    """Return what a new run's space.yaml says of the search."""
     tasks: dict[str, dict[str, Any]] = {
         task.name: {
             "classes": len(task.classes),
@@ -217,8 +217,8 @@ def facts_of(prepared: Prepared, machine: Machine) -> RunFacts:
         tasks[name] |= {"from": dict(survey.dataset.account.origins), "looks": survey.looks()}
     tasks[prepared.data.tasks[0].name]["looks"] += prepared.data.lines
     versions = {"python": platform.python_version(), **{name: version(name) for name in _VERSIONS}}
-    point = reference_point(prepared.space, prepared.data, machine)
-    return RunFacts(point, tasks, versions, machine.to_dict())
+    most_expensive = forecast_most_expensive(prepared.space, prepared.data, machine)
+    return RunFacts(tasks, versions, machine.to_dict(), most_expensive)
 
 
 def known_machine(run: RunDirectory) -> Machine:

@@ -1,4 +1,4 @@
-"""All that is Ray Tune's: a search's core driven by it, and ParetoASHA for anyone's own Tuner.
+"""All that is Ray Tune's: a search's core driven by it.
 
 Ray is one way to run the core of tuning/search.py: its Searcher asks, its Stopper reports, its Callback tells starts
 and ends. Ray's own state is never read.
@@ -11,7 +11,7 @@ import logging
 import shlex
 import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partialmethod
 from pathlib import Path
@@ -26,12 +26,10 @@ from ray.tune.search import Searcher
 
 from mixtune.cost.memory import allowed_bytes, is_out_of_memory
 from mixtune.errors import DataError, RequestError, TrainingError, one_line
-from mixtune.run.rungs import KEEP, LEVELS
 from mixtune.stages.paths import RecipePaths
 from mixtune.stages.store import MAX_BYTES
 from mixtune.training.loop import DivergedError
 from mixtune.tuning.nodes import PENDING_S, Cluster
-from mixtune.tuning.schedulers.pareto_asha import ParetoHalving
 from mixtune.tuning.search import Asked, Cause, RunningSearch
 from mixtune.tuning.session import head_watched
 from mixtune.tuning.states import digest_space
@@ -361,39 +359,3 @@ def run_here(function: Callable[..., Any], *arguments: Any, on_gpu: bool, cpus: 
         if isinstance(cause, RequestError | DataError | TrainingError):
             raise cause from None
         raise TrainingError(f"the GPU could not be measured: {one_line(cause or error)}") from error
-
-
-class ParetoASHA(FIFOScheduler):  # type: ignore[misc]
-    """A Ray Tune scheduler for several objectives, for anyone's own Tuner.
-
-    objectives: result key -> "max" or "min"; what is known at the end alone, such as a training time, should be given
-    by its forecast. progress: the result key of the share of its training that a trial has behind it, in [0, 1]; with
-    MixTrainable that of its supervised epochs, so nothing ends in vanilla SSL, where accuracy means nothing. levels:
-    the rungs, as such shares; keep: the share of a rung's trials that continue. exempt: ids of trials that are neither
-    ended nor compared with. A trial that no peer dominates is never ended, and NaN never beats anyone. Raises
-    RequestError for shares that are not between 0 and 1. ::
-
-        tune.TuneConfig(scheduler=ParetoASHA(), ...)
-    """
-
-    def __init__(
-        self,
-        objectives: Mapping[str, str] | None = None,
-        progress: str = "sl_progress",
-        levels: Collection[float] = LEVELS,
-        keep: float = KEEP,
-        exempt: Collection[str] = (),
-    ) -> None:
-        super().__init__()
-        objectives = objectives or {"val_accuracy": "max", "forecast_latency_s": "min"}
-        self._halving, self._exempt = ParetoHalving(objectives, progress, levels, keep), frozenset(exempt)
-
-    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Return whether a trial continues."""
-        name = str(trial.config.get("trial", trial.trial_id))
-        continues = name in self._exempt or self._halving.continues(name, result) or result.get("done")
-        return str(TrialScheduler.CONTINUE if continues else TrialScheduler.STOP)
-
-    def debug_string(self) -> str:
-        """Return how many trials have reached each rung."""
-        return f"ParetoASHA: trials at each rung {{{self._halving.reached()}}}"

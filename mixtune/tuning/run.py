@@ -29,6 +29,7 @@ from mixtune.report.page import write_report
 from mixtune.run.directory import RunDirectory, free_directory, space_text
 from mixtune.run.ledger import ENDED, TrialRecord
 from mixtune.run.lock import hold_run
+from mixtune.run.reference import derive_reference
 from mixtune.run.result import Result, result_of
 from mixtune.space.space import SearchSpace, space_on_arrays
 from mixtune.stages.opened import Opened, refuse_other_device
@@ -229,7 +230,6 @@ def _run(
     study = StudyFile(run.study_file)
     scheduler = plugins.find("tuning.schedulers", space.search.scheduler, "scheduler").build(space)
     is_ours = hasattr(scheduler, "continues")
-    bounds = {name: bound for name, bound in run.facts.reference_point.items() if bound is not None}
     opened = Opened.of(space, machine.device, machine.threads)
     for line in opened.compare(run.state, space):
         _say(console, line)
@@ -254,7 +254,7 @@ def _run(
             holds=cluster.holds,
             costs=costs.cost,
             fault=costs.fault,
-            reference=bounds if bounds.keys() >= space.objectives.keys() else None,
+            reference=functools.partial(derive_reference, space, run.facts),
             scheduler=scheduler if is_ours else None,
         )
         with _saying_that_the_ledger_is_full(search, run):

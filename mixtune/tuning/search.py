@@ -19,7 +19,7 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -38,6 +38,7 @@ from mixtune.tuning.trial import EpochReport
 
 Cause = Literal["crash", "node lost", "out of memory", "permanent"]
 Costs = Callable[[Mapping[str, Any], StepTimes, int, float], Cost | None]
+Reference = Callable[[Iterable[Mapping[str, Any]]], Mapping[str, float]]
 OnChange = Callable[["RunningSearch", TrialRecord], None]
 
 MIN_ALIKE = 4  # failures of one kind, and more than half of the trials that ended: then the search stops
@@ -74,8 +75,9 @@ class RunningSearch:
     that another one trains; slots: how many run at once, which may change; holds: whether a node, by its address, is
     there with its states (None: the run directory); costs: what is known of dotted parameters, of whose recipe so
     many epochs are reused and whose untimed steps take such a share of their forecast; fault: why dotted parameters
-    make no recipe that can be trained, None where they do; reference: the hypervolume's; scheduler: ends trials early,
-    None for nobody; ``on_change`` is called with this object and a trial's record after each event.
+    make no recipe that can be trained, None where they do; reference: the hypervolume's, of complete trials' metrics;
+    scheduler: ends trials early, None for nobody; ``on_change`` is called with this object and a trial's record after
+    each event.
     """
 
     def __init__(
@@ -92,7 +94,7 @@ class RunningSearch:
         holds: Callable[[str | None], bool] = lambda node: node is None,
         costs: Costs = lambda params, times, reused, untimed: None,
         fault: Fault = lambda params: None,
-        reference: Mapping[str, float] | None = None,
+        reference: Reference = lambda complete: {},
         scheduler: Scheduler | None = None,
     ) -> None:
         self.space = space
@@ -521,7 +523,7 @@ class RunningSearch:
 class _Advice(Advice):
     """What a search tells its sampler: costs with the step times and the stages of now."""
 
-    def __init__(self, search: RunningSearch, costs: Costs, reference: Mapping[str, float] | None) -> None:
+    def __init__(self, search: RunningSearch, costs: Costs, reference: Reference) -> None:
         self._search, self._costs, self._reference = search, costs, reference
 
     @property
@@ -543,8 +545,8 @@ class _Advice(Advice):
     def costs(self, params: Mapping[str, Any]) -> Cost | None:
         return self._costs(params, self._search.step_times, self._search.stages.reusable(params), 1.0)
 
-    def reference(self) -> Mapping[str, float] | None:
-        return self._reference
+    def reference(self) -> Mapping[str, float]:
+        return self._reference(r.metrics for r in self._search.records.values() if r.state == "complete")
 
 
 def _kind(reason: str | None) -> str:

@@ -64,9 +64,9 @@ class Advice:
         """Return after how many epochs a recipe's states are stored, for others to continue from."""
         return ()
 
-    def reference(self) -> Mapping[str, float] | None:
-        """Return the hypervolume's reference point."""
-        return None
+    def reference(self) -> Mapping[str, float]:
+        """Return the hypervolume's reference by objective, as far as the trials so far give one."""
+        return {}
 
 
 class Suggester:

@@ -79,7 +79,7 @@ class MixTrainable(tune.Trainable):  # type: ignore[misc]
         """Train one epoch and report it."""
         if self._in_search:
             report = next(self._reports)
-            return {"done": report.is_whole, REPORT: report}
+            return {**report.metrics, "done": report.is_whole, REPORT: report}  # Ray's schedulers look at metrics
         next(self._epochs, None)
         self._origin.note(self.state)
         metrics = measure(self.state)

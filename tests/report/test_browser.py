@@ -51,7 +51,7 @@ def page(request: pytest.FixtureRequest, browser: Any, report: Path) -> Iterator
 
 def test_every_figure_has_drawn_and_nothing_is_wider_than_the_window(page: Any) -> None:
     figures = page.locator(".figure")
-    assert figures.count() == 10
+    assert figures.count() == 9
     for i in range(figures.count()):
         figure = figures.nth(i)
         assert figure.locator(".main-svg").count() >= 1

@@ -155,13 +155,9 @@ def test_importance_finds_what_the_made_up_accuracies_and_seconds_come_from(sear
     assert ((spreads > 0) & (spreads < 0.5)).all(axis=None)
 
 
-def test_few_trials_have_no_importance_and_no_trend_and_fifo_has_no_rungs(write_run: MakeRun, tmp_path: Path) -> None:
-    directory = write_run(tmp_path / "run", 15)
-    path = directory / "space.yaml"
-    path.write_text(path.read_text().replace("pareto_asha", "fifo"))
-    result = load(directory)
+def test_few_trials_have_no_importance_and_no_trend(write_run: MakeRun, tmp_path: Path) -> None:
+    result = load(write_run(tmp_path / "run", 15))
     assert computed("importance", result).heading.missing == "fewer than 25 trials are complete"
-    assert "fifo" in computed("rungs", result).heading.missing
     panels = computed("alpha_rho", result).panels
     assert all(len(panel.points) and panel.trend.empty for panel in panels)
     assert "8 points" in computed("alpha_rho", result).heading.caption
@@ -186,15 +182,6 @@ def test_learning_curves_mark_where_phases_begin(searched: Result) -> None:
     assert (curve.epochs, curve.boundaries) == (list(range(1, 31)), [10])
     assert curve.val_accuracy[:10] == [None] * 10
     assert curve.ssl_loss[9] == pytest.approx(0.4)
-
-
-def test_trials_end_early_at_rungs_and_nowhere_else(searched: Result) -> None:
-    points = computed("rungs", searched).points
-    stopped = set(searched.trials["trial"][searched.trials["state"] == "stopped"])
-    assert stopped
-    assert set(points["trial"][points["standing"] == "ended here"]) == stopped
-    assert set(points["level"][points["standing"] == "ended here"]) == {1 / 9}
-    assert not stopped & set(points["trial"][points["level"] == 1.0])
 
 
 def test_the_stage_tree_hangs_each_trial_on_the_one_that_it_goes_on_from(searched: Result) -> None:

@@ -196,7 +196,7 @@ def test_figures_without_anything_to_show_are_not_on_the_page(run: Path) -> None
     page = page_of(run)
     drawn = set(re.findall(r'data-figure="(\w+)"', page))
     assert {"pareto", "parallel_coordinates", "alpha_rho", "hypervolume"} <= drawn
-    assert not drawn & {"importance", "rungs", "learning_curves", "stage_tree"}  # five trials, fifo, no epochs
+    assert not drawn & {"importance", "learning_curves", "stage_tree"}  # five trials, fifo, no epochs
     assert "Nothing to show" not in page
 
 

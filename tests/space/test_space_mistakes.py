@@ -29,7 +29,7 @@ SECTIONS = "unknown key; allowed are recipe, space, objectives, constraints, bas
 SCORES = "val_accuracy, val_balanced_accuracy, val_macro_f1, val_calibration_error"
 COSTS = "train_latency_s, train_flops, infer_latency_ms, peak_memory_mb"
 NEEDS = "needs a function build: see mixtune.tuning.samplers"
-SCHEDULERS = "known are fifo, pareto_asha; did you mean 'fifo'?"
+SCHEDULERS = "known are fifo; did you mean 'fifo'?"
 BASELINES = "known are sl, sl_same_time, ssl_sl, paper; did you mean 'ssl_sl'?"
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from mixtune.meter.times import StepTimes
 from mixtune.training.bill import Bill
-from mixtune.training.plan import PHASES
+from mixtune.training.plan import PHASES, Phase
 
 EPOCHS = (("ssl", "a", 8.0), ("ssl", "a", 8.0), ("ssl", "b", 4.0), ("mix", "c", 6.0), ("sl", "d", 2.0))
 
@@ -20,11 +20,15 @@ def times_of(**seconds: float) -> StepTimes:
     return times
 
 
-def test_known_steps_take_what_was_measured_and_others_their_flops_over_the_speed() -> None:
+def test_known_steps_take_what_was_measured_and_others_what_their_flops_say() -> None:
     bill, times = Bill(dict.fromkeys(PHASES, 10), EPOCHS, "infer"), times_of(a=0.5, c=0.25)
     speeds = {"ssl": 2.0, "mix": 2.0, "sl": 4.0}
-    assert bill.price(times, speeds) == {"ssl": 10 * (0.5 + 0.5 + 2.0), "mix": 2.5, "sl": 5.0}
-    assert bill.price(StepTimes(), speeds) == {"ssl": 10 * (4.0 + 4.0 + 2.0), "mix": 30.0, "sl": 5.0}
+
+    def untimed(phase: Phase, flops: float) -> float:
+        return flops / speeds[phase]
+
+    assert bill.price(times, untimed) == {"ssl": 10 * (0.5 + 0.5 + 2.0), "mix": 2.5, "sl": 5.0}
+    assert bill.price(StepTimes(), untimed) == {"ssl": 10 * (4.0 + 4.0 + 2.0), "mix": 30.0, "sl": 5.0}
     assert math.isnan(bill.price(times)["ssl"])
     assert bill.flops == 10 * 28.0
 

@@ -54,7 +54,7 @@ class Driven:
             paths=RecipePaths(self.space),
             slots=slots,
             costs=self._cost,
-            reference={name: bound for name, bound in REFERENCE.items() if name in self.space.objectives},
+            reference=lambda complete: {name: at for name, at in REFERENCE.items() if name in self.space.objectives},
         )
 
     def _cost(self, params: Mapping[str, Any], times: StepTimes, reused: int, untimed: float) -> Cost:

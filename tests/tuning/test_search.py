@@ -95,14 +95,6 @@ def test_a_run_can_be_loaded_again_and_its_resolved_space_searched_again(run: mi
     assert space.recipe.epochs.ssl == 2
 
 
-def test_the_reference_point_is_chance_and_the_most_expensive_recipes_forecast(run: mixtune.Result) -> None:
-    point = run.reference_point
-    assert point["val_accuracy"] == 0.1
-    assert point["train_latency_s"] is not None
-    assert point["train_latency_s"] > 0
-    assert run.hypervolume() is not None
-
-
 def test_a_directory_that_holds_a_run_is_never_overwritten(run: mixtune.Result, small_space: Any) -> None:
     before = (run.directory / "ledger.jsonl").read_bytes()
     with pytest.raises(RequestError, match=f"{run.directory} holds a run already"):
@@ -155,15 +147,12 @@ def test_one_objective_without_a_clock(small_space: Any, tmp_path: Path) -> None
 
 def test_a_search_may_aim_at_other_figures_of_the_validation_split(small_space: Any, tmp_path: Path) -> None:
     aims = {"val_balanced_accuracy": "max", "train_flops": "min"}
-    search = {"trials": 10, "sampler": "cost_aware", "scheduler": "pareto_asha"}
+    search = {"trials": 10, "sampler": "cost_aware"}
     values = small_space(objectives=aims, constraints={"val_calibration_error": "<= 0.9"}, baselines=[], search=search)
     result = search_here(values, tmp_path / "run")
-    complete = result.complete()
-    assert len(complete) + result.counts()["stopped"] == 10
+    assert result.counts()["complete"] == 10
     assert result.reference_point["val_balanced_accuracy"] == 0.1
     assert result.hypervolume() is not None
-    space = yaml.safe_load((tmp_path / "run" / "space.yaml").read_text())
-    assert space["run"]["reference_point"]["val_calibration_error"] == 0.9
     names = [f"val_{name}" for name in ("balanced_accuracy", "macro_f1", "calibration_error")]
     table = pd.read_csv(tmp_path / "run" / "trials.csv").set_index("trial")
     for trial, record in result.records.items():

@@ -47,7 +47,7 @@ def compute(result: Result) -> HypervolumeData:
     point = ", ".join(f"{name} {setting(value)}" for name, value in reference.items())
     missing = None
     if len(reference) < len(result.objectives):
-        missing = "an objective has no reference point: none was fixed before the first trial"
+        missing = "no reference point: nothing is known yet of an objective"
     steps, spent = grow({} if missing else reference, result)
     if steps.empty and missing is None:
         missing = NOTHING_COMPLETE if result.candidates.empty else "no trial is better than the reference point"

@@ -208,7 +208,7 @@ class CostAware:
 
     def _reference(self, found: Floats, dearest_s: float) -> Floats:
         """Return the worst that counts of each objective, all to be small; never a point that no candidate is below."""
-        given = self._advice.reference() or {}
+        given = self._advice.reference()
         point = []
         for place, (name, sign) in enumerate(zip(self._space.objectives, self._signs, strict=True)):
             bound = given.get(name)
@@ -227,7 +227,7 @@ class CostAware:
         x = np.array([datum.row for datum in near]).reshape(len(near), self._states.width)
         y = np.array([datum.figures[name] for datum in near])
         metric = METRICS[name]
-        chance = (self._advice.reference() or {}).get(name)
+        chance = self._advice.reference().get(name)
         anchors = self._states.untrained() if metric.worst == "chance" and chance is not None else x[:0]
         anchored = anchors, chance if chance is not None else math.nan, metric.is_share
         fitted = self.memory.get(name)
