@@ -5,6 +5,7 @@ As in Ray Tune the upper bound is exclusive for ``randint`` and ``lograndint`` a
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from mixtune.errors import RequestError, show, suggest
 class Distribution:
     """A named distribution: ``low`` and ``high`` (inclusive here), ``step``, or a tuple of ``values``.
 
-    ``step`` is None for continuous ones, 1 or q for integers, q for quantised floats.
+    ``step`` is None for continuous ones, 1 or q for integers, q for quantised floats. With ``log`` and a step a draw is
+    log-uniform and then rounded to a multiple of q.
     """
 
     kind: str
@@ -32,6 +34,22 @@ class Distribution:
         """Whether draws are whole numbers."""
         return isinstance(self.low, int) and isinstance(self.high, int) and self.step is not None
 
+    @property
+    def size(self) -> int | None:
+        """How many values it has, or None where there is no end of them."""
+        if self.values or self.step is None:
+            return len(self.values) or None
+        extent = self.high - self.low
+        return int(extent // self.step if self.is_integer else round(extent / self.step)) + 1
+
+    @property
+    def arguments(self) -> list[Any]:
+        """What follows the name in a search space's file, and the arguments of Ray Tune's function of that name."""
+        if self.values:
+            return [list(v) if isinstance(v, tuple) else v for v in self.values]
+        bounds = [self.low, self.high + 1 if self.kind in ("randint", "lograndint") else self.high]
+        return [*bounds, self.step] if self.kind.startswith("q") else bounds
+
     def extremes(self) -> tuple[Any, ...]:
         """Return the values at which a recipe can first go wrong: both ends, or every choice."""
         return self.values or (self.low, self.high)
@@ -39,28 +57,32 @@ class Distribution:
     def contains(self, value: Any) -> bool:
         """Return whether a draw can give ``value``."""
         if self.values:
-            return _frozen(value) in self.values
+            return frozen(value) in self.values
         if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
             return False
         return self.step is None or _is_multiple(value - self.low, self.step)
 
+    def at(self, place: int) -> Any:
+        """Return the value at a place, counted from 0, of one that has an end of them."""
+        if self.values or self.step is None:
+            return self.values[place]
+        value = self.low + place * self.step
+        return value if self.is_integer else round(value, max(10, 6 - math.floor(math.log10(self.step))))
+
+    def nearest(self, value: float) -> Any:
+        """Return the multiple of q that is nearest to a number between the ends, a whole one for whole ones."""
+        assert self.step is not None, self.kind
+        if self.is_integer:
+            return self.low + (value - self.low + self.step // 2) // self.step * self.step
+        return self.at(round((value - self.low) / self.step))
+
     def grid(self) -> tuple[Any, ...] | None:
         """Return every value in order, or None where there is no end of them."""
-        if self.values:
-            return self.values
-        if self.step is None:
-            return None
-        count = round((self.high - self.low) / self.step) + 1
-        points = (self.low + i * self.step for i in range(count))
-        return tuple(points if self.is_integer else (round(p, 10) for p in points))
+        return None if self.size is None else tuple(map(self.at, range(self.size)))
 
     def to_yaml(self) -> dict[str, Any]:
         """Return the form that a search space's file has, which parse_distribution() reads back."""
-        if self.values:
-            return {self.kind: [list(v) if isinstance(v, tuple) else v for v in self.values]}
-        exclusive = self.kind in ("randint", "lograndint")
-        arguments = [self.low, self.high + 1 if exclusive else self.high]
-        return {self.kind: [*arguments, self.step] if self.kind.startswith("q") else arguments}
+        return {self.kind: self.arguments}
 
 
 def parse_distribution(given: Any) -> Distribution:
@@ -79,14 +101,14 @@ def parse_distribution(given: Any) -> Distribution:
 def _floats(kind: str, arguments: list[Any]) -> Distribution:
     low, high = _bounds(kind, arguments, 2)
     _check_order(kind, low, high)
-    return Distribution(kind, float(low), float(high), log=kind == "loguniform")
+    return Distribution(kind, float(low), float(high), log="log" in kind)
 
 
 def _quantised_floats(kind: str, arguments: list[Any]) -> Distribution:
     low, high, q = _bounds(kind, arguments, 3)
     _check_order(kind, low, high)
     _check_step(kind, low, high, q)
-    return Distribution(kind, float(low), float(high), step=float(q))
+    return Distribution(kind, float(low), float(high), step=float(q), log="log" in kind)
 
 
 def _integers(kind: str, arguments: list[Any]) -> Distribution:
@@ -94,18 +116,18 @@ def _integers(kind: str, arguments: list[Any]) -> Distribution:
     _check_order(kind, low, high)
     if low == high:
         raise RequestError(f"{kind} {show(arguments)} is empty: as in Ray Tune its upper bound is exclusive")
-    return Distribution(kind, low, high - 1, step=1, log=kind == "lograndint")
+    return Distribution(kind, low, high - 1, step=1, log="log" in kind)
 
 
 def _quantised_integers(kind: str, arguments: list[Any]) -> Distribution:
     low, high, q = _bounds(kind, arguments, 3, whole=True)
     _check_order(kind, low, high)
     _check_step(kind, low, high, q)
-    return Distribution(kind, low, high, step=q)
+    return Distribution(kind, low, high, step=q, log="log" in kind)
 
 
 def _choices(kind: str, arguments: list[Any]) -> Distribution:
-    values = tuple(_frozen(v) for v in arguments)
+    values = tuple(frozen(v) for v in arguments)
     repeated = [v for i, v in enumerate(values) if v in values[:i]]
     if repeated:
         raise RequestError(f"{kind} names {show(repeated[0])} twice")
@@ -116,9 +138,11 @@ _KINDS: dict[str, Callable[[str, list[Any]], Distribution]] = {
     "uniform": _floats,
     "quniform": _quantised_floats,
     "loguniform": _floats,
+    "qloguniform": _quantised_floats,
     "randint": _integers,
     "qrandint": _quantised_integers,
     "lograndint": _integers,
+    "qlograndint": _quantised_integers,
     "choice": _choices,
     "grid_search": _choices,
 }
@@ -126,9 +150,11 @@ _EXAMPLES = {
     "uniform": "[0, 1]",
     "quniform": "[0, 1, 0.25]",
     "loguniform": "[1e-4, 1e-2]",
+    "qloguniform": "[1e-4, 1e-2, 1e-4]",
     "randint": "[2, 13]",
     "qrandint": "[10, 50, 10]",
     "lograndint": "[16, 257]",
+    "qlograndint": "[32, 512, 32]",
     "choice": "[2, 4, 8]",
     "grid_search": "[2, 4, 8]",
 }
@@ -150,7 +176,7 @@ def _bounds(kind: str, arguments: list[Any], count: int, whole: bool = False) ->
 def _check_order(kind: str, low: float, high: float) -> None:
     if low > high:
         raise RequestError(f"{kind} has low {low} above high {high}")
-    if kind.startswith("log") and low <= 0:
+    if "log" in kind and low <= 0:
         raise RequestError(f"{kind} is logarithmic, so low should be above 0, got {low}")
 
 
@@ -166,5 +192,6 @@ def _is_multiple(value: float, step: float) -> bool:
     return abs(value / step - round(value / step)) < 1e-6  # 0.3 / 0.1 is 2.9999999999999996
 
 
-def _frozen(value: Any) -> Any:
+def frozen(value: Any) -> Any:
+    """Return a value as a distribution holds it: a list is a tuple."""
     return tuple(value) if isinstance(value, list) else value

@@ -115,8 +115,8 @@ class SearchSpace:
 
     def grid_size(self) -> int | None:
         """Return how many recipes the space holds, or None where it is continuous."""
-        grids = [distribution.grid() for distribution in self.space.values()]
-        return None if any(g is None for g in grids) else math.prod(len(g or ()) for g in grids)
+        sizes = [distribution.size for distribution in self.space.values()]
+        return None if None in sizes else math.prod(size or 1 for size in sizes)
 
     @property
     def budget(self) -> int:
@@ -347,7 +347,7 @@ def _distributions(
             pinned.append(f"--set {path}={show(fixed[path])}")
             continue
         kind = distributions[path].kind
-        if search.sampler == "grid" and distributions[path].grid() is None:
+        if search.sampler == "grid" and distributions[path].size is None:
             raise _mistake(document, key, f"{kind} has no end of values, so sampler: grid cannot list them")
         if kind == "grid_search" and search.sampler != "grid":
             raise _mistake(document, key, f"grid_search needs search.sampler: grid, not {search.sampler}")

@@ -162,7 +162,7 @@ def _mixes(distribution: Distribution | None, base: float, ssl: int, sl: int) ->
     """Yield how many epochs may be mixed."""
     if distribution is None:
         yield mix_epochs(base, ssl, sl)
-    elif (grid := distribution.grid()) is not None:
-        yield from (mix_epochs(rho, ssl, sl) for rho in grid)
+    elif distribution.size is not None and distribution.size <= MAX_BUDGETS:
+        yield from (mix_epochs(rho, ssl, sl) for rho in distribution.grid() or ())
     else:
         yield from range(mix_epochs(distribution.low, ssl, sl), mix_epochs(distribution.high, ssl, sl) + 1)

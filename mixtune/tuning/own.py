@@ -47,9 +47,8 @@ def param_space(space: SearchSpace | Mapping[str, Any] | str | PathLike[str], **
 
 def _drawn(distribution: Distribution) -> Any:
     """Return Ray Tune's form of a distribution; names and bounds are the same."""
-    ((kind, arguments),) = distribution.to_yaml().items()
-    of_list = kind in ("choice", "grid_search")
-    return getattr(tune, kind)(arguments) if of_list else getattr(tune, kind)(*arguments)
+    make, arguments = getattr(tune, distribution.kind), distribution.arguments
+    return make(arguments) if distribution.values else make(*arguments)
 
 
 def describe_steps(state: TrainState) -> str:

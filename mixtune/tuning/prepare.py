@@ -188,8 +188,8 @@ def _check_recipes(space: SearchSpace, data: TrainingData) -> None:
     size = Size.of(data)
     recipe_bill(space.recipe, size)
     for path, distribution in space.space.items():
-        grid = distribution.grid()
-        values = grid if grid is not None and len(grid) <= MAX_CHECKED else distribution.extremes()
+        is_short = distribution.size is not None and distribution.size <= MAX_CHECKED
+        values = distribution.grid() or () if is_short else distribution.extremes()
         for value in values:
             recipe = space.recipe_at({path: value})
             try:

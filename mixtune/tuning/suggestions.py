@@ -80,10 +80,21 @@ class Suggester:
             self._enqueue(first)
         elif hasattr(self._sampler, "propose"):
             self._enqueue(self._sampler.propose(self._space, self.study, seed, self._advice) or {})
-        asked = self.study.ask(fixed_distributions=self._distributions)
+        asked = self.study.ask()
+        params = {path: self._suggest(asked, path) for path in self._distributions}
         asked.set_user_attr("trial", trial)
         self._asked[trial] = asked
-        return {path: decode(self._space.space[path], value) for path, value in asked.params.items()}
+        return params
+
+    def _suggest(self, asked: optuna.Trial, path: str) -> Any:
+        """Return the recipe's value that the sampler suggests; Optuna keeps what a search that continues tells it."""
+        distribution, known = self._space.space[path], self._distributions[path]
+        drawn = asked._suggest(path, known)
+        value = decode(distribution, drawn)
+        if distribution.log and value != drawn:
+            kept = known.to_internal_repr(value)
+            self.study._storage.set_trial_param(asked._trial_id, path, kept, known)
+        return value
 
     def _enqueue(self, params: Mapping[str, Any]) -> None:
         """Let the next trial have these values; the sampler draws what is missing."""
@@ -165,9 +176,10 @@ def to_optuna(distribution: Distribution) -> optuna.distributions.BaseDistributi
     d = distribution
     if d.values:
         return optuna.distributions.CategoricalDistribution([encode(value) for value in d.values])
+    step = None if d.log else d.step  # Optuna has no logarithm with a step: what it draws is rounded
     if d.is_integer:
-        return optuna.distributions.IntDistribution(int(d.low), int(d.high), log=d.log, step=int(d.step or 1))
-    return optuna.distributions.FloatDistribution(d.low, d.high, log=d.log, step=d.step)
+        return optuna.distributions.IntDistribution(int(d.low), int(d.high), log=d.log, step=int(step or 1))
+    return optuna.distributions.FloatDistribution(d.low, d.high, log=d.log, step=step)
 
 
 def encode(value: Any) -> Any:
@@ -179,7 +191,7 @@ def decode(distribution: Distribution, value: Any) -> Any:
     """Return the recipe's value for one of Optuna's; quantised floats are rounded to what was meant."""
     if distribution.values:
         return next(v for v in distribution.values if encode(v) == value)
-    return round(value, 10) if distribution.step is not None and not distribution.is_integer else value
+    return value if distribution.step is None else distribution.nearest(value)
 
 
 def _trial_seed(seed: int, number: int) -> int:

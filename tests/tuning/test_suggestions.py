@@ -110,6 +110,34 @@ def test_quantised_draws_are_the_decimals_that_were_meant(small_space: Any) -> N
     assert 0.15 in drawn
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+def test_logarithmic_draws_are_rounded_and_a_resumed_search_suggests_the_same(small_space: Any, sampler: str) -> None:
+    drawn = {"optim.sl.base_lr": {"qloguniform": [0.001, 1.0, 0.001]}, "epochs.sl": {"qlograndint": [4, 64, 4]}}
+    space = space_from_dict(small_space(space=drawn, search={"sampler": sampler}))
+    whole, interrupted = Suggester(space), Suggester(space)
+    asked: list[dict[str, Any]] = []
+    notes: list[dict[str, Any]] = []
+    for number in range(1, 31):
+        trial = f"t{number:04d}"
+        if number == 20:  # a search that continues
+            interrupted = Suggester(space)
+            for before, params in enumerate(asked, 1):
+                interrupted.ask_again(f"t{before:04d}", params, notes[before - 1])
+                interrupted.tell(TrialRecord(f"t{before:04d}", "complete", metrics=measured(params)))
+        asked.append(whole.ask(trial, number))
+        notes.append(whole.notes(trial))
+        assert interrupted.ask(trial, number) == asked[-1]
+        for suggester in (whole, interrupted):
+            suggester.tell(TrialRecord(trial, "complete", metrics=measured(asked[-1])))
+    assert all(space.space[path].contains(value) for params in asked for path, value in params.items())
+    rates = sorted(params["optim.sl.base_lr"] for params in asked)
+    assert sampler != "random" or rates[len(rates) // 2] < 0.2  # the median of a uniform draw would be 0.5
+
+
+def measured(params: dict[str, Any]) -> dict[str, float]:
+    return {"val_accuracy": 1 - params["optim.sl.base_lr"], "train_latency_s": float(params["epochs.sl"])}
+
+
 def test_lists_can_be_choices(small_space: Any) -> None:
     betas = [[0.9, 0.95], [0.9, 0.999]]
     space = space_from_dict(small_space(space={"optim.sl.betas": {"choice": betas}}))
