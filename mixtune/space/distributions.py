@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mixtune.errors import RequestError, show, suggest
+from mixtune.space.conditions import Condition, parse_conditions
+from mixtune.space.document import frozen
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Distribution:
     """A named distribution: ``low`` and ``high`` (inclusive here), ``step``, or a tuple of ``values``.
 
     ``step`` is None for continuous ones, 1 or q for integers, q for quantised floats. With ``log`` and a step a draw is
-    log-uniform and then rounded to a multiple of q.
+    log-uniform and then rounded to a multiple of q. ``when``: conditions that all hold where the parameter is active.
     """
 
     kind: str
@@ -28,6 +30,7 @@ class Distribution:
     step: float | int | None = None
     log: bool = False
     values: tuple[Any, ...] = ()
+    when: tuple[Condition, ...] = ()
 
     @property
     def is_integer(self) -> bool:
@@ -82,20 +85,24 @@ class Distribution:
 
     def to_yaml(self) -> dict[str, Any]:
         """Return the form that a search space's file has, which parse_distribution() reads back."""
-        return {self.kind: self.arguments}
+        when = {path: [list(v) if isinstance(v, tuple) else v for v in values] for path, values in self.when}
+        return {self.kind: self.arguments, **({"when": when} if when else {})}
 
 
 def parse_distribution(given: Any) -> Distribution:
-    """Read ``{"uniform": [0, 1]}``; raises RequestError that says what is allowed."""
-    if not isinstance(given, Mapping) or len(given) != 1:
-        raise RequestError(f"should be one distribution, such as {{uniform: [0, 1]}}, got {show(given)}")
-    ((kind, arguments),) = given.items()
+    """Read ``{"uniform": [0, 1]}``, with ``when`` or without; raises RequestError that says what is allowed."""
+    kinds = [key for key in given if key not in _OPTIONS] if isinstance(given, Mapping) else []
+    if len(kinds) != 1:
+        meant = "".join(suggest(str(key), _OPTIONS) for key in kinds if key not in _KINDS)
+        raise RequestError(f"should be one distribution, such as {{uniform: [0, 1]}}, got {show(given)}{meant}")
+    kind, arguments = kinds[0], given[kinds[0]]
     if kind not in _KINDS:
         known = ", ".join(_KINDS)
         raise RequestError(f"unknown distribution {kind!r}; known are {known}{suggest(str(kind), _KINDS)}")
     if not isinstance(arguments, list) or not arguments:
         raise RequestError(f"{kind} should have a list, such as {_EXAMPLES[kind]}, got {show(arguments)}")
-    return _KINDS[kind](kind, arguments)
+    distribution = _KINDS[kind](kind, arguments)
+    return replace(distribution, when=parse_conditions(given["when"])) if "when" in given else distribution
 
 
 def _floats(kind: str, arguments: list[Any]) -> Distribution:
@@ -146,6 +153,7 @@ _KINDS: dict[str, Callable[[str, list[Any]], Distribution]] = {
     "choice": _choices,
     "grid_search": _choices,
 }
+_OPTIONS = ("when",)
 _EXAMPLES = {
     "uniform": "[0, 1]",
     "quniform": "[0, 1, 0.25]",
@@ -190,8 +198,3 @@ def _check_step(kind: str, low: float, high: float, q: float) -> None:
 
 def _is_multiple(value: float, step: float) -> bool:
     return abs(value / step - round(value / step)) < 1e-6  # 0.3 / 0.1 is 2.9999999999999996
-
-
-def frozen(value: Any) -> Any:
-    """Return a value as a distribution holds it: a list is a tuple."""
-    return tuple(value) if isinstance(value, list) else value

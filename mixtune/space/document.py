@@ -171,3 +171,8 @@ def _nearby(file: Path) -> str:
         return ""
     others = sorted(p.name for p in file.parent.iterdir() if p.suffix in (".yaml", ".yml"))
     return f" (there is: {', '.join(others[:8])}){suggest(file.name, others)}" if others else ""
+
+
+def frozen(value: Any) -> Any:
+    """Return a value that can be compared and hashed: a list is a tuple."""
+    return tuple(value) if isinstance(value, list) else value

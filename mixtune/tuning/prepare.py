@@ -22,7 +22,8 @@ from mixtune.metrics import describe_channels, significant
 from mixtune.run.directory import RunDirectory, RunFacts
 from mixtune.run.paired import visible_difference
 from mixtune.space.recipe import SAME_TIME, Recipe, with_absolute_paths
-from mixtune.space.space import Search, SearchSpace, load_space, space_from_dict
+from mixtune.space.settings import Search
+from mixtune.space.space import SearchSpace, load_space, space_from_dict
 from mixtune.training.data import TaskData, TrainingData, load_training_data
 from mixtune.training.plan import Phase, make_plan
 from mixtune.training.sources import survey_tasks
