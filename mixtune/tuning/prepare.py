@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from itertools import islice, product
 from os import PathLike
 from typing import Any, Literal
 
@@ -21,9 +22,10 @@ from mixtune.errors import RequestError
 from mixtune.metrics import describe_channels, significant
 from mixtune.run.directory import RunDirectory, RunFacts
 from mixtune.run.paired import visible_difference
+from mixtune.space.points import ways
 from mixtune.space.recipe import SAME_TIME, Recipe, with_absolute_paths
 from mixtune.space.settings import Search
-from mixtune.space.space import SearchSpace, load_space, space_from_dict
+from mixtune.space.space import MAX_WAYS, SearchSpace, load_space, space_from_dict
 from mixtune.training.data import TaskData, TrainingData, load_training_data
 from mixtune.training.plan import Phase, make_plan
 from mixtune.training.sources import survey_tasks
@@ -191,8 +193,8 @@ def _check_recipes(space: SearchSpace, data: TrainingData) -> None:
     for path, distribution in space.space.items():
         is_short = distribution.size is not None and distribution.size <= MAX_CHECKED
         values = distribution.grid() or () if is_short else distribution.extremes()
-        for value in values:
-            recipe = space.recipe_at({path: value})
+        for others, value in product(islice(ways(space, path), MAX_WAYS), values):
+            recipe = space.recipe_at({**others, path: value})
             try:
                 recipe_bill(recipe, size)
                 if path.startswith("data.") or path == "optim.batch_size":

@@ -20,7 +20,7 @@ from mixtune.cost.model import Cost
 from mixtune.metrics import METRICS, metric_value
 from mixtune.run.ledger import TrialRecord
 from mixtune.space.distributions import Distribution
-from mixtune.space.recipe import BASELINES, flatten
+from mixtune.space.recipe import BASELINES
 from mixtune.space.space import SearchSpace
 
 _STATES = {
@@ -81,7 +81,10 @@ class Suggester:
         elif hasattr(self._sampler, "propose"):
             self._enqueue(self._sampler.propose(self._space, self.study, seed, self._advice) or {})
         asked = self.study.ask()
-        params = {path: self._suggest(asked, path) for path in self._distributions}
+        params: dict[str, Any] = {}
+        for path in self._distributions:
+            if self._space.is_active(path, params):
+                params[path] = self._suggest(asked, path)
         asked.set_user_attr("trial", trial)
         self._asked[trial] = asked
         return params
@@ -117,13 +120,13 @@ class Suggester:
 
         Where the space does not hold the parameters any more, Optuna does not hear of the trial.
         """
-        space = self._space.space
-        if set(params) != set(space) or not all(space[path].contains(value) for path, value in params.items()):
+        space, active = self._space.space, self._space.active(params)
+        if set(params) != set(active) or not all(space[path].contains(value) for path, value in params.items()):
             return
         known = optuna.trial.create_trial(
             state=optuna.trial.TrialState.RUNNING,
             params={path: encode(value) for path, value in params.items()},
-            distributions=self._distributions,
+            distributions={path: self._distributions[path] for path in params},
             system_attrs=dict(notes.get("trial", {})),
             user_attrs={"trial": trial},
         )
@@ -167,8 +170,12 @@ class Suggester:
 
 def first_point(space: SearchSpace) -> dict[str, Any]:
     """Return the paper's alpha and rho with the base recipe's other values, as far as the space holds them."""
-    base = flatten(space.recipe.to_dict()) | PAPER_POINT
-    return {path: base[path] for path, distribution in space.space.items() if distribution.contains(base[path])}
+    params: dict[str, Any] = {}
+    for path, distribution in space.space.items():
+        value = PAPER_POINT.get(path, space.values_at(params).get(path))
+        if space.is_active(path, params) and distribution.contains(value):
+            params[path] = value
+    return params
 
 
 def to_optuna(distribution: Distribution) -> optuna.distributions.BaseDistribution:
