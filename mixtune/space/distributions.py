@@ -6,14 +6,23 @@ As in Ray Tune the upper bound is exclusive for ``randint`` and ``lograndint`` a
 from __future__ import annotations
 
 import math
+import random
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from statistics import NormalDist
+from typing import Any, NamedTuple
 
 from mixtune.errors import RequestError, show, suggest
 from mixtune.space.conditions import Condition, parse_conditions
-from mixtune.space.document import frozen
+from mixtune.space.document import frozen, thawed
+
+
+class Prior(NamedTuple):
+    """A belief: with probability ``confidence`` the best value is close to ``value``, else it may be any."""
+
+    value: Any
+    confidence: float
 
 
 @dataclass(frozen=True)
@@ -21,7 +30,8 @@ class Distribution:
     """A named distribution: ``low`` and ``high`` (inclusive here), ``step``, or a tuple of ``values``.
 
     ``step`` is None for continuous ones, 1 or q for integers, q for quantised floats. With ``log`` and a step a draw is
-    log-uniform and then rounded to a multiple of q. ``when``: conditions that all hold where the parameter is active.
+    log-uniform and then rounded to a multiple of q. ``when``: conditions that all hold where the parameter is active;
+    ``prior``: a belief of where its best value is.
     """
 
     kind: str
@@ -31,6 +41,7 @@ class Distribution:
     log: bool = False
     values: tuple[Any, ...] = ()
     when: tuple[Condition, ...] = ()
+    prior: Prior | None = None
 
     @property
     def is_integer(self) -> bool:
@@ -49,7 +60,7 @@ class Distribution:
     def arguments(self) -> list[Any]:
         """What follows the name in a search space's file, and the arguments of Ray Tune's function of that name."""
         if self.values:
-            return [list(v) if isinstance(v, tuple) else v for v in self.values]
+            return [*map(thawed, self.values)]
         bounds = [self.low, self.high + 1 if self.kind in ("randint", "lograndint") else self.high]
         return [*bounds, self.step] if self.kind.startswith("q") else bounds
 
@@ -83,14 +94,56 @@ class Distribution:
         """Return every value in order, or None where there is no end of them."""
         return None if self.size is None else tuple(map(self.at, range(self.size)))
 
+    def density(self, value: Any) -> float:
+        """Return how much more probable a value is by the prior than without one; 1 everywhere without one.
+
+        A choice has the confidence, and each an equal part of the rest. A number has a normal distribution around the
+        prior's value in place of that, cut off at both ends, on the distribution's own scale from 0 to 1: its standard
+        deviation is half of what is missing to a confidence of 1.
+        """
+        if self.prior is None:
+            return 1.0
+        confidence = self.prior.confidence
+        if self.values:
+            is_it = bool(frozen(value) == self.prior.value)
+            return 1 - confidence + confidence * len(self.values) * is_it
+        near = self._near()
+        return 1 - confidence + confidence * near.pdf(self._place(value)) / (near.cdf(1) - near.cdf(0))
+
+    def draw(self, rng: random.Random) -> Any:
+        """Return a value drawn by density()."""
+        is_near = self.prior is not None and rng.random() < self.prior.confidence
+        if self.size is not None and not is_near and not self.log:
+            return self.at(rng.randrange(self.size))
+        if self.prior is not None and is_near and self.values:
+            return self.prior.value
+        place = rng.random()
+        if is_near:
+            near = self._near()
+            place = near.inv_cdf(min(max(near.cdf(0) + place * (near.cdf(1) - near.cdf(0)), 1e-12), 1 - 1e-12))
+        low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
+        value = low + place * (high - low)
+        value = min(max(math.exp(value) if self.log else value, self.low), self.high)
+        return value if self.step is None else self.nearest(round(value) if self.is_integer else value)
+
+    def _near(self) -> NormalDist:
+        assert self.prior is not None, self.kind
+        return NormalDist(self._place(self.prior.value), (1 - self.prior.confidence) / 2)
+
+    def _place(self, value: float) -> float:
+        """Return where a number is between both ends, from 0 to 1, on a logarithmic scale if that is its own."""
+        low, high, place = (math.log(v) if self.log else v for v in (self.low, self.high, value))
+        return (place - low) / (high - low) if high > low else 0.5
+
     def to_yaml(self) -> dict[str, Any]:
         """Return the form that a search space's file has, which parse_distribution() reads back."""
-        when = {path: [list(v) if isinstance(v, tuple) else v for v in values] for path, values in self.when}
-        return {self.kind: self.arguments, **({"when": when} if when else {})}
+        when = {path: [*map(thawed, values)] for path, values in self.when}
+        prior = {} if self.prior is None else {"prior": {**self.prior._asdict(), "value": thawed(self.prior.value)}}
+        return {self.kind: self.arguments, **({"when": when} if when else {}), **prior}
 
 
 def parse_distribution(given: Any) -> Distribution:
-    """Read ``{"uniform": [0, 1]}``, with ``when`` or without; raises RequestError that says what is allowed."""
+    """Read ``{"uniform": [0, 1]}``, also with ``when`` and ``prior``; raises RequestError that says what is allowed."""
     kinds = [key for key in given if key not in _OPTIONS] if isinstance(given, Mapping) else []
     if len(kinds) != 1:
         meant = "".join(suggest(str(key), _OPTIONS) for key in kinds if key not in _KINDS)
@@ -102,7 +155,21 @@ def parse_distribution(given: Any) -> Distribution:
     if not isinstance(arguments, list) or not arguments:
         raise RequestError(f"{kind} should have a list, such as {_EXAMPLES[kind]}, got {show(arguments)}")
     distribution = _KINDS[kind](kind, arguments)
-    return replace(distribution, when=parse_conditions(given["when"])) if "when" in given else distribution
+    if "when" in given:
+        distribution = replace(distribution, when=parse_conditions(given["when"]))
+    return replace(distribution, prior=_prior(distribution, given["prior"])) if "prior" in given else distribution
+
+
+def _prior(distribution: Distribution, given: Any) -> Prior:
+    example = f"such as {{value: {show(thawed(distribution.extremes()[0]))}, confidence: 0.5}}"
+    if not isinstance(given, Mapping) or set(given) != {"value", "confidence"}:
+        raise RequestError(f"prior should have a value and a confidence, {example}, got {show(given)}")
+    value, confidence = given["value"], given["confidence"]
+    if not distribution.contains(value):
+        raise RequestError(f"prior: {distribution.kind} never gives {show(value)}")
+    if isinstance(confidence, bool) or not isinstance(confidence, int | float) or not 0 < confidence < 1:
+        raise RequestError(f"prior: confidence should be above 0 and below 1, got {show(confidence)}")
+    return Prior(frozen(value), float(confidence))
 
 
 def _floats(kind: str, arguments: list[Any]) -> Distribution:
@@ -153,7 +220,7 @@ _KINDS: dict[str, Callable[[str, list[Any]], Distribution]] = {
     "choice": _choices,
     "grid_search": _choices,
 }
-_OPTIONS = ("when",)
+_OPTIONS = ("when", "prior")
 _EXAMPLES = {
     "uniform": "[0, 1]",
     "quniform": "[0, 1, 0.25]",

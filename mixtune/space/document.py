@@ -176,3 +176,8 @@ def _nearby(file: Path) -> str:
 def frozen(value: Any) -> Any:
     """Return a value that can be compared and hashed: a list is a tuple."""
     return tuple(value) if isinstance(value, list) else value
+
+
+def thawed(value: Any) -> Any:
+    """Return a frozen() value as a file has it."""
+    return list(value) if isinstance(value, tuple) else value

@@ -67,6 +67,7 @@ def _scaled(distribution: Distribution, path: str, factor: float) -> Distributio
     distribution = replace(distribution, when=when)
     if path not in _SCALED:
         return distribution
+    distribution = replace(distribution, prior=None)
     if distribution.values:
         return replace(distribution, values=tuple(dict.fromkeys(_scale(v, factor) for v in distribution.values)))
     low, high = (_scale(int(end), factor) for end in (distribution.low, distribution.high))

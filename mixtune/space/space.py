@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -107,6 +108,10 @@ class SearchSpace:
         """Return how a recipe breaks the first of the relations that it breaks: "epochs.ssl is 30, not <= 20"."""
         values = self.values_at(params) if self.relations else {}
         return next((why for relation in self.relations if (why := relation.broken(values)) is not None), None)
+
+    def density(self, params: Mapping[str, Any]) -> float:
+        """Return how much more probable parameters are by the space's priors than without them; 1 without priors."""
+        return math.prod(self.space[path].density(value) for path, value in params.items() if path in self.space)
 
     def active(self, params: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the paths of the parameters that a recipe with these ones has, in the space's order.
@@ -381,6 +386,16 @@ def override(recipe: Recipe, overrides: Mapping[str, Any], others: Iterable[str]
         path = ".".join(error.path)
         given = f"{path}={show(overrides[path])}: {error.message}" if path in overrides else str(error)
         raise RequestError(f"--set {given}") from error
+
+
+def load_recipe(path: str | PathLike[str], overrides: Mapping[str, Any]) -> Recipe:
+    """Return the base recipe of a search space's file with dotted values put over it, which other fields may follow.
+
+    Raises RequestError.
+    """
+    space = load_space(path)
+    override(space.recipe, overrides)  # says what is wrong with what was given, before something follows it
+    return override(space.recipe, {**overrides, **space.tied(overrides)})
 
 
 def _base_recipe(document: Document, overrides: Mapping[str, Any]) -> Recipe:
