@@ -63,7 +63,7 @@ def read_parameters(
     _check_ties(document, ties, distributions, known)
     for path, distribution in distributions.items():
         _check_conditions(document, path, distributions, ties, known)
-        distributions[path] = _with_implied(distribution, path, own)
+        distributions[path] = _with_implied(distribution, path, base, own)
     try:
         order = parents_first({path: [c.path for c in each.when] for path, each in distributions.items()})
         tie_order = parents_first({path: [tie.source] for path, tie in ties.items()})
@@ -131,12 +131,15 @@ def _check_conditions(
             raise mistake_at(document, ("space", path), wrong)
 
 
-def _with_implied(distribution: Distribution, path: str, own: Mapping[str, Mapping[str, Any]]) -> Distribution:
+def _with_implied(
+    distribution: Distribution, path: str, base: Collection[str], own: Mapping[str, Mapping[str, Any]]
+) -> Distribution:
     """Return a distribution over a setting, or one that depends on one, active for the objectives that have it."""
     when = {condition.path: condition.values for condition in distribution.when}
     for name in (path, *when):
         having = tuple(objective for objective, settings in own.items() if name in settings)
-        if name.startswith("ssl.") and name != "ssl.objective" and len(having) < len(own):
+        is_setting = bool(own) and name.startswith("ssl.") and name != "ssl.objective"
+        if is_setting and (len(having) < len(own) or name not in base):
             allowed = when.get("ssl.objective", having)
             when["ssl.objective"] = tuple(objective for objective in allowed if objective in having)
     return replace(distribution, when=tuple(Condition(*each) for each in when.items()))

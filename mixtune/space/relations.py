@@ -67,7 +67,7 @@ def parse_relation(text: str, given: Any) -> Relation:
     if match is None:
         example = "such as epochs.ssl <= epochs.sl"
         raise RequestError(
-            f"should be a recipe field, one of {', '.join(_OPERATORS)}, and a field or number, {example}"
+            f"should be a recipe field, one of {', '.join(_OPERATORS)}, and a field or a number, {example}"
         )
     if given is not True:
         raise RequestError(f"should be true, got {show(given)}")

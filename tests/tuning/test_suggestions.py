@@ -29,12 +29,12 @@ def cost(params: dict[str, Any]) -> dict[str, float]:
     return {"val_accuracy": 1 - abs(params["alpha"] - 0.5), "train_latency_s": params["epochs.sl"] - params["rho"] / 2}
 
 
-def run(suggester: Suggester, count: int) -> list[dict[str, Any]]:
+def run(suggester: Suggester, count: int, others: dict[str, Any] | None = None) -> list[dict[str, Any]]:
     asked = []
     for number in range(1, count + 1):
         trial = f"t{number:04d}"
         asked.append(suggester.ask(trial, number))
-        suggester.tell(TrialRecord(trial, "complete", metrics=cost(asked[-1])))
+        suggester.tell(TrialRecord(trial, "complete", metrics=cost({**(others or {}), **asked[-1]})))
     return asked
 
 
@@ -136,6 +136,67 @@ def test_logarithmic_draws_are_rounded_and_a_resumed_search_suggests_the_same(sm
 
 def measured(params: dict[str, Any]) -> dict[str, float]:
     return {"val_accuracy": 1 - params["optim.sl.base_lr"], "train_latency_s": float(params["epochs.sl"])}
+
+
+CONDITIONAL = {
+    "ssl.temperature": {"uniform": [0.1, 0.5]},
+    "rho": {"quniform": [0.0, 1.0, 0.5], "when": {"epochs.sl": [1, 2]}},
+    "epochs.sl": {"randint": [1, 4]},
+    "ssl.objective": {"choice": ["simclr", "mae"]},
+}
+
+
+@pytest.mark.parametrize("sampler", [s for s in SAMPLERS if s not in ("grid", "cost_aware")])
+def test_what_depends_on_others_is_asked_where_it_is_active_and_resumes_the_same(
+    small_space: Any, sampler: str
+) -> None:
+    space = space_from_dict(small_space(space=CONDITIONAL, search={"sampler": sampler}))
+    whole, resumed = Suggester(space), Suggester(space)
+    asked: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
+    for number in range(1, 25):
+        trial = f"t{number:04d}"
+        if number == 18:
+            resumed = Suggester(space)
+            for before, params, notes in asked:
+                resumed.ask_again(before, params, notes)
+                resumed.tell(TrialRecord(before, "complete", metrics=cost({"alpha": 0.5, "rho": 0.0, **params})))
+        params = whole.ask(trial, number)
+        assert tuple(params) == space.active(params)
+        recipe = space.recipe_at(params).to_dict()
+        assert (
+            ("temperature" in recipe["ssl"]) == ("ssl.temperature" in params) == (params["ssl.objective"] == "simclr")
+        )
+        assert ("rho" in params) == (params["epochs.sl"] < 3)
+        asked.append((trial, params, whole.notes(trial)))
+        assert resumed.ask(trial, number) == params
+        for suggester in (whole, resumed):
+            suggester.tell(TrialRecord(trial, "complete", metrics=cost({"alpha": 0.5, "rho": 0.0, **params})))
+    assert len({frozenset(params) for _, params, _ in asked}) == 4
+
+
+def test_a_grid_visits_each_different_recipe_once(small_space: Any) -> None:
+    values = CONDITIONAL | {"ssl.temperature": {"choice": [0.1, 0.2, 0.5]}}
+    space = space_from_dict(small_space(space=values, search={"sampler": "grid"}))
+    assert space.budget == (3 + 3 + 1) * (3 + 1)
+    asked = run(Suggester(space), space.budget, {"alpha": 0.5, "rho": 0.0})
+    assert len({frozenset(params.items()) for params in asked}) == space.budget
+    assert all(tuple(params) == space.active(params) for params in asked)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random", "gp"])
+def test_priors_are_drawn_from_at_first_and_change_nothing_where_there_are_none(small_space: Any, sampler: str) -> None:
+    prior = {"prior": {"value": 0.1, "confidence": 0.9}}
+    drawn = {}
+    for name, given in (("none", {}), ("some", prior)):
+        searched = {"alpha": {"uniform": [0.0, 1.0], **given}, "rho": {"quniform": [0.0, 1.0, 0.25]}}
+        space = space_from_dict(small_space(space=searched, search={"sampler": sampler}))
+        suggester = Suggester(space)
+        drawn[name] = [suggester.ask(f"t{i:04d}", i) for i in range(1, 31)]
+        for i in range(1, 31):
+            suggester.tell(TrialRecord(f"t{i:04d}", "failed"))
+    close = {name: sum(abs(params["alpha"] - 0.1) < 0.15 for params in asked) for name, asked in drawn.items()}
+    assert close["none"] < 15 < 20 < close["some"]
+    assert [params["rho"] for params in drawn["none"]] == [params["rho"] for params in drawn["some"]] or sampler != "gp"
 
 
 def test_lists_can_be_choices(small_space: Any) -> None:
