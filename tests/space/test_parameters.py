@@ -269,3 +269,12 @@ def refuses(message: str, **sections: Any) -> None:
         make_space(**sections)
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_the_readmes_example_is_a_space() -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text().partition("that a space can say:")[2]
+    given = yaml.safe_load(text.split("```")[1].removeprefix("yaml"))
+    space = make_space(given["space"], constraints=given["constraints"])
+    assert [*space.ties] == ["optim.sl.warmup_epochs", "optim.ssl.warmup_epochs"]
+    assert space.space["ssl.temperature"].when[0].values == ("simclr", "mocov3")
+    assert len(space.relations) == 2
