@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -77,11 +78,10 @@ def _settings_by_objective(given: Mapping[str, Any], fixed: Mapping[str, Any]) -
     if "ssl.objective" not in given or "ssl.objective" in fixed or is_tie(given["ssl.objective"]):
         return {}
     found = {}
-    try:
+    with suppress(RequestError):  # which is told where the distribution is read
         for objective in parse_distribution(given["ssl.objective"]).values:
-            found[objective] = default_settings(objective)
-    except RequestError:  # told where the distribution is read, and where its values are tried
-        return {}
+            with suppress(RecipeError):  # which is told where its values are tried
+                found[objective] = default_settings(objective)
     return found
 
 

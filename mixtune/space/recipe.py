@@ -327,12 +327,13 @@ def with_objective(values: Mapping[str, Any], objective: Any) -> dict[str, Any]:
 
 
 def default_settings(objective: str) -> Mapping[str, Any]:
-    """Return an objective's settings with their defaults by dotted path: ``{"ssl.mask_ratio": 0.75, ...}``.
+    """Return an objective's settings by dotted path with their defaults: ``{"ssl.mask_ratio": 0.75, ...}``; else None.
 
-    Raises RecipeError for an unknown one, or one whose settings lack defaults.
+    Raises RecipeError for an unknown objective.
     """
-    settings = _validate(_settings_model(objective), {"objective": objective}, ("ssl",))
-    return flatten({"ssl": settings.model_dump(mode="json")})
+    model = _settings_model(objective)
+    defaults = model.model_construct(objective=objective).model_dump(mode="json", by_alias=True)
+    return flatten({"ssl": {**dict.fromkeys(field_names(model)), **defaults}})
 
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:

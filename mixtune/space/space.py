@@ -7,19 +7,17 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from os import PathLike
 from typing import Any
 
-from mixtune import plugins
 from mixtune.errors import RequestError, show
 from mixtune.metrics import DEFAULT_OBJECTIVES, Direction
+from mixtune.space.checks import check_extremes, check_plugins, refuse_idle
 from mixtune.space.constraints import Constraint, parse_constraint
 from mixtune.space.distributions import Distribution, parse_distribution
 from mixtune.space.document import Document, parse_value, read_document
-from mixtune.space.idle import find_idle
 from mixtune.space.parameters import read_parameters, read_relations
-from mixtune.space.points import count_points, ways
+from mixtune.space.points import count_points
 from mixtune.space.reading import (
     CHANGEABLE,
     SECTIONS,
@@ -49,8 +47,6 @@ from mixtune.space.recipe import (
 from mixtune.space.relations import Relation, is_relation, parse_relation
 from mixtune.space.settings import DEFAULT_TRIALS, Resources, Search
 from mixtune.space.ties import Tie, is_tie, parse_tie
-
-MAX_WAYS = 32  # to make a parameter active, of which its ends are tried in each
 
 
 @dataclass(frozen=True)
@@ -305,9 +301,9 @@ def build_space(document: Document, overrides: Mapping[str, Any]) -> SearchSpace
     except RecipeError as error:
         raise mistake_at(document, ("space", *error.path), error.message) from error
     space = replace(space, relations=read_relations(document, space.ends()))
-    _check_plugins(document, space)
-    _check_extremes(document, space)
-    _refuse_idle(document, space, is_changed=bool(overrides))
+    check_plugins(document, space)
+    check_extremes(document, space)
+    refuse_idle(document, space, is_changed=bool(overrides))
     return space.with_search(trials=space.budget)
 
 
@@ -411,56 +407,3 @@ def _base_recipe(document: Document, overrides: Mapping[str, Any]) -> Recipe:
         f"resources.{name}" for name in Resources.model_fields
     ]
     return override(recipe, overrides, [*CHANGEABLE, *others])
-
-
-def _check_plugins(document: Document, space: SearchSpace) -> None:
-    for kind, name in (("sampler", space.search.sampler), ("scheduler", space.search.scheduler)):
-        try:
-            plugins.check_name(f"tuning.{kind}s", name, kind)
-            if ":" in name and not callable(getattr(plugins.find(f"tuning.{kind}s", name, kind), "build", None)):
-                raise RequestError(f"{kind} {name!r} needs a function build: see mixtune.tuning.{kind}s")
-        except RequestError as error:
-            raise mistake_at(document, ("search", kind), str(error)) from error
-
-
-def _check_extremes(document: Document, space: SearchSpace) -> None:
-    for path, value in space.extremes():
-        for others in islice(ways(space, path), MAX_WAYS):
-            try:
-                space.recipe_at({**others, path: value})
-            except RecipeError as error:
-                message = error.message if ".".join(error.path) == path else str(error)
-                wrong = f"{space.space[path].kind} can give {show(value)}: {message}"
-                raise mistake_at(document, ("space", path), wrong) from error
-
-
-def _refuse_idle(document: Document, space: SearchSpace, is_changed: bool) -> None:
-    """Refuse distributions that are never active, and those whose draws something else overrides.
-
-    is_changed: by ``--set``, which can drop them as well.
-    """
-    values = space.ends()
-    idle = dict(find_idle(space.space, values))
-    for path in (*space.space, *space.ties):
-        if path in ("seed", "protocol", "data.dataset", "data.root", "data.val_fraction", "data.download"):
-            wrong = "is the same for all trials of a search: drop this distribution"
-            raise mistake_at(document, ("space", path), wrong)
-    for path in space.space:
-        never = next(ways(space, path), None) is None
-        if never or path in idle:
-            wrong = f"is never active: {_why_never(space, path)}" if never else f"has no effect while {idle[path]}"
-            hint = f": --set space.{path}= drops it" if is_changed else ""
-            raise mistake_at(document, ("space", path), f"{wrong}{hint}")
-
-
-def _why_never(space: SearchSpace, path: str) -> str:
-    values = space.ends()
-    for condition in space.space[path].when:
-        parent = space.space.get(condition.path)
-        if not condition.values:
-            return f"none of the searched values of {condition.path} has it"
-        if parent is not None and not any(map(parent.contains, condition.values)):
-            return f"{condition.path} is never {' or '.join(map(show, condition.values))}"
-        if parent is None and not any(map(condition.allows, values.get(condition.path, ()))):
-            return f"{condition.path} is {show(values[condition.path][0])}"
-    return "its conditions never hold together"

@@ -22,10 +22,11 @@ from mixtune.errors import RequestError
 from mixtune.metrics import describe_channels, significant
 from mixtune.run.directory import RunDirectory, RunFacts
 from mixtune.run.paired import visible_difference
+from mixtune.space.checks import MAX_WAYS
 from mixtune.space.points import ways
 from mixtune.space.recipe import SAME_TIME, Recipe, with_absolute_paths
 from mixtune.space.settings import Search
-from mixtune.space.space import MAX_WAYS, SearchSpace, load_space, space_from_dict
+from mixtune.space.space import SearchSpace, load_space, space_from_dict
 from mixtune.training.data import TaskData, TrainingData, load_training_data
 from mixtune.training.plan import Phase, make_plan
 from mixtune.training.sources import survey_tasks
