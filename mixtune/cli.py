@@ -604,12 +604,11 @@ def _overrides(given: list[str] | None) -> dict[str, Any]:
 
 
 def _read_recipe(space: Path, set_: list[str] | None) -> tuple[Recipe, dict[str, Any]]:
-    """Return a space's base recipe and dotted values that it takes: mistakes come before PyTorch's slow import."""
-    from mixtune.space.space import load_space, override
+    """Return a space's base recipe with dotted values, and these: mistakes come before PyTorch's slow import."""
+    from mixtune.space.space import load_recipe
 
-    recipe, overrides = load_space(space).recipe, _overrides(set_)
-    override(recipe, overrides)
-    return recipe, overrides
+    overrides = _overrides(set_)
+    return load_recipe(space, overrides), overrides
 
 
 def _gpu_fraction(given: str | None) -> float | Literal["auto"] | None:

@@ -69,10 +69,10 @@ def confirm(
 
 def _confirm(result: Result, base: Recipe, device: torch.device, seeds: int, on_line: Callable[[str], None]) -> None:
     """Train what is missing, each in the ledger and in the result before the next one starts."""
-    run = RunDirectory(result.directory)
+    run, space = RunDirectory(result.directory), result.space.with_recipe(base)
     known = counted_trainings(result.state.confirmed, describe_device(device))
     planned = [
-        _plan(record, change_recipe(base, record.params), base.seed + 1 + number)
+        _plan(record, space.recipe_at(record.params), base.seed + 1 + number)
         for number in range(seeds)
         for record in result.to_confirm
     ]

@@ -23,7 +23,7 @@ from mixtune.meter.times import StepTimes
 from mixtune.metrics import DISTURBED, duration, is_disturbed
 from mixtune.run.directory import RunDirectory
 from mixtune.space.recipe import Recipe, parse_recipe
-from mixtune.space.space import load_space, override, refuse_other_images, space_on_arrays
+from mixtune.space.space import load_recipe, override, refuse_other_images, space_on_arrays
 from mixtune.stages.keys import stage_keys
 from mixtune.stages.resume import train_shared
 from mixtune.training.data import load_training_data
@@ -85,7 +85,7 @@ def train_recipe(
         space = values if isinstance(values, str | PathLike) else {"recipe": values}
         recipe = space_on_arrays(space, None if out is None else os.path.abspath(Path(out) / DATA), {}).recipe
     elif isinstance(recipe, str | PathLike):
-        recipe = load_space(recipe).recipe
+        recipe = load_recipe(recipe, overrides or {})
     elif not isinstance(recipe, Recipe):
         recipe = parse_recipe(recipe)
     recipe = override(recipe, overrides or {})

@@ -68,6 +68,7 @@ def continue_here(
                 branches=tuple(paths(asked.params).stored_after),
             )
             config = {"recipe": search.space.recipe.to_dict(), "trial": asked.trial, "search": context, **asked.params}
+            config |= search.space.tied(asked.params)
             search.start(asked.trial)
             running[asked.trial] = train_trial(config, torch.device("cpu"))
         for trial, reports in list(running.items()):

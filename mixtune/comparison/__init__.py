@@ -31,7 +31,7 @@ from mixtune.metrics import DISTURBED, duration, is_disturbed, metric_value
 from mixtune.report.paper import NoPaperRowsError, paper_rows_of
 from mixtune.single import Planned, Shared, train_each, train_recipe
 from mixtune.space.recipe import Recipe, baseline_values, change_recipe, flatten, parse_recipe
-from mixtune.space.space import load_space, override
+from mixtune.space.space import load_recipe, override
 from mixtune.training.data import load_training_data
 from mixtune.training.device import choose_device, describe_device
 from mixtune.training.loop import DivergedError
@@ -96,7 +96,7 @@ def compare(
     here and now (see mixtune.training.threads). on_line: receives progress, line by line. The seeds of all methods are
     trained in turn, so that a machine that slows down slows all of them. Raises RequestError or DataError.
     """
-    recipe = space if isinstance(space, Recipe) else load_space(space).recipe
+    recipe = space if isinstance(space, Recipe) else load_recipe(space, overrides or {})
     recipe = override(recipe, {**({"protocol": "paper"} if paper else {}), **(overrides or {})})
     for name, given in (("seeds", seeds), ("threads", threads)):
         if given is not None and given < 1:

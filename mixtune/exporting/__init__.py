@@ -30,7 +30,7 @@ from mixtune.run.frames import plain
 from mixtune.run.ledger import TrialRecord, finite_or_none
 from mixtune.run.lock import hold_run
 from mixtune.run.result import Result, load
-from mixtune.space.recipe import Recipe, change_recipe, flatten, with_absolute_paths, with_portable_paths
+from mixtune.space.recipe import Recipe, flatten, with_absolute_paths, with_portable_paths
 from mixtune.stages.checkpoint import CHECKPOINT, read_checkpoint, recipe_of, restore
 from mixtune.stages.opened import refuse_other_data
 from mixtune.stages.resume import train_shared
@@ -149,7 +149,8 @@ def _export_trial(
         for line in refuse_other_data(result.state, result.space.recipe):
             on_line(line)
         with as_in_search(result.space.recipe, result.facts.machine) as (base, device):
-            trained = _restore(result, record, choice, change_recipe(base, record.params), device, on_line)
+            recipe = result.space.with_recipe(base).recipe_at(record.params)
+            trained = _restore(result, record, choice, recipe, device, on_line)
             return _write(trained, folder, on_line)
 
 

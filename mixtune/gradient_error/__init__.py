@@ -23,7 +23,7 @@ from mixtune.gradient_error.profile import profile_figure, profile_table
 from mixtune.metrics import duration
 from mixtune.space.compression import Period
 from mixtune.space.recipe import Recipe
-from mixtune.space.space import load_space, override
+from mixtune.space.space import load_recipe, override
 from mixtune.training.device import choose_device
 
 
@@ -84,7 +84,7 @@ def measure_gradient_errors(
     where the batches suffice, ``stages.yaml``; on_line: receives progress. Raises RequestError, DataError or
     TrainingError.
     """
-    recipe = space if isinstance(space, Recipe) else load_space(space).recipe
+    recipe = space if isinstance(space, Recipe) else load_recipe(space, overrides or {})
     recipe = override(recipe, overrides or {})
     if points < 2:
         raise RequestError(f"--points {points}: should be at least 2, the start and the end of the training")

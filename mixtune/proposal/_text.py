@@ -48,6 +48,7 @@ class Proposal:
             f"model: a ViT of width {draft.shape.width} and depth {draft.shape.depth}, {draft.tokens} patches an image",
             f"search: {found.trials} trials and {found.baselines} baselines{share}: about {say_time(self.wall_s)}",
             *warn_of_few_images(draft.val_images),
+            *([found.possible] if found.possible else []),
         ]
 
     def text(self, path: Path) -> str:

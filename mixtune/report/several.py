@@ -20,6 +20,7 @@ from mixtune.report.figures._style import (
     scaled,
 )
 from mixtune.report.figures.hypervolume import grow
+from mixtune.report.words import drawn
 from mixtune.run.result import Result
 from mixtune.space.recipe import flatten
 
@@ -150,13 +151,9 @@ def _describe(result: Result) -> dict[str, str]:
     found = {"trials": f"{result.state.budget or space.budget:,}"}
     found |= {f"search.{name}": setting(value) for name, value in space.search.model_dump().items() if name != "trials"}
     found |= {f"recipe.{path}": setting(value) for path, value in flatten(space.values).items()}
-    for path, distribution in space.space.items():
-        bounds = [*map(setting, distribution.values)] or [setting(distribution.low), setting(distribution.high)]
-        step = "" if distribution.step in (None, 1) else f" in steps of {setting(distribution.step)}"
-        log = ", logarithmic" if distribution.log else ""
-        found[f"space.{path}"] = (", " if distribution.values else " to ").join(bounds) + step + log
+    found |= {f"space.{path}": text for path, text in drawn(space).items()}
     found["objectives"] = ", ".join(f"{name} {mode}" for name, mode in space.objectives.items())
-    found["constraints"] = ", ".join(str(constraint) for constraint in space.constraints.values())
+    found["constraints"] = ", ".join([*map(str, space.constraints.values()), *map(str, space.relations)])
     for name, task in result.facts.tasks.items():
         found[f"data {name}"] = f"{task['train_images']:,} training, {task['val_images']:,} validation images"
     found |= {f"machine.{name}": setting((result.facts.machine or {}).get(name)) for name in ("device", "precision")}

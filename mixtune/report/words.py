@@ -15,6 +15,7 @@ from mixtune.run.recommendation import describe_figures
 from mixtune.run.result import Result
 from mixtune.run.status import RunStatus
 from mixtune.space.recipe import with_values
+from mixtune.space.space import SearchSpace
 
 LIKELY = 0.5  # a probability of being on the front
 _DATA_FOLDER = "mixtune's folder for data ($MIXTUNE_DATA, else ~/.cache/mixtune)"
@@ -142,7 +143,7 @@ def recipe(result: Result) -> dict[str, Any] | None:
     trial = result.recommendation().trial
     if trial is None or not result.space.values:
         return None
-    values = with_values(result.space.values, result.records[trial].params)
+    values = with_values({}, result.values[trial]) or with_values(result.space.values, result.records[trial].params)
     file = shlex.quote(str(result.directory / "models" / trial / "recipe.yaml"))
     return {
         "trial": trial,
@@ -208,23 +209,31 @@ def searched(result: Result, status: RunStatus) -> Iterator[tuple[str, str]]:
     """Yield (name, value) of data, parameters, objectives, search and machine."""
     run, search = result.facts, result.space.search.model_dump() | {"trials": status.budget}
     yield from _images(result)
-    for path, distribution in result.space.space.items():
-        step = "" if distribution.step in (None, 1) else f" in steps of {setting(distribution.step)}"
-        log = ", logarithmic" if distribution.log else ""
-        bounds = f"{setting(distribution.low)} to {setting(distribution.high)}{step}{log}"
-        yield path, ", ".join(map(setting, distribution.values)) if distribution.values else bounds
+    yield from drawn(result.space).items()
     directions = {"max": "as high as possible", "min": "as low as possible"}
     yield (
         "objectives",
         ", ".join(f"{find_metric(name).title} {directions[mode]}" for name, mode in result.objectives.items()),
     )
-    if result.constraints:
-        yield "constraints", ", ".join(str(constraint) for constraint in result.constraints.values())
+    if limits := [*map(str, result.constraints.values()), *map(str, result.space.relations)]:
+        yield "constraints", ", ".join(limits)
     yield "search", ", ".join(f"{name} {setting(value)}" for name, value in search.items() if value != {})
     if machine := run.machine:
         yield "machine", f"{machine.get('device')}, {machine.get('precision')}"
     if versions := run.versions:
         yield "versions", ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def drawn(space: SearchSpace) -> dict[str, str]:
+    """Return what each searched field may be, in words, and what each other one follows, by dotted path."""
+    found = {}
+    for path, distribution in space.space.items():
+        bounds = [*map(setting, distribution.values)] or [setting(distribution.low), setting(distribution.high)]
+        step = "" if distribution.step in (None, 1) else f" in steps of {setting(distribution.step)}"
+        log = ", logarithmic" if distribution.log else ""
+        when = "".join(f", where {path} is {' or '.join(map(setting, values))}" for path, values in distribution.when)
+        found[path] = (", " if distribution.values else " to ").join(bounds) + step + log + when
+    return {**found, **{path: str(tie) for path, tie in space.ties.items()}}
 
 
 def cost(result: Result, status: RunStatus) -> Iterator[tuple[str, str]]:

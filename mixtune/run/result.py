@@ -176,8 +176,12 @@ class Result:
         """Return a row a record, also a baseline's with every searched parameter: where it has none, the base's."""
         frame = trial_frame(records, self.parameters, self.space.objectives, ["trial", "baseline", "state", "reason"])
         for path in self.parameters:
-            known = [self.values[record.trial].get(path) for record in records]
-            if records and all(value is not None for value in known):
+            depends = path in self.space.space and bool(self.space.space[path].when)
+            known = [
+                (record.params if depends and record.baseline is None else self.values[record.trial]).get(path)
+                for record in records
+            ]
+            if records and (depends or all(value is not None for value in known)):
                 frame[path] = known
         return frame
 
@@ -229,17 +233,20 @@ class Result:
     @cached_property
     def values(self) -> dict[str, dict[str, Any]]:
         """Every recipe value of each trial and baseline, by dotted path; {} where the run does not say."""
-        base = flatten(self.space.values)
-        if not base.keys() >= _DECISIVE:  # not a search's own file, in which every default is spelled out
+        space = self.space
+        if not flatten(space.values).keys() >= _DECISIVE:  # not a search's own file, which spells out every default
             try:
-                base = flatten(self.space.recipe.to_dict())
+                space = space.with_recipe(space.recipe)
             except RequestError:
                 return {trial: {} for trial in self.records}
-        return {trial: {**base, **record.params} for trial, record in self.records.items()}
+        return {trial: space.values_at(record.params) for trial, record in self.records.items()}
 
     def idle(self, trial: str) -> frozenset[str]:
-        """Return the dotted paths of the settings that have no effect in a trial's recipe."""
-        return idle_settings(self.values[trial]) if self.values[trial] else frozenset()
+        """Return the dotted paths of the settings that have no effect in a trial's recipe, or are not its own."""
+        record = self.records[trial]
+        depends = (path for path, distribution in self.space.space.items() if distribution.when)
+        others = {path for path in depends if record.baseline is None and path not in record.params}
+        return frozenset(others | (idle_settings(self.values[trial]) if self.values[trial] else frozenset()))
 
     def method(self, trial: str) -> str:
         """Return a trial's method in words: SL, SSL+SL or MixTraining."""

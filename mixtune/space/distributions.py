@@ -5,19 +5,33 @@ As in Ray Tune the upper bound is exclusive for ``randint`` and ``lograndint`` a
 
 from __future__ import annotations
 
+import math
+import random
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from statistics import NormalDist
+from typing import Any, NamedTuple
 
 from mixtune.errors import RequestError, show, suggest
+from mixtune.space.conditions import Condition, parse_conditions
+from mixtune.space.document import frozen, thawed
+
+
+class Prior(NamedTuple):
+    """A belief: with probability ``confidence`` the best value is close to ``value``, else it may be any."""
+
+    value: Any
+    confidence: float
 
 
 @dataclass(frozen=True)
 class Distribution:
     """A named distribution: ``low`` and ``high`` (inclusive here), ``step``, or a tuple of ``values``.
 
-    ``step`` is None for continuous ones, 1 or q for integers, q for quantised floats.
+    ``step`` is None for continuous ones, 1 or q for integers, q for quantised floats. With ``log`` and a step a draw is
+    log-uniform and then rounded to a multiple of q. ``when``: conditions that all hold where the parameter is active;
+    ``prior``: a belief of where its best value is.
     """
 
     kind: str
@@ -26,11 +40,29 @@ class Distribution:
     step: float | int | None = None
     log: bool = False
     values: tuple[Any, ...] = ()
+    when: tuple[Condition, ...] = ()
+    prior: Prior | None = None
 
     @property
     def is_integer(self) -> bool:
         """Whether draws are whole numbers."""
         return isinstance(self.low, int) and isinstance(self.high, int) and self.step is not None
+
+    @property
+    def size(self) -> int | None:
+        """How many values it has, or None where there is no end of them."""
+        if self.values or self.step is None:
+            return len(self.values) or None
+        extent = self.high - self.low
+        return int(extent // self.step if self.is_integer else round(extent / self.step)) + 1
+
+    @property
+    def arguments(self) -> list[Any]:
+        """What follows the name in a search space's file, and the arguments of Ray Tune's function of that name."""
+        if self.values:
+            return [*map(thawed, self.values)]
+        bounds = [self.low, self.high + 1 if self.kind in ("randint", "lograndint") else self.high]
+        return [*bounds, self.step] if self.kind.startswith("q") else bounds
 
     def extremes(self) -> tuple[Any, ...]:
         """Return the values at which a recipe can first go wrong: both ends, or every choice."""
@@ -39,54 +71,118 @@ class Distribution:
     def contains(self, value: Any) -> bool:
         """Return whether a draw can give ``value``."""
         if self.values:
-            return _frozen(value) in self.values
+            return frozen(value) in self.values
         if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
             return False
         return self.step is None or _is_multiple(value - self.low, self.step)
 
+    def at(self, place: int) -> Any:
+        """Return the value at a place, counted from 0, of one that has an end of them."""
+        if self.values or self.step is None:
+            return self.values[place]
+        value = self.low + place * self.step
+        return value if self.is_integer else round(value, max(10, 6 - math.floor(math.log10(self.step))))
+
+    def nearest(self, value: float) -> Any:
+        """Return the multiple of q that is nearest to a number between the ends, a whole one for whole ones."""
+        assert self.step is not None, self.kind
+        if self.is_integer:
+            return self.low + (value - self.low + self.step // 2) // self.step * self.step
+        return self.at(round((value - self.low) / self.step))
+
     def grid(self) -> tuple[Any, ...] | None:
         """Return every value in order, or None where there is no end of them."""
+        return None if self.size is None else tuple(map(self.at, range(self.size)))
+
+    def density(self, value: Any) -> float:
+        """Return how much more probable a value is by the prior than without one; 1 everywhere without one.
+
+        A choice has the confidence, and each an equal part of the rest. A number has a normal distribution around the
+        prior's value in place of that, cut off at both ends, on the distribution's own scale from 0 to 1: its standard
+        deviation is half of what is missing to a confidence of 1.
+        """
+        if self.prior is None:
+            return 1.0
+        confidence = self.prior.confidence
         if self.values:
-            return self.values
-        if self.step is None:
-            return None
-        count = round((self.high - self.low) / self.step) + 1
-        points = (self.low + i * self.step for i in range(count))
-        return tuple(points if self.is_integer else (round(p, 10) for p in points))
+            is_it = bool(frozen(value) == self.prior.value)
+            return 1 - confidence + confidence * len(self.values) * is_it
+        near = self._near()
+        return 1 - confidence + confidence * near.pdf(self._place(value)) / (near.cdf(1) - near.cdf(0))
+
+    def draw(self, rng: random.Random) -> Any:
+        """Return a value drawn by density()."""
+        is_near = self.prior is not None and rng.random() < self.prior.confidence
+        if self.size is not None and not is_near and not self.log:
+            return self.at(rng.randrange(self.size))
+        if self.prior is not None and is_near and self.values:
+            return self.prior.value
+        place = rng.random()
+        if is_near:
+            near = self._near()
+            place = near.inv_cdf(min(max(near.cdf(0) + place * (near.cdf(1) - near.cdf(0)), 1e-12), 1 - 1e-12))
+        low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
+        value = low + place * (high - low)
+        value = min(max(math.exp(value) if self.log else value, self.low), self.high)
+        return value if self.step is None else self.nearest(round(value) if self.is_integer else value)
+
+    def _near(self) -> NormalDist:
+        assert self.prior is not None, self.kind
+        return NormalDist(self._place(self.prior.value), (1 - self.prior.confidence) / 2)
+
+    def _place(self, value: float) -> float:
+        """Return where a number is between both ends, from 0 to 1, on a logarithmic scale if that is its own."""
+        low, high, place = (math.log(v) if self.log else v for v in (self.low, self.high, value))
+        return (place - low) / (high - low) if high > low else 0.5
 
     def to_yaml(self) -> dict[str, Any]:
         """Return the form that a search space's file has, which parse_distribution() reads back."""
-        if self.values:
-            return {self.kind: [list(v) if isinstance(v, tuple) else v for v in self.values]}
-        exclusive = self.kind in ("randint", "lograndint")
-        arguments = [self.low, self.high + 1 if exclusive else self.high]
-        return {self.kind: [*arguments, self.step] if self.kind.startswith("q") else arguments}
+        when = {path: [*map(thawed, values)] for path, values in self.when}
+        prior = {} if self.prior is None else {"prior": {**self.prior._asdict(), "value": thawed(self.prior.value)}}
+        return {self.kind: self.arguments, **({"when": when} if when else {}), **prior}
 
 
 def parse_distribution(given: Any) -> Distribution:
-    """Read ``{"uniform": [0, 1]}``; raises RequestError that says what is allowed."""
-    if not isinstance(given, Mapping) or len(given) != 1:
-        raise RequestError(f"should be one distribution, such as {{uniform: [0, 1]}}, got {show(given)}")
-    ((kind, arguments),) = given.items()
+    """Read ``{"uniform": [0, 1]}``, also with ``when`` and ``prior``; raises RequestError that says what is allowed."""
+    kinds = [key for key in given if key not in _OPTIONS] if isinstance(given, Mapping) else []
+    if len(kinds) != 1:
+        meant = "".join(suggest(str(key), _OPTIONS) for key in kinds if key not in _KINDS)
+        raise RequestError(f"should be one distribution, such as {{uniform: [0, 1]}}, got {show(given)}{meant}")
+    kind, arguments = kinds[0], given[kinds[0]]
     if kind not in _KINDS:
         known = ", ".join(_KINDS)
         raise RequestError(f"unknown distribution {kind!r}; known are {known}{suggest(str(kind), _KINDS)}")
     if not isinstance(arguments, list) or not arguments:
         raise RequestError(f"{kind} should have a list, such as {_EXAMPLES[kind]}, got {show(arguments)}")
-    return _KINDS[kind](kind, arguments)
+    distribution = _KINDS[kind](kind, arguments)
+    if "when" in given:
+        distribution = replace(distribution, when=parse_conditions(given["when"]))
+    return replace(distribution, prior=_prior(distribution, given["prior"])) if "prior" in given else distribution
+
+
+def _prior(distribution: Distribution, given: Any) -> Prior:
+    example = f"such as {{value: {show(thawed(distribution.extremes()[0]))}, confidence: 0.5}}"
+    if not isinstance(given, Mapping) or set(given) != {"value", "confidence"}:
+        raise RequestError(f"prior should have a value and a confidence, {example}, got {show(given)}")
+    value, confidence = given["value"], given["confidence"]
+    if not distribution.contains(value):
+        raise RequestError(f"prior: {distribution.kind} never gives {show(value)}")
+    if isinstance(confidence, bool) or not isinstance(confidence, int | float) or not 0 < confidence < 1:
+        raise RequestError(f"prior: confidence should be above 0 and below 1, got {show(confidence)}")
+    return Prior(frozen(value), float(confidence))
 
 
 def _floats(kind: str, arguments: list[Any]) -> Distribution:
     low, high = _bounds(kind, arguments, 2)
     _check_order(kind, low, high)
-    return Distribution(kind, float(low), float(high), log=kind == "loguniform")
+    return Distribution(kind, float(low), float(high), log="log" in kind)
 
 
 def _quantised_floats(kind: str, arguments: list[Any]) -> Distribution:
     low, high, q = _bounds(kind, arguments, 3)
     _check_order(kind, low, high)
     _check_step(kind, low, high, q)
-    return Distribution(kind, float(low), float(high), step=float(q))
+    return Distribution(kind, float(low), float(high), step=float(q), log="log" in kind)
 
 
 def _integers(kind: str, arguments: list[Any]) -> Distribution:
@@ -94,18 +190,18 @@ def _integers(kind: str, arguments: list[Any]) -> Distribution:
     _check_order(kind, low, high)
     if low == high:
         raise RequestError(f"{kind} {show(arguments)} is empty: as in Ray Tune its upper bound is exclusive")
-    return Distribution(kind, low, high - 1, step=1, log=kind == "lograndint")
+    return Distribution(kind, low, high - 1, step=1, log="log" in kind)
 
 
 def _quantised_integers(kind: str, arguments: list[Any]) -> Distribution:
     low, high, q = _bounds(kind, arguments, 3, whole=True)
     _check_order(kind, low, high)
     _check_step(kind, low, high, q)
-    return Distribution(kind, low, high, step=q)
+    return Distribution(kind, low, high, step=q, log="log" in kind)
 
 
 def _choices(kind: str, arguments: list[Any]) -> Distribution:
-    values = tuple(_frozen(v) for v in arguments)
+    values = tuple(frozen(v) for v in arguments)
     repeated = [v for i, v in enumerate(values) if v in values[:i]]
     if repeated:
         raise RequestError(f"{kind} names {show(repeated[0])} twice")
@@ -116,19 +212,24 @@ _KINDS: dict[str, Callable[[str, list[Any]], Distribution]] = {
     "uniform": _floats,
     "quniform": _quantised_floats,
     "loguniform": _floats,
+    "qloguniform": _quantised_floats,
     "randint": _integers,
     "qrandint": _quantised_integers,
     "lograndint": _integers,
+    "qlograndint": _quantised_integers,
     "choice": _choices,
     "grid_search": _choices,
 }
+_OPTIONS = ("when", "prior")
 _EXAMPLES = {
     "uniform": "[0, 1]",
     "quniform": "[0, 1, 0.25]",
     "loguniform": "[1e-4, 1e-2]",
+    "qloguniform": "[1e-4, 1e-2, 1e-4]",
     "randint": "[2, 13]",
     "qrandint": "[10, 50, 10]",
     "lograndint": "[16, 257]",
+    "qlograndint": "[32, 512, 32]",
     "choice": "[2, 4, 8]",
     "grid_search": "[2, 4, 8]",
 }
@@ -150,7 +251,7 @@ def _bounds(kind: str, arguments: list[Any], count: int, whole: bool = False) ->
 def _check_order(kind: str, low: float, high: float) -> None:
     if low > high:
         raise RequestError(f"{kind} has low {low} above high {high}")
-    if kind.startswith("log") and low <= 0:
+    if "log" in kind and low <= 0:
         raise RequestError(f"{kind} is logarithmic, so low should be above 0, got {low}")
 
 
@@ -164,7 +265,3 @@ def _check_step(kind: str, low: float, high: float, q: float) -> None:
 
 def _is_multiple(value: float, step: float) -> bool:
     return abs(value / step - round(value / step)) < 1e-6  # 0.3 / 0.1 is 2.9999999999999996
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

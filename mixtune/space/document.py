@@ -171,3 +171,13 @@ def _nearby(file: Path) -> str:
         return ""
     others = sorted(p.name for p in file.parent.iterdir() if p.suffix in (".yaml", ".yml"))
     return f" (there is: {', '.join(others[:8])}){suggest(file.name, others)}" if others else ""
+
+
+def frozen(value: Any) -> Any:
+    """Return a value that can be compared and hashed: a list is a tuple."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def thawed(value: Any) -> Any:
+    """Return a frozen() value as a file has it."""
+    return list(value) if isinstance(value, tuple) else value

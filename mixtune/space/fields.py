@@ -12,7 +12,7 @@ from mixtune.errors import RequestError, show, suggest
 from mixtune.space.objectives import SETTINGS
 from mixtune.space.recipe import Recipe
 from mixtune.space.section import Section
-from mixtune.space.space import Resources, Search
+from mixtune.space.settings import Resources, Search
 
 
 @dataclass(frozen=True)

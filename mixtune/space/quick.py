@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 from mixtune.errors import RequestError
 from mixtune.metrics import learned_scores
+from mixtune.space.conditions import Condition
 from mixtune.space.distributions import Distribution
 from mixtune.space.recipe import change_recipe, flatten
 from mixtune.space.space import SearchSpace, space_from_dict
@@ -26,15 +26,19 @@ def quick_space(space: SearchSpace) -> tuple[SearchSpace, str]:
     0.1 mixes nothing of 4 epochs. Constraints on what has to be learned are dropped.
     """
     base = flatten(space.recipe.to_dict())
-    largest = max(value for path in _BUDGETS for value in (base[path], *_ends(space, path)))
+    ends = [space.values_at(params) for params in ({}, *({path: value} for path, value in space.extremes()))]
+    largest = max(values[path] for path in _BUDGETS for values in ends)
     trials, scores = min(space.budget, QUICK_TRIALS), learned_scores()
     dropped = [name for name in space.constraints if name in scores]
     kept = {name: constraint for name, constraint in space.constraints.items() if name not in scores}
-    cut, epochs = replace(space, constraints=kept), min(QUICK_EPOCHS, largest)
+    numbers = [each for each in space.relations if each.left in _SCALED and not isinstance(each.right, str)]
+    dropped += map(str, numbers)
+    relations = tuple(each for each in space.relations if each not in numbers)
+    cut, epochs = replace(space, constraints=kept, relations=relations), min(QUICK_EPOCHS, largest)
     while True:
         factor = epochs / largest
         recipe = change_recipe(space.recipe, {path: _scale(base[path], factor) for path in _SCALED})
-        searched = {path: _scaled(d, factor) if path in _SCALED else d for path, d in space.space.items()}
+        searched = {path: _scaled(d, path, factor) for path, d in space.space.items()}
         try:
             small = replace(cut, values=recipe.to_dict(), space=searched).with_search(trials=trials)
             small = space_from_dict(small.to_dict())
@@ -52,14 +56,18 @@ def _scale(epochs: int, factor: float) -> int:
     return max(1, math.floor(epochs * factor + 0.5)) if epochs else 0
 
 
-def _ends(space: SearchSpace, path: str) -> tuple[Any, ...]:
-    return space.space[path].extremes() if path in space.space else ()
-
-
-def _scaled(distribution: Distribution, factor: float) -> Distribution:
-    """Return a distribution over whole numbers with each of them scaled; between two ends all are drawn then."""
+def _scaled(distribution: Distribution, path: str, factor: float) -> Distribution:
+    """Return a distribution with budgets scaled, in its conditions too; between two ends all are drawn then."""
     if factor == 1:
         return distribution
+    when = tuple(
+        Condition(name, tuple(dict.fromkeys(_scale(value, factor) for value in values)) if name in _SCALED else values)
+        for name, values in distribution.when
+    )
+    distribution = replace(distribution, when=when)
+    if path not in _SCALED:
+        return distribution
+    distribution = replace(distribution, prior=None)
     if distribution.values:
         return replace(distribution, values=tuple(dict.fromkeys(_scale(v, factor) for v in distribution.values)))
     low, high = (_scale(int(end), factor) for end in (distribution.low, distribution.high))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -309,12 +309,31 @@ def change_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     Another objective keeps the fields that the two share by a base class (views and compression, say), and starts
     from its own defaults otherwise. Raises RecipeError.
     """
-    values = recipe.to_dict()
-    objective = changes.get("ssl.objective", recipe.ssl.objective)
-    if objective != recipe.ssl.objective:
-        shared = _shared_fields(type(recipe.ssl), _settings_model(objective)) - {"objective"}
-        values["ssl"] = {name: value for name, value in values["ssl"].items() if name in shared}
+    values = with_objective(recipe.to_dict(), changes.get("ssl.objective", recipe.ssl.objective))
     return parse_recipe(with_values(values, changes))
+
+
+def with_objective(values: Mapping[str, Any], objective: Any) -> dict[str, Any]:
+    """Return a recipe's nested values under an objective, which starts from what it shares with theirs; see above.
+
+    Raises RecipeError for an unknown one.
+    """
+    own = values.get("ssl") or {}
+    before = own.get("objective", SslSettings().objective)
+    if objective == before:
+        return dict(values)
+    shared = _shared_fields(_settings_model(before), _settings_model(objective)) - {"objective"}
+    return {**values, "ssl": {"objective": objective, **{k: v for k, v in own.items() if k in shared}}}
+
+
+def default_settings(objective: str) -> Mapping[str, Any]:
+    """Return an objective's settings by dotted path with their defaults: ``{"ssl.mask_ratio": 0.75, ...}``; else None.
+
+    Raises RecipeError for an unknown objective.
+    """
+    model = _settings_model(objective)
+    defaults = model.model_construct(objective=objective).model_dump(mode="json", by_alias=True)
+    return flatten({"ssl": {**dict.fromkeys(field_names(model)), **defaults}})
 
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
@@ -400,7 +419,11 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def check_path(recipe: Recipe, path: str, others: Iterable[str] = ()) -> None:
     """Raise RecipeError unless the dotted ``path`` is a field of the recipe; it may have been meant for ``others``."""
-    known = flatten(recipe.to_dict())
+    check_known(flatten(recipe.to_dict()), path, others)
+
+
+def check_known(known: Collection[str], path: str, others: Iterable[str] = ()) -> None:
+    """Raise RecipeError unless the dotted ``path`` is one of a recipe's known ones, as check_path() does."""
     if path not in known:
         section = [name for name in known if name.startswith(f"{path}.")]
         hint = f" (a section: name one of {', '.join(section)})" if section else suggest(path, [*known, *others])

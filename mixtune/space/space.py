@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import functools
-import logging
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import product
 from os import PathLike
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field, ValidationError, model_validator
-
-from mixtune import plugins
 from mixtune.errors import RequestError, show, suggest
-from mixtune.metrics import DEFAULT_OBJECTIVES, Direction, directions
+from mixtune.metrics import DEFAULT_OBJECTIVES, Direction
+from mixtune.space.checks import check_extremes, check_plugins, refuse_idle
 from mixtune.space.constraints import Constraint, parse_constraint
 from mixtune.space.distributions import Distribution, parse_distribution
-from mixtune.space.document import Document, KeyPath, parse_value, read_document
-from mixtune.space.effective import SSL_ONLY, mixes_partners
+from mixtune.space.document import Document, parse_value, read_document
+from mixtune.space.parameters import read_parameters, read_relations
+from mixtune.space.points import count_points
+from mixtune.space.reading import (
+    CHANGEABLE,
+    SECTIONS,
+    mistake_at,
+    read_baselines,
+    read_constraints,
+    read_mapping,
+    read_objectives,
+    read_section,
+    where_it_belongs,
+    with_changes,
+)
 from mixtune.space.recipe import (
     BASELINES,
     Recipe,
@@ -27,80 +37,26 @@ from mixtune.space.recipe import (
     baseline_values,
     change_recipe,
     check_path,
-    describe_mistake,
-    field_names,
+    default_settings,
     flatten,
     parse_recipe,
     recipe_on_arrays,
     with_former_defaults,
+    with_objective,
 )
-from mixtune.space.section import Count, NonNegative, Positive, PositiveCount, Section, Seed, Share
-
-DEFAULT_TRIALS = 20
-
-
-class Search(Section):
-    """How the search goes: the ``search`` section."""
-
-    sampler: str = "auto"
-    """What suggests recipes (see `mixtune list samplers`): also one of Optuna's classes, or package.module:name for
-    your own; with options: {name: tpe, multivariate: true}."""
-    sampler_options: dict[str, Any] = Field(default_factory=dict)
-    """Of the sampler, as it names them; `sampler: {name: ...}` sets them."""
-    scheduler: str = "fifo"
-    """What ends trials early (see `mixtune list schedulers`), or package.module:name for your own."""
-    trials: PositiveCount | None = None
-    """How many trials may end; default: 20, or the whole grid with `sampler: grid`."""
-    seed: Seed = 0
-    """Of the suggestions."""
-    max_failures: Count = 2
-    """How often a trial that crashed is tried again."""
-    tolerance: Share = 0.01
-    """Of the accuracy: within half of it of the best, what costs less is recommended."""
-    reference_point: dict[str, float] = Field(default_factory=dict)
-    """The hypervolume's, of objectives that shall have another one than the search derives."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _split(cls, given: Any) -> Any:
-        """Take ``sampler: {name: tpe, multivariate: true}`` apart."""
-        sampler = given.get("sampler") if isinstance(given, Mapping) else None
-        if not isinstance(sampler, Mapping) or "name" not in sampler:
-            return given
-        options = {name: value for name, value in sampler.items() if name != "name"}
-        return {**given, "sampler": sampler["name"], "sampler_options": options}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the section in the form of its file."""
-        values = self.model_dump()
-        options = values.pop("sampler_options")
-        return {**values, "sampler": {"name": self.sampler, **options} if options else self.sampler}
-
-
-class Resources(Section):
-    """What one trial gets: the ``resources`` section."""
-
-    cpus_per_trial: Positive = 1.0
-    """CPU cores of each trial, and its threads."""
-    gpus_per_trial: NonNegative | Literal["auto"] = "auto"
-    """Share of a GPU of each trial, at most 1. auto: as much as the largest recipe needs."""
-    device: str | None = None
-    """On a cluster the device that trials train on, by its name; default: that of the nodes with the most slots."""
-
-
-_CHANGEABLE = ("space", "objectives", "constraints", "baselines", "search", "resources")  # by dotted values
-
-_log = logging.getLogger("mixtune.space")
-
-_SECTIONS = ("recipe", "space", "objectives", "constraints", "baselines", "search", "resources", "run")
+from mixtune.space.relations import Relation, is_relation, parse_relation
+from mixtune.space.settings import DEFAULT_TRIALS, Resources, Search
+from mixtune.space.ties import Tie, is_tie, parse_tie
 
 
 @dataclass(frozen=True)
 class SearchSpace:
     """A search space.
 
-    values: the base recipe's nested values; ``space``: dotted recipe path -> distribution; ``objectives``: metric ->
-    direction; ``constraints``: metric -> bound; ``baselines``: methods trained once each at the base recipe's values.
+    values: the base recipe's nested values; ``space``: dotted recipe path -> distribution, those that others depend on
+    first; ``objectives``: metric -> direction; ``constraints``: metric -> bound; ``baselines``: methods trained once
+    each at the base recipe's values; ``relations``: what a recipe's numbers have to keep; ``ties``: dotted recipe path
+    -> what that field follows, those that others follow first.
     """
 
     values: Mapping[str, Any]
@@ -110,6 +66,8 @@ class SearchSpace:
     search: Search = field(default_factory=Search)
     resources: Resources = field(default_factory=Resources)
     constraints: dict[str, Constraint] = field(default_factory=dict)
+    relations: tuple[Relation, ...] = ()
+    ties: dict[str, Tie] = field(default_factory=dict)
 
     @functools.cached_property
     def recipe(self) -> Recipe:
@@ -121,8 +79,57 @@ class SearchSpace:
         return replace(self, values=recipe.to_dict())
 
     def recipe_at(self, params: Mapping[str, Any]) -> Recipe:
-        """Return the base recipe with dotted values set. Raises RecipeError."""
-        return change_recipe(self.recipe, params)
+        """Return the base recipe with dotted values set, and the fields that follow them. Raises RecipeError.
+
+        A parameter that the objective has no use for (``ssl.mask_ratio`` of SimCLR) is left out.
+        """
+        return change_recipe(self.recipe, {**self._known(params), **self.tied(params)})
+
+    def values_at(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return every value of recipe_at(), by dotted path, not validated."""
+        return {**self._base(params.get("ssl.objective")), **self._known(params), **self.tied(params)}
+
+    def tied(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the values of the fields that follow others, by dotted path; one that is among ``params`` does not."""
+        if not self.ties:
+            return {}
+        base = self._base(params.get("ssl.objective"))
+        values, found = {**base, **params}, {}
+        for path, tie in self.ties.items():
+            if path not in params and path in base and tie.source in values:
+                values[path] = found[path] = tie.value(values[tie.source], base[path])
+        return found
+
+    def broken(self, params: Mapping[str, Any]) -> str | None:
+        """Return how a recipe breaks the first of the relations that it breaks: "epochs.ssl is 30, not <= 20"."""
+        values = self.values_at(params) if self.relations else {}
+        return next((why for relation in self.relations if (why := relation.broken(values)) is not None), None)
+
+    def density(self, params: Mapping[str, Any]) -> float:
+        """Return how much more probable parameters are by the space's priors than without them; 1 without priors."""
+        return math.prod(self.space[path].density(value) for path, value in params.items() if path in self.space)
+
+    def active(self, params: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the paths of the parameters that a recipe with these ones has, in the space's order.
+
+        What depends on a parameter that is not among ``params`` is not active.
+        """
+        found: list[str] = []
+        known: dict[str, Any] = {}
+        for path in self.space:
+            if self.is_active(path, known):
+                found.append(path)
+                known |= {path: params[path]} if path in params else {}
+        return tuple(found)
+
+    def is_active(self, path: str, params: Mapping[str, Any]) -> bool:
+        """Return whether the parameter at ``path`` is active, where those before it in the space are ``params``."""
+        return all(
+            (condition.path in params and condition.allows(params[condition.path]))
+            if condition.path in self.space
+            else condition.allows(self._base(params.get("ssl.objective")).get(condition.path))
+            for condition in self.space[path].when
+        )
 
     def extremes(self) -> Iterator[tuple[str, Any]]:
         """Yield (path, value): one parameter at a time at each of its ends or choices."""
@@ -130,14 +137,61 @@ class SearchSpace:
             for value in distribution.extremes():
                 yield path, value
 
+    def ends(self) -> dict[str, tuple[Any, ...]]:
+        """Return what each field may be, by dotted path: of a searched one its ends, or every choice."""
+        searched = self.space.get("ssl.objective")
+        found: dict[str, tuple[Any, ...]] = {}
+        for objective in (None,) if searched is None else searched.values:
+            for path, value in self._base(objective).items():
+                known = found.get(path, ())
+                found[path] = known if value in known else (*known, value)
+        for path, distribution in self.space.items():
+            found[path] = (*distribution.extremes(), *(found.get(path, ()) if distribution.when else ()))
+        for path, tie in self.ties.items():
+            found[path] = tuple(tie.value(value, found[path][0]) for value in found[tie.source])
+        return found
+
     def baseline_params(self) -> dict[str, dict[str, Any]]:
         """Return the dotted values of each baseline: ``{"sl": {"epochs.ssl": 0}, ...}``; those that are known yet."""
-        return {method: baseline_values(method) for method in self.baselines}
+        found = {method: baseline_values(method) for method in self.baselines}
+        if "epochs.sl" in self.ties:  # a baseline without SSL epochs has the base recipe's others
+            kept = {"epochs.sl": self.recipe.epochs.sl}
+            found = {
+                method: {**kept, **values} if "epochs.ssl" in values else values for method, values in found.items()
+            }
+        return found
 
     def grid_size(self) -> int | None:
-        """Return how many recipes the space holds, or None where it is continuous."""
-        grids = [distribution.grid() for distribution in self.space.values()]
-        return None if any(g is None for g in grids) else math.prod(len(g or ()) for g in grids)
+        """Return how many different recipes the space holds, or None where it is continuous."""
+        return count_points(self)
+
+    def _known(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the parameters without settings that the objective does not have."""
+        base = self._base(params.get("ssl.objective"))
+        return {
+            path: value
+            for path, value in params.items()
+            if path in base or path not in self.space or not self.space[path].when
+        }
+
+    def _base(self, objective: Any) -> dict[str, Any]:
+        """Return the base recipe's values by dotted path, under another objective where one is given."""
+        if objective not in self._bases:
+            values = self._bases[None]
+            if objective != values.get("ssl.objective"):
+                try:
+                    other = flatten({"ssl": with_objective(self.values, objective)["ssl"]})
+                    others = {path: value for path, value in values.items() if not path.startswith("ssl.")}
+                    values = {**others, **default_settings(objective), **other}
+                except RecipeError:  # its trial will say so
+                    pass
+            self._bases[objective] = values
+        return self._bases[objective]
+
+    @functools.cached_property
+    def _bases(self) -> dict[Any, dict[str, Any]]:
+        """What _base() has found, by objective."""
+        return {None: flatten(self.values)}
 
     @property
     def budget(self) -> int:
@@ -150,20 +204,26 @@ class SearchSpace:
     def with_search(self, **changes: Any) -> SearchSpace:
         """Return this space with other search settings (trials, seed, ...). Raises RequestError."""
         given = Document("the search space", {"search": {**self.search.model_dump(), **changes}})
-        return replace(self, search=_section(given, "search", Search))
+        return replace(self, search=read_section(given, "search", Search))
 
     def with_resources(self, **changes: Any) -> SearchSpace:
         """Return this space with other resources. Raises RequestError."""
         given = Document("the search space", {"resources": {**self.resources.model_dump(), **changes}})
-        return replace(self, resources=_section(given, "resources", Resources))
+        return replace(self, resources=read_section(given, "resources", Resources))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the resolved space in the form of its file; every default is spelled out."""
         return {
             "recipe": dict(self.values),
-            "space": {path: distribution.to_yaml() for path, distribution in self.space.items()},
+            "space": {
+                **{path: distribution.to_yaml() for path, distribution in self.space.items()},
+                **{path: tie.to_yaml() for path, tie in self.ties.items()},
+            },
             "objectives": dict(self.objectives),
-            "constraints": {name: constraint.to_yaml() for name, constraint in self.constraints.items()},
+            "constraints": {
+                **{name: constraint.to_yaml() for name, constraint in self.constraints.items()},
+                **{str(relation): True for relation in self.relations},
+            },
             "baselines": list(self.baselines),
             "search": {**self.search.to_dict(), "trials": self.budget},
             "resources": self.resources.model_dump(),
@@ -218,55 +278,37 @@ def build_space(document: Document, overrides: Mapping[str, Any]) -> SearchSpace
     ``resources`` are put over the document's, where None drops what is there: ``{"space.rho": {"choice": [0, 0.5]}}``.
     """
     for key in document.values:
-        if key not in _SECTIONS:
-            raise _mistake(document, (str(key),), f"unknown key; {_where_it_belongs(str(key))}")
-    sections = {path: value for path, value in overrides.items() if path.partition(".")[0] in _CHANGEABLE}
-    document = _with_changes(document, sections)
+        if key not in SECTIONS:
+            raise mistake_at(document, (str(key),), f"unknown key; {where_it_belongs(str(key))}")
+    sections = {path: value for path, value in overrides.items() if path.partition(".")[0] in CHANGEABLE}
+    document = with_changes(document, sections)
     fixed = {path: value for path, value in overrides.items() if path not in sections}
     recipe = _base_recipe(document, fixed)
-    search = _section(document, "search", Search)
+    search = read_section(document, "search", Search)
+    distributions, ties = read_parameters(document, recipe, search, fixed)
     space = SearchSpace(
         values=recipe.to_dict(),
-        space=_distributions(document, recipe, search, fixed),
-        objectives=_objectives(document),
-        baselines=_baselines(document),
+        space=distributions,
+        objectives=read_objectives(document),
+        baselines=read_baselines(document),
         search=search,
-        resources=_section(document, "resources", Resources),
-        constraints=_constraints(document),
+        resources=read_section(document, "resources", Resources),
+        constraints=read_constraints(document),
+        ties=ties,
     )
-    _check_plugins(document, space)
+    try:
+        space = space.with_recipe(space.recipe_at({}))
+    except RecipeError as error:
+        raise mistake_at(document, ("space", *error.path), error.message) from error
+    space = replace(space, relations=read_relations(document, space.ends()))
+    check_plugins(document, space)
     for name in search.reference_point:
         if name not in space.objectives:
             wrong = f"is not an objective; they are {', '.join(space.objectives)}{suggest(name, space.objectives)}"
-            raise _mistake(document, ("search", "reference_point", name), wrong)
-    _check_extremes(document, space)
-    _refuse_idle(document, space, is_changed=bool(overrides))
+            raise mistake_at(document, ("search", "reference_point", name), wrong)
+    check_extremes(document, space)
+    refuse_idle(document, space, is_changed=bool(overrides))
     return space.with_search(trials=space.budget)
-
-
-def _with_changes(document: Document, changes: Mapping[str, Any]) -> Document:
-    """Return a document with dotted values put over its sections'; None drops a named one."""
-    values, changed = dict(document.values), dict(document.changes)
-    for path, value in changes.items():
-        head, _, name = path.partition(".")
-        key = (head, name) if name else (head,)
-        changed[key] = value
-        if not name:
-            values[head] = value
-            continue
-        below = {**_mapping(replace(document, values=values), head)}
-        if head == "objectives" and not below:
-            below = {**DEFAULT_OBJECTIVES}
-        if value is None and head in ("space", "objectives", "constraints"):
-            if name not in below:
-                known = f", but {', '.join(below)}" if below else ""
-                wrong = f"{head} does not hold it{known}{suggest(name, below)}"
-                raise _mistake(replace(document, changes=changed), key, wrong)
-            del below[name]
-        else:
-            below[name] = value
-        values[head] = below
-    return replace(document, values=values, changes=changed)
 
 
 def read_run_space(document: Document) -> SearchSpace:
@@ -275,33 +317,43 @@ def read_run_space(document: Document) -> SearchSpace:
     Metrics, samplers and recipe fields may be ones that this version does not know; the recipe is validated when it is
     first requested. Raises RequestError for what cannot be read at all.
     """
-    objectives = _mapping(document, "objectives")
+    objectives = read_mapping(document, "objectives")
     for name, mode in objectives.items():
         if mode not in ("max", "min"):
-            raise _mistake(document, ("objectives", str(name)), f"should be max or min, got {show(mode)}")
+            raise mistake_at(document, ("objectives", str(name)), f"should be max or min, got {show(mode)}")
     if not objectives:
-        raise _mistake(document, ("objectives",), "missing, though a search writes them there")
+        raise mistake_at(document, ("objectives",), "missing, though a search writes them there")
     constraints: dict[str, Constraint] = {}
-    for name, given in _mapping(document, "constraints").items():
+    relations: list[Relation] = []
+    for name, given in read_mapping(document, "constraints").items():
         try:
+            if is_relation(str(name)):
+                relations.append(parse_relation(name, given))
+                continue
             constraints[name] = parse_constraint(name, given, ">=" if ">=" in str(given) else "<=")
         except RequestError as error:
-            raise _mistake(document, ("constraints", str(name)), str(error)) from error
+            raise mistake_at(document, ("constraints", str(name)), str(error)) from error
     distributions: dict[str, Distribution] = {}
-    for path, given in _mapping(document, "space").items():
+    ties: dict[str, Tie] = {}
+    for path, given in read_mapping(document, "space").items():
         try:
-            distributions[path] = parse_distribution(given)
+            if is_tie(given):
+                ties[path] = parse_tie(given)
+            else:
+                distributions[path] = parse_distribution(given)
         except RequestError as error:
-            raise _mistake(document, ("space", str(path)), str(error)) from error
+            raise mistake_at(document, ("space", str(path)), str(error)) from error
     baselines = document.values.get("baselines")
     return SearchSpace(
-        values=with_former_defaults(_mapping(document, "recipe")),
+        values=with_former_defaults(read_mapping(document, "recipe")),
         space=distributions,
         objectives=dict(objectives),
         baselines=tuple(baselines) if isinstance(baselines, list) else (),
-        search=_section(document, "search", Search),
-        resources=_section(document, "resources", Resources),
+        search=read_section(document, "search", Search),
+        resources=read_section(document, "resources", Resources),
         constraints=constraints,
+        relations=tuple(relations),
+        ties=ties,
     )
 
 
@@ -310,7 +362,8 @@ def parse_override(text: str) -> tuple[str, Any]:
 
     ``data.root=`` is null, which is the default of the fields that have none; ``data.root=/a=b #1`` means that folder.
     """
-    path, equals, value = text.partition("=")
+    relation = re.fullmatch(r"(\s*constraints\.[^=<>!]*(?:[<>=!]=|[<>])[^=]*)(=)(.*)", text)  # whose sign may have one
+    path, equals, value = text.partition("=") if relation is None else relation.groups()
     if not equals or not path.strip():
         raise RequestError(f"--set {text}: should be path=value, such as --set alpha=0.5")
     try:
@@ -335,200 +388,26 @@ def override(recipe: Recipe, overrides: Mapping[str, Any], others: Iterable[str]
         raise RequestError(f"--set {given}") from error
 
 
+def load_recipe(path: str | PathLike[str], overrides: Mapping[str, Any]) -> Recipe:
+    """Return the base recipe of a search space's file with dotted values put over it, which other fields may follow.
+
+    Raises RequestError.
+    """
+    space = load_space(path)
+    override(space.recipe, overrides)  # says what is wrong with what was given, before something follows it
+    return override(space.recipe, {**overrides, **space.tied(overrides)})
+
+
 def _base_recipe(document: Document, overrides: Mapping[str, Any]) -> Recipe:
     given = document.values.get("recipe")
     if not isinstance(given, Mapping):
         wrong = "missing" if given is None else f"should be a mapping of keys to values, got {show(given)}"
-        raise _mistake(document, ("recipe",), f"{wrong}; it names at least the data: {{data: {{dataset: digits}}}}")
+        raise mistake_at(document, ("recipe",), f"{wrong}; it names at least the data: {{data: {{dataset: digits}}}}")
     try:
         recipe = parse_recipe(given)
     except RecipeError as error:
-        raise _mistake(document, ("recipe", *error.path), error.message) from error
+        raise mistake_at(document, ("recipe", *error.path), error.message) from error
     others = [f"search.{name}" for name in Search.model_fields] + [
         f"resources.{name}" for name in Resources.model_fields
     ]
-    return override(recipe, overrides, [*_CHANGEABLE, *others])
-
-
-def _distributions(
-    document: Document, recipe: Recipe, search: Search, fixed: Mapping[str, Any]
-) -> dict[str, Distribution]:
-    """Return the distributions over fields that are not fixed, and say which ones are."""
-    distributions: dict[str, Distribution] = {}
-    pinned = []
-    for path, given in _mapping(document, "space").items():
-        key = ("space", str(path))
-        try:
-            check_path(recipe, str(path))
-            distributions[path] = parse_distribution(given)
-        except RecipeError as error:
-            raise _mistake(document, key, error.message) from error
-        except RequestError as error:
-            raise _mistake(document, key, str(error)) from error
-        if path in fixed:
-            if key in document.changes:
-                raise _mistake(document, key, f"--set {path}={show(fixed[path])} fixes the same field: drop one")
-            del distributions[path]
-            pinned.append(f"--set {path}={show(fixed[path])}")
-            continue
-        kind = distributions[path].kind
-        if search.sampler == "grid" and distributions[path].grid() is None:
-            raise _mistake(document, key, f"{kind} has no end of values, so sampler: grid cannot list them")
-        if kind == "grid_search" and search.sampler != "grid":
-            raise _mistake(document, key, f"grid_search needs search.sampler: grid, not {search.sampler}")
-    if pinned and not distributions:
-        nothing = "nothing is left to search: drop one, or train the one recipe by mixtune train"
-        raise RequestError(
-            f"{' '.join(pinned)} {'fixes' if len(pinned) == 1 else 'fix'} all that is searched: {nothing}"
-        )
-    if pinned:
-        _log.warning("%s %s what the space searches", " ".join(pinned), "fixes" if len(pinned) == 1 else "fix")
-    return distributions
-
-
-_CONSTANT_ONLY = tuple(
-    f"ssl.compression.{name}" for name in ("token_dropout", "key_token_dropout", "patch_size", "key_patch_size")
-)
-
-
-def _refuse_idle(document: Document, space: SearchSpace, is_changed: bool) -> None:
-    """Refuse distributions whose draws something else overrides: they would search over nothing.
-
-    is_changed: by ``--set``, which can drop them as well.
-    """
-    base = flatten(space.recipe.to_dict())
-    values = {path: (value,) for path, value in base.items()} | {p: d.extremes() for p, d in space.space.items()}
-    one_dataset = all(values[f"data.ssl_{name}"] in ((None,), values[f"data.{name}"]) for name in ("dataset", "root"))
-    draws = product(values["data.partners"], values["data.fraction"], values["data.ssl_fraction"])
-    never_partners = not any(mixes_partners(*drawn, not one_dataset) for drawn in draws)
-    same_images = one_dataset and values["data.ssl_fraction"] in ((None,), values["data.fraction"])
-    most_ssl = max(values["epochs.ssl"])
-    mixes = max(values["rho"]) * min(most_ssl, max(values["epochs.sl"])) > 1 - 1e-6  # Eq. 1, up to rounding
-    no_pure_ssl = min(values["rho"]) == 1.0 and most_ssl <= min(values["epochs.sl"])
-    for path in space.space:
-        if path in ("seed", "protocol", "data.dataset", "data.root", "data.val_fraction", "data.download"):
-            raise _mistake(document, ("space", path), "is the same for all trials of a search: drop this distribution")
-        because = None
-        if path == "lambda" and never_partners:
-            because = "both losses see the same images: set data.ssl_dataset, or data.ssl_fraction above data.fraction"
-        elif most_ssl == 0 and path.startswith(SSL_ONLY):
-            because = "epochs.ssl is 0: nothing is self-supervised"
-        elif path == "data.ssl_epoch" and same_images:
-            because = "the self-supervised images are the labelled ones: set data.ssl_dataset or data.ssl_fraction"
-        elif path == "data.ssl_epoch" and no_pure_ssl:
-            because = "rho is 1 and epochs.ssl at most epochs.sl: every self-supervised epoch is mixed"
-        elif path == "augment.crop_ratio" and values["augment.crop_scale"] == (None,):
-            because = "augment.crop_scale is null: nothing is cropped by area"
-        elif path in _CONSTANT_ONLY and "constant" not in values["ssl.compression.schedule"]:
-            because = "ssl.compression.schedule is never constant"
-        elif path in ("ssl.encode", "augment.ssl") and never_partners and no_pure_ssl:
-            because = "rho is 1 and epochs.ssl at most epochs.sl: every self-supervised epoch is mixed"
-        elif not mixes and path in ("alpha", "rho", "lambda", "data.partners", "optim.mix_schedule"):
-            because = "rho times the fewer of epochs.ssl and epochs.sl is below 1: no epoch is mixed"
-        if because is not None:
-            hint = f": --set space.{path}= drops it" if is_changed else ""
-            raise _mistake(document, ("space", path), f"has no effect while {because}{hint}")
-
-
-def _objectives(document: Document) -> dict[str, Direction]:
-    given = _mapping(document, "objectives")
-    for name, direction in given.items():
-        key = ("objectives", str(name))
-        _check_metric(document, key, "objective")
-        if direction != (better := directions()[name]):
-            raise _mistake(document, key, f"should be {better}, got {show(direction)}")
-    return dict(given) or DEFAULT_OBJECTIVES.copy()
-
-
-def _constraints(document: Document) -> dict[str, Constraint]:
-    constraints: dict[str, Constraint] = {}
-    for name, given in _mapping(document, "constraints").items():
-        key = ("constraints", str(name))
-        _check_metric(document, key, "constraint")
-        try:
-            constraints[name] = parse_constraint(name, given, ">=" if directions()[name] == "max" else "<=")
-        except RequestError as error:
-            raise _mistake(document, key, str(error)) from error
-    return constraints
-
-
-def _check_metric(document: Document, key: KeyPath, kind: str) -> None:
-    known_metrics = directions()
-    if key[-1] not in known_metrics:
-        known = f"known are {', '.join(known_metrics)}{suggest(str(key[-1]), known_metrics)}"
-        raise _mistake(document, key, f"unknown {kind}; {known}")
-
-
-def _baselines(document: Document) -> tuple[str, ...]:
-    given = document.values.get("baselines", list(BASELINES))
-    if not isinstance(given, list):
-        raise _mistake(document, ("baselines",), f"should be a list, such as [sl, ssl_sl], got {show(given)}")
-    for method in given:
-        try:
-            baseline_values(str(method))
-        except RequestError as error:
-            raise _mistake(document, ("baselines",), str(error)) from error
-    if len(set(given)) < len(given):
-        raise _mistake(document, ("baselines",), f"names one twice: {show(given)}")
-    return tuple(given)
-
-
-def _check_plugins(document: Document, space: SearchSpace) -> None:
-    makers = {"sampler": ("build", "proposer"), "scheduler": ("build",)}
-    for kind, name in (("sampler", space.search.sampler), ("scheduler", space.search.scheduler)):
-        try:
-            if kind == "sampler" and name.endswith("Sampler") and ":" not in name:
-                continue  # Optuna's, which is asked when the search is prepared
-            plugins.check_name(f"tuning.{kind}s", name, kind)
-            if ":" in name:
-                found = plugins.find(f"tuning.{kind}s", name, kind)
-                if not any(callable(getattr(found, maker, None)) for maker in makers[kind]):
-                    raise RequestError(
-                        f"{kind} {name!r} needs a function {' or '.join(makers[kind])}: see mixtune.tuning.{kind}s"
-                    )
-        except RequestError as error:
-            raise _mistake(document, ("search", kind), str(error)) from error
-
-
-def _check_extremes(document: Document, space: SearchSpace) -> None:
-    for path, value in space.extremes():
-        try:
-            space.recipe_at({path: value})
-        except RecipeError as error:
-            message = error.message if ".".join(error.path) == path else str(error)
-            wrong = f"{space.space[path].kind} can give {show(value)}: {message}"
-            raise _mistake(document, ("space", path), wrong) from error
-
-
-def _section(document: Document, name: str, model: type[Any]) -> Any:
-    try:
-        return model.model_validate(_mapping(document, name))
-    except ValidationError as error:
-        path, message = describe_mistake(model, error)
-        raise _mistake(document, (name, *path), message) from error
-
-
-def _mapping(document: Document, name: str) -> Mapping[str, Any]:
-    given = document.values.get(name)
-    if given is None:
-        return {}
-    if not isinstance(given, Mapping):
-        raise _mistake(document, (name,), f"should be a mapping of keys to values, got {show(given)}")
-    return given
-
-
-def _where_it_belongs(key: str) -> str:
-    homes: dict[str, type[Section]] = {"recipe": Recipe, "search": Search, "resources": Resources}
-    home = next((section for section, model in homes.items() if key in field_names(model)), None)
-    allowed = f"allowed are {', '.join(_SECTIONS[:-1])}"
-    return f"{allowed}; {key} belongs below {home}" if home else f"{allowed}{suggest(key, _SECTIONS)}"
-
-
-def _mistake(document: Document, path: KeyPath, message: str) -> RequestError:
-    """Return the error about a key: with its line in the file, or the ``--set`` that gave it."""
-    for end in range(len(path), 0, -1):
-        if path[:end] in document.changes:
-            rest = "".join(f"{name}: " for name in path[end:])
-            given = document.changes[path[:end]]
-            return RequestError(f"--set {'.'.join(path[:end])}={'' if given is None else show(given)}: {rest}{message}")
-    return RequestError(f"{document.where(path)}{'.'.join(path)}: {message}")
+    return override(recipe, overrides, [*CHANGEABLE, *others])

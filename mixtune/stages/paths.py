@@ -148,26 +148,37 @@ def _common(one: Path, other: Path) -> int:
 
 def _budgets(space: SearchSpace) -> set[Budgets]:
     """Return the budgets of a space and of its baselines."""
-    base = space.recipe
-    ssl, sl = (_whole_numbers(space.space.get(f"epochs.{loss}"), getattr(base.epochs, loss)) for loss in ("ssl", "sl"))
-    pairs = list(product(ssl, sl))
-    if len(pairs) > MAX_BUDGETS:
-        pairs = random.Random(0).sample(pairs, MAX_BUDGETS)
-    found = {Budgets(e, s, mix) for e, s in pairs for mix in _mixes(space.space.get("rho"), base.rho, e, s)}
+    drawn = list(product(*(_searched(space, f"epochs.{loss}") for loss in ("ssl", "sl"))))
+    if len(drawn) > MAX_BUDGETS:
+        drawn = random.Random(0).sample(drawn, MAX_BUDGETS)
+    found: set[Budgets] = set()
+    for one, other in drawn:
+        values = space.values_at({**one, **other})
+        ssl, sl, rho = values["epochs.ssl"], values["epochs.sl"], space.space.get("rho")
+        found |= {Budgets(ssl, sl, mix) for mix in _mixes(rho, values["rho"], ssl, sl)}
+        if rho is not None and rho.when:
+            found.add(Budgets(ssl, sl, mix_epochs(values["rho"], ssl, sl)))
+        elif "rho" in space.ties:
+            found |= {Budgets(ssl, sl, mix) for mix in range(min(ssl, sl) + 1)}
     return found | {Budgets.of(space.recipe_at(params)) for params in space.baseline_params().values()}
 
 
-def _whole_numbers(distribution: Distribution | None, base: int) -> list[int]:
-    if distribution is None:
-        return [base]
-    return [int(value) for value in distribution.grid() or range(int(distribution.low), int(distribution.high) + 1)]
+def _searched(space: SearchSpace, path: str) -> list[dict[str, Any]]:
+    """Return the dotted values that a budget, or what it follows, may have; {} is the base recipe's."""
+    while path in space.ties:
+        path = space.ties[path].source
+    if path not in space.space:
+        return [{}]
+    distribution = space.space[path]
+    values = [{path: value} for value in distribution.grid() or distribution.extremes()]
+    return [*values, {}] if distribution.when else values
 
 
 def _mixes(distribution: Distribution | None, base: float, ssl: int, sl: int) -> Iterator[int]:
     """Yield how many epochs may be mixed."""
     if distribution is None:
         yield mix_epochs(base, ssl, sl)
-    elif (grid := distribution.grid()) is not None:
-        yield from (mix_epochs(rho, ssl, sl) for rho in grid)
+    elif distribution.size is not None and distribution.size <= MAX_BUDGETS:
+        yield from (mix_epochs(rho, ssl, sl) for rho in distribution.grid() or ())
     else:
         yield from range(mix_epochs(distribution.low, ssl, sl), mix_epochs(distribution.high, ssl, sl) + 1)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping
-from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from mixtune.cost.model import Cost
 from mixtune.run.ledger import TrialRecord, finite_or_none
 from mixtune.space.effective import effective
-from mixtune.space.recipe import flatten
+from mixtune.space.points import points
 from mixtune.space.space import SearchSpace
 from mixtune.tuning.suggestions import draw
 
@@ -32,12 +31,12 @@ class KnownRecipes:
     """The trials and baselines by what they train: recipes that differ in idle settings alone are one."""
 
     def __init__(self, space: SearchSpace) -> None:
-        self._base = flatten(space.recipe.to_dict())
+        self._space = space
         self._trials: dict[str, list[str]] = {}
 
     def name(self, params: Params) -> str:
         """Return what is equal for dotted parameters whose recipes train the same."""
-        return json.dumps(effective({**self._base, **params}), sort_keys=True, default=str)
+        return json.dumps(effective(self._space.values_at(params)), sort_keys=True, default=str)
 
     def add(self, record: TrialRecord) -> None:
         """Take a trial or baseline that is asked."""
@@ -60,11 +59,15 @@ class KnownRecipes:
 
 
 class Asking:
-    """Asks the sampler of a search; ``known`` is what need not be trained again, ``fault`` says what cannot be."""
+    """Asks the sampler of a search; ``known`` is what need not be trained again."""
 
     def __init__(self, search: RunningSearch, fault: Fault) -> None:
         self.known = KnownRecipes(search.space)
-        self.fault, self._search = fault, search
+        self._fault, self._search = fault, search
+
+    def fault(self, params: Params) -> str | None:
+        """Return why dotted parameters make no recipe that can be trained; None where they do."""
+        return self._search.space.broken(params) or self._fault(params)
 
     def events(self) -> Iterator[Event]:
         """Yield what to note of one suggestion after the other: (event, fields), the last one ``asked`` if any is.
@@ -115,8 +118,7 @@ class Asking:
         search, number = self._search, self._search.next_number
         space, size = search.space, search.space.grid_size()
         if size is not None and size <= MAX_COUNTED:
-            grids = {path: distribution.grid() or () for path, distribution in space.space.items()}
-            drawn = [dict(zip(grids, values, strict=True)) for values in product(*grids.values())]
+            drawn = list(points(space))
             random.Random(f"{space.search.seed}/{number}").shuffle(drawn)
             among = f"the {size:,} recipes of the space"
         else:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import math
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -16,6 +18,7 @@ from mixtune.cost.model import CostModel
 from mixtune.errors import RequestError
 from mixtune.meter.times import StepTimes
 from mixtune.metrics import duration
+from mixtune.space.points import points
 from mixtune.space.recipe import SAME_TIME, Recipe
 from mixtune.space.space import SearchSpace
 from mixtune.stages.store import MAX_BYTES
@@ -27,6 +30,7 @@ from mixtune.tuning.slots import Slots, plan_slots, trials_for_a_gpu
 from mixtune.tuning.suggestions import Suggester
 
 SAMPLED = 64  # recipes
+MAX_COUNTED = 256  # recipes of a grid, of which each is looked at
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class SearchForecast:
 
     trial_s: device-seconds of training steps of a trial, the mean over recipes drawn at random; baselines_s: of all
     baselines together; epochs: of all trials and baselines; stored_bytes: of training states; slots: trials at once.
+    possible: a line on how many of the space's recipes can be trained, None where all can.
     """
 
     trials: int
@@ -45,6 +50,7 @@ class SearchForecast:
     stored_bytes: float
     slots: Slots
     device: str
+    possible: str | None = None
 
     @property
     def device_s(self) -> float:
@@ -57,6 +63,7 @@ class SearchForecast:
             f"{duration(self.device_s)} of training steps on {self.device}\n"
             f"trials: {self.slots}: {duration(self.device_s / self.slots.count)} or more\n"
             f"disk: up to {min(self.stored_bytes, MAX_BYTES) / 1e9:.2g} GB of training states"
+            + ("" if self.possible is None else f"\n{self.possible}")
         )
 
 
@@ -76,6 +83,13 @@ def forecast_search(prepared: Prepared, machine: Machine | None = None) -> Searc
     drawn = list(_recipes_at_random(space, size))
     if not drawn:
         raise RequestError(f"not one of {SAMPLED} recipes drawn from the space has values that go together")
+    recipes = space.grid_size() or math.inf
+    if recipes <= MAX_COUNTED:
+        found = sum(1 for _ in _possible(space, size, points(space)))
+        possible = f"possible: {found} of the {recipes} recipes of the space"
+    else:
+        found, recipes = len(drawn), SAMPLED
+        possible = f"possible: about {100 * found / SAMPLED:.0f} % of the space ({SAMPLED} recipes drawn)"
     base = space.recipe  # what sl_same_time costs
     baselines = [base if n == SAME_TIME else space.recipe_at(p) for n, p in space.baseline_params().items()]
     epochs = space.budget * _mean(len(make_plan(recipe)) for recipe in drawn)
@@ -88,6 +102,7 @@ def forecast_search(prepared: Prepared, machine: Machine | None = None) -> Searc
         stored_bytes=(space.budget + len(baselines)) * _mean(_stored_bytes(recipe, size) for recipe in drawn),
         slots=plan_slots(space.resources, nodes, machine.auto_fraction(trials_for_a_gpu(space.resources, nodes))),
         device=machine.device,
+        possible=possible if found < recipes else None,
     )
 
 
@@ -105,12 +120,20 @@ def forecast_trials(space: SearchSpace, data: TrainingData, costs: CostModel, ti
 
 
 def _recipes_at_random(space: SearchSpace, size: Size) -> Iterator[Recipe]:
-    drawing = Suggester(space.with_search(sampler="random"))
-    for number in range(2, SAMPLED + 2):  # the first would be the paper's point
+    alike = {path: replace(distribution, prior=None) for path, distribution in space.space.items()}
+    drawing = Suggester(replace(space.with_search(sampler="random"), space=alike))
+    numbers = range(2, SAMPLED + 2)  # the first would be the paper's point
+    return _possible(space, size, (drawing.ask(str(number), number) for number in numbers))
+
+
+def _possible(space: SearchSpace, size: Size, suggested: Iterable[Mapping[str, Any]]) -> Iterator[Recipe]:
+    """Yield the recipes whose values go together."""
+    for params in suggested:
         with suppress(RequestError):  # right one by one, but not together
-            recipe = space.recipe_at(drawing.ask(str(number), number))
+            recipe = space.recipe_at(params)
             recipe_flops(recipe, size)
-            yield recipe
+            if space.broken(params) is None:
+                yield recipe
 
 
 def _stored_bytes(recipe: Recipe, size: Size) -> float:

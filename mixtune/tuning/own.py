@@ -14,6 +14,7 @@ import pandas as pd
 from ray import tune
 from ray.tune.search.sample import Domain
 
+from mixtune.errors import RequestError
 from mixtune.space.distributions import Distribution
 from mixtune.space.recipe import change_recipe, check_path, flatten, with_absolute_paths
 from mixtune.space.space import SearchSpace, load_space, space_from_dict
@@ -41,15 +42,25 @@ def param_space(space: SearchSpace | Mapping[str, Any] | str | PathLike[str], **
     for path in values:
         check_path(recipe, path)
     resolved = flatten(recipe.to_dict())
-    drawn = {path: _drawn(distribution) for path, distribution in space.space.items()}
-    return {"recipe": recipe.to_dict(), **drawn, **changes, **{path: resolved[path] for path in fixed}}
+    searched = {**space.space, **values}.keys() - fixed.keys()
+    drawn = {}
+    for path, distribution in space.space.items():
+        parent = next((c.path for c in distribution.when if c.path in searched), None)
+        if parent is not None and path not in values:
+            raise RequestError(
+                f"space.{path} depends on {parent}, and a Tuner of your own draws each by itself: fix one of them"
+            )
+        if all(condition.allows(resolved.get(condition.path)) for condition in distribution.when):
+            drawn[path] = _drawn(distribution)
+    ties = {path: tie.to_yaml() for path, tie in space.ties.items() if path not in values}
+    known = {"recipe": recipe.to_dict(), **({"ties": ties} if ties else {})}
+    return {**known, **drawn, **changes, **{path: resolved[path] for path in fixed}}
 
 
 def _drawn(distribution: Distribution) -> Any:
     """Return Ray Tune's form of a distribution; names and bounds are the same."""
-    ((kind, arguments),) = distribution.to_yaml().items()
-    of_list = kind in ("choice", "grid_search")
-    return getattr(tune, kind)(arguments) if of_list else getattr(tune, kind)(*arguments)
+    make, arguments = getattr(tune, distribution.kind), distribution.arguments
+    return make(arguments) if distribution.values else make(*arguments)
 
 
 def describe_steps(state: TrainState) -> str:

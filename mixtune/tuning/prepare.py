@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from itertools import islice, product
 from os import PathLike
 from typing import Any, Literal
 
@@ -21,8 +22,11 @@ from mixtune.errors import RequestError
 from mixtune.metrics import describe_channels, significant
 from mixtune.run.directory import RunDirectory, RunFacts
 from mixtune.run.paired import visible_difference
+from mixtune.space.checks import MAX_WAYS
+from mixtune.space.points import ways
 from mixtune.space.recipe import SAME_TIME, Recipe, with_absolute_paths
-from mixtune.space.space import Search, SearchSpace, load_space, space_from_dict
+from mixtune.space.settings import Search
+from mixtune.space.space import SearchSpace, load_space, space_from_dict
 from mixtune.training.data import TaskData, TrainingData, load_training_data
 from mixtune.training.plan import Phase, make_plan
 from mixtune.training.sources import survey_tasks
@@ -191,10 +195,10 @@ def _check_recipes(space: SearchSpace, data: TrainingData) -> None:
     size = Size.of(data)
     recipe_bill(space.recipe, size)
     for path, distribution in space.space.items():
-        grid = distribution.grid()
-        values = grid if grid is not None and len(grid) <= MAX_CHECKED else distribution.extremes()
-        for value in values:
-            recipe = space.recipe_at({path: value})
+        is_short = distribution.size is not None and distribution.size <= MAX_CHECKED
+        values = distribution.grid() or () if is_short else distribution.extremes()
+        for others, value in product(islice(ways(space, path), MAX_WAYS), values):
+            recipe = space.recipe_at({**others, path: value})
             try:
                 recipe_bill(recipe, size)
                 if path.startswith("data.") or path == "optim.batch_size":

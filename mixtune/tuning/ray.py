@@ -67,7 +67,8 @@ class SearchSearcher(_DrivenBySearch, Searcher):  # type: ignore[misc]
         if asked is None:  # what fails yet may have to be tried again
             finished = self._search.is_over or self._watch.has_given_up
             return str(Searcher.FINISHED) if finished else None
-        return {"recipe": self._base_recipe, "trial": asked.trial, "search": self._context(asked), **asked.params}
+        told = {"recipe": self._base_recipe, "trial": asked.trial, "search": self._context(asked)}
+        return {**told, **asked.params, **self._search.space.tied(asked.params)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Nothing: a result alone does not say whether a trial completed or was stopped."""

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 from mixtune.errors import RequestError
-from mixtune.space.space import Resources
+from mixtune.space.settings import Resources
 
 RAY_GRAINS = 10_000  # Ray counts a resource in ten-thousandths
 

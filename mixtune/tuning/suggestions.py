@@ -23,7 +23,7 @@ from mixtune.errors import RequestError, one_line, suggest
 from mixtune.metrics import METRICS, metric_value
 from mixtune.run.ledger import TrialRecord
 from mixtune.space.distributions import Distribution
-from mixtune.space.recipe import BASELINES, flatten
+from mixtune.space.recipe import BASELINES
 from mixtune.space.space import SearchSpace
 
 _STATES = {
@@ -130,10 +130,24 @@ class Suggester:
             self._enqueue(given)
         elif is_first and (first := first_point(self._space)):
             self._enqueue(first)
-        asked = self.study.ask(fixed_distributions=self._distributions)
+        asked = self.study.ask()
+        params: dict[str, Any] = {}
+        for path in self._distributions:
+            if self._space.is_active(path, params):
+                params[path] = self._suggest(asked, path)
         asked.set_user_attr("trial", trial)
         self._asked[trial] = asked
-        return {path: decode(self._space.space[path], value) for path, value in asked.params.items()}
+        return params
+
+    def _suggest(self, asked: optuna.Trial, path: str) -> Any:
+        """Return the recipe's value that the sampler suggests; Optuna keeps what a search that continues tells it."""
+        distribution, known = self._space.space[path], self._distributions[path]
+        drawn = asked._suggest(path, known)
+        value = decode(distribution, drawn)
+        if distribution.log and value != drawn:
+            kept = known.to_internal_repr(value)
+            self.study._storage.set_trial_param(asked._trial_id, path, kept, known)
+        return value
 
     def _enqueue(self, params: Mapping[str, Any]) -> None:
         """Let the next trial have these values; the sampler draws what is missing."""
@@ -169,13 +183,13 @@ class Suggester:
 
         Where the space does not hold the parameters any more, Optuna does not hear of the trial.
         """
-        space = self._space.space
-        if set(params) != set(space) or not all(space[path].contains(value) for path, value in params.items()):
+        space, active = self._space.space, self._space.active(params)
+        if set(params) != set(active) or not all(space[path].contains(value) for path, value in params.items()):
             return
         known = optuna.trial.create_trial(
             state=optuna.trial.TrialState.RUNNING,
             params={path: encode(value) for path, value in params.items()},
-            distributions=self._distributions,
+            distributions={path: self._distributions[path] for path in params},
             system_attrs=dict(notes.get("trial", {})),
             user_attrs={"trial": trial},
         )
@@ -286,8 +300,12 @@ def draw(space: SearchSpace, number: int, count: int) -> list[dict[str, Any]]:
 
 def first_point(space: SearchSpace) -> dict[str, Any]:
     """Return the paper's alpha and rho with the base recipe's other values, as far as the space holds them."""
-    base = flatten(space.recipe.to_dict()) | PAPER_POINT
-    return {path: base[path] for path, distribution in space.space.items() if distribution.contains(base[path])}
+    params: dict[str, Any] = {}
+    for path, distribution in space.space.items():
+        value = PAPER_POINT.get(path, space.values_at(params).get(path))
+        if space.is_active(path, params) and distribution.contains(value):
+            params[path] = value
+    return params
 
 
 def to_optuna(distribution: Distribution) -> optuna.distributions.BaseDistribution:
@@ -295,9 +313,10 @@ def to_optuna(distribution: Distribution) -> optuna.distributions.BaseDistributi
     d = distribution
     if d.values:
         return optuna.distributions.CategoricalDistribution([encode(value) for value in d.values])
+    step = None if d.log else d.step  # Optuna has no logarithm with a step: what it draws is rounded
     if d.is_integer:
-        return optuna.distributions.IntDistribution(int(d.low), int(d.high), log=d.log, step=int(d.step or 1))
-    return optuna.distributions.FloatDistribution(d.low, d.high, log=d.log, step=d.step)
+        return optuna.distributions.IntDistribution(int(d.low), int(d.high), log=d.log, step=int(step or 1))
+    return optuna.distributions.FloatDistribution(d.low, d.high, log=d.log, step=step)
 
 
 def encode(value: Any) -> Any:
@@ -309,7 +328,7 @@ def decode(distribution: Distribution, value: Any) -> Any:
     """Return the recipe's value for one of Optuna's; quantised floats are rounded to what was meant."""
     if distribution.values:
         return next(v for v in distribution.values if encode(v) == value)
-    return round(value, 10) if distribution.step is not None and not distribution.is_integer else value
+    return value if distribution.step is None else distribution.nearest(value)
 
 
 def _trial_seed(seed: int, number: int) -> int:

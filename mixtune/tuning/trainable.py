@@ -30,7 +30,8 @@ class MixTrainable(tune.Trainable):  # type: ignore[misc]
     """Trains one epoch a step; each result has every metric, ``done`` and ``whole``.
 
     The config is ``{"recipe": a Recipe, nested values or a search space's file, "alpha": 0.3, "epochs.sl": 40}``: all
-    keys but ``recipe`` are dotted recipe paths that override it, and ``user`` may hold anything of your own;
+    keys but ``recipe`` are dotted recipe paths that override it, but for ``ties``, fields that follow others
+    (``{"epochs.sl": {"same_as": "epochs.ssl"}}``), and ``user``, which may hold anything of your own;
     :func:`mixtune.param_space` makes one of a file. ``data`` takes the place of the recipe's dataset, by
     ``tune.with_parameters(MixTrainable, data=(images, labels))``; it may be all that :func:`mixtune.search` takes.
 

@@ -7,7 +7,7 @@ import functools
 import os
 import time
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from mixtune.run.directory import RunDirectory
 from mixtune.run.lock import share_run
 from mixtune.run.predictions import HeldOut
 from mixtune.space.recipe import Recipe, change_recipe, flatten, parse_recipe
-from mixtune.space.space import load_space
+from mixtune.space.space import SearchSpace, load_space
+from mixtune.space.ties import parse_tie
 from mixtune.stages.resume import Recovery
 from mixtune.training.bill import Bill
 from mixtune.training.data import load_training_data
@@ -31,7 +32,7 @@ from mixtune.training.loop import train
 from mixtune.training.measure import observe
 from mixtune.training.state import start_state
 
-RESERVED = ("recipe", "trial", "search", "user")  # every other key of a config is a dotted recipe path
+RESERVED = ("recipe", "ties", "trial", "search", "user")  # every other key of a config is a dotted recipe path
 
 
 @dataclass(frozen=True)
@@ -202,12 +203,13 @@ def recipe_from_config(config: Mapping[str, Any]) -> Recipe:
     """Return the recipe of a trial's config; see MixTrainable. Raises RequestError."""
     given = config.get("recipe")
     if isinstance(given, Recipe):
-        base = given
+        space = SearchSpace(given.to_dict())
     elif isinstance(given, str | os.PathLike):
-        base = load_space(given).recipe
+        space = load_space(given)
     elif isinstance(given, Mapping):
-        base = parse_recipe(given)
+        space = SearchSpace(parse_recipe(given).to_dict())
     else:
         raise RequestError(f"config['recipe'] should be a Recipe, a mapping or a search space's file, got {given!r}")
     changes = flatten({key: value for key, value in config.items() if key not in RESERVED})
-    return change_recipe(base, changes)
+    ties = {path: parse_tie(tie) for path, tie in (config.get("ties") or {}).items()}
+    return replace(space, ties={**space.ties, **ties}).recipe_at(changes)

@@ -13,7 +13,10 @@ import yaml
 from mixtune.errors import RequestError
 from mixtune.space.distributions import parse_distribution
 
-KINDS = ("uniform", "quniform", "loguniform", "randint", "qrandint", "lograndint", "choice", "grid_search")
+KINDS = (
+    *("uniform", "quniform", "loguniform", "qloguniform", "randint", "qrandint", "lograndint", "qlograndint"),
+    *("choice", "grid_search"),
+)
 STEPS = ("0.05", "0.1", "0.25", "0.3", "0.001")
 
 
@@ -31,12 +34,12 @@ def slow_values(given: dict[str, list[Any]]) -> list[Fraction]:
 
 
 def random_stepped(rng: random.Random) -> dict[str, list[Any]]:
-    kind = rng.choice(["quniform", "randint", "qrandint", "lograndint"])
+    kind = rng.choice(["quniform", "qloguniform", "randint", "qrandint", "lograndint", "qlograndint"])
     low, size = rng.randint(1, 9), rng.randint(1, 12)
-    if kind == "quniform":
+    if kind in ("quniform", "qloguniform"):
         q = Fraction(rng.choice(STEPS))
         return {kind: [float(low * q), float((low + size) * q), float(q)]}
-    if kind == "qrandint":
+    if kind in ("qrandint", "qlograndint"):
         step = rng.randint(1, 7)
         return {kind: [low * step, (low + size) * step, step]}
     return {kind: [low, low + size]}
@@ -60,13 +63,23 @@ def test_a_stepped_distribution_holds_exactly_its_steps() -> None:
         distribution, expected = parse_distribution(given), slow_values(given)
         grid = distribution.grid()
         assert grid == pytest.approx([float(v) for v in expected], rel=1e-12), given
+        assert distribution.size == len(grid)
         assert distribution.extremes() == pytest.approx([float(expected[0]), float(expected[-1])], rel=1e-12), given
         assert all(isinstance(v, int) == distribution.is_integer for v in grid), given
         assert all(distribution.contains(v) for v in (*grid, float(rng.choice(expected)))), given
         step = distribution.step or 0
+        between = [v + rng.uniform(-0.49, 0.49) * (distribution.step or 0) for v in grid[1:-1]]
+        assert [distribution.nearest(v) for v in between] == list(grid[1:-1]) or distribution.is_integer, given
         others = [grid[0] - step, grid[-1] + step, *(v + step / 2 for v in grid)]
         assert not any(distribution.contains(v) for v in others), given
     assert parse_distribution({"quniform": [0, 1, 0.1]}).contains(3 * 0.1)  # 0.30000000000000004
+
+
+def test_fine_steps_are_counted_without_being_listed() -> None:
+    for given, size in (({"quniform": [0, 0.1, 2e-9]}, 50_000_001), ({"randint": [0, 10**15]}, 10**15)):
+        distribution = parse_distribution(given)
+        assert (distribution.size, distribution.at(size - 1)) == (size, distribution.high)
+    assert parse_distribution({"quniform": [0, 1e-9, 1e-11]}).at(7) == 7e-11
 
 
 def test_a_distribution_survives_its_file() -> None:
@@ -85,6 +98,8 @@ def test_bounds_are_ray_tunes() -> None:
         ({"quniform": [0, 1, 0.25]}, (0.0, 1.0), True, False),
         ({"randint": [2, 13]}, (2, 12), True, False),
         ({"lograndint": [16, 257]}, (16, 256), True, True),
+        ({"qloguniform": [1e-4, 1e-2, 1e-4]}, (1e-4, 1e-2), True, True),
+        ({"qlograndint": [32, 512, 32]}, (32, 512), True, True),
         ({"qrandint": [10, 50, 10]}, (10, 50), True, False),
         ({"choice": [4, 2, 8]}, (4, 2, 8), True, False),
         ({"grid_search": ["a"]}, ("a",), True, False),
@@ -132,6 +147,7 @@ def test_a_mistake_says_what_was_given_and_what_is_allowed() -> None:
         ({"uniform": [0.9, 0.1]}, "uniform has low 0.9 above high 0.1"),
         ({"lograndint": [5, 5]}, "lograndint [5, 5] is empty: as in Ray Tune its upper bound is exclusive"),
         ({"loguniform": [0, 1]}, "loguniform is logarithmic, so low should be above 0, got 0"),
+        ({"qlograndint": [0, 10, 5]}, "qlograndint is logarithmic, so low should be above 0, got 0"),
         ({"qrandint": [5, 12, 5]}, "qrandint has high 12, which is not a multiple of its q 5"),
         ({"quniform": [0.1, 1, 0.25]}, "quniform has low 0.1, which is not a multiple of its q 0.25"),
         ({"qrandint": [10**12 + 1] * 2 + [2]}, f"qrandint has low {10**12 + 1}, which is not a multiple of its q 2"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mixtune.space.points import points
 from mixtune.space.space import space_from_dict
 from mixtune.stages.paths import RecipePaths
 from mixtune.stages.table import StageTable, Stored, TrialPath
@@ -15,8 +16,8 @@ SCHEDULES = list(product(["cosine", "wsd"], repeat=2))
 BUDGETS = {"epochs.ssl": {"choice": [1, 2, 6, 7, 12]}, "epochs.sl": {"choice": [1, 5, 6, 10]}}
 
 
-def space_with(small_space: Any, ssl: str, sl: str, rho: Any, warmup: int) -> Any:
-    values = small_space(space={**BUDGETS, "rho": rho, "alpha": {"choice": [0.5, 0.7]}})
+def space_with(small_space: Any, ssl: str, sl: str, rho: Any, warmup: int, budgets: Any = BUDGETS) -> Any:
+    values = small_space(space={**budgets, "rho": rho, "alpha": {"choice": [0.5, 0.7]}})
     for loss, schedule in (("ssl", ssl), ("sl", sl)):
         values["recipe"]["optim"][loss] |= {"schedule": schedule, "warmup_epochs": warmup}
     return space_from_dict(values)
@@ -45,6 +46,18 @@ def test_a_recipe_stores_where_another_of_its_space_goes_on_and_nowhere_else(
 ABC = TrialPath("abcde", {2, 4})
 ABX = TrialPath("abcxy", {2, 4})
 TABLE = {"abc": ABC, "abx": ABX, "other": TrialPath("zzz", {2})}
+
+
+def test_budgets_that_follow_others_or_depend_on_them_part_where_theirs_do(small_space: Any) -> None:
+    tied = {"epochs.ssl": {"choice": [2, 4, 8]}, "epochs.sl": {"fraction_of": {"epochs.ssl": 1.5}}}
+    depends = {"epochs.sl": {"choice": [3, 6, 9], "when": {"rho": [1.0]}}, "epochs.ssl": {"choice": [2, 4]}}
+    for budgets in (tied, depends):
+        space = space_with(small_space, "wsd", "wsd", {"choice": [0.0, 0.5, 1.0]}, 1, budgets)
+        paths = RecipePaths(space)
+        drawn = [*points(space), *({"alpha": 0.5, **params} for params in space.baseline_params().values())]
+        for one in drawn:
+            shared = {paths(one).shared_with(paths(other)) for other in drawn}
+            assert shared - {0} <= paths(one).stored_after, one
 
 
 @pytest.fixture

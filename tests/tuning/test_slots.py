@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mixtune.errors import RequestError
-from mixtune.space.space import Resources
+from mixtune.space.settings import Resources
 from mixtune.tuning.slots import Nodes, Slots, double_fraction, plan_slots, usable_cpus, usable_gpus
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from mixtune import plugins
 from mixtune.run.ledger import TrialRecord
 from mixtune.space.space import space_from_dict
-from mixtune.tuning.suggestions import Suggester, first_point
+from mixtune.tuning.suggestions import Suggester, _trial_seed, first_point, to_optuna
 
 SAMPLERS = plugins.names("tuning.samplers")
 
@@ -29,12 +30,12 @@ def cost(params: dict[str, Any]) -> dict[str, float]:
     return {"val_accuracy": 1 - abs(params["alpha"] - 0.5), "train_latency_s": params["epochs.sl"] - params["rho"] / 2}
 
 
-def run(suggester: Suggester, count: int) -> list[dict[str, Any]]:
+def run(suggester: Suggester, count: int, others: dict[str, Any] | None = None) -> list[dict[str, Any]]:
     asked = []
     for number in range(1, count + 1):
         trial = f"t{number:04d}"
         asked.append(suggester.ask(trial, number))
-        suggester.tell(TrialRecord(trial, "complete", metrics=cost(asked[-1])))
+        suggester.tell(TrialRecord(trial, "complete", metrics=cost({**(others or {}), **asked[-1]})))
     return asked
 
 
@@ -108,6 +109,117 @@ def test_quantised_draws_are_the_decimals_that_were_meant(small_space: Any) -> N
     drawn = {suggester.ask(f"t{i:04d}", i)["rho"] for i in range(1, 200)}
     assert drawn <= {round(0.05 * k, 2) for k in range(21)}
     assert 0.15 in drawn
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+def test_logarithmic_draws_are_rounded_and_a_resumed_search_suggests_the_same(small_space: Any, sampler: str) -> None:
+    drawn = {"optim.sl.base_lr": {"qloguniform": [0.001, 1.0, 0.001]}, "epochs.sl": {"qlograndint": [4, 64, 4]}}
+    space = space_from_dict(small_space(space=drawn, search={"sampler": sampler}))
+    whole, interrupted = Suggester(space), Suggester(space)
+    asked: list[dict[str, Any]] = []
+    notes: list[dict[str, Any]] = []
+    for number in range(1, 31):
+        trial = f"t{number:04d}"
+        if number == 20:  # a search that continues
+            interrupted = Suggester(space)
+            for before, params in enumerate(asked, 1):
+                interrupted.ask_again(f"t{before:04d}", params, notes[before - 1])
+                interrupted.tell(TrialRecord(f"t{before:04d}", "complete", metrics=measured(params)))
+        asked.append(whole.ask(trial, number))
+        notes.append(whole.notes(trial))
+        assert interrupted.ask(trial, number) == asked[-1]
+        for suggester in (whole, interrupted):
+            suggester.tell(TrialRecord(trial, "complete", metrics=measured(asked[-1])))
+    assert all(space.space[path].contains(value) for params in asked for path, value in params.items())
+    rates = sorted(params["optim.sl.base_lr"] for params in asked)
+    assert sampler != "random" or rates[len(rates) // 2] < 0.2  # the median of a uniform draw would be 0.5
+
+
+def measured(params: dict[str, Any]) -> dict[str, float]:
+    return {"val_accuracy": 1 - params["optim.sl.base_lr"], "train_latency_s": float(params["epochs.sl"])}
+
+
+CONDITIONAL = {
+    "ssl.temperature": {"uniform": [0.1, 0.5]},
+    "rho": {"quniform": [0.0, 1.0, 0.5], "when": {"epochs.sl": [1, 2]}},
+    "epochs.sl": {"randint": [1, 4]},
+    "ssl.objective": {"choice": ["simclr", "mae"]},
+}
+
+
+@pytest.mark.parametrize("sampler", [s for s in SAMPLERS if s not in ("grid", "cost_aware")])
+def test_what_depends_on_others_is_asked_where_it_is_active_and_resumes_the_same(
+    small_space: Any, sampler: str
+) -> None:
+    space = space_from_dict(small_space(space=CONDITIONAL, search={"sampler": sampler}))
+    whole, resumed = Suggester(space), Suggester(space)
+    asked: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
+    for number in range(1, 25):
+        trial = f"t{number:04d}"
+        if number == 18:
+            resumed = Suggester(space)
+            for before, params, notes in asked:
+                resumed.ask_again(before, params, notes)
+                resumed.tell(TrialRecord(before, "complete", metrics=cost({"alpha": 0.5, "rho": 0.0, **params})))
+        params = whole.ask(trial, number)
+        assert tuple(params) == space.active(params)
+        recipe = space.recipe_at(params).to_dict()
+        has_temperature = params["ssl.objective"] == "simclr"
+        assert ("temperature" in recipe["ssl"]) == ("ssl.temperature" in params) == has_temperature
+        assert ("rho" in params) == (params["epochs.sl"] < 3)
+        asked.append((trial, params, whole.notes(trial)))
+        assert resumed.ask(trial, number) == params
+        for suggester in (whole, resumed):
+            suggester.tell(TrialRecord(trial, "complete", metrics=cost({"alpha": 0.5, "rho": 0.0, **params})))
+    assert len({frozenset(params) for _, params, _ in asked}) >= 3  # of 4 forms
+
+
+def test_a_grid_visits_each_different_recipe_once(small_space: Any) -> None:
+    values = CONDITIONAL | {"ssl.temperature": {"choice": [0.1, 0.2, 0.5]}}
+    space = space_from_dict(small_space(space=values, search={"sampler": "grid"}))
+    assert space.budget == (3 + 3 + 1) * (3 + 1)
+    asked = run(Suggester(space), space.budget, {"alpha": 0.5, "rho": 0.0})
+    assert len({frozenset(params.items()) for params in asked}) == space.budget
+    assert all(tuple(params) == space.active(params) for params in asked)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random", "gp"])
+def test_the_first_draws_are_by_the_priors(small_space: Any, sampler: str) -> None:
+    prior = {"prior": {"value": 0.1, "confidence": 0.9}}
+    drawn = {}
+    for name, given in (("none", {}), ("some", prior)):
+        searched = {"alpha": {"uniform": [0.0, 1.0], **given}, "rho": {"quniform": [0.0, 1.0, 0.25]}}
+        space = space_from_dict(small_space(space=searched, search={"sampler": sampler}))
+        suggester = Suggester(space)
+        drawn[name] = [suggester.ask(f"t{i:04d}", i) for i in range(1, 31)]
+        for i in range(1, 31):
+            suggester.tell(TrialRecord(f"t{i:04d}", "failed"))
+    close = {name: sum(abs(params["alpha"] - 0.1) < 0.15 for params in asked) for name, asked in drawn.items()}
+    assert close["none"] < 15 < 20 < close["some"]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+def test_a_space_without_conditions_and_priors_gets_optunas_own_suggestions(small_space: Any, sampler: str) -> None:
+    space = finite_space(small_space, sampler, baselines=["paper"])
+    asked = run(Suggester(space), 30)
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    for number, params in enumerate(asked, 1):
+        seed = _trial_seed(0, number)
+        if sampler == "nsga2":
+            study.sampler = optuna.samplers.NSGAIISampler(population_size=4, seed=seed)
+        elif sampler == "random":
+            study.sampler = optuna.samplers.RandomSampler(seed=seed)
+        else:
+            tpe = optuna.samplers.TPESampler(seed=seed)
+            tpe._gamma = functools.partial(tenth, number - 1)
+            study.sampler = tpe
+        trial = study.ask(fixed_distributions={path: to_optuna(d) for path, d in space.space.items()})
+        assert trial.params == params
+        study.tell(trial, [*cost(params).values()])
+
+
+def tenth(complete: int, trials: int) -> int:
+    return math.ceil(0.1 * complete)
 
 
 def test_lists_can_be_choices(small_space: Any) -> None:

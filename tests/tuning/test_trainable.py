@@ -185,6 +185,25 @@ def test_the_recipe_may_be_values_a_recipe_or_a_file(small_space: Any, tmp_path:
     assert recipe_from_config({"recipe": file, "alpha": 0.3, "epochs": {"sl": 4}}) == expected
 
 
+def test_a_tied_field_follows_in_a_worker(small_space: Any, tmp_path: Path) -> None:
+    values = small_space()
+    values["space"] |= {"epochs.ssl": {"same_as": "epochs.sl"}, "ssl.objective": {"choice": ["mae", "simclr"]}}
+    values["space"]["ssl.temperature"] = {"uniform": [0.1, 0.5]}
+    file = tmp_path / "space.yaml"
+    file.write_text(yaml.safe_dump(values))
+    for params in ({"epochs.sl": 4}, {"epochs.sl": 2, "ssl.objective": "simclr", "ssl.temperature": 0.3}):
+        expected = mixtune.load_space(file).recipe_at(params)
+        assert expected.epochs.ssl == params["epochs.sl"]
+        ties = {"epochs.ssl": {"same_as": "epochs.sl"}}
+        assert recipe_from_config({"recipe": file, **params}) == expected
+        assert recipe_from_config({"recipe": values["recipe"], "ties": ties, **params}) == expected
+    made = mixtune.param_space(file, **{"ssl.objective": "simclr", "epochs.sl": 4, "alpha": 0.5, "rho": 0.5})
+    assert recipe_from_config({**made, "ssl.temperature": 0.3}).epochs.ssl == 4
+    assert "ssl.temperature" not in mixtune.param_space(file, **{"ssl.objective": "mae"})
+    with pytest.raises(RequestError, match=r"ssl\.temperature depends on ssl.objective, and a Tuner of your own"):
+        mixtune.param_space(file)
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [

@@ -20,6 +20,7 @@ from mixtune.report.figures._style import (
     scaled,
 )
 from mixtune.run.result import Result
+from mixtune.space.recipe import flatten
 
 BUDGETS = {"epochs.ssl": "SSL epochs", "epochs.sl": "SL epochs"}
 
@@ -38,14 +39,14 @@ def compute(result: Result) -> BudgetsData:
     """Return what the figure shows; a budget that is not searched is the base recipe's."""
     accuracy = find_metric(result.accuracy_name)
     title = f"Best {accuracy.title} by epoch budget"
-    base = result.space.values.get("epochs") or {}
-    rows = result.complete()
+    base, rows = flatten(result.space.values), result.complete()
+    values = {trial: result.values[trial] or {**base, **result.records[trial].params} for trial in rows["trial"]}
     frame = pd.DataFrame(
         {
             **{
-                path.removeprefix("epochs."): pd.to_numeric(rows[path], errors="coerce")
-                if path in rows
-                else pd.Series(base.get(path.removeprefix("epochs.")), index=rows.index, dtype=float)
+                path.removeprefix("epochs."): pd.Series(
+                    [values[trial].get(path) for trial in rows["trial"]], index=rows.index, dtype=float
+                )
                 for path in BUDGETS
             },
             "trial": rows["trial"],

@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 
 from mixtune.metrics import find_metric
 from mixtune.report.figures._style import GREY, SERIES, Heading, new_figure, run_subtitle
+from mixtune.report.tables import IDLE
 from mixtune.run.result import Result
 from mixtune.space.distributions import Distribution
 
@@ -55,7 +56,7 @@ def compute(result: Result) -> ImportanceData:
         return ImportanceData(Heading(title, run_subtitle(result), wanted), nothing, nothing)
     notes = [f"of {MAX_TRIALS:,} trials"] if len(rows) > MAX_TRIALS else []
     rows = rows.sample(MAX_TRIALS, random_state=0) if notes else rows
-    params = [dict(result.records[str(trial)].params) for trial in rows["trial"]]
+    params = [dict(result.records[str(trial)].params) for trial in rows["trial"]]  # without those that are not active
     values = {name: rows[name].to_numpy(dtype=float) for name in names}
     rng = np.random.default_rng(0)
     drawn = [np.arange(len(rows)), *(rng.integers(len(rows), size=len(rows)) for _ in range(RESAMPLINGS))]
@@ -99,9 +100,9 @@ def _importances(params: list[dict[str, Any]], values: Floats, space: Mapping[st
     kinds: dict[str, optuna.distributions.BaseDistribution] = {}
     columns: dict[str, list[Any]] = {}
     for path, distribution in space.items():
-        given = [own[path] for own in params]
+        given = [own.get(path, distribution.low) for own in params]
         if distribution.values:  # categories by their text: a value may be a list
-            columns[path] = [str(value) for value in given]
+            columns[path] = [str(own[path]) if path in own else IDLE for own in params]
             kinds[path] = optuna.distributions.CategoricalDistribution(sorted(set(columns[path])))
         else:
             columns[path] = [float(value) for value in given]

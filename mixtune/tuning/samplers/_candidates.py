@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from scipy.stats import qmc
 
 from mixtune.errors import RequestError
 from mixtune.space.distributions import Distribution
+from mixtune.space.points import points
 from mixtune.space.recipe import Recipe
 from mixtune.space.space import SearchSpace
 from mixtune.training.plan import make_plan
@@ -47,7 +48,7 @@ class Candidates:
         self._space, self._states, self._advice = space, states, advice
         self._known: dict[str, Candidate | None] = {}
         size = space.grid_size()
-        drawn = self._grid() if size is not None and size <= ALL else self._spread()
+        drawn = list(points(space)) if size is not None and size <= ALL else self._spread()
         self._fixed = list(self._different(drawn))
 
     def of(self, params: Mapping[str, Any]) -> Candidate | None:
@@ -67,7 +68,7 @@ class Candidates:
             params = dict(front[int(rng.integers(len(front)))])
             for path in rng.choice(paths, size=rng.integers(1, 3)):
                 params[path] = value_at(self._space.space[path], float(rng.random()))
-            near.append(params)
+            near.append(self._active(params, rng))
         names = {candidate.name for candidate in self._fixed}
         return [*self._fixed, *(each for each in self._different(near) if each.name not in names)]
 
@@ -89,29 +90,34 @@ class Candidates:
                 names.add(candidate.name)
                 yield candidate
 
-    def _grid(self) -> list[Params]:
-        grids = {path: distribution.grid() or () for path, distribution in self._space.space.items()}
-        return [dict(zip(grids, values, strict=True)) for values in product(*grids.values())]
-
     def _spread(self) -> list[Params]:
-        space = self._space.space
-        points = qmc.Sobol(len(space), seed=self._space.search.seed).random(SPREAD)
-        return [
-            {p: value_at(d, float(at)) for (p, d), at in zip(space.items(), point, strict=True)} for point in points
+        """Return recipes that are evenly spread, and where there are priors as many that are drawn from these."""
+        space, seed = self._space.space, self._space.search.seed
+        even = qmc.Sobol(len(space), seed=seed).random(SPREAD)
+        drawn = [
+            {path: value_at(space[path], float(at)) for path, at in zip(space, point, strict=True)} for point in even
         ]
+        if any(distribution.prior is not None for distribution in space.values()):
+            own = random.Random(seed)
+            believed = [{path: d.draw(own) for path, d in space.items()} for _ in range(SPREAD // 2)]
+            drawn = [*drawn[: SPREAD // 2], *believed]
+        return [self._active(params, np.random.default_rng(seed)) for params in drawn]
+
+    def _active(self, params: Params, rng: np.random.Generator) -> Params:
+        """Return the parameters that are active, in the space's order, with a draw for those that are missing."""
+        found: Params = {}
+        for path, distribution in self._space.space.items():
+            if self._space.is_active(path, found):
+                found[path] = params[path] if path in params else value_at(distribution, float(rng.random()))
+        return found
 
 
 def value_at(distribution: Distribution, at: float) -> Any:
-    """Return the value of a distribution below which a share ``at`` of it is, in [0, 1)."""
+    """Return the value of a distribution below which a share ``at`` of it is, in [0, 1), priors aside."""
     d = distribution
-    if d.values:
-        return d.values[int(at * len(d.values))]
-    if d.log:
-        low, high = math.log(d.low), math.log(d.high + d.is_integer)
-        value = math.exp(low + at * (high - low))
-        return min(int(value), int(d.high)) if d.is_integer else min(max(value, d.low), d.high)
-    if d.step is None:
-        return d.low + at * (d.high - d.low)
-    steps = int(at * (round((d.high - d.low) / d.step) + 1))
-    value = d.low + steps * d.step
-    return int(value) if d.is_integer else round(value, 10)
+    if d.size is not None and not d.log:
+        return d.at(int(at * d.size))
+    low, high = (math.log(d.low), math.log(d.high)) if d.log else (d.low, d.high)
+    value = low + at * (high - low)
+    value = min(max(math.exp(value) if d.log else value, d.low), d.high)
+    return value if d.step is None else d.nearest(round(value) if d.is_integer else value)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from mixtune.space.distributions import Distribution
 from mixtune.space.effective import idle_settings, mix_epochs
-from mixtune.space.recipe import Recipe, flatten
+from mixtune.space.recipe import Recipe
 from mixtune.space.space import SearchSpace
 from mixtune.training.plan import decay_start, rate_factor, warmup_length
 
@@ -28,8 +28,8 @@ class States:
 
     def __init__(self, space: SearchSpace) -> None:
         self._space = space
-        self._base = flatten(space.recipe.to_dict())
-        self._most = {path: max(_numbers(space, path, self._base)) for path in BUDGETS[:2]}
+        ends = space.ends()
+        self._most = {path: max(ends[path]) for path in BUDGETS[:2]}
         self._columns = {path: _Column(d) for path, d in space.space.items() if path not in BUDGETS}
         self.width = 4 + sum(column.width for column in self._columns.values())
 
@@ -37,7 +37,7 @@ class States:
         """Return the features (width,) of a recipe's state after so many epochs, at least 1.
 
         They are its SSL, mixed and SL epochs so far, how far the SL rate has come down, and all else that is searched;
-        a setting that has no effect in the recipe, or not yet, is undecided.
+        a setting that the recipe has not, or that has no effect in it, or not yet, is undecided.
         """
         ssl, sl = recipe.epochs.ssl, recipe.epochs.sl
         mix = mix_epochs(recipe.rho, ssl, sl)
@@ -51,10 +51,10 @@ class States:
             annealed = 1.0
         elif done_sl > warmup_length(recipe.optim.sl, sl):
             annealed = 1.0 - rate_factor(recipe.optim.sl, sl, float(done_sl), decay_start(sl))
-        idle = idle_settings({**self._base, **params})
+        idle = idle_settings(self._space.values_at(params))
         if not mixed:
             idle |= {"alpha", "lambda"}
-        own = [c.of(UNDECIDED if path in idle else params.get(path), path in idle) for path, c in self._columns.items()]
+        own = [c.of(params.get(path), path in params, path in idle) for path, c in self._columns.items()]
         amounts = [
             _logarithmic(done_ssl, self._most["epochs.ssl"]),
             _logarithmic(mixed, self._most["epochs.ssl"]),
@@ -70,7 +70,7 @@ class States:
 
 
 class _Column:
-    """A parameter's columns: one for a number, one for each word."""
+    """A parameter's columns: one for a number, one for each word, and one that says where a recipe has it not."""
 
     def __init__(self, distribution: Distribution) -> None:
         choices = distribution.values
@@ -80,25 +80,22 @@ class _Column:
         self._log = distribution.log or spans
         scaled = [math.log(end) if self._log else end for end in ends]
         self._low, self._span = (min(scaled), max(scaled) - min(scaled)) if ends else (0.0, 0.0)
-        self.width = len(self._words) or 1
+        self._is_conditional = bool(distribution.when)
+        self.width = (len(self._words) or 1) + self._is_conditional
 
-    def of(self, value: Any, is_idle: bool) -> Sequence[float]:
-        """Return the numbers of a value, undecided where it has no effect or there is none."""
-        if is_idle or (value is None and "None" not in self._words):
-            return [UNDECIDED] * self.width
+    def of(self, value: Any, is_there: bool, is_idle: bool) -> Sequence[float]:
+        """Return the numbers of a value, undecided where it is not there or has no effect."""
+        missing = [WORD * (not is_there)] if self._is_conditional else []
+        if is_idle or not is_there:
+            return [*[UNDECIDED] * (len(self._words) or 1), *missing]
         if self._words:
-            return [WORD * (repr(value) == word) for word in self._words]
+            return [*(WORD * (repr(value) == word) for word in self._words), *missing]
         number = math.log(value) if self._log else float(value)
-        return [(number - self._low) / self._span if self._span else UNDECIDED]
+        return [(number - self._low) / self._span if self._span else UNDECIDED, *missing]
 
 
 def _are_numbers(values: Sequence[Any]) -> bool:
     return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-
-
-def _numbers(space: SearchSpace, path: str, base: Mapping[str, Any]) -> list[float]:
-    distribution = space.space.get(path)
-    return [base[path]] if distribution is None else [base[path], *distribution.extremes()]
 
 
 def _logarithmic(amount: float, most: float) -> float:

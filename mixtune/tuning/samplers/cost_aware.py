@@ -36,6 +36,7 @@ KNOWN = ("train_latency_s", "train_flops")  # before training
 MOST_DATA = 200  # states of one fit
 GROWN = 1.1  # the kernel's numbers are fitted anew when there are so many times more data
 OVERHEAD = 0.02  # of the median recipe's seconds: of a start
+BELIEF = 0.1  # of the budget: over how many trials priors fade (Hvarfner et al. 2022, Section 4.1)
 CLOSE = 64  # candidates whose gains are computed where there are more objectives than a score and a cost
 
 
@@ -94,14 +95,16 @@ class CostAware:
         left = [each for each in known if each[0].name == own or not self._advice.is_known(each[0].params)]
         if not left:
             return None
+        beliefs = np.array([self._space.density(candidate.params) for candidate, _ in left])
         if not complete and not running:
-            left.sort(key=lambda each: each[1].seconds)
-            return left[int(rng.integers(max(1, len(left) // 4)))][0].params
+            cheap = np.argsort([cost.seconds for _, cost in left], kind="stable")[: max(1, len(left) // 4)]
+            return left[int(rng.choice(cheap, p=beliefs[cheap] / beliefs[cheap].sum()))][0].params
         seconds = [cost.seconds for _, cost in known]
         gains = self._gains(left, complete, running, max(seconds))
         starts = np.array([each.name != own for each, _ in left])
         added = np.array([cost.marginal_s for _, cost in left]) + OVERHEAD * float(np.median(seconds)) * starts
-        return left[int(np.argmax(gains / added))][0].params
+        believed = beliefs ** (BELIEF * self._space.budget / (1 + len(complete)))
+        return left[int(np.argmax(gains / added * believed))][0].params
 
     def _front(self, complete: Sequence[TrialRecord]) -> list[TrialRecord]:
         """Return the trials that no other dominates and that keep the constraints."""

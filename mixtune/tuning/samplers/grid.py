@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import Any
 
 import optuna
 
+from mixtune.space.points import points
 from mixtune.space.space import SearchSpace
 from mixtune.tuning.suggestions import encode
 
@@ -25,8 +27,16 @@ class _AskedGrid(optuna.samplers.GridSampler):
 
 
 def build(space: SearchSpace, seed: int, complete: int) -> optuna.samplers.BaseSampler:
-    """Return the sampler over the space's grid. Its shuffle, and so its seed, is the same for every trial."""
+    """Return the sampler over the space's grid. Its shuffle, and so its seed, is the same for every trial.
+
+    Where parameters depend on others, Optuna's grid, which knows nothing of that, has many recipes more than once.
+    """
     grid: dict[str, Sequence[Any]] = {
         path: [encode(value) for value in distribution.grid() or ()] for path, distribution in space.space.items()
     }
-    return _AskedGrid(grid, seed=space.search.seed)
+    sampler = _AskedGrid(grid, seed=space.search.seed)
+    if any(distribution.when for distribution in space.space.values()):
+        found = [tuple(encode(params.get(path)) for path in sorted(grid)) for params in points(space)]
+        random.Random(space.search.seed).shuffle(found)
+        sampler._all_grids, sampler._n_min_trials = found, len(found)
+    return sampler

@@ -1,0 +1,61 @@
+"""How a search goes, and what its trials get: the ``search`` and ``resources`` sections."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from mixtune.space.section import Count, NonNegative, Positive, PositiveCount, Section, Seed, Share
+
+DEFAULT_TRIALS = 20
+
+
+class Search(Section):
+    """How the search goes: the ``search`` section."""
+
+    sampler: str = "auto"
+    """What suggests recipes (see `mixtune list samplers`): also one of Optuna's classes, or package.module:name for
+    your own; with options: {name: tpe, multivariate: true}."""
+    sampler_options: dict[str, Any] = Field(default_factory=dict)
+    """Of the sampler, as it names them; `sampler: {name: ...}` sets them."""
+    scheduler: str = "fifo"
+    """What ends trials early (see `mixtune list schedulers`), or package.module:name for your own."""
+    trials: PositiveCount | None = None
+    """How many trials may end; default: 20, or the whole grid with `sampler: grid`."""
+    seed: Seed = 0
+    """Of the suggestions."""
+    max_failures: Count = 2
+    """How often a trial that crashed is tried again."""
+    tolerance: Share = 0.01
+    """Of the accuracy: within half of it of the best, what costs less is recommended."""
+    reference_point: dict[str, float] = Field(default_factory=dict)
+    """The hypervolume's, of objectives that shall have another one than the search derives."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split(cls, given: Any) -> Any:
+        """Take ``sampler: {name: tpe, multivariate: true}`` apart."""
+        sampler = given.get("sampler") if isinstance(given, Mapping) else None
+        if not isinstance(sampler, Mapping) or "name" not in sampler:
+            return given
+        options = {name: value for name, value in sampler.items() if name != "name"}
+        return {**given, "sampler": sampler["name"], "sampler_options": options}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the section in the form of its file."""
+        values = self.model_dump()
+        options = values.pop("sampler_options")
+        return {**values, "sampler": {"name": self.sampler, **options} if options else self.sampler}
+
+
+class Resources(Section):
+    """What one trial gets: the ``resources`` section."""
+
+    cpus_per_trial: Positive = 1.0
+    """CPU cores of each trial, and its threads."""
+    gpus_per_trial: NonNegative | Literal["auto"] = "auto"
+    """Share of a GPU of each trial, at most 1. auto: as much as the largest recipe needs."""
+    device: str | None = None
+    """On a cluster the device that trials train on, by its name; default: that of the nodes with the most slots."""
