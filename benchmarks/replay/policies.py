@@ -127,7 +127,8 @@ class Mixtune:
         by_stage: bool = False,
     ) -> None:
         self._table = table
-        self.space: SearchSpace = table.space.with_search(sampler=sampler, seed=seed, trials=trials, by_stage=by_stage)
+        chosen = {"name": sampler, "by_stage": True} if by_stage else sampler
+        self.space: SearchSpace = table.space.with_search(sampler=chosen, seed=seed, trials=trials)
         self._paths = RecipePaths(_with_images(self.space)) if tree else lambda params: TrialPath(())
         self._search = RunningSearch(
             self.space,
