@@ -70,8 +70,8 @@ def _small_space() -> dict[str, Any]:
         },
         "space": {
             "alpha": {"uniform": [0.05, 0.95]},
-            "rho": {"quniform": [0.0, 1.0, 0.25]},
-            "epochs.sl": {"randint": [1, 5]},
+            "rho": {"quniform": [0.5, 1.0, 0.25]},
+            "epochs.sl": {"randint": [2, 6]},  # an epoch is mixed at least: no draw repeats another
         },
         "baselines": ["sl", "ssl_sl"],
         "search": {"trials": 6},

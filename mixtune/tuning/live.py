@@ -82,7 +82,7 @@ class Progress:
     def update(self, search: RunningSearch, record: TrialRecord) -> None:
         """Show what changed of a record."""
         now = record.state, record.started_time
-        if self._told.get(record.trial) != now and record.state in ENDED:
+        if self._told.get(record.trial) != now and record.state in ENDED and record.state != "known":
             if self._view is not None:
                 self._view.settle()
             self._console.print(Text(ended_line(search, record)), soft_wrap=self._live is None)
@@ -116,6 +116,7 @@ class SearchView:
         records = list(search.records.values())
         states = Counter(record.state for record in records)
         self._counts = [f"{states[state]} {state}" for state in SHOWN]
+        self._counts += [f"{states[state]} {state}" for state in ("known", "paused") if states[state]]
         whole = account(r for r in records if r.metrics.get("forecast_latency_s") is not None)
         cut_s = max(0.0, whole.asked_s - whole.trained_s - whole.reused_s)
         self._spent = [

@@ -28,7 +28,7 @@ def mistake(folder: Path, text: str, overrides: dict[str, Any] | None = None) ->
 SECTIONS = "unknown key; allowed are recipe, space, objectives, constraints, baselines, search, resources"
 SCORES = "val_accuracy, val_balanced_accuracy, val_macro_f1, val_calibration_error"
 COSTS = "train_latency_s, train_flops, infer_latency_ms, peak_memory_mb"
-NEEDS = "needs a function build: see mixtune.tuning.samplers"
+NEEDS = "needs a function build or proposer: see mixtune.tuning.samplers"
 SCHEDULERS = "known are fifo; did you mean 'fifo'?"
 BASELINES = "known are sl, sl_same_time, ssl_sl, paper; did you mean 'ssl_sl'?"
 
@@ -80,7 +80,7 @@ def test_a_wrong_distribution_is_named_at_its_own_line(tmp_path: Path) -> None:
         ("epochs.sl", "{uniform: [5, 10]}", "uniform can give 5.0: should be a valid integer, got 5.0"),
         ("data.ssl_root", "{choice: [a, b]}", f'choice can give "a": {alone}'),
         ("epoch.sl", "{randint: [1, 9]}", "no field of a recipe; did you mean 'epochs.sl'?"),
-        ("alpha", "{grid_search: [0.1, 0.5]}", "grid_search needs search.sampler: grid, not tpe"),
+        ("alpha", "{grid_search: [0.1, 0.5]}", "grid_search needs search.sampler: grid, not auto"),
     ):
         text = f"{RECIPE}space:\n  model.depth: {{choice: [2, 4]}}\n  {path}: {distribution}\n"
         assert mistake(tmp_path, text) == f"wrong.yaml:5: space.{path}: {message}"
@@ -165,7 +165,7 @@ def test_a_mistake_in_an_option_names_the_option() -> None:
         ({"serach.trials": 4}, "serach.trials=4: no field of a recipe; did you mean 'search.trials'?"),
         (
             {"search.trails": 4},
-            "search.trails=4: unknown key; allowed are sampler, scheduler, trials, ",
+            "search.trails=4: unknown key; allowed are sampler, sampler_options, scheduler, trials, ",
         ),
         ({"objectives.val_accuracy": "min"}, 'objectives.val_accuracy="min": should be max, got "min"'),
         ({"alpha": 0.5}, f"alpha=0.5 fixes all that is searched: {fixes}"),

@@ -118,12 +118,13 @@ def test_suggestions_are_of_the_space_different_and_the_same_again(values: Any, 
 
 
 def test_it_finds_the_rate_that_matters_without_a_random_start(values: Any, tmp_path: Path) -> None:
-    """The best of so many random draws is 0.6; the first is a cheap one, and the model decides from the second on."""
+    """A rate drawn at random is worth 0.4 of the best. The first recipe is a cheap one; the model asks the others."""
     asked = Driven(tmp_path, values).run(14)
     space = space_from_dict(values)
     first, *others = (len(make_plan(space.recipe_at(params))) for params in [asked[0], *draw(space, 1, 100)])
     assert first <= np.quantile(others, 0.3)
-    assert max(accuracy(params) for params in asked[-4:]) > 0.55
+    worth = [np.exp(-((np.log(params["optim.sl.base_lr"]) - np.log(0.02)) ** 2)) for params in asked]
+    assert np.mean(worth[4:]) > 0.6
 
 
 def test_a_search_that_continues_reads_the_kernels_numbers_and_asks_the_same(values: Any, tmp_path: Path) -> None:

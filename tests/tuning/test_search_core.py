@@ -421,7 +421,8 @@ def by_alpha(params: Any, *_: Any) -> Cost:
 
 
 def test_a_suggestion_that_breaks_a_constraint_is_rejected_before_training(small_space: Any, tmp_path: Path) -> None:
-    search = RunningSearch(limited(small_space), tmp_path / "ledger.jsonl", costs=by_alpha)
+    space = limited(small_space, search={"sampler": "tpe", "trials": 6})
+    search = RunningSearch(space, tmp_path / "ledger.jsonl", costs=by_alpha)
     while asked := search.ask():
         assert asked.params["alpha"] <= 0.5
         search.start(asked.trial)

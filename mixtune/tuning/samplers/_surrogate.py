@@ -57,10 +57,11 @@ class Surrogate:
             kernel.theta = np.array(numbers)
         fit = _maximum_a_posteriori(kernel.theta) if numbers is None else None
         self._process = GaussianProcessRegressor(kernel, alpha=1e-8, optimizer=fit)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # a number is at its bound
-            self._process.fit(x - 0.5, (np.concatenate([y, anchored]) - self._mean) / self._scale)
-        self.numbers = [float(number) for number in self._process.kernel_.theta]
+        if len(x):  # without data it is its prior
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)  # a number is at its bound
+                self._process.fit(x - 0.5, (np.concatenate([y, anchored]) - self._mean) / self._scale)
+        self.numbers = [float(number) for number in (self._process.kernel_ if len(x) else kernel).theta]
 
     def quantiles(self, rows: Floats) -> Floats:
         """Return 16 equally likely values of each state, (states, 16)."""
