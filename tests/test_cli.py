@@ -16,7 +16,7 @@ import mixtune
 from mixtune.cli import app, main
 
 Run = Callable[..., tuple[int, str, str]]
-QUICK = "--quick: 4 of 6 trials, at most 4 of 4 epochs in a budget; "
+QUICK = "--quick: 4 of 6 trials, at most 4 of 5 epochs in a budget; "
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_a_dry_run_shows_what_set_and_quick_made_of_the_space(run: Run, caplog: 
     assert caplog.messages[0] == "--set alpha=0.25 fixes what the space searches"
     space = yaml.safe_load(out.partition("\n\n")[0])
     assert (space["recipe"]["alpha"], space["search"]["trials"]) == (0.25, 4)
-    assert space["space"] == {"rho": {"choice": [0, 1]}, "epochs.sl": {"randint": [2, 6]}}
+    assert space["space"] == {"rho": {"choice": [0, 1]}, "epochs.sl": {"randint": [2, 5]}}
     assert not Path("runs").exists()
 
 
