@@ -66,7 +66,7 @@ def test_without_a_scheduler_slots_always_train_and_trials_end(
 
 
 def test_mixtune_trains_fewer_epochs_than_it_asks(scripts: SimpleNamespace, table: Any, tmp_path: Path) -> None:
-    outcome = replayed(scripts, table, tmp_path, "e. mixtune")
+    outcome = replayed(scripts, table, tmp_path, "g. mixtune, whole recipes")
     assert outcome.epochs_trained < 0.8 * outcome.epochs_asked
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,18 +47,30 @@ class RayTune:
             reduction_factor=3,
         )
         self._asha, self._asked = grace is not None, 0
+        self._table, self._random = table, random.Random(seed)
 
     def ask(self) -> Asked | None:
-        self._asked += 1
+        params = self._suggest()
         trial = f"t{self._asked:04d}"
-        params: Params = self._searcher.suggest(trial)
         if self._asha:
             self._scheduler.on_trial_add(None, _fake(trial))
         return Asked(trial, params)
 
+    def _suggest(self) -> Params:
+        """Return what is suggested; in a part of a table what is missing is asked again, and at last drawn."""
+        for _ in range(20):
+            self._asked += 1
+            params: Params = self._searcher.suggest(f"t{self._asked:04d}")
+            if self._table.has(params):
+                return params
+            self._searcher.on_trial_complete(f"t{self._asked:04d}", error=True)
+        self._asked += 1
+        return self._random.choice(list(self._table.recipes()))
+
     def report(self, trial: str, epoch: int, curve: Curve) -> bool:
         result = _plain_result(curve, epoch)
-        self._searcher.on_trial_result(trial, result)
+        with contextlib.suppress(KeyError):
+            self._searcher.on_trial_result(trial, result)
         if not self._asha or epoch == len(curve.phases):
             return True
         return bool(self._scheduler.on_trial_result(None, _fake(trial), result) == TrialScheduler.CONTINUE)
@@ -66,7 +79,8 @@ class RayTune:
         result = _plain_result(curve, epoch)
         if self._asha:
             self._scheduler.on_trial_complete(None, _fake(trial), result)
-        self._searcher.on_trial_complete(trial, result)
+        with contextlib.suppress(KeyError):  # one that was drawn
+            self._searcher.on_trial_complete(trial, result)
 
 
 class SyneTune:
@@ -111,7 +125,10 @@ class SyneTune:
 
 
 class Mixtune:
-    """mixtune's own search, its ledger in a scratch folder; without the tree or with another sampler, too."""
+    """mixtune's own search, its ledger in a scratch folder; without the tree or with another sampler, too.
+
+    off: by which share forecasts of phases that were not timed yet are wrong.
+    """
 
     def __init__(
         self,
@@ -125,17 +142,21 @@ class Mixtune:
         sampler: str = "cost_aware",
         trials: int = 1000,
         by_stage: bool = False,
+        off: float = 0.0,
     ) -> None:
         self._table = table
+        draw = random.Random(seed)
+        self._off = {phase: 1.0 + draw.uniform(-off, off) for phase in PHASES}
         chosen = {"name": sampler, "by_stage": True} if by_stage else sampler
         self.space: SearchSpace = table.space.with_search(sampler=chosen, seed=seed, trials=trials)
-        self._paths = RecipePaths(_with_images(self.space)) if tree else lambda params: TrialPath(())
+        self._paths = RecipePaths(with_images(self.space)) if tree else lambda params: TrialPath(())
         self._search = RunningSearch(
             self.space,
             scratch / "ledger.jsonl",
             paths=self._paths,
             slots=slots,
             costs=self._cost,
+            fault=lambda params: None if table.has(params) else "it is not in the table",
             reference=lambda complete: reference,
         )
 
@@ -167,10 +188,12 @@ class Mixtune:
 
     def _cost(self, params: Mapping[str, Any], times: StepTimes, reused: int, untimed: float) -> Cost:
         curve = self._table.curve(params)
-        return Cost({"train_latency_s": curve.latency}, curve.latency, sum(curve.seconds[reused:]))
+        wrong = {phase: 1.0 if times.is_known(phase) else factor for phase, factor in self._off.items()}
+        seconds = [s * wrong[phase] for phase, s in zip(curve.phases, curve.seconds, strict=True)]
+        return Cost({"train_latency_s": sum(seconds)}, sum(seconds), sum(seconds[reused:]))
 
 
-def _with_images(space: SearchSpace) -> SearchSpace:
+def with_images(space: SearchSpace) -> SearchSpace:
     """Return a space on images that need no folder; which recipes' epochs agree is the same whatever they train on."""
     return space.with_recipe(change_recipe(space.recipe, {"data.dataset": "digits", "data.fraction": 1.0}))
 

@@ -64,9 +64,11 @@ def search_plainly(table: Table, values: Mapping[str, Any], seed: int, trials: i
     return finished
 
 
-def search_with_mixtune(table: Table, values: Mapping[str, Any], seed: int, trials: int, slots: int) -> list[Finished]:
+def search_with_mixtune(
+    table: Table, values: Mapping[str, Any], seed: int, trials: int, slots: int, by_stage: bool = False
+) -> list[Finished]:
     """Search with mixtune: stage tree and cost_aware."""
-    how = {"sampler": "cost_aware", "trials": trials, "seed": seed}
+    how = {"sampler": {"name": "cost_aware", "by_stage": by_stage}, "trials": trials, "seed": seed}
     with tempfile.TemporaryDirectory() as scratch:
         run = Path(scratch, "run")
         mixtune.search({**values, "search": how}, out=run, gpus=0, cpus_per_trial=1, console=Console(quiet=True))

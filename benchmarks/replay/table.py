@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import json
+import random
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ import pandas as pd
 
 import mixtune
 from mixtune.run.front import hypervolume
+from mixtune.space.effective import effective
 from mixtune.space.recipe import with_values
 from mixtune.space.space import SearchSpace, space_from_dict
 from mixtune.training.plan import make_plan
@@ -63,7 +66,24 @@ class Table:
         """Yield every recipe of the grid."""
         grids = {path: distribution.grid() or () for path, distribution in self.space.space.items()}
         for values in product(*grids.values()):
-            yield dict(zip(grids, values, strict=True))
+            params = dict(zip(grids, values, strict=True))
+            if self.has(params):
+                yield params
+
+    def has(self, params: Mapping[str, Any]) -> bool:
+        """Return whether a recipe is in the table."""
+        return _name(params) in self._curves
+
+    def part(self, share: float, seed: int) -> Table:
+        """Return a random part of the table's different recipes."""
+        names: dict[str, list[str]] = {}
+        for params in self.recipes():
+            different = json.dumps(effective(self.space.values_at(params)), sort_keys=True, default=str)
+            names.setdefault(different, []).append(_name(params))
+        kept = random.Random(seed).sample(sorted(names), round(share * len(names)))
+        table = copy.copy(self)
+        table._curves = {name: self._curves[name] for each in kept for name in names[each]}
+        return table
 
     def most_epochs(self) -> int:
         """Return how many epochs the longest recipe has."""
@@ -90,14 +110,25 @@ def keep_table(run: Path, path: Path, about: Mapping[str, Any]) -> None:
     result = mixtune.load(run)
     space, recipes = _plain(result.space), []
     parsed = space_from_dict(space)
-    for record in result.records.values():
+    for asked in result.records.values():
+        record = result.records[asked.same_as] if asked.same_as else asked
         if record.state != "complete":
             raise RuntimeError(f"{record.trial} is {record.state}: {record.reason}")
         epochs = Counter(str(epoch.phase) for epoch in make_plan(parsed.recipe_at(record.params)))
         seconds = {phase: record.metrics[f"latency_{phase}_s"] / count for phase, count in epochs.items()}
-        recipes.append([record.params, [epoch["val_accuracy"] for epoch in record.epochs], seconds])
+        recipes.append([asked.params, [epoch["val_accuracy"] for epoch in record.epochs], seconds])
     with gzip.open(path, "wt", compresslevel=9) as file:
         json.dump({"about": dict(about), "space": space, "recipes": recipes}, file, separators=(",", ":"))
+
+
+def change_seconds(path: Path, seconds: Mapping[str, float], about: str) -> None:
+    """Give every recipe of a table these seconds of an epoch by phase, and say so in it."""
+    with gzip.open(path, "rt") as file:
+        kept = json.load(file)
+    kept["about"]["seconds"] = about
+    kept["recipes"] = [[*recipe[:2], {phase: seconds[phase] for phase in recipe[2]}] for recipe in kept["recipes"]]
+    with gzip.open(path, "wt", compresslevel=9) as file:
+        json.dump(kept, file, separators=(",", ":"))
 
 
 def _plain(space: Mapping[str, Any]) -> dict[str, Any]:

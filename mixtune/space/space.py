@@ -203,7 +203,10 @@ class SearchSpace:
 
     def with_search(self, **changes: Any) -> SearchSpace:
         """Return this space with other search settings (trials, seed, ...). Raises RequestError."""
-        given = Document("the search space", {"search": {**self.search.model_dump(), **changes}})
+        own = self.search.model_dump()
+        if "sampler" in changes:  # another one has other options
+            del own["sampler_options"]
+        given = Document("the search space", {"search": {**own, **changes}})
         return replace(self, search=read_section(given, "search", Search))
 
     def with_resources(self, **changes: Any) -> SearchSpace:
