@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from mixtune.space.views import Strategy
 from mixtune.training.bill import Bill, cost_factors, cost_signature, data_shape
 from mixtune.training.data import TrainingData
 from mixtune.training.plan import Phase
+
+MOST_BILLS = 4_096
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class CostModel:
     def __init__(self, space: SearchSpace, data: TrainingData, machine: Machine) -> None:
         self._space, self._machine = space, machine
         self._size, self._shape = Size.of(data), data_shape(data)
+        self._bills: dict[str, Bill] = {}
 
     def bill(self, recipe: Recipe) -> Bill:
         """Return a recipe's bill, as its trial on this machine will send it but for inference."""
@@ -67,7 +71,7 @@ class CostModel:
         one but not together; see fault().
         """
         try:
-            bill = self.bill(self._space.recipe_at(params))
+            bill = self._bill_of(params)
         except RequestError:
             return None
 
@@ -82,10 +86,19 @@ class CostModel:
     def fault(self, params: Mapping[str, Any]) -> str | None:
         """Return why dotted parameters make no recipe that can be trained; None where they do."""
         try:
-            self.bill(self._space.recipe_at(params))
+            self._bill_of(params)
         except RequestError as error:
             return str(error)
         return None
+
+    def _bill_of(self, params: Mapping[str, Any]) -> Bill:
+        """Return the bill of dotted parameters, computed once: a sampler prices its candidates for every suggestion."""
+        name = json.dumps(params, sort_keys=True)
+        if name not in self._bills:
+            if len(self._bills) >= MOST_BILLS:
+                self._bills.clear()
+            self._bills[name] = self.bill(self._space.recipe_at(params))
+        return self._bills[name]
 
 
 def forecast_most_expensive(space: SearchSpace, data: TrainingData, machine: Machine) -> dict[str, float]:

@@ -95,12 +95,12 @@ class RecipePaths:
         return self._data[section]
 
     def _path(self, recipe: Recipe) -> TrialPath:
-        plan = make_plan(recipe)
-        boundaries = [epoch.index for before, epoch in pairwise(plan) if before.phase != epoch.phase]
-        return TrialPath(
-            keys=stage_keys(recipe, self._data_of(recipe)),
-            stored_after=frozenset((*boundaries, *self.branches.of(recipe), len(plan))),
-        )
+        def ends() -> frozenset[int]:
+            plan = make_plan(recipe)
+            boundaries = [epoch.index for before, epoch in pairwise(plan) if before.phase != epoch.phase]
+            return frozenset((*boundaries, *self.branches.of(recipe), len(plan)))
+
+        return TrialPath(stage_keys(recipe, self._data_of(recipe)), ends)
 
 
 def _shape(schedule: Schedule) -> Schedule:

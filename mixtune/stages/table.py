@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -11,10 +12,18 @@ from mixtune.stages.keys import shared_epochs
 
 @dataclass(frozen=True)
 class TrialPath:
-    """A trial's path through the tree: a key for each number of epochs, and after which epochs a state is stored."""
+    """A trial's path through the tree: a key for each number of epochs, and after which epochs a state is stored.
+
+    ends: these epochs, or what finds them when they are first asked for: most paths are only compared.
+    """
 
     keys: Sequence[str]
-    stored_after: Collection[int] = field(default_factory=frozenset)
+    ends: Collection[int] | Callable[[], Collection[int]] = field(default_factory=frozenset)
+
+    @functools.cached_property
+    def stored_after(self) -> Collection[int]:
+        """After which epochs a state is stored."""
+        return self.ends() if callable(self.ends) else self.ends
 
     def shared_with(self, other: TrialPath) -> int:
         """Return how many epochs two paths begin with alike; -1 where not even their first weights are."""

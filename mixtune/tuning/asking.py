@@ -49,7 +49,11 @@ class KnownRecipes:
 
     def same_as(self, params: Params, records: Mapping[str, TrialRecord]) -> str | None:
         """Return the trial that answers for a recipe, or will; what crashed or was stopped is trained again."""
-        for trial in self._trials.get(self.name(params), ()):
+        return self.same_named(self.name(params), records)
+
+    def same_named(self, name: str, records: Mapping[str, TrialRecord]) -> str | None:
+        """Return the same by what the recipe is known by; see name()."""
+        for trial in self._trials.get(name, ()):
             record = records[trial]
             if record.state in ("asked", "running", "complete") or (
                 record.state == "failed" and record.cause == "permanent"

@@ -536,8 +536,8 @@ class _Advice(Advice):
     def name(self, params: Mapping[str, Any]) -> str:
         return self._search.asking.known.name(params)
 
-    def is_known(self, params: Mapping[str, Any]) -> bool:
-        return self._search.asking.known.same_as(params, self._search.records) is not None
+    def is_known(self, name: str) -> bool:
+        return self._search.asking.known.same_named(name, self._search.records) is not None
 
     def stage_ends(self, params: Mapping[str, Any]) -> Collection[int]:
         return self._search.stages.ends(params)

@@ -56,8 +56,8 @@ class Advice:
         """Return what is equal for recipes that train the same."""
         return json.dumps(params, sort_keys=True)
 
-    def is_known(self, params: Mapping[str, Any]) -> bool:
-        """Return whether a recipe is trained or in training."""
+    def is_known(self, name: str) -> bool:
+        """Return whether a recipe of this name() is trained or in training."""
         return False
 
     def stage_ends(self, params: Mapping[str, Any]) -> Collection[int]:

@@ -27,7 +27,7 @@ Params = dict[str, Any]
 
 ALL = 1_000  # recipes of a space, all of which are candidates
 SPREAD = 512  # of a larger one; a power of 2, as Sobol's sequence is even then
-NEIGHBOURS = 48
+NEIGHBOURS = 24
 
 
 @dataclass(frozen=True)

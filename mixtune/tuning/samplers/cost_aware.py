@@ -92,7 +92,7 @@ class CostAware:
         costed = [(candidate, self._advice.costs(candidate.params)) for candidate in everyone]
         known = [(candidate, cost) for candidate, cost in costed if cost is not None and self._is_affordable(cost)]
         own = None if staying is None else self._advice.name(records[staying].params)
-        left = [each for each in known if each[0].name == own or not self._advice.is_known(each[0].params)]
+        left = [each for each in known if each[0].name == own or not self._advice.is_known(each[0].name)]
         if not left:
             return None
         beliefs = np.array([self._space.density(candidate.params) for candidate, _ in left])
