@@ -57,7 +57,7 @@ def test_budgets_that_follow_others_or_depend_on_them_part_where_theirs_do(small
         drawn = [*points(space), *({"alpha": 0.5, **params} for params in space.baseline_params().values())]
         for one in drawn:
             shared = {paths(one).shared_with(paths(other)) for other in drawn}
-            assert shared - {0} <= paths(one).stored_after, one
+            assert shared - {-1, 0} <= paths(one).stored_after, one
 
 
 @pytest.fixture
@@ -95,7 +95,9 @@ def test_nobody_waits_for_a_builder_that_left_or_a_stage_that_could_not_be_store
 def test_what_is_stored_or_coming_is_reusable(table: StageTable) -> None:
     assert table.reusable(named("abx")) == 0
     table.begin("t1", named("abc"))
-    assert table.reusable(named("abx")) == 2
+    assert table.reusable(named("abx")) == 0  # who waits for it waits as long as it trains
+    table.advance("t1", 1)
+    assert table.reusable(named("abx")) == 1
     table.leave("t1")
     assert table.reusable(named("abx")) == 0
     table.note_stored(named("abc"), 1, Stored("key"))  # between branches: it does not stay
