@@ -6,6 +6,7 @@ import platform
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import islice, product
@@ -32,10 +33,11 @@ from mixtune.training.plan import Phase, make_plan
 from mixtune.training.sources import survey_tasks
 from mixtune.tuning.loggers import Logger
 from mixtune.tuning.slots import check_share, plan_slots, usable_cpus, usable_gpus
-from mixtune.tuning.suggestions import settle_sampler
+from mixtune.tuning.suggestions import draw, settle_sampler
 
 OF_SSL = (SAME_TIME, "paper")  # baselines that are sl where the base recipe has no SSL epochs
 MAX_VISIBLE = 0.02  # a difference of accuracies that is seen, below which nothing is said
+OTHERS_TRIED = 64  # recipes drawn, to find what a value goes with
 MAX_CHECKED = 32  # values of a distribution; of longer ones the ends are checked
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -204,7 +206,17 @@ def _check_recipes(space: SearchSpace, data: TrainingData) -> None:
                 if path.startswith("data.") or path == "optim.batch_size":
                     load_training_data(recipe)
             except RequestError as error:
-                raise RequestError(f"space.{path} at {value!r}: {error}") from error
+                if not _goes_with_others(space, path, value, size):
+                    raise RequestError(f"space.{path} at {value!r}: {error}") from error
+
+
+def _goes_with_others(space: SearchSpace, path: str, value: Any, size: Size) -> bool:
+    """Return whether a value that the base recipe cannot have goes with one of some other parameters at least."""
+    for params in draw(space, 0, OTHERS_TRIED):
+        with suppress(RequestError):
+            recipe_bill(space.recipe_at({**params, path: value}), size)
+            return True
+    return False
 
 
 def facts_of(prepared: Prepared, machine: Machine) -> RunFacts:

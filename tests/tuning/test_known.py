@@ -9,6 +9,7 @@ import optuna
 import pytest
 
 from mixtune import plugins
+from mixtune.errors import RequestError
 from mixtune.run.ledger import TrialRecord, read_ledger
 from mixtune.space.effective import effective
 from mixtune.space.recipe import flatten
@@ -16,6 +17,7 @@ from mixtune.space.space import space_from_dict
 from mixtune.training.bill import Bill
 from mixtune.training.plan import PHASES
 from mixtune.tuning.asking import DRAWS, MAX_IN_A_ROW
+from mixtune.tuning.prepare import prepare
 from mixtune.tuning.search import RunningSearch
 from mixtune.tuning.trial import EpochReport
 
@@ -133,3 +135,12 @@ def test_a_space_of_which_nothing_can_be_ends_the_search_and_says_why(small_spac
     assert begin(search) is None
     assert search.is_over
     assert search.stop_reason == (f"of {DRAWS:,} recipes drawn from the space not one may be trained: no such recipe")
+
+
+def test_heads_and_widths_that_do_not_go_with_the_base_recipe_are_searched_where_they_go_together(
+    small_space: Any,
+) -> None:
+    choices = {"model.embed_dim": {"choice": [18, 20, 48]}, "model.num_heads": {"choice": [3, 4, 6]}}
+    prepare(small_space(space=choices))  # of the base recipe's 2 heads and width of 16 none of them goes with all
+    with pytest.raises(RequestError, match=r"^space\.model\.embed_dim at 17: model: timm cannot build "):
+        prepare(small_space(space={**choices, "model.embed_dim": {"choice": [17, 48]}}))
