@@ -230,9 +230,9 @@ class CostAware:
         x = np.array([datum.row for datum in near]).reshape(len(near), self._states.width)
         y = np.array([datum.figures[name] for datum in near])
         metric = METRICS[name]
-        chance = self._advice.reference().get(name)
-        anchors = self._states.untrained() if metric.worst == "chance" and chance is not None else x[:0]
-        anchored = anchors, chance if chance is not None else math.nan, metric.is_share
+        chance = self._advice.reference().get(name, math.nan)
+        is_chance = metric.worst == "chance" and name not in self._space.constraints and math.isfinite(chance)
+        anchored = self._states.untrained() if is_chance else x[:0], chance, metric.is_share
         fitted = self.memory.get(name)
         if rows is not None and values is not None:
             assert fitted is not None
