@@ -193,9 +193,9 @@ def test_any_objectives_are_weighed(values: Any, tmp_path: Path, objectives: dic
 def test_constraints_are_kept_in_view(values: Any, tmp_path: Path) -> None:
     values["constraints"] = {"train_latency_s": "<= 40", "val_accuracy": ">= 0.4"}
     driven = Driven(tmp_path, values)
-    asked = driven.run(14)
+    asked = driven.run(16)
     assert all(record.state != "rejected" for record in driven.search.records.values())
-    assert sum(accuracy(params) >= 0.4 for params in asked[-6:]) >= 3  # of random draws one in ten
+    assert sum(accuracy(params) >= 0.4 for params in asked[6:]) >= 5  # of 10; of random draws 28 % keep it
 
 
 def test_recipes_with_one_path_to_a_state_are_one_to_the_model(values: Any) -> None:
