@@ -30,6 +30,7 @@ from mixtune.run.directory import RunDirectory, free_directory, space_text
 from mixtune.run.ledger import ENDED, TrialRecord
 from mixtune.run.lock import hold_run
 from mixtune.run.reference import derive_reference
+from mixtune.run.remaining import ended_early
 from mixtune.run.result import Result, result_of
 from mixtune.space.space import SearchSpace, space_on_arrays
 from mixtune.stages.opened import Opened, refuse_other_device
@@ -307,8 +308,9 @@ def _judge(search: RunningSearch, result: Result, console: Console) -> Result:
     run = RunDirectory(result.directory)
     if search.stop_reason:
         raise SearchError(f"{search.stop_reason}; what is done is kept: mixtune pareto {quoted(run)}")
-    if search.state.exhausted:
-        _say(console, search.state.exhausted)
+    if (early := ended_early(search.state, search.space)) is not None:
+        done = f"{search.done} of {search.budget} trials done; mixtune resume {quoted(run)} --trials N trains up to N"
+        _say(console, early if search.state.exhausted else f"{early}: {done}")
     if not search.is_done:
         done = f"{search.done} of {search.budget} trials done"
         _say(console, f"time budget spent: {done}; mixtune resume {quoted(run)} continues")
@@ -335,7 +337,8 @@ def _measure_here(function: Callable[..., Any], cluster: Cluster, *arguments: An
 
 
 def _extend(search: RunningSearch, trials: int | None) -> None:
-    if trials is None or trials == search.budget:
+    is_met = search.state.converged is None and trials == search.budget
+    if trials is None or is_met:
         return
     if trials < search.done:
         raise RequestError(f"--trials {trials}: {search.done} have ended already; give at least as many")

@@ -26,7 +26,8 @@ from typing import Any, Literal, Protocol
 
 from mixtune.cost.model import Cost
 from mixtune.meter.times import StepTimes
-from mixtune.metrics import METRICS
+from mixtune.metrics import METRICS, significant
+from mixtune.run.convergence import latest_gain
 from mixtune.run.ledger import COUNTED, ENDED, Ledger, RunState, TrialRecord, finite_or_none, fold, read_ledger
 from mixtune.run.remaining import wanted_trials
 from mixtune.space.recipe import SAME_TIME
@@ -188,8 +189,6 @@ class RunningSearch:
     @property
     def _wants_more(self) -> bool:
         """Whether a new trial has to be requested, to meet the budget."""
-        if self.state.exhausted is not None:
-            return False
         records = (r for r in self.records.values() if r.trial not in self.baselines)
         return sum(r.state in ("asked", "running") or r.state in COUNTED for r in records) < self._wanted
 
@@ -220,8 +219,7 @@ class RunningSearch:
     @property
     def is_done(self) -> bool:
         """Whether the baselines have ended, and the budget is met or nothing is left to try."""
-        is_met = self.done >= self._wanted or self.state.exhausted is not None
-        all_asked = set(self.baselines) <= self.records.keys() and is_met
+        all_asked = set(self.baselines) <= self.records.keys() and self.done >= self._wanted
         return all_asked and all(r.state in ENDED or r.state == "paused" for r in self.records.values())
 
     @property
@@ -461,6 +459,8 @@ class RunningSearch:
         self._ended_here.append(self.records[trial])
         if event == "failed":
             self._stop_if_most_fail_alike()
+        if trial not in self.baselines:
+            self._note_convergence()
 
     def _replay(self) -> None:
         """Tell a fresh sampler, the scheduler and the stage table what the ledger says."""
@@ -490,6 +490,20 @@ class RunningSearch:
         if count >= MIN_ALIKE and 2 * count > len(self._ended_here):
             reason = next(r.reason for r in self._ended_here if r.state == "failed" and _kind(r.reason) == kind)
             self.stop_reason = f"{count} of {len(self._ended_here)} trials failed for one reason: {reason}"
+
+    def _note_convergence(self) -> None:
+        """Note where ``search.stop`` ends the search; what is requested already is trained."""
+        stop = self.space.search.stop
+        if stop is None or self.done >= self._wanted:
+            return
+        gain = latest_gain(self.state, self.space, self._advice.reference(), stop.after)
+        if gain is not None and gain < stop.gain:
+            found, least = (f"{significant(100 * share, 2)} %" for share in (gain, stop.gain))
+            reason = (
+                f"search.stop: the latest {stop.after} trials enlarged the front's hypervolume by {found}, "
+                f"less than {least}"
+            )
+            self._append("converged", trials=self.done, stop=stop.model_dump(), reason=reason)
 
     @property
     def _goals(self) -> list[str]:
