@@ -26,7 +26,7 @@ from typing import Any, Literal, Protocol
 
 from mixtune.cost.model import Cost
 from mixtune.meter.times import StepTimes
-from mixtune.metrics import METRICS, significant
+from mixtune.metrics import METRICS, epoch_metrics, significant
 from mixtune.run.convergence import latest_gain
 from mixtune.run.ledger import COUNTED, ENDED, Ledger, RunState, TrialRecord, finite_or_none, fold, read_ledger
 from mixtune.run.remaining import wanted_trials
@@ -77,8 +77,8 @@ class RunningSearch:
     there with its states (None: the run directory); costs: what is known of dotted parameters, of whose recipe so
     many epochs are reused and whose untimed steps take such a share of their forecast; fault: why dotted parameters
     make no recipe that can be trained, None where they do; reference: the hypervolume's, of complete trials' metrics;
-    scheduler: ends trials early, None for nobody; ``on_change`` is called with this object and a trial's record after
-    each event.
+    scheduler: ends trials early, None for nobody; waits: whether trials train side by side, and so wait for stages and
+    slots; ``on_change`` is called with this object and a trial's record after each event.
     """
 
     def __init__(
@@ -97,6 +97,7 @@ class RunningSearch:
         fault: Fault = lambda params: None,
         reference: Reference = lambda complete: {},
         scheduler: Scheduler | None = None,
+        waits: bool = True,
     ) -> None:
         self.space = space
         self.baselines = space.baseline_params()
@@ -112,6 +113,7 @@ class RunningSearch:
         self.stages = StageTable(paths)
         self._advice, self.asking = _Advice(self, costs, reference), Asking(self, fault)
         self.slots, self._idle_since, self._idle_s = slots, math.nan, 0.0
+        self._waits = waits
         self._holds = holds
         self._active: dict[str, EpochReport | None] = {}  # with the latest report
         self._ended_here: list[TrialRecord] = []
@@ -146,14 +148,15 @@ class RunningSearch:
             for trial in list(self._waiting):
                 if trial == SAME_TIME and not self._is_priced():
                     continue
-                if self.stages.awaited(self._params(trial)) is None:
+                if not self._waits or self.stages.awaited(self._params(trial)) is None:
                     self._waiting.remove(trial)
                     return self._start(trial)
-            if len(self._waiting) >= self.slots or not self._wants_more:
+            is_full = self._waits and len(self._waiting) >= self.slots
+            if is_full or not self._wants_more:
                 break
             if (asked := self._ask_new()) is not None:
                 self._waiting.append(asked)
-        if self._waiting:
+        if self._waiting and self._waits:
             self._idle_since = time.monotonic()
         return None
 
@@ -359,6 +362,13 @@ class RunningSearch:
         else:
             event, steps = "baseline" if trial in self.baselines else "complete", report.bill.count_steps(done)
             self._end(event, trial, metrics=metrics, steps=steps, **self._note_predictions(report))
+
+    def take(self, trial: str, metrics: Mapping[str, Any], begun: float) -> None:
+        """Note the metrics of a trial that was trained to its end elsewhere, since ``begun`` (unix seconds)."""
+        self._append("started", trial=trial, time=begun)
+        latest = {name: metrics[name] for name in epoch_metrics() if name in metrics}
+        self._write("epoch", trial, durable=False, metrics=latest)
+        self._end("baseline" if trial in self.baselines else "complete", trial, metrics=metrics)
 
     def fail(self, trial: str, reason: str, cause: Cause = "permanent") -> None:
         """Note that a trial has no result, and why; it is tried again where that can help.

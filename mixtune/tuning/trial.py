@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from mixtune.cost.memory import is_out_of_memory
 from mixtune.errors import RequestError
 from mixtune.meter.lock import DeviceLock
 from mixtune.meter.times import StepTimes
@@ -28,9 +29,10 @@ from mixtune.training.bill import Bill
 from mixtune.training.data import load_training_data
 from mixtune.training.device import limit_memory
 from mixtune.training.evaluation import describe_held_out, encode_predictions
-from mixtune.training.loop import train
+from mixtune.training.loop import DivergedError, train
 from mixtune.training.measure import observe
 from mixtune.training.state import start_state
+from mixtune.tuning.search import Cause
 
 RESERVED = ("recipe", "ties", "trial", "search", "user")  # every other key of a config is a dotted recipe path
 
@@ -184,6 +186,15 @@ def train_trial(
         reported = done
         if leaves and reported < len(state.plan):
             raise LeavingError("its node is being taken away")
+
+
+def failure_cause(error: BaseException | None) -> Cause:
+    """Return what a failed trial needs: nothing helps where the recipe itself is to blame."""
+    if error is not None and is_out_of_memory(error):
+        return "out of memory"
+    if isinstance(error, LeavingError) or getattr(error, "preempted", False):
+        return "node lost"
+    return "permanent" if isinstance(error, RequestError | DivergedError) else "crash"
 
 
 @contextlib.contextmanager
