@@ -62,6 +62,7 @@ def saying_that_the_ledger_is_full(search: RunningSearch, run: RunDirectory) -> 
         if search.error is None:
             raise
         problem = getattr(search.error, "strerror", None) or search.error
+        search.error = None  # there may be room again
         raise DataError(
             f"{run.ledger_file} cannot be written ({problem}): what it holds is kept; make room, then "
             f"mixtune resume {quoted(run)}"

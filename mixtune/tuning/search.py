@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from mixtune.cost.model import Cost
 from mixtune.meter.times import StepTimes
@@ -35,9 +35,8 @@ from mixtune.space.space import SearchSpace
 from mixtune.stages.table import Paths, StageTable, Stored, TrialPath
 from mixtune.tuning.asking import Asking, Fault, forecast_fields
 from mixtune.tuning.suggestions import Advice, Suggester
-from mixtune.tuning.trial import EpochReport
+from mixtune.tuning.trial import Cause, EpochReport
 
-Cause = Literal["crash", "node lost", "out of memory", "permanent"]
 Costs = Callable[[Mapping[str, Any], StepTimes, int, float], Cost | None]
 Reference = Callable[[Iterable[Mapping[str, Any]]], Mapping[str, float]]
 OnChange = Callable[["RunningSearch", TrialRecord], None]

@@ -9,7 +9,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -32,7 +32,8 @@ from mixtune.training.evaluation import describe_held_out, encode_predictions
 from mixtune.training.loop import DivergedError, train
 from mixtune.training.measure import observe
 from mixtune.training.state import start_state
-from mixtune.tuning.search import Cause
+
+Cause = Literal["crash", "node lost", "out of memory", "permanent"]
 
 RESERVED = ("recipe", "ties", "trial", "search", "user")  # every other key of a config is a dotted recipe path
 
