@@ -36,7 +36,7 @@ from mixtune.stages.opened import Opened
 from mixtune.stages.paths import RecipePaths
 from mixtune.stages.store import MAX_BYTES
 from mixtune.training.device import choose_device
-from mixtune.training.plan import make_plan
+from mixtune.training.plan import make_plan, method_of, peak_rate
 from mixtune.tuning.forecast import forecast_trials, look_at_machine_for
 from mixtune.tuning.opening import kept_data, machine_to_continue_on, saying_that_the_ledger_is_full
 from mixtune.tuning.prepare import AnySpace, Prepared, facts_of, known_machine, prepare, resolve, with_known_plugins
@@ -302,11 +302,14 @@ class Study:
                 if name not in told:
                     raise RequestError(f"{trial.name}: {name} is {kind} of the space, and it is missing")
         epochs = len(make_plan(trial.recipe))
-        counts: dict[str, Any] = {"epoch": epochs, "epochs_asked": epochs, "epochs_trained": epochs, "epochs_reused": 0}
+        optim = trial.recipe.optim
+        rates = {f"lr_{loss}": peak_rate(getattr(optim, loss), optim.batch_size) for loss in ("ssl", "sl")}
+        known: dict[str, Any] = {"epoch": epochs, "epochs_asked": epochs, "epochs_trained": epochs, "epochs_reused": 0}
+        known |= {"method": method_of(trial.recipe), **rates}
         if "train_latency_s" in told:
             seconds = told["train_latency_s"]
-            counts |= {"forecast_latency_s": seconds, "training_s": seconds, "latency_reused_s": 0.0}
-        return {**counts, **told}
+            known |= {"forecast_latency_s": seconds, "training_s": seconds, "latency_reused_s": 0.0}
+        return {**known, **told}
 
 
 def _number(trial: str, name: str, value: Any) -> float:

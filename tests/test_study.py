@@ -70,6 +70,7 @@ def test_what_is_trained_here_and_what_is_told_are_one_search(small_space: Space
     assert run_status(result, None).state == "finished"
     assert list(pd.read_csv(run / "trials.csv")["trial"]) == list(result.trials["trial"])
     assert "the robot fell over" in (run / "report.html").read_text()
+    assert "peak rates: ssl" in (mixtune.export(run, "t0002", out=tmp_path / "model") / "README.md").read_text()
     (summary,) = optuna.get_all_study_summaries(f"sqlite:///{run / 'study.db'}")
     assert summary.n_trials == 6
     with mixtune.Study(values, out=run, trials=5) as more:
