@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mixtune.single import train_recipe as train
     from mixtune.space.recipe import Recipe, parse_recipe
     from mixtune.space.space import SearchSpace, load_space
+    from mixtune.study import Study
     from mixtune.tuning.own import latencies, param_space
     from mixtune.tuning.run import resume, search
     from mixtune.tuning.trainable import MixTrainable
@@ -34,6 +35,7 @@ _HOMES = {
     "RequestError": "mixtune.errors",
     "Result": "mixtune.run.result",
     "SearchSpace": "mixtune.space.space",
+    "Study": "mixtune.study",
     "Trained": "mixtune.single",
     "compare": "mixtune.comparison",
     "confirm": "mixtune.confirmation",
@@ -59,6 +61,7 @@ __all__ = [
     "RequestError",
     "Result",
     "SearchSpace",
+    "Study",
     "Trained",
     "__version__",
     "compare",

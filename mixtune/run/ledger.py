@@ -132,8 +132,9 @@ class RunState:
     records: each trial's and baseline's, in the order in which they first appear; budget: how many trials may end, if
     the search was extended; waited_s: for which slots had nothing to do but wait for a stage; confirmed, opened: these
     events; held_out: the images that accuracies are of, by digest; device: what step times are of; last_time: of the
-    latest event, unix seconds; exhausted: why nothing is left to try, None where something may be;
-    memory: what the sampler remembers.
+    latest event, unix seconds; exhausted: why nothing is left to try, None where something may be; converged: the event
+    of a search that its ``search.stop`` ended, None where it was extended since; converged_after: how many trials had
+    ended by the latest such event, 0 without one; memory: what the sampler remembers.
     """
 
     records: dict[str, TrialRecord] = field(default_factory=dict)
@@ -146,6 +147,8 @@ class RunState:
     device: str | None = None
     last_time: float | None = None
     exhausted: str | None = None
+    converged: Mapping[str, Any] | None = None
+    converged_after: int = 0
     memory: dict[str, Any] = field(default_factory=dict)
 
     def apply(self, event: Mapping[str, Any]) -> None:
@@ -157,9 +160,11 @@ class RunState:
             trial = str(event["trial"])
             _apply(self.records.setdefault(trial, TrialRecord(trial)), event)
         elif kind == "extended":
-            self.budget, self.exhausted = int(event["trials"]), None
+            self.budget, self.exhausted, self.converged = int(event["trials"]), None, None
         elif kind == "exhausted":
             self.exhausted = str(event["reason"])
+        elif kind == "converged":
+            self.converged, self.converged_after = event, int(event["trials"])
         elif kind == "waited":
             self.waited_s += float(event["seconds"])
         elif kind == "step_time" and "signature" in event:

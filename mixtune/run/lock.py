@@ -51,7 +51,9 @@ def hold_run(
             if not _take_within(driver, _GLANCE_S):
                 by = _read_holder(driver)
                 who = f"{by[0]} ({by[1]} since {by[2]})" if by else "another process"
-                raise RequestError(f"{directory} is in use by {who}")
+                is_own_study = by is not None and by[:2] == (f"process {os.getpid()} on {platform.node()}", "study")
+                close = "; it is this process: close() its study first" if is_own_study else ""
+                raise RequestError(f"{directory} is in use by {who}{close}")
             _sign(driver, doing)
             _await_workers(directory, wait_s, on_wait)
             remove_temporary(directory)  # what a killed driver has left

@@ -24,8 +24,24 @@ class TimeLeft:
     trials: dict[str, float]
 
 
+def ended_early(state: RunState, space: SearchSpace) -> str | None:
+    """Return why no more trials are requested, whatever the budget is; None where they are.
+
+    A search that has converged continues where it is extended, or its ``search.stop`` is another one by now.
+    """
+    stop = space.search.stop
+    if stop is not None and state.converged is not None and state.converged["stop"] == stop.model_dump():
+        return str(state.converged["reason"])
+    return state.exhausted
+
+
 def wanted_trials(state: RunState, space: SearchSpace) -> int:
-    """Return how many trials should end: the budget, or all of a grid that is possible and not a repeat."""
+    """Return how many trials should end: the budget, or all of a grid that is possible and not a repeat.
+
+    Of a search that ended early, as many as have ended.
+    """
+    if ended_early(state, space) is not None:
+        return sum(r.baseline is None and r.state in COUNTED for r in [*state.records.values()])
     budget = state.budget or space.budget
     size = space.grid_size() if space.search.sampler == "grid" else None
     if size is None:

@@ -18,7 +18,7 @@ from mixtune.run.directory import RunDirectory
 from mixtune.run.frames import plain
 from mixtune.run.ledger import COUNTED, ENDED, TrialRecord
 from mixtune.run.recommendation import Recommendation
-from mixtune.run.remaining import time_left
+from mixtune.run.remaining import ended_early, time_left, wanted_trials
 from mixtune.run.result import Result
 from mixtune.space.space import SearchSpace
 
@@ -48,8 +48,8 @@ class RunStatus:
     """Where a run stands; trials and baselines are counted apart, by state.
 
     ``state``: running while somebody drives it (``holder``), else finished when as many trials have ended as the
-    ``budget`` says and nothing is unfinished, else interrupted; trials that began or wait are "unfinished" where
-    nobody drives them.
+    ``budget`` says, or it ended ``early``, for this reason, and nothing is unfinished, else interrupted; trials that
+    began or wait are "unfinished" where nobody drives them.
     ``last_event``: unix seconds; ``wall_s``: seconds from start to end, of all ended trials and baselines together;
     ``train_latency_s``: their sum of it; ``account``: what of it was trained; ``stages_mb``: of all files
     in stages/, ``stages``: how many are states; ``confirmed``: how many seeds, by trial; ``extend_to``: a larger
@@ -78,6 +78,7 @@ class RunStatus:
     recommendation: Recommendation
     running: dict[str, str] = field(default_factory=dict)
     left_s: float | None = None
+    early: str | None = None
 
     @property
     def done(self) -> int:
@@ -97,6 +98,7 @@ class RunStatus:
         """Return it all as lines for a terminal."""
         by = f" ({self.holder})" if self.holder else ""
         lines = [f"{self.directory}: {self.state}{by}, {self.done} of {self.budget} trials done"]
+        lines += [self.early] if self.early else []
         counts = {"trials": self.trials, "baselines": self.baselines}
         lines += [
             f"{kind}: {', '.join(f'{count} {state}' for state, count in found.items())}"
@@ -143,6 +145,8 @@ def run_status(result: Result, holder: str | None) -> RunStatus:
     budget = result.state.budget or result.space.budget
     done = sum(counts.get(state, 0) for state in COUNTED)
     ended = [record for record in records if record.state in ENDED]
+    is_met = done >= wanted_trials(result.state, result.space)
+    is_left = any(record.state not in ENDED and record.state != "paused" for record in records)
     stages, stages_mb = _measure_stages(RunDirectory(result.directory).stages)
     seeds: dict[str, set[Any]] = {}  # one that was trained again counts once
     for event in result.state.confirmed:
@@ -151,7 +155,7 @@ def run_status(result: Result, holder: str | None) -> RunStatus:
     searches = holder is not None and not holder.startswith("confirm")
     return RunStatus(
         directory=result.directory,
-        state="running" if holder else "finished" if done >= budget and len(ended) == len(records) else "interrupted",
+        state="running" if holder else "finished" if is_met and not is_left else "interrupted",
         holder=holder,
         budget=budget,
         extend_to=_more_trials(result.space, budget),
@@ -170,6 +174,7 @@ def run_status(result: Result, holder: str | None) -> RunStatus:
         recommendation=result.recommendation(),
         running={r.trial: _epoch(r) for r in records if r.state == "running"} if searches else {},
         left_s=time_left(result.state, result.space, time.time()).search if searches else None,
+        early=ended_early(result.state, result.space),
     )
 
 

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
+from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, Field, SerializeAsAny, Strict, ValidationError
@@ -506,8 +507,10 @@ def _locate(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[tu
     path: list[str] = []
     for part in location:
         path.append(str(part))
-        field = next((f for n, f in model.model_fields.items() if part in (n, f.alias)), None)
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+        kind = next((f.annotation for n, f in model.model_fields.items() if part in (n, f.alias)), None)
+        kinds = kind.__args__ if isinstance(kind, UnionType) else (kind,)  # of a section or null, the section
+        below = next((each for each in kinds if isinstance(each, type) and issubclass(each, BaseModel)), None)
+        if below is None:
             break
-        model = field.annotation
+        model = below
     return tuple(path), model

@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from mixtune.space.section import Count, NonNegative, Positive, PositiveCount, Section, Seed, Share
 
 DEFAULT_TRIALS = 20
+
+
+def _read_percent(given: Any) -> Any:
+    """Return the share that text such as "1%" or "0.5 %" stands for; anything else as it is."""
+    number = given.strip().removesuffix("%") if isinstance(given, str) and given.strip().endswith("%") else None
+    try:
+        return given if number is None else float(number) / 100
+    except ValueError:
+        return given
+
+
+class Stop(Section):
+    """When a search has converged: ``search.stop``."""
+
+    after: PositiveCount
+    """So many trials of the budget, a failed one too, have to have ended since."""
+    gain: Annotated[float, BeforeValidator(_read_percent), Field(gt=0.0, lt=1.0)]
+    """By less than this share of what it was have they enlarged the front's hypervolume: 1% or 0.01."""
 
 
 class Search(Section):
@@ -24,6 +42,9 @@ class Search(Section):
     """What ends trials early (see `mixtune list schedulers`), or package.module:name for your own."""
     trials: PositiveCount | None = None
     """How many trials may end; default: 20, or the whole grid with `sampler: grid`."""
+    stop: Stop | None = None
+    """Ends the search before its budget is met: {after: 15, gain: 1%} once the latest 15 trials have enlarged the
+    front's hypervolume by less than 1 %; null: never."""
     seed: Seed = 0
     """Of the suggestions."""
     max_failures: Count = 2

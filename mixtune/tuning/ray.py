@@ -24,17 +24,16 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from mixtune.cost.memory import allowed_bytes, is_out_of_memory
+from mixtune.cost.memory import allowed_bytes
 from mixtune.errors import DataError, RequestError, TrainingError, one_line
 from mixtune.stages.paths import RecipePaths
 from mixtune.stages.store import MAX_BYTES
-from mixtune.training.loop import DivergedError
 from mixtune.tuning.nodes import PENDING_S, Cluster
-from mixtune.tuning.search import Asked, Cause, RunningSearch
+from mixtune.tuning.search import Asked, RunningSearch
 from mixtune.tuning.session import head_watched
 from mixtune.tuning.states import digest_space
 from mixtune.tuning.trainable import REPORT, MixTrainable
-from mixtune.tuning.trial import LeavingError, SearchContext
+from mixtune.tuning.trial import SearchContext, failure_cause
 
 _log = logging.getLogger("mixtune.tuning")
 
@@ -261,15 +260,6 @@ def failure_reason(trial: Trial, error: BaseException | None) -> str:
         return "the worker process died"
     name, said = type(error).__name__, one_line(error)
     return name if said == name else f"{name}: {said}"
-
-
-def failure_cause(error: BaseException | None) -> Cause:
-    """Return what a failed trial needs: nothing helps where the recipe itself is to blame."""
-    if error is not None and is_out_of_memory(error):
-        return "out of memory"
-    if isinstance(error, LeavingError) or getattr(error, "preempted", False):
-        return "node lost"
-    return "permanent" if isinstance(error, RequestError | DivergedError) else "crash"
 
 
 def train_trials(

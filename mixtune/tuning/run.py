@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
-import shlex
-import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
-from dataclasses import replace
+from contextlib import closing, contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,9 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console
 
 from mixtune import plugins
-from mixtune.cost.machine import Machine, device_here, look_at_machine
+from mixtune.cost.machine import look_at_machine
 from mixtune.cost.model import CostModel
-from mixtune.datasets import to_parts, write_parts
 from mixtune.errors import DataError, RequestError, TrainingError
 from mixtune.files import make_folder, write_whole
 from mixtune.report.page import write_report
@@ -30,14 +25,15 @@ from mixtune.run.directory import RunDirectory, free_directory, space_text
 from mixtune.run.ledger import ENDED, TrialRecord
 from mixtune.run.lock import hold_run
 from mixtune.run.reference import derive_reference
+from mixtune.run.remaining import ended_early
 from mixtune.run.result import Result, result_of
-from mixtune.space.space import SearchSpace, space_on_arrays
-from mixtune.stages.opened import Opened, refuse_other_device
+from mixtune.stages.opened import Opened
 from mixtune.stages.paths import RecipePaths
 from mixtune.tuning.forecast import forecast_trials
 from mixtune.tuning.live import Progress
 from mixtune.tuning.loggers import Logger
 from mixtune.tuning.nodes import Cluster
+from mixtune.tuning.opening import kept_data, machine_to_continue_on, quoted, saying_that_the_ledger_is_full
 from mixtune.tuning.prepare import (
     AnySpace,
     Prepared,
@@ -117,7 +113,7 @@ def search(
     run = RunDirectory(Path(out) if out is not None else free_directory(name))
     loggers = find_loggers(log_to, run)
     run.refuse_occupied()
-    with _kept_data(space, data, run, overrides) as (space, overrides):
+    with kept_data(space, data, run, overrides) as (space, overrides):
         prepared = prepare(
             space,
             gpus=gpus,
@@ -140,7 +136,7 @@ def search(
                 grows = address is not None or slots is not None
                 with closing(Cluster(prepared.space, threads, say_to(console), most=slots, grows=grows)) as cluster:
                     if cluster.is_one:
-                        cluster.take(_measure_here(look_at_machine, cluster, prepared.space, threads))
+                        cluster.take(_measure_here(look_at_machine, prepared.space, threads, cluster=cluster))
                     cluster.settle(wait_s)
                     write_whole(run.space_file, space_text(prepared.space, facts_of(prepared, cluster.machine)))
                     return _run(prepared, run, cluster, seconds, wait_s, console, loggers, callbacks)
@@ -188,28 +184,10 @@ def resume(
         say, grows = say_to(console), address is not None or slots is not None
         with closing(Cluster(prepared.space, machine.threads, say, run=machine, most=slots, grows=grows)) as cluster:
             if cluster.is_one:
-                cluster.take(_machine_to_continue_on(prepared.space, machine, cluster))
+                here = functools.partial(_measure_here, cluster=cluster)
+                cluster.take(machine_to_continue_on(prepared.space, machine, here))
             cluster.settle(wait_s)
             return _run(prepared, run, cluster, seconds, wait_s, console, loggers, callbacks, trials, retry_failed)
-
-
-@contextmanager
-def _kept_data(
-    space: AnySpace, data: Any, run: RunDirectory, overrides: Mapping[str, Any] | None
-) -> Iterator[tuple[AnySpace, Mapping[str, Any] | None]]:
-    """Keep ``data`` in the run's directory, and give the space that trains on it; it goes again if no search begins."""
-    if data is None:
-        yield space, overrides
-        return
-    resolved = space_on_arrays(space, os.path.abspath(run.data), overrides or {})  # before anything is written
-    try:
-        write_parts(to_parts(data), run.data)
-        yield resolved, None
-    finally:
-        if not run.holds_run:
-            shutil.rmtree(run.data, ignore_errors=True)
-            with suppress(OSError):  # others' files, or a lock
-                run.path.rmdir()
 
 
 def _run(
@@ -257,7 +235,7 @@ def _run(
             reference=functools.partial(derive_reference, space, run.facts),
             scheduler=scheduler if is_ours else None,
         )
-        with _saying_that_the_ledger_is_full(search, run):
+        with saying_that_the_ledger_is_full(search, run):
             _extend(search, trials)
             again = search.retry_failed() if retry_failed else 0
         interrupted = False
@@ -266,7 +244,7 @@ def _run(
         else:
             _say(console, _what_is_left(search, slots, again))
             forecast = forecast_trials(space, prepared.data, costs, search.step_times)
-            with _saying_that_the_ledger_is_full(search, run):
+            with saying_that_the_ledger_is_full(search, run):
                 search.open({**opened.to_dict(), "slots": slots.count, "forecast_s": forecast})
                 progress.begin(search)
                 study.copy(search.suggester.study, search.records)
@@ -287,28 +265,14 @@ def _run(
     return _judge(search, result, console)
 
 
-@contextmanager
-def _saying_that_the_ledger_is_full(search: RunningSearch, run: RunDirectory) -> Iterator[None]:
-    """Raise DataError where the ledger could not be written, whatever Ray made of it."""
-    try:
-        yield
-    except Exception as error:
-        if search.error is None:
-            raise
-        problem = getattr(search.error, "strerror", None) or search.error
-        raise DataError(
-            f"{run.ledger_file} cannot be written ({problem}): what it holds is kept; make room, then "
-            f"mixtune resume {quoted(run)}"
-        ) from error
-
-
 def _judge(search: RunningSearch, result: Result, console: Console) -> Result:
     """Return the result, or raise SearchError where there is none, or none that can be trusted to be all."""
     run = RunDirectory(result.directory)
     if search.stop_reason:
         raise SearchError(f"{search.stop_reason}; what is done is kept: mixtune pareto {quoted(run)}")
-    if search.state.exhausted:
-        _say(console, search.state.exhausted)
+    if (early := ended_early(search.state, search.space)) is not None:
+        done = f"{search.done} of {search.budget} trials done; mixtune resume {quoted(run)} --trials N trains up to N"
+        _say(console, early if search.state.exhausted else f"{early}: {done}")
     if not search.is_done:
         done = f"{search.done} of {search.budget} trials done"
         _say(console, f"time budget spent: {done}; mixtune resume {quoted(run)} continues")
@@ -317,25 +281,13 @@ def _judge(search: RunningSearch, result: Result, console: Console) -> Result:
     return result
 
 
-def _machine_to_continue_on(space: SearchSpace, machine: Machine, cluster: Cluster) -> Machine:
-    """Return the machine that a run began on, or this one with the threads and the precision of that.
-
-    Raises RequestError where seconds of this machine would stand alongside those of another one.
-    """
-    here = _measure_here(device_here, cluster, machine.threads)
-    if here == machine.device:
-        return machine
-    refuse_other_device(machine.device, here, space)
-    found: Machine = _measure_here(look_at_machine, cluster, space, machine.threads)
-    return replace(found, precision=machine.precision)
-
-
-def _measure_here(function: Callable[..., Any], cluster: Cluster, *arguments: Any) -> Any:
+def _measure_here(function: Callable[..., Any], *arguments: Any, cluster: Cluster) -> Any:
     return run_here(function, *arguments, on_gpu=cluster.on_gpu, cpus=cluster.space.resources.cpus_per_trial)
 
 
 def _extend(search: RunningSearch, trials: int | None) -> None:
-    if trials is None or trials == search.budget:
+    is_met = search.state.converged is None and trials == search.budget
+    if trials is None or is_met:
         return
     if trials < search.done:
         raise RequestError(f"--trials {trials}: {search.done} have ended already; give at least as many")
@@ -368,11 +320,6 @@ def _why_nothing_completed(result: Result) -> str:
     if not failed:
         return "no trial completed"
     return f"no trial completed, and {len(failed)} failed; {failed[0].trial}: {failed[0].reason}"
-
-
-def quoted(run: RunDirectory) -> str:
-    """Return a run's folder as a shell reads it."""
-    return shlex.quote(str(run.path))
 
 
 def _say(console: Console, text: str) -> None:

@@ -22,11 +22,12 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from mixtune.cost.model import Cost
 from mixtune.meter.times import StepTimes
-from mixtune.metrics import METRICS
+from mixtune.metrics import METRICS, epoch_metrics, significant
+from mixtune.run.convergence import latest_gain
 from mixtune.run.ledger import COUNTED, ENDED, Ledger, RunState, TrialRecord, finite_or_none, fold, read_ledger
 from mixtune.run.remaining import wanted_trials
 from mixtune.space.recipe import SAME_TIME
@@ -34,9 +35,8 @@ from mixtune.space.space import SearchSpace
 from mixtune.stages.table import Paths, StageTable, Stored, TrialPath
 from mixtune.tuning.asking import Asking, Fault, forecast_fields
 from mixtune.tuning.suggestions import Advice, Suggester
-from mixtune.tuning.trial import EpochReport
+from mixtune.tuning.trial import Cause, EpochReport
 
-Cause = Literal["crash", "node lost", "out of memory", "permanent"]
 Costs = Callable[[Mapping[str, Any], StepTimes, int, float], Cost | None]
 Reference = Callable[[Iterable[Mapping[str, Any]]], Mapping[str, float]]
 OnChange = Callable[["RunningSearch", TrialRecord], None]
@@ -76,8 +76,8 @@ class RunningSearch:
     there with its states (None: the run directory); costs: what is known of dotted parameters, of whose recipe so
     many epochs are reused and whose untimed steps take such a share of their forecast; fault: why dotted parameters
     make no recipe that can be trained, None where they do; reference: the hypervolume's, of complete trials' metrics;
-    scheduler: ends trials early, None for nobody; ``on_change`` is called with this object and a trial's record after
-    each event.
+    scheduler: ends trials early, None for nobody; waits: whether trials train side by side, and so wait for stages and
+    slots; ``on_change`` is called with this object and a trial's record after each event.
     """
 
     def __init__(
@@ -96,6 +96,7 @@ class RunningSearch:
         fault: Fault = lambda params: None,
         reference: Reference = lambda complete: {},
         scheduler: Scheduler | None = None,
+        waits: bool = True,
     ) -> None:
         self.space = space
         self.baselines = space.baseline_params()
@@ -111,6 +112,7 @@ class RunningSearch:
         self.stages = StageTable(paths)
         self._advice, self.asking = _Advice(self, costs, reference), Asking(self, fault)
         self.slots, self._idle_since, self._idle_s = slots, math.nan, 0.0
+        self._waits = waits
         self._holds = holds
         self._active: dict[str, EpochReport | None] = {}  # with the latest report
         self._ended_here: list[TrialRecord] = []
@@ -145,14 +147,15 @@ class RunningSearch:
             for trial in list(self._waiting):
                 if trial == SAME_TIME and not self._is_priced():
                     continue
-                if self.stages.awaited(self._params(trial)) is None:
+                if not self._waits or self.stages.awaited(self._params(trial)) is None:
                     self._waiting.remove(trial)
                     return self._start(trial)
-            if len(self._waiting) >= self.slots or not self._wants_more:
+            is_full = self._waits and len(self._waiting) >= self.slots
+            if is_full or not self._wants_more:
                 break
             if (asked := self._ask_new()) is not None:
                 self._waiting.append(asked)
-        if self._waiting:
+        if self._waiting and self._waits:
             self._idle_since = time.monotonic()
         return None
 
@@ -188,8 +191,6 @@ class RunningSearch:
     @property
     def _wants_more(self) -> bool:
         """Whether a new trial has to be requested, to meet the budget."""
-        if self.state.exhausted is not None:
-            return False
         records = (r for r in self.records.values() if r.trial not in self.baselines)
         return sum(r.state in ("asked", "running") or r.state in COUNTED for r in records) < self._wanted
 
@@ -220,8 +221,7 @@ class RunningSearch:
     @property
     def is_done(self) -> bool:
         """Whether the baselines have ended, and the budget is met or nothing is left to try."""
-        is_met = self.done >= self._wanted or self.state.exhausted is not None
-        all_asked = set(self.baselines) <= self.records.keys() and is_met
+        all_asked = set(self.baselines) <= self.records.keys() and self.done >= self._wanted
         return all_asked and all(r.state in ENDED or r.state == "paused" for r in self.records.values())
 
     @property
@@ -362,6 +362,13 @@ class RunningSearch:
             event, steps = "baseline" if trial in self.baselines else "complete", report.bill.count_steps(done)
             self._end(event, trial, metrics=metrics, steps=steps, **self._note_predictions(report))
 
+    def take(self, trial: str, metrics: Mapping[str, Any], begun: float) -> None:
+        """Note the metrics of a trial that was trained to its end elsewhere, since ``begun`` (unix seconds)."""
+        self._append("started", trial=trial, time=begun)
+        latest = {name: metrics[name] for name in epoch_metrics() if name in metrics}
+        self._write("epoch", trial, durable=False, metrics=latest)
+        self._end("baseline" if trial in self.baselines else "complete", trial, metrics=metrics)
+
     def fail(self, trial: str, reason: str, cause: Cause = "permanent") -> None:
         """Note that a trial has no result, and why; it is tried again where that can help.
 
@@ -461,6 +468,8 @@ class RunningSearch:
         self._ended_here.append(self.records[trial])
         if event == "failed":
             self._stop_if_most_fail_alike()
+        if trial not in self.baselines:
+            self._note_convergence()
 
     def _replay(self) -> None:
         """Tell a fresh sampler, the scheduler and the stage table what the ledger says."""
@@ -490,6 +499,20 @@ class RunningSearch:
         if count >= MIN_ALIKE and 2 * count > len(self._ended_here):
             reason = next(r.reason for r in self._ended_here if r.state == "failed" and _kind(r.reason) == kind)
             self.stop_reason = f"{count} of {len(self._ended_here)} trials failed for one reason: {reason}"
+
+    def _note_convergence(self) -> None:
+        """Note where ``search.stop`` ends the search; what is requested already is trained."""
+        stop = self.space.search.stop
+        if stop is None or self.done >= self._wanted:
+            return
+        gain = latest_gain(self.state, self.space, self._advice.reference(), stop.after)
+        if gain is not None and gain < stop.gain:
+            found, least = (f"{significant(100 * share, 2)} %" for share in (gain, stop.gain))
+            reason = (
+                f"search.stop: the latest {stop.after} trials enlarged the front's hypervolume by {found}, "
+                f"less than {least}"
+            )
+            self._append("converged", trials=self.done, stop=stop.model_dump(), reason=reason)
 
     @property
     def _goals(self) -> list[str]:

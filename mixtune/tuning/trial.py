@@ -9,10 +9,11 @@ import time
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+from mixtune.cost.memory import is_out_of_memory
 from mixtune.errors import RequestError
 from mixtune.meter.lock import DeviceLock
 from mixtune.meter.times import StepTimes
@@ -28,9 +29,11 @@ from mixtune.training.bill import Bill
 from mixtune.training.data import load_training_data
 from mixtune.training.device import limit_memory
 from mixtune.training.evaluation import describe_held_out, encode_predictions
-from mixtune.training.loop import train
+from mixtune.training.loop import DivergedError, train
 from mixtune.training.measure import observe
 from mixtune.training.state import start_state
+
+Cause = Literal["crash", "node lost", "out of memory", "permanent"]
 
 RESERVED = ("recipe", "ties", "trial", "search", "user")  # every other key of a config is a dotted recipe path
 
@@ -184,6 +187,15 @@ def train_trial(
         reported = done
         if leaves and reported < len(state.plan):
             raise LeavingError("its node is being taken away")
+
+
+def failure_cause(error: BaseException | None) -> Cause:
+    """Return what a failed trial needs: nothing helps where the recipe itself is to blame."""
+    if error is not None and is_out_of_memory(error):
+        return "out of memory"
+    if isinstance(error, LeavingError) or getattr(error, "preempted", False):
+        return "node lost"
+    return "permanent" if isinstance(error, RequestError | DivergedError) else "crash"
 
 
 @contextlib.contextmanager

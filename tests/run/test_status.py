@@ -122,6 +122,23 @@ def test_stopped_and_failed_trials_spend_the_budget_but_not_rejected_ones_and_ba
     assert line_of(status, "baselines") == "baselines: 1 complete, 1 failed"
 
 
+def test_a_search_that_has_converged_is_finished_until_it_is_extended_or_its_stop_is_another(
+    make_searched: MakeRun,
+) -> None:
+    directory, stop = make_searched(THREE), {"after": 2, "gain": 0.5}
+    change_space(directory, search={"trials": 9, "stop": stop})
+    assert run_status(load(directory), None).state == "interrupted"
+    ledger_of(directory).append("converged", trials=3, stop=stop, reason="search.stop: no gain")
+    status = run_status(load(directory), None)
+    assert status.lines()[:2] == [f"{directory}: finished, 3 of 9 trials done", "search.stop: no gain"]
+    assert status.commands() == [f"mixtune resume {directory} --trials 29"]
+    change_space(directory, search={"trials": 9, "stop": {"after": 3, "gain": 0.5}})
+    assert run_status(load(directory), None).state == "interrupted"
+    change_space(directory, search={"trials": 9, "stop": stop})
+    ledger_of(directory).append("extended", trials=9)
+    assert run_status(load(directory), None).state == "interrupted"
+
+
 def test_the_budget_is_what_the_search_was_last_extended_to(make_searched: MakeRun) -> None:
     directory = make_searched(THREE)
     for trials in (10, 4):

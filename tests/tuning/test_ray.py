@@ -12,7 +12,8 @@ import torch
 
 from mixtune.errors import DataError, RequestError
 from mixtune.training.loop import DivergedError
-from mixtune.tuning.ray import failure_cause, failure_reason, read_error
+from mixtune.tuning.ray import failure_reason, read_error
+from mixtune.tuning.trial import failure_cause
 
 
 class TwoArgumentError(Exception):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plain_search import open_here, search_here
+from plain_search import search_here
 from rich.console import Console
 
 import mixtune
@@ -77,7 +77,8 @@ def test_one_of_ones_own_ends_trials_and_hears_of_them_again(own: None, small_sp
     result = search_here(space_of(small_space, "own_schedulers:halving"), tmp_path / "run")
     check_stopped(result)
     assert list(result.trials["state"]) == ["complete", "stopped"] * 3
-    again = open_here(tmp_path / "run")._scheduler
+    with mixtune.Study(out=tmp_path / "run") as study:
+        again = study._search._scheduler
     assert again.seen == list(result.trials["trial"])  # type: ignore[union-attr]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from mixtune import plugins
 from mixtune.cost.model import Cost
 from mixtune.meter.times import StepTimes
 from mixtune.run.ledger import read_ledger
+from mixtune.run.remaining import ended_early
 from mixtune.space.space import SearchSpace, space_from_dict
 from mixtune.training.bill import Bill
 from mixtune.training.plan import PHASES
@@ -348,6 +350,49 @@ def test_a_finished_search_is_over_until_it_is_extended(search: RunningSearch, t
     assert again(search, tmp_path).budget == 8
     finish_all(going_on)
     assert sum(record.state == "complete" for record in going_on.records.values()) == 8 + len(going_on.baselines)
+
+
+def test_a_search_that_gets_nowhere_ends_finishes_what_runs_and_says_so_once(small_space: Any, tmp_path: Path) -> None:
+    settings = {"sampler": "random", "trials": 40, "stop": {"after": 4, "gain": "1%"}}
+    space = space_from_dict(small_space(search=settings, baselines=["sl"]))
+    reference: Any = lambda complete: {"val_accuracy": 0.1, "train_latency_s": 60.0}  # noqa: E731
+
+    def train_until_over(search: RunningSearch, accuracies: dict[int, float]) -> int:
+        """Train two at a time; by number of a trial its accuracy, else the latest before. Return how many ended."""
+        before, running = search.done, []
+        while not search.is_over:
+            while len(running) < 2 and search.ask() is not None:
+                running.append([*search._active][-1])
+                search.start(running[-1])
+                search.report(running[-1], report(1, stored="a1"))
+            trial = running.pop(0)
+            number = search.done + 1
+            if number in (8, 9):  # no gain either
+                search.fail(trial, f"ValueError: {'ab'[number - 8]}")
+            else:
+                finish(search, trial, max(value for at, value in accuracies.items() if at <= number))
+        return search.done - before
+
+    search = RunningSearch(space, tmp_path / "ledger.jsonl", slots=2, reference=reference)
+    # the sixth trial adds; the seventh's gain of 1 % and less, and failures, do not
+    assert train_until_over(search, {1: 0.5, 4: 0.55, 6: 0.9, 7: 0.901}) == 6 + 4 + 1  # one was running
+    assert search.is_done
+    reason = ended_early(search.state, space)
+    assert reason is not None
+    assert reason.startswith("search.stop: the latest 4 trials enlarged the front's hypervolume by 0.1")
+    assert reason.endswith(" %, less than 1.0 %")
+    resumed = again(search, tmp_path, slots=2, reference=reference)
+    assert resumed.is_over
+    assert resumed.ask() is None
+    other = replace(space, search=space.with_search(stop={"after": 3, "gain": 0.5}).search)
+    changed = RunningSearch(other, tmp_path / "ledger.jsonl", slots=2, reference=reference)
+    assert not changed.is_over
+    assert train_until_over(changed, {1: 0.901}) == 3  # since it last ended, and one ran then
+    resumed = RunningSearch(other, tmp_path / "ledger.jsonl", slots=2, reference=reference)
+    resumed.extend(40)
+    assert train_until_over(resumed, {1: 0.901}) == 3
+    events = read_ledger(tmp_path / "ledger.jsonl")
+    assert [event["trials"] for event in events if event["event"] == "converged"] == [10, 13, 16]
 
 
 def test_failed_trials_can_be_asked_for_once_more_and_their_results_are_told(search: RunningSearch) -> None:
