@@ -184,6 +184,10 @@ def search(
 def resume(
     directory: RunFolder,
     trials: Annotated[int | None, typer.Option(min=1, help="how many trials may end in all: more extend it")] = None,
+    try_: Annotated[
+        list[str] | None,
+        typer.Option("--try", metavar="PATH=VALUE,...", help="try a recipe next (alpha=0.3,epochs.sl=20); repeatable"),
+    ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="train failed trials once more")] = False,
     gpus: Gpus = None,
     gpus_per_trial: GpuShare = None,
@@ -198,6 +202,9 @@ def resume(
 
     Trials that had begun continue from their last checkpoint.
     """
+    from mixtune.space.space import parse_recipe_to_try
+
+    first = [parse_recipe_to_try(text) for text in try_ or []]
     from mixtune.tuning import run
 
     console = _console()
@@ -206,6 +213,7 @@ def resume(
         lambda: run.resume(
             directory,
             trials=trials,
+            first=first,
             retry_failed=retry_failed,
             gpus=gpus,
             gpus_per_trial=_gpu_fraction(gpus_per_trial),

@@ -85,7 +85,8 @@ class TrialRecord:
     in a row whose node was lost. ``predictions`` are the classes that it gives the images of which ``validation`` is
     the digest, by task (see mixtune.run.predictions), once it is complete. ``forecast_s`` are the seconds of its
     training steps as forecast when it was asked, ``epochs_asked`` its recipe's epochs; ``epoch_time`` is when the last
-    attempt's latest epoch was reported, and ``reused`` with how many epochs that attempt began.
+    attempt's latest epoch was reported, and ``reused`` with how many epochs that attempt began. ``given`` counts how
+    often its recipe came from ``search.first`` or ``--try``.
     """
 
     trial: str
@@ -116,6 +117,7 @@ class TrialRecord:
     left: tuple[int, float] = (0, 0.0)
     same_as: str | None = None
     cause: str | None = None
+    given: int = 0
 
     @property
     def wall_s(self) -> float | None:
@@ -133,7 +135,7 @@ class RunState:
     the search was extended; waited_s: for which slots had nothing to do but wait for a stage; confirmed, opened: these
     events; held_out: the images that accuracies are of, by digest; device: what step times are of; last_time: of the
     latest event, unix seconds; exhausted: why nothing is left to try, None where something may be;
-    memory: what the sampler remembers.
+    memory: what the sampler remembers; given: parameters of the recipes of ``--try``.
     """
 
     records: dict[str, TrialRecord] = field(default_factory=dict)
@@ -147,6 +149,7 @@ class RunState:
     last_time: float | None = None
     exhausted: str | None = None
     memory: dict[str, Any] = field(default_factory=dict)
+    given: list[Mapping[str, Any]] = field(default_factory=list)
 
     def apply(self, event: Mapping[str, Any]) -> None:
         """Fold one more event in; the first ending of a trial counts, a later one only after ``retried``."""
@@ -160,6 +163,8 @@ class RunState:
             self.budget, self.exhausted = int(event["trials"]), None
         elif kind == "exhausted":
             self.exhausted = str(event["reason"])
+        elif kind == "given":
+            self.given, self.exhausted = [*self.given, *event["recipes"]], None
         elif kind == "waited":
             self.waited_s += float(event["seconds"])
         elif kind == "step_time" and "signature" in event:
@@ -221,6 +226,7 @@ def finite_or_none(value: Any) -> Any:
 
 def _apply(record: TrialRecord, event: Mapping[str, Any]) -> None:
     kind, moment = event["event"], event.get("time")
+    record.given += bool(event.get("given"))
     if kind == "retried":
         record.state, record.reason, record.ended_time, record.cause = "asked", event.get("reason"), None, None
         cause = event.get("cause")

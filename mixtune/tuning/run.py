@@ -23,14 +23,16 @@ from mixtune import plugins
 from mixtune.cost.machine import Machine, device_here, look_at_machine
 from mixtune.cost.model import CostModel
 from mixtune.datasets import to_parts, write_parts
-from mixtune.errors import DataError, RequestError, TrainingError
+from mixtune.errors import DataError, RequestError, TrainingError, show
 from mixtune.files import make_folder, write_whole
 from mixtune.report.page import write_report
 from mixtune.run.directory import RunDirectory, free_directory, space_text
 from mixtune.run.ledger import ENDED, TrialRecord
 from mixtune.run.lock import hold_run
 from mixtune.run.reference import derive_reference
+from mixtune.run.remaining import most_trials
 from mixtune.run.result import Result, result_of
+from mixtune.space.placing import complete_params
 from mixtune.space.space import SearchSpace, space_on_arrays
 from mixtune.stages.opened import Opened, refuse_other_device
 from mixtune.stages.paths import RecipePaths
@@ -150,6 +152,7 @@ def resume(
     directory: str | PathLike[str],
     *,
     trials: int | None = None,
+    first: Sequence[Mapping[str, Any]] = (),
     retry_failed: bool = False,
     gpus: int | None = None,
     gpus_per_trial: float | Literal["auto"] | None = None,
@@ -164,7 +167,8 @@ def resume(
 ) -> Result:
     """Continue a search after a crash, an interruption or a spent budget; the same as ``mixtune resume``.
 
-    trials: how many may end in all, from now on: more than before extends a finished search; retry_failed: train the
+    trials: how many may end in all, from now on: more than before extends a finished search; first: recipes to try
+    before what the sampler suggests, ``[{"alpha": 0.3}]``, as ``search.first`` of a space; retry_failed: train the
     failed trials once more; the other options as for :func:`search`, but each trial keeps the threads that the search
     began with, because its bits and its seconds depend on them. Raises as ``search`` does.
     """
@@ -178,6 +182,7 @@ def resume(
         gpus = 0  # as the search began
     space, lines = with_known_plugins(run.space)
     prepared = prepare(space, gpus=gpus, gpus_per_trial=gpus_per_trial, cpus_per_trial=cpus_per_trial, address=address)
+    first = [_to_try(prepared.space, given) for given in first]
     _say(console, "\n".join([*lines, prepared.describe(), f"run directory: {run.path}"]))
     with (
         interruptible(run),
@@ -190,7 +195,17 @@ def resume(
             if cluster.is_one:
                 cluster.take(_machine_to_continue_on(prepared.space, machine, cluster))
             cluster.settle(wait_s)
-            return _run(prepared, run, cluster, seconds, wait_s, console, loggers, callbacks, trials, retry_failed)
+            return _run(
+                prepared, run, cluster, seconds, wait_s, console, loggers, callbacks, trials, retry_failed, first
+            )
+
+
+def _to_try(space: SearchSpace, given: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return complete_params(space, given)
+    except RequestError as error:
+        said = ",".join(f"{path}={show(value)}" for path, value in given.items())
+        raise RequestError(f"--try {said}: {error}") from error
 
 
 @contextmanager
@@ -223,6 +238,7 @@ def _run(
     callbacks: Sequence[tune.Callback],
     trials: int | None = None,
     retry_failed: bool = False,
+    first: Sequence[Mapping[str, Any]] = (),
 ) -> Result:
     """Train what is left of the budget in the present Ray session, and write the run directory's tables."""
     space, machine, slots = prepared.space, cluster.machine, cluster.slots
@@ -260,9 +276,12 @@ def _run(
         with _saying_that_the_ledger_is_full(search, run):
             _extend(search, trials)
             again = search.retry_failed() if retry_failed else 0
+            if first:
+                search.give(first)
         interrupted = False
         if search.is_done:
-            _say(console, f"finished already; mixtune resume {quoted(run)} --trials N extends it")
+            waits = ", and what is to be tried waits for that" if search.asking.next_given() is not None else ""
+            _say(console, f"finished already; mixtune resume {quoted(run)} --trials N extends it{waits}")
         else:
             _say(console, _what_is_left(search, slots, again))
             forecast = forecast_trials(space, prepared.data, costs, search.step_times)
@@ -339,8 +358,9 @@ def _extend(search: RunningSearch, trials: int | None) -> None:
         return
     if trials < search.done:
         raise RequestError(f"--trials {trials}: {search.done} have ended already; give at least as many")
-    most = search.space.grid_size() if search.space.search.sampler == "grid" else None
-    if most is not None and trials > most:
+    size = search.space.grid_size() or 0
+    most = most_trials(search.state, search.space)
+    if most is not None and trials > (most := max(most, size)):
         raise RequestError(f"--trials {trials}: the grid holds {most} recipes")
     search.extend(trials)
 

@@ -19,7 +19,7 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -254,6 +254,10 @@ class RunningSearch:
     def extend(self, trials: int) -> None:
         """Let ``trials`` trials end in all."""
         self._append("extended", trials=trials)
+
+    def give(self, recipes: Sequence[Mapping[str, Any]]) -> None:
+        """Try recipes, by their dotted parameters, before what the sampler suggests; see complete_params()."""
+        self._append("given", recipes=recipes)
 
     def retry_failed(self) -> int:
         """Open the failed trials again; return how many there are."""
