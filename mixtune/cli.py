@@ -159,7 +159,7 @@ def search(
         name = f"{name}-quick"
         print(line, file=sys.stderr)
     print("starting: PyTorch and Ray are being loaded", file=sys.stderr, flush=True)
-    from mixtune.tuning import prepare, run
+    from mixtune.tuning import learning, prepare, run
     from mixtune.tuning.forecast import forecast_search
 
     options: dict[str, Any] = {
@@ -173,6 +173,7 @@ def search(
     console = _console()
     if dry_run:
         prepared = prepare.prepare(wanted, **options)
+        learning.read_sources(prepared.space)
         print(f"{prepared.to_yaml()}\n{prepared.describe()}")
         print(f"{forecast_search(prepared)}\nnothing was trained, no run directory written")
         return

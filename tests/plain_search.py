@@ -18,6 +18,7 @@ from mixtune.run.reference import derive_reference
 from mixtune.run.result import Result, result_of
 from mixtune.stages.paths import RecipePaths
 from mixtune.training.loop import DivergedError
+from mixtune.tuning.learning import learn, read_sources, trial_keys
 from mixtune.tuning.prepare import facts_of, known_machine, prepare
 from mixtune.tuning.search import RunningSearch
 from mixtune.tuning.trial import SearchContext, train_trial
@@ -41,9 +42,13 @@ def open_here(out: Path, slots: int = 1, **options: Any) -> RunningSearch:
     scheduler = plugins.find("tuning.schedulers", prepared.space.search.scheduler, "scheduler").build(prepared.space)
     reference = functools.partial(derive_reference, prepared.space, run.facts)
     defaults = {"paths": RecipePaths(prepared.space), "costs": costs.cost, "fault": costs.fault, "reference": reference}
-    return RunningSearch(
+    search = RunningSearch(
         prepared.space, run.ledger_file, slots=slots, **{**defaults, "scheduler": scheduler, **options}
     )
+    machine = known_machine(run)
+    for source in read_sources(prepared.space, search.state.sources):
+        learn(search, source, machine, run.stages, lambda recipes: trial_keys(machine, recipes, False))
+    return search
 
 
 def continue_here(

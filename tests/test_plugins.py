@@ -40,7 +40,10 @@ def test_the_names_are_the_files_and_find_the_plugins() -> None:
 
 def test_an_unknown_name_lists_the_known_and_the_closest() -> None:
     message = mistake("tuning.samplers", "tpee", "sampler")
-    assert message == "unknown sampler 'tpee': known are auto, cost_aware, gp, grid, nsga2, random, tpe; did you mean 'tpe'?"
+    assert (
+        message
+        == "unknown sampler 'tpee': known are auto, cost_aware, gp, grid, nsga2, random, tpe; did you mean 'tpe'?"
+    )
     assert mistake("objectives", "MAE", "objective").endswith("; did you mean 'mae'?")
     assert mistake("objectives", "zzz", "objective") == "unknown objective 'zzz': known are dino, mae, mocov3, simclr"
     assert mistake("datasets", "_cache", "dataset").startswith("unknown dataset '_cache': known are arrays, digits, ")

@@ -135,7 +135,9 @@ class RunState:
     the search was extended; waited_s: for which slots had nothing to do but wait for a stage; confirmed, opened: these
     events; held_out: the images that accuracies are of, by digest; device: what step times are of; last_time: of the
     latest event, unix seconds; exhausted: why nothing is left to try, None where something may be;
-    memory: what the sampler remembers; given: parameters of the recipes of ``--try``.
+    memory: what the sampler remembers; given: parameters of the recipes of ``--try``; learned: results of other runs,
+    by where they are from, as records whose state is "learned"; sources: what was copied in full, by its name in
+    ``search.learn_from``.
     """
 
     records: dict[str, TrialRecord] = field(default_factory=dict)
@@ -150,6 +152,8 @@ class RunState:
     exhausted: str | None = None
     memory: dict[str, Any] = field(default_factory=dict)
     given: list[Mapping[str, Any]] = field(default_factory=list)
+    learned: dict[str, TrialRecord] = field(default_factory=dict)
+    sources: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def apply(self, event: Mapping[str, Any]) -> None:
         """Fold one more event in; the first ending of a trial counts, a later one only after ``retried``."""
@@ -165,6 +169,13 @@ class RunState:
             self.exhausted = str(event["reason"])
         elif kind == "given":
             self.given, self.exhausted = [*self.given, *event["recipes"]], None
+        elif kind == "learned" and "source" in event:
+            self.sources[event["source"]] = event
+        elif kind == "learned":
+            name = "/".join(event["from"])
+            copied = {field: event[field] for field in ("params", "metrics", "epochs")}
+            stored = {int(epoch): key for epoch, key in event["stored"].items()}
+            self.learned[name] = TrialRecord(name, "learned", stored=stored, **copied)
         elif kind == "waited":
             self.waited_s += float(event["seconds"])
         elif kind == "step_time" and "signature" in event:

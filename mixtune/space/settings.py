@@ -35,6 +35,9 @@ class Search(Section):
     first: list[dict[str, Any]] = Field(default_factory=list)
     """Recipes to try before any that the sampler suggests: [{alpha: 0.3, epochs.sl: 20}]. Other parameters have the
     base recipe's values, or the closest that the space holds."""
+    learn_from: list[str] = Field(default_factory=list)
+    """Whose results the sampler learns from: run directories, Optuna storages (sqlite:///old.db#study-name). They are
+    copied at the first start, and are no trials of this search."""
 
     @model_validator(mode="before")
     @classmethod

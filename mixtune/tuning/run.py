@@ -37,6 +37,7 @@ from mixtune.space.space import SearchSpace, space_on_arrays
 from mixtune.stages.opened import Opened, refuse_other_device
 from mixtune.stages.paths import RecipePaths
 from mixtune.tuning.forecast import forecast_trials
+from mixtune.tuning.learning import Source, learn, read_sources, trial_keys
 from mixtune.tuning.live import Progress
 from mixtune.tuning.loggers import Logger
 from mixtune.tuning.nodes import Cluster
@@ -130,6 +131,7 @@ def search(
             overrides=overrides,
             address=address,
         )
+        sources = read_sources(prepared.space)
         _say(console, f"{prepared.describe()}\nrun directory: {run.path}")
         if is_in_job_folder(run.path):
             _log.warning("%s is in the Ray job's own folder and goes with it: give --out a folder that stays", run.path)
@@ -145,7 +147,7 @@ def search(
                         cluster.take(_measure_here(look_at_machine, cluster, prepared.space, threads))
                     cluster.settle(wait_s)
                     write_whole(run.space_file, space_text(prepared.space, facts_of(prepared, cluster.machine)))
-                    return _run(prepared, run, cluster, seconds, wait_s, console, loggers, callbacks)
+                    return _run(prepared, run, cluster, seconds, wait_s, console, loggers, callbacks, sources)
 
 
 def resume(
@@ -183,6 +185,7 @@ def resume(
     space, lines = with_known_plugins(run.space)
     prepared = prepare(space, gpus=gpus, gpus_per_trial=gpus_per_trial, cpus_per_trial=cpus_per_trial, address=address)
     first = [_to_try(prepared.space, given) for given in first]
+    sources = read_sources(prepared.space, RunDirectory(run.path).state.sources)
     _say(console, "\n".join([*lines, prepared.describe(), f"run directory: {run.path}"]))
     with (
         interruptible(run),
@@ -196,7 +199,18 @@ def resume(
                 cluster.take(_machine_to_continue_on(prepared.space, machine, cluster))
             cluster.settle(wait_s)
             return _run(
-                prepared, run, cluster, seconds, wait_s, console, loggers, callbacks, trials, retry_failed, first
+                prepared,
+                run,
+                cluster,
+                seconds,
+                wait_s,
+                console,
+                loggers,
+                callbacks,
+                sources,
+                trials,
+                retry_failed,
+                first,
             )
 
 
@@ -236,6 +250,7 @@ def _run(
     console: Console,
     loggers: Sequence[Logger],
     callbacks: Sequence[tune.Callback],
+    sources: Sequence[Source],
     trials: int | None = None,
     retry_failed: bool = False,
     first: Sequence[Mapping[str, Any]] = (),
@@ -273,7 +288,10 @@ def _run(
             reference=functools.partial(derive_reference, space, run.facts),
             scheduler=scheduler if is_ours else None,
         )
+        keys_of = functools.partial(_measure_here, trial_keys, cluster, machine) if cluster.is_one else None
         with _saying_that_the_ledger_is_full(search, run):
+            for source in sources:
+                _say(console, learn(search, source, machine, run.stages, keys_of))
             _extend(search, trials)
             again = search.retry_failed() if retry_failed else 0
             if first:

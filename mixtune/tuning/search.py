@@ -259,6 +259,17 @@ class RunningSearch:
         """Try recipes, by their dotted parameters, before what the sampler suggests; see complete_params()."""
         self._append("given", recipes=recipes)
 
+    def learn(self, source: str, records: Sequence[TrialRecord], left_out: Mapping[str, int]) -> None:
+        """Let the sampler know what was found elsewhere; see mixtune.tuning.learning.
+
+        source: as the space names it; records: of recipes of this space; left_out: how many were, by reason.
+        """
+        for record in records:
+            copied = {name: getattr(record, name) for name in ("params", "metrics", "epochs", "stored")}
+            self._append("learned", durable=False, **{"from": [source, record.trial]}, **finite_or_none(copied))
+        self._append("learned", source=source, count=len(records), left_out=left_out)
+        self._replay()
+
     def retry_failed(self) -> int:
         """Open the failed trials again; return how many there are."""
         failed = [record.trial for record in self.records.values() if record.state == "failed"]
@@ -470,6 +481,10 @@ class RunningSearch:
         """Tell a fresh sampler, the scheduler and the stage table what the ledger says."""
         self.suggester = Suggester(self.space, self._advice)
         self.suggester.remember(self.state.memory)
+        for record in self.state.learned.values():
+            self.suggester.learn(record)
+            for epoch, key in record.stored.items():
+                self.stages.note_stored(record.params, epoch, Stored(key))
         for record in self.records.values():
             if record.state not in ("known", "rejected"):
                 self.asking.known.add(record)
@@ -532,7 +547,8 @@ class _Advice(Advice):
 
     @property
     def records(self) -> Mapping[str, TrialRecord]:  # type: ignore[override]
-        return self._search.records
+        # what was learned is not on this search's front: what it dominates has still to be trained to be there
+        return {**self._search.records, **self._search.state.learned}
 
     def fault(self, params: Mapping[str, Any]) -> str | None:
         return self._search.asking.fault(params)

@@ -13,6 +13,7 @@ import json
 import math
 import warnings
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import optuna
@@ -42,7 +43,7 @@ class Advice:
     """What a sampler may ask of the search: nothing is known here."""
 
     records: Mapping[str, TrialRecord] = {}
-    """The trials and baselines so far."""
+    """The trials and baselines so far, and what was learned elsewhere: scores in the state "learned", but no trials."""
 
     def costs(self, params: Mapping[str, Any]) -> Cost | None:
         """Return a recipe's costs, waiting for what is in training among them; None where there is no recipe."""
@@ -190,7 +191,7 @@ class Suggester:
             state=optuna.trial.TrialState.RUNNING,
             params={path: encode(value) for path, value in params.items()},
             distributions={path: self._distributions[path] for path in params},
-            system_attrs=dict(notes.get("trial", {})),
+            system_attrs=dict(notes["trial"]) if "trial" in notes else self._first_generation(),
             user_attrs={"trial": trial},
         )
         self.study.add_trial(known)
@@ -198,6 +199,17 @@ class Suggester:
         for key, value in notes.get("study", {}).items():
             self.study._storage.set_study_system_attr(self.study._study_id, key, value)
             self._noted.add(key)
+
+    def _first_generation(self) -> dict[str, Any]:
+        """Return by what Optuna's genetic samplers know a trial that they did not ask for; others need nothing."""
+        kind: Any = getattr(self._sampler, "KIND", None)
+        return {kind._get_generation_key(): 0} if hasattr(kind, "_get_generation_key") else {}
+
+    def learn(self, record: TrialRecord) -> None:
+        """Take a result of another run as a complete trial, where every objective is known."""
+        if all(math.isfinite(metric_value(record.metrics, name)) for name in self._space.objectives):
+            self.ask_again(record.trial, record.params, {})
+            self.tell(replace(record, state="complete"))
 
     def tell(self, record: TrialRecord) -> None:
         """Take a trial that has ended.

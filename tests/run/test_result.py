@@ -58,7 +58,15 @@ def test_only_complete_trials_reach_the_front(make_run: MakeRun) -> None:
     add_unfinished(directory)
     result = load(directory)
     assert list(result.pareto_front()["trial"]) == ["t0001", "t0002", "t0004", "t0005"]
-    assert result.counts() == {"complete": 6, "stopped": 1, "failed": 1, "rejected": 1, "known": 0, "paused": 0, "running": 1}
+    assert result.counts() == {
+        "complete": 6,
+        "stopped": 1,
+        "failed": 1,
+        "rejected": 1,
+        "known": 0,
+        "paused": 0,
+        "running": 1,
+    }
     assert result.knee() == "t0002"
     assert "t0105" in set(result.trials["trial"])
 

@@ -78,7 +78,15 @@ def test_a_spent_time_budget_leaves_a_run_that_can_be_continued_and_extended(
     again = quiet()
     extended = resume(run, console=again)
     assert f"finished already; mixtune resume {run} --trials N extends it" in said(again)
-    assert extended.counts() == {"complete": 7, "stopped": 0, "failed": 0, "rejected": 0, "known": 0, "paused": 0, "running": 0}
+    assert extended.counts() == {
+        "complete": 7,
+        "stopped": 0,
+        "failed": 0,
+        "rejected": 0,
+        "known": 0,
+        "paused": 0,
+        "running": 0,
+    }
     assert_the_files_agree(run)
     with pytest.raises(RequestError, match="--trials 3: 7 have ended already"):
         resume(run, trials=3, console=quiet())

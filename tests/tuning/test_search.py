@@ -50,7 +50,15 @@ def run(command: subprocess.CompletedProcess[str]) -> mixtune.Result:
 
 
 def test_the_budget_is_met_and_each_baseline_is_trained_once(run: mixtune.Result) -> None:
-    assert run.counts() == {"complete": 6, "stopped": 0, "failed": 0, "rejected": 0, "known": 0, "paused": 0, "running": 0}
+    assert run.counts() == {
+        "complete": 6,
+        "stopped": 0,
+        "failed": 0,
+        "rejected": 0,
+        "known": 0,
+        "paused": 0,
+        "running": 0,
+    }
     assert list(run.trials["trial"]) == [f"t{i:04d}" for i in range(1, 7)]
     assert sorted(run.baselines["method"]) == ["sl", "ssl_sl"]
     assert set(run.baselines["state"]) == {"complete"}

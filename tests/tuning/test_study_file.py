@@ -30,7 +30,9 @@ def limited(params: Any, *_: Any) -> Cost:
 @pytest.fixture
 def search(small_space: Callable[..., dict[str, Any]], tmp_path: Path) -> RunningSearch:
     """A search whose trials end in every way; its constraint rejects some."""
-    space = space_from_dict(small_space(constraints={"train_latency_s": "<= 2"}, search={"trials": 9, "sampler": "tpe"}))
+    space = space_from_dict(
+        small_space(constraints={"train_latency_s": "<= 2"}, search={"trials": 9, "sampler": "tpe"})
+    )
     search = RunningSearch(space, tmp_path / "ledger.jsonl", costs=limited)
     while (asked := search.ask()) is not None:
         search.start(asked.trial)
