@@ -189,6 +189,10 @@ def resume(
         list[str] | None,
         typer.Option("--try", metavar="PATH=VALUE,...", help="try a recipe next (alpha=0.3,epochs.sl=20); repeatable"),
     ] = None,
+    space: Annotated[
+        Path | None,
+        typer.Option(metavar="SPACE.yaml", help="edit the run's space, constraints, search or resources"),
+    ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="train failed trials once more")] = False,
     gpus: Gpus = None,
     gpus_per_trial: GpuShare = None,
@@ -215,6 +219,7 @@ def resume(
             directory,
             trials=trials,
             first=first,
+            space=space,
             retry_failed=retry_failed,
             gpus=gpus,
             gpus_per_trial=_gpu_fraction(gpus_per_trial),

@@ -13,7 +13,7 @@ from mixtune import plugins
 from mixtune.cost.machine import look_at_machine
 from mixtune.cost.model import CostModel
 from mixtune.errors import RequestError
-from mixtune.run.directory import RunDirectory, space_text
+from mixtune.run.directory import RunDirectory, space_document, space_text
 from mixtune.run.reference import derive_reference
 from mixtune.run.result import Result, result_of
 from mixtune.stages.paths import RecipePaths
@@ -30,7 +30,7 @@ def search_here(values: Mapping[str, Any], out: Path, slots: int = 1) -> Result:
     out.mkdir(parents=True)
     run = RunDirectory(out)
     machine = look_at_machine(prepared.space, 1, on_gpu=False)
-    run.space_file.write_text(space_text(prepared.space, facts_of(prepared, machine)))
+    run.space_file.write_text(space_text(space_document(prepared.space, facts_of(prepared, machine))))
     return continue_here(out, slots=slots)
 
 

@@ -137,7 +137,8 @@ class RunState:
     latest event, unix seconds; exhausted: why nothing is left to try, None where something may be;
     memory: what the sampler remembers; given: parameters of the recipes of ``--try``; learned: results of other runs,
     by where they are from, as records whose state is "learned"; sources: what was copied in full, by its name in
-    ``search.learn_from``.
+    ``search.learn_from``; edited: what space.yaml holds since it was edited last, and before_edit how many records
+    there were then; None and 0 where it never was.
     """
 
     records: dict[str, TrialRecord] = field(default_factory=dict)
@@ -154,6 +155,8 @@ class RunState:
     given: list[Mapping[str, Any]] = field(default_factory=list)
     learned: dict[str, TrialRecord] = field(default_factory=dict)
     sources: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    edited: Mapping[str, Any] | None = None
+    before_edit: int = 0
 
     def apply(self, event: Mapping[str, Any]) -> None:
         """Fold one more event in; the first ending of a trial counts, a later one only after ``retried``."""
@@ -169,6 +172,8 @@ class RunState:
             self.exhausted = str(event["reason"])
         elif kind == "given":
             self.given, self.exhausted = [*self.given, *event["recipes"]], None
+        elif kind == "edited":
+            self._edit(event)
         elif kind == "learned" and "source" in event:
             self.sources[event["source"]] = event
         elif kind == "learned":
@@ -190,6 +195,14 @@ class RunState:
         elif kind == "validation":
             held_out = HeldOut.read(event)
             self.held_out[held_out.digest] = held_out
+
+    def _edit(self, event: Mapping[str, Any]) -> None:
+        """Take another space: what the sampler noted of the former one is of no use, and something may be left."""
+        self.edited, self.before_edit = event["document"], len(self.records)
+        self.budget = event.get("trials", self.budget)
+        self.exhausted, self.memory = None, {}
+        for name, record in {**self.records, **self.learned}.items():
+            record.params, record.sampler = {**record.params, **event["kept"].get(name, {})}, {}
 
 
 def read_ledger(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

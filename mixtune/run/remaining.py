@@ -36,8 +36,10 @@ def most_trials(state: RunState, space: SearchSpace) -> int | None:
     if size is None:
         return None
     records = [*state.records.values()]
+    earlier, records = records[: state.before_edit], records[state.before_edit :]
+    kept = sum(r.baseline is None and r.state not in ("rejected", "known") for r in earlier)  # of another grid
     # a recipe that was given comes in the grid's turn as well
-    return size + sum(r.given for r in records) - sum(r.state in ("rejected", "known") for r in records)
+    return kept + size + sum(r.given for r in records) - sum(r.state in ("rejected", "known") for r in records)
 
 
 def time_left(state: RunState, space: SearchSpace, now: float, slots: int | None = None) -> TimeLeft:

@@ -77,6 +77,14 @@ class Distribution:
             return False
         return self.step is None or _is_multiple(value - self.low, self.step)
 
+    def can_measure(self, value: Any) -> bool:
+        """Return whether a value has a place on this scale, even beyond its ends; words have none."""
+        ends = self.extremes()
+        if self.contains(value) or not all(map(is_number, ends)):
+            return True
+        is_positive = self.log or (bool(self.values) and min(ends) > 0)
+        return is_number(value) and (value > 0 or not is_positive)
+
     def at(self, place: int) -> Any:
         """Return the value at a place, counted from 0, of one that has an end of them."""
         if self.values or self.step is None:

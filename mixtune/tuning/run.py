@@ -21,12 +21,12 @@ from rich.console import Console
 
 from mixtune import plugins
 from mixtune.cost.machine import Machine, device_here, look_at_machine
-from mixtune.cost.model import CostModel
+from mixtune.cost.model import CostModel, forecast_most_expensive
 from mixtune.datasets import to_parts, write_parts
 from mixtune.errors import DataError, RequestError, TrainingError, show
 from mixtune.files import make_folder, write_whole
 from mixtune.report.page import write_report
-from mixtune.run.directory import RunDirectory, free_directory, space_text
+from mixtune.run.directory import RunDirectory, free_directory, space_document, space_text
 from mixtune.run.ledger import ENDED, TrialRecord
 from mixtune.run.lock import hold_run
 from mixtune.run.reference import derive_reference
@@ -36,6 +36,7 @@ from mixtune.space.placing import complete_params
 from mixtune.space.space import SearchSpace, space_on_arrays
 from mixtune.stages.opened import Opened, refuse_other_device
 from mixtune.stages.paths import RecipePaths
+from mixtune.tuning.editing import current_run, edit_run, read_edited, refuse_other_recipe
 from mixtune.tuning.forecast import forecast_trials
 from mixtune.tuning.learning import Source, learn, read_sources, trial_keys
 from mixtune.tuning.live import Progress
@@ -146,7 +147,8 @@ def search(
                     if cluster.is_one:
                         cluster.take(_measure_here(look_at_machine, cluster, prepared.space, threads))
                     cluster.settle(wait_s)
-                    write_whole(run.space_file, space_text(prepared.space, facts_of(prepared, cluster.machine)))
+                    document = space_document(prepared.space, facts_of(prepared, cluster.machine))
+                    write_whole(run.space_file, space_text(document))
                     return _run(prepared, run, cluster, seconds, wait_s, console, loggers, callbacks, sources)
 
 
@@ -155,6 +157,7 @@ def resume(
     *,
     trials: int | None = None,
     first: Sequence[Mapping[str, Any]] = (),
+    space: AnySpace | None = None,
     retry_failed: bool = False,
     gpus: int | None = None,
     gpus_per_trial: float | Literal["auto"] | None = None,
@@ -170,20 +173,25 @@ def resume(
     """Continue a search after a crash, an interruption or a spent budget; the same as ``mixtune resume``.
 
     trials: how many may end in all, from now on: more than before extends a finished search; first: recipes to try
-    before what the sampler suggests, ``[{"alpha": 0.3}]``, as ``search.first`` of a space; retry_failed: train the
-    failed trials once more; the other options as for :func:`search`, but each trial keeps the threads that the search
-    began with, because its bits and its seconds depend on them. Raises as ``search`` does.
+    before what the sampler suggests, ``[{"alpha": 0.3}]``, as ``search.first`` of a space; space: the run's with other
+    ``space``, ``constraints``, ``search`` or ``resources``, for the trials to come; retry_failed: train the failed
+    trials once more; the other options as for :func:`search`, but each trial keeps the threads that the search began
+    with, because its bits and its seconds depend on them. Raises as ``search`` does.
     """
     console = console or Console()
     seconds, wait_s = parse_duration(time_budget), parse_duration(wait, "wait")
     address = session_address(address)
-    run = RunDirectory(Path(directory))
+    run = current_run(Path(directory))
     machine = known_machine(run)
     loggers = find_loggers(log_to, run)
     if gpus is None and address is None and machine.gpu_bytes is None:
         gpus = 0  # as the search began
-    space, lines = with_known_plugins(run.space)
-    prepared = prepare(space, gpus=gpus, gpus_per_trial=gpus_per_trial, cpus_per_trial=cpus_per_trial, address=address)
+    searched, lines = with_known_plugins(run.space) if space is None else (read_edited(space, run), [])
+    prepared = prepare(
+        searched, gpus=gpus, gpus_per_trial=gpus_per_trial, cpus_per_trial=cpus_per_trial, address=address
+    )
+    if space is not None:
+        refuse_other_recipe(f"--space {space}" if isinstance(space, str | PathLike) else "space", run, prepared.space)
     first = [_to_try(prepared.space, given) for given in first]
     sources = read_sources(prepared.space, RunDirectory(run.path).state.sources)
     _say(console, "\n".join([*lines, prepared.describe(), f"run directory: {run.path}"]))
@@ -198,6 +206,10 @@ def resume(
             if cluster.is_one:
                 cluster.take(_machine_to_continue_on(prepared.space, machine, cluster))
             cluster.settle(wait_s)
+            if space is not None:
+                most_expensive = forecast_most_expensive(prepared.space, prepared.data, machine)
+                _say(console, edit_run(run, replace(prepared.space, resources=searched.resources), most_expensive))
+                run = RunDirectory(run.path)
             return _run(
                 prepared,
                 run,
@@ -288,6 +300,9 @@ def _run(
             reference=functools.partial(derive_reference, space, run.facts),
             scheduler=scheduler if is_ours else None,
         )
+        if search.unheard:
+            sampler = space.search.sampler
+            _say(console, f"{search.unheard} complete trials have no place in the edited space: {sampler} goes without")
         keys_of = functools.partial(_measure_here, trial_keys, cluster, machine) if cluster.is_one else None
         with _saying_that_the_ledger_is_full(search, run):
             for source in sources:

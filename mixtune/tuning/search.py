@@ -20,7 +20,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -33,6 +33,7 @@ from mixtune.space.recipe import SAME_TIME
 from mixtune.space.space import SearchSpace
 from mixtune.stages.table import Paths, StageTable, Stored, TrialPath
 from mixtune.tuning.asking import Asking, Fault, forecast_fields
+from mixtune.tuning.earlier import EarlierRecords
 from mixtune.tuning.suggestions import Advice, Suggester
 from mixtune.tuning.trial import EpochReport
 
@@ -76,8 +77,9 @@ class RunningSearch:
     there with its states (None: the run directory); costs: what is known of dotted parameters, of whose recipe so
     many epochs are reused and whose untimed steps take such a share of their forecast; fault: why dotted parameters
     make no recipe that can be trained, None where they do; reference: the hypervolume's, of complete trials' metrics;
-    scheduler: ends trials early, None for nobody; ``on_change`` is called with this object and a trial's record after
-    each event.
+    scheduler: ends trials early, None for nobody; ``unheard`` counts the complete trials that the sampler does not hear
+    of, because the space was edited since; ``on_change`` is called with this object and a trial's record after each
+    event.
     """
 
     def __init__(
@@ -481,15 +483,20 @@ class RunningSearch:
         """Tell a fresh sampler, the scheduler and the stage table what the ledger says."""
         self.suggester = Suggester(self.space, self._advice)
         self.suggester.remember(self.state.memory)
+        self.earlier, self.unheard = EarlierRecords(self.space), 0
         for record in self.state.learned.values():
-            self.suggester.learn(record)
+            if (params := self.earlier.place(record)) is not None:
+                self.suggester.learn(replace(record, params=dict(params)))
             for epoch, key in record.stored.items():
                 self.stages.note_stored(record.params, epoch, Stored(key))
         for record in self.records.values():
             if record.state not in ("known", "rejected"):
                 self.asking.known.add(record)
             if record.trial not in self.baselines:
-                self.suggester.ask_again(record.trial, record.params, record.sampler)
+                params = self.earlier.place(record)
+                heard = params is not None and self.suggester.ask_again(record.trial, params, record.sampler)
+                heard = self.earlier.can_measure(record) if self.suggester.has_proposer else heard
+                self.unheard += record.state == "complete" and not heard
                 if record.state in ENDED:
                     self.suggester.tell(record)
         for record in sorted(self.records.values(), key=lambda r: r.begun_time or math.inf):
@@ -548,7 +555,8 @@ class _Advice(Advice):
     @property
     def records(self) -> Mapping[str, TrialRecord]:  # type: ignore[override]
         # what was learned is not on this search's front: what it dominates has still to be trained to be there
-        return {**self._search.records, **self._search.state.learned}
+        found = (*self._search.records.values(), *self._search.state.learned.values())
+        return dict(view for record in found for view in self._search.earlier.views(record))
 
     def fault(self, params: Mapping[str, Any]) -> str | None:
         return self._search.asking.fault(params)

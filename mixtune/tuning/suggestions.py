@@ -102,6 +102,11 @@ class Suggester:
         self._noted: set[str] = set()
 
     @property
+    def has_proposer(self) -> bool:
+        """Whether the sampler looks at the records itself, not at Optuna's study."""
+        return self._proposer is not None
+
+    @property
     def by_stage(self) -> bool:
         """Whether trials may be paused where a stage of theirs ends."""
         return getattr(self._proposer, "by_stage", False)
@@ -179,18 +184,19 @@ class Suggester:
             self._proposer.memory = copy.deepcopy(dict(memory))
             self._remembered = dict(memory)
 
-    def ask_again(self, trial: str, params: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
+    def ask_again(self, trial: str, params: Mapping[str, Any], notes: Mapping[str, Any]) -> bool:
         """Open a trial of a search that continues, as ask() left it; to be called in the order of the first asking.
 
-        Where the space does not hold the parameters any more, Optuna does not hear of the trial.
+        Return whether Optuna hears of it: not where it cannot hold the parameters, as of a space that was edited since.
         """
-        space, active = self._space.space, self._space.active(params)
-        if set(params) != set(active) or not all(space[path].contains(value) for path, value in params.items()):
-            return
+        held = {path: self._holding(path, value) for path, value in params.items() if path in self._space.space}
+        distributions = {path: distribution for path, distribution in held.items() if distribution is not None}
+        if not set(params) == set(self._space.active(params)) == set(distributions):
+            return False
         known = optuna.trial.create_trial(
             state=optuna.trial.TrialState.RUNNING,
             params={path: encode(value) for path, value in params.items()},
-            distributions={path: self._distributions[path] for path in params},
+            distributions=distributions,
             system_attrs=dict(notes["trial"]) if "trial" in notes else self._first_generation(),
             user_attrs={"trial": trial},
         )
@@ -199,6 +205,23 @@ class Suggester:
         for key, value in notes.get("study", {}).items():
             self.study._storage.set_study_system_attr(self.study._study_id, key, value)
             self._noted.add(key)
+        return True
+
+    def _holding(self, path: str, value: Any) -> optuna.distributions.BaseDistribution | None:
+        """Return a distribution that gives an earlier value, the space's if that does; None where there is none.
+
+        Samplers that look at all parameters at once know none that had several ranges.
+        """
+        own = self._space.space[path]
+        if own.contains(value):
+            return self._distributions[path]
+        one_by_one = self._proposer is not None or self._space.search.sampler in ("tpe", "random")
+        if own.values or not one_by_one or not own.can_measure(value):
+            return None
+        low, high = min(own.low, value), max(own.high, value)
+        if not own.is_integer:
+            return optuna.distributions.FloatDistribution(low, high, log=own.log)
+        return optuna.distributions.IntDistribution(low, high, log=own.log) if isinstance(value, int) else None
 
     def _first_generation(self) -> dict[str, Any]:
         """Return by what Optuna's genetic samplers know a trial that they did not ask for; others need nothing."""
