@@ -301,8 +301,8 @@ def _run(
             scheduler=scheduler if is_ours else None,
         )
         if search.unheard:
-            sampler = space.search.sampler
-            _say(console, f"{search.unheard} complete trials have no place in the edited space: {sampler} goes without")
+            sampler, count = space.search.sampler, search.unheard
+            _say(console, f"complete trials outside of the edited space, of which {sampler} does not hear: {count}")
         keys_of = functools.partial(_measure_here, trial_keys, cluster, machine) if cluster.is_one else None
         with _saying_that_the_ledger_is_full(search, run):
             for source in sources:
