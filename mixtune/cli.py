@@ -159,7 +159,7 @@ def search(
         name = f"{name}-quick"
         print(line, file=sys.stderr)
     print("starting: PyTorch and Ray are being loaded", file=sys.stderr, flush=True)
-    from mixtune.tuning import prepare, run
+    from mixtune.tuning import learning, prepare, run
     from mixtune.tuning.forecast import forecast_search
 
     options: dict[str, Any] = {
@@ -173,6 +173,7 @@ def search(
     console = _console()
     if dry_run:
         prepared = prepare.prepare(wanted, **options)
+        learning.read_sources(prepared.space)
         print(f"{prepared.to_yaml()}\n{prepared.describe()}")
         print(f"{forecast_search(prepared)}\nnothing was trained, no run directory written")
         return
@@ -184,6 +185,14 @@ def search(
 def resume(
     directory: RunFolder,
     trials: Annotated[int | None, typer.Option(min=1, help="how many trials may end in all: more extend it")] = None,
+    try_: Annotated[
+        list[str] | None,
+        typer.Option("--try", metavar="PATH=VALUE,...", help="try a recipe next (alpha=0.3,epochs.sl=20); repeatable"),
+    ] = None,
+    space: Annotated[
+        Path | None,
+        typer.Option(metavar="SPACE.yaml", help="edit the run's space, constraints, search or resources"),
+    ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="train failed trials once more")] = False,
     gpus: Gpus = None,
     gpus_per_trial: GpuShare = None,
@@ -198,6 +207,9 @@ def resume(
 
     Trials that had begun continue from their last checkpoint.
     """
+    from mixtune.space.space import parse_recipe_to_try
+
+    first = [parse_recipe_to_try(text) for text in try_ or []]
     from mixtune.tuning import run
 
     console = _console()
@@ -206,6 +218,8 @@ def resume(
         lambda: run.resume(
             directory,
             trials=trials,
+            first=first,
+            space=space,
             retry_failed=retry_failed,
             gpus=gpus,
             gpus_per_trial=_gpu_fraction(gpus_per_trial),

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from numbers import Real
@@ -24,7 +24,7 @@ from mixtune.errors import RequestError, one_line, show, suggest
 from mixtune.files import make_folder, write_whole
 from mixtune.metrics import METRICS
 from mixtune.report.page import write_report
-from mixtune.run.directory import RunDirectory, free_directory, space_text
+from mixtune.run.directory import RunDirectory, free_directory, space_document, space_text
 from mixtune.run.ledger import ENDED, TrialRecord
 from mixtune.run.lock import hold_run
 from mixtune.run.reference import derive_reference
@@ -37,9 +37,19 @@ from mixtune.stages.paths import RecipePaths
 from mixtune.stages.store import MAX_BYTES
 from mixtune.training.device import choose_device
 from mixtune.training.plan import make_plan, method_of, peak_rate
+from mixtune.tuning.editing import current_run, edit_run
 from mixtune.tuning.forecast import forecast_trials, look_at_machine_for
+from mixtune.tuning.learning import Source, learn, read_sources, trial_keys
 from mixtune.tuning.opening import kept_data, machine_to_continue_on, saying_that_the_ledger_is_full
-from mixtune.tuning.prepare import AnySpace, Prepared, facts_of, known_machine, prepare, resolve, with_known_plugins
+from mixtune.tuning.prepare import (
+    AnySpace,
+    Prepared,
+    facts_of,
+    known_machine,
+    prepare,
+    resolve_space,
+    with_known_plugins,
+)
 from mixtune.tuning.search import RunningSearch
 from mixtune.tuning.study_file import StudyFile
 from mixtune.tuning.trial import EpochReport, SearchContext, failure_cause, train_trial
@@ -131,20 +141,23 @@ class Study:
         with ExitStack() as stack:
             if run.holds_run or space is None:
                 stack.enter_context(hold())
+                run = current_run(run.path)
                 prepared, machine = _continue(run, space, data, trials, overrides or {})
+                sources = read_sources(prepared.space, run.state.sources)
             else:
                 run.refuse_occupied()
                 space, overrides = stack.enter_context(kept_data(space, data, run, overrides))
                 prepared = prepare(space, trials=trials, overrides=overrides)
+                sources = read_sources(prepared.space)
                 make_folder(run.path)
                 stack.enter_context(hold())
                 run.refuse_occupied()  # by another that began meanwhile
                 machine = look_at_machine_for(prepared)
-                write_whole(run.space_file, space_text(prepared.space, facts_of(prepared, machine)))
-            self._open(prepared, machine)
+                write_whole(run.space_file, space_text(space_document(prepared.space, facts_of(prepared, machine))))
+            self._open(prepared, machine, sources)
             self._is_closed, self._held = False, stack.pop_all()
 
-    def _open(self, prepared: Prepared, machine: Machine) -> None:
+    def _open(self, prepared: Prepared, machine: Machine, sources: Sequence[Source]) -> None:
         """Make the core of the search, as its directory says by now."""
         self._run, space = RunDirectory(self.directory), prepared.space
         costs, self._paths = CostModel(space, prepared.data, machine), RecipePaths(space)
@@ -167,7 +180,10 @@ class Study:
             scheduler=scheduler,
             waits=False,
         )
+        keys_of = functools.partial(trial_keys, machine, on_gpu=self._device.type == "cuda")
         with saying_that_the_ledger_is_full(self._search, self._run):
+            for source in sources:
+                _log.info(learn(self._search, source, machine, self._run.stages, keys_of))
             if space.budget > self._search.budget:
                 self._search.extend(space.budget)
             if not self._search.is_done:
@@ -336,11 +352,11 @@ def _continue(
     own, lines = with_known_plugins(run.space)
     for line in lines:
         _log.warning(line)
-    own = resolve(own, {})
+    own = resolve_space(own, {})
     given: AnySpace = own if space is None else space
     if data is not None and space is not None:
         given, overrides = space_on_arrays(given, os.path.abspath(run.data), overrides), {}
-    given = resolve(given, overrides)
+    given = resolve_space(given, overrides)
     if given.search.sampler == "auto":  # which was settled when the run began
         given = given.with_search(sampler=own.search.sampler, sampler_options=own.search.sampler_options)
     prepared = prepare(given, trials=trials)
@@ -353,7 +369,7 @@ def _continue(
             )
     if (stop := prepared.space.search.stop) != own.search.stop:
         changed = run.space.with_search(stop=None if stop is None else stop.model_dump())
-        write_whole(run.space_file, space_text(changed, run.facts))
+        edit_run(run, changed, run.facts.most_expensive)
     machine = known_machine(run)
     on_gpu = machine.gpu_bytes is not None
 

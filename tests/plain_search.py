@@ -8,6 +8,7 @@ from typing import Any
 
 from mixtune.run.result import Result
 from mixtune.study import Study
+from mixtune.tuning.search import RunningSearch
 from mixtune.tuning.trial import EpochReport
 
 
@@ -25,6 +26,13 @@ def continue_here(out: Path, trials: int | None = None) -> Result:
     with Study(out=out, trials=trials) as study:
         _train_all(study)
     return study.result()
+
+
+def open_here(out: Path) -> RunningSearch:
+    """Return the search of a run directory, ready to continue; nobody holds the directory."""
+    study = Study(out=out)
+    study._held.close()
+    return study._search
 
 
 def _train_all(study: Study) -> None:

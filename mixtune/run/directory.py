@@ -134,7 +134,11 @@ def free_directory(name: str) -> Path:
     return next(path for path in candidates if not path.exists())
 
 
-def space_text(space: SearchSpace, facts: RunFacts) -> str:
-    """Return the text of a run's space.yaml: the resolved space, and what the search says of itself."""
-    run = {name: dict(fact) for name, fact in vars(facts).items() if fact}
-    return yaml.safe_dump(space.to_dict() | {"run": run}, sort_keys=False)
+def space_document(space: SearchSpace, facts: RunFacts) -> dict[str, Any]:
+    """Return what a run's space.yaml holds: the resolved space, and what the search says of itself."""
+    return space.to_dict() | {"run": {name: dict(fact) for name, fact in vars(facts).items() if fact}}
+
+
+def space_text(document: Mapping[str, Any]) -> str:
+    """Return the text of a run's space.yaml, see space_document()."""
+    return yaml.safe_dump(dict(document), sort_keys=False)

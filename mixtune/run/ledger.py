@@ -85,7 +85,8 @@ class TrialRecord:
     in a row whose node was lost. ``predictions`` are the classes that it gives the images of which ``validation`` is
     the digest, by task (see mixtune.run.predictions), once it is complete. ``forecast_s`` are the seconds of its
     training steps as forecast when it was asked, ``epochs_asked`` its recipe's epochs; ``epoch_time`` is when the last
-    attempt's latest epoch was reported, and ``reused`` with how many epochs that attempt began.
+    attempt's latest epoch was reported, and ``reused`` with how many epochs that attempt began. ``given`` counts how
+    often its recipe came from ``search.first`` or ``--try``.
     """
 
     trial: str
@@ -116,6 +117,7 @@ class TrialRecord:
     left: tuple[int, float] = (0, 0.0)
     same_as: str | None = None
     cause: str | None = None
+    given: int = 0
 
     @property
     def wall_s(self) -> float | None:
@@ -134,7 +136,10 @@ class RunState:
     events; held_out: the images that accuracies are of, by digest; device: what step times are of; last_time: of the
     latest event, unix seconds; exhausted: why nothing is left to try, None where something may be; converged: the event
     of a search that its ``search.stop`` ended, None where it was extended since; converged_after: how many trials had
-    ended by the latest such event, 0 without one; memory: what the sampler remembers.
+    ended by the latest such event, 0 without one; memory: what the sampler remembers; given: parameters of the recipes
+    of ``--try``; learned: results of other runs, by where they are from, as records whose state is "learned"; sources:
+    what was copied in full, by its name in ``search.learn_from``; edited: what space.yaml holds since it was edited
+    last, and before_edit how many records there were then; None and 0 where it never was.
     """
 
     records: dict[str, TrialRecord] = field(default_factory=dict)
@@ -150,6 +155,11 @@ class RunState:
     converged: Mapping[str, Any] | None = None
     converged_after: int = 0
     memory: dict[str, Any] = field(default_factory=dict)
+    given: list[Mapping[str, Any]] = field(default_factory=list)
+    learned: dict[str, TrialRecord] = field(default_factory=dict)
+    sources: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    edited: Mapping[str, Any] | None = None
+    before_edit: int = 0
 
     def apply(self, event: Mapping[str, Any]) -> None:
         """Fold one more event in; the first ending of a trial counts, a later one only after ``retried``."""
@@ -165,6 +175,17 @@ class RunState:
             self.exhausted = str(event["reason"])
         elif kind == "converged":
             self.converged, self.converged_after = event, int(event["trials"])
+        elif kind == "given":
+            self.given, self.exhausted = [*self.given, *event["recipes"]], None
+        elif kind == "edited":
+            self._edit(event)
+        elif kind == "learned" and "source" in event:
+            self.sources[event["source"]] = event
+        elif kind == "learned":
+            name = "/".join(event["from"])
+            copied = {field: event[field] for field in ("params", "metrics", "epochs")}
+            stored = {int(epoch): key for epoch, key in event["stored"].items()}
+            self.learned[name] = TrialRecord(name, "learned", stored=stored, **copied)
         elif kind == "waited":
             self.waited_s += float(event["seconds"])
         elif kind == "step_time" and "signature" in event:
@@ -179,6 +200,14 @@ class RunState:
         elif kind == "validation":
             held_out = HeldOut.read(event)
             self.held_out[held_out.digest] = held_out
+
+    def _edit(self, event: Mapping[str, Any]) -> None:
+        """Take another space: what the sampler noted of the former one is of no use, and something may be left."""
+        self.edited, self.before_edit = event["document"], len(self.records)
+        self.budget = event.get("trials", self.budget)
+        self.exhausted, self.memory = None, {}
+        for name, record in {**self.records, **self.learned}.items():
+            record.params, record.sampler = {**record.params, **event["kept"].get(name, {})}, {}
 
 
 def read_ledger(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -226,6 +255,7 @@ def finite_or_none(value: Any) -> Any:
 
 def _apply(record: TrialRecord, event: Mapping[str, Any]) -> None:
     kind, moment = event["event"], event.get("time")
+    record.given += bool(event.get("given"))
     if kind == "retried":
         record.state, record.reason, record.ended_time, record.cause = "asked", event.get("reason"), None, None
         cause = event.get("cause")

@@ -42,11 +42,20 @@ def wanted_trials(state: RunState, space: SearchSpace) -> int:
     """
     if ended_early(state, space) is not None:
         return sum(r.baseline is None and r.state in COUNTED for r in [*state.records.values()])
-    budget = state.budget or space.budget
+    budget, most = state.budget or space.budget, most_trials(state, space)
+    return budget if most is None else min(budget, most)
+
+
+def most_trials(state: RunState, space: SearchSpace) -> int | None:
+    """Return how many trials may end at all; None where the sampler lists no grid."""
     size = space.grid_size() if space.search.sampler == "grid" else None
     if size is None:
-        return budget
-    return min(budget, size - sum(record.state in ("rejected", "known") for record in [*state.records.values()]))
+        return None
+    records = [*state.records.values()]
+    earlier, records = records[: state.before_edit], records[state.before_edit :]
+    kept = sum(r.baseline is None and r.state not in ("rejected", "known") for r in earlier)  # of another grid
+    # a recipe that was given comes in the grid's turn as well
+    return kept + size + sum(r.given for r in records) - sum(r.state in ("rejected", "known") for r in records)
 
 
 def time_left(state: RunState, space: SearchSpace, now: float, slots: int | None = None) -> TimeLeft:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from mixtune.errors import RequestError, show, suggest
 from mixtune.space.conditions import Condition, parse_conditions
 from mixtune.space.document import frozen, thawed
+from mixtune.space.ties import is_number
 
 
 class Prior(NamedTuple):
@@ -76,6 +77,14 @@ class Distribution:
             return False
         return self.step is None or _is_multiple(value - self.low, self.step)
 
+    def can_measure(self, value: Any) -> bool:
+        """Return whether a value has a place on this scale, even beyond its ends; words have none."""
+        ends = self.extremes()
+        if self.contains(value) or not all(map(is_number, ends)):
+            return True
+        is_positive = self.log or (bool(self.values) and min(ends) > 0)
+        return is_number(value) and (value > 0 or not is_positive)
+
     def at(self, place: int) -> Any:
         """Return the value at a place, counted from 0, of one that has an end of them."""
         if self.values or self.step is None:
@@ -89,6 +98,16 @@ class Distribution:
         if self.is_integer:
             return self.low + (value - self.low + self.step // 2) // self.step * self.step
         return self.at(round((value - self.low) / self.step))
+
+    def closest(self, value: Any) -> Any:
+        """Return the value that a draw can give which is closest to another one; of words the first."""
+        if self.contains(value):
+            return value
+        choices = self.values if is_number(value) else ()
+        if self.values:
+            return min(filter(is_number, choices), key=lambda choice: abs(choice - value), default=self.values[0])
+        inside = min(max(value, self.low), self.high) if is_number(value) else self.low
+        return inside if self.step is None else self.nearest(round(inside) if self.is_integer else inside)
 
     def grid(self) -> tuple[Any, ...] | None:
         """Return every value in order, or None where there is no end of them."""

@@ -40,7 +40,9 @@ def quick_space(space: SearchSpace) -> tuple[SearchSpace, str]:
         recipe = change_recipe(space.recipe, {path: _scale(base[path], factor) for path in _SCALED})
         searched = {path: _scaled(d, path, factor) for path, d in space.space.items()}
         try:
-            small = replace(cut, values=recipe.to_dict(), space=searched).with_search(trials=trials)
+            small = replace(cut, values=recipe.to_dict(), space=searched).with_search(
+                trials=trials, first=[], learn_from=[]
+            )
             small = space_from_dict(small.to_dict())
             break
         except RequestError:
@@ -49,6 +51,7 @@ def quick_space(space: SearchSpace) -> tuple[SearchSpace, str]:
             epochs = min(2 * epochs, largest)
     changes = [f"{trials} of {space.budget} trials", f"at most {epochs} of {largest} epochs in a budget"]
     changes += [f"no constraint on {name}" for name in dropped]
+    changes += [f"no search.{name}" for name in ("first", "learn_from") if getattr(space.search, name)]
     return small, f"--quick: {', '.join(changes)}; this shows whether everything works: its figures are no answer"
 
 

@@ -53,6 +53,12 @@ class Search(Section):
     """Of the accuracy: within half of it of the best, what costs less is recommended."""
     reference_point: dict[str, float] = Field(default_factory=dict)
     """The hypervolume's, of objectives that shall have another one than the search derives."""
+    first: list[dict[str, Any]] = Field(default_factory=list)
+    """Recipes to try before any that the sampler suggests: [{alpha: 0.3, epochs.sl: 20}]. Other parameters have the
+    base recipe's values, or the closest that the space holds."""
+    learn_from: list[str] = Field(default_factory=list)
+    """Whose results the sampler learns from: run directories, Optuna storages (sqlite:///old.db#study-name). They are
+    copied at the first start, and are no trials of this search."""
 
     @model_validator(mode="before")
     @classmethod

@@ -17,6 +17,7 @@ from mixtune.space.constraints import Constraint, parse_constraint
 from mixtune.space.distributions import Distribution, parse_distribution
 from mixtune.space.document import Document, parse_value, read_document
 from mixtune.space.parameters import read_parameters, read_relations
+from mixtune.space.placing import complete_params
 from mixtune.space.points import count_points
 from mixtune.space.reading import (
     CHANGEABLE,
@@ -310,6 +311,11 @@ def build_space(document: Document, overrides: Mapping[str, Any]) -> SearchSpace
             wrong = f"is not an objective; they are {', '.join(space.objectives)}{suggest(name, space.objectives)}"
             raise mistake_at(document, ("search", "reference_point", name), wrong)
     check_extremes(document, space)
+    for number, given in enumerate(search.first, start=1):
+        try:
+            complete_params(space, given)
+        except RequestError as error:
+            raise mistake_at(document, ("search", "first"), f"recipe {number}: {error}") from error
     refuse_idle(document, space, is_changed=bool(overrides))
     return space.with_search(trials=space.budget)
 
@@ -373,6 +379,15 @@ def parse_override(text: str) -> tuple[str, Any]:
         return path.strip(), parse_value(value.strip())
     except RequestError as error:
         raise RequestError(f"--set {text}: {error}") from error
+
+
+def parse_recipe_to_try(text: str) -> dict[str, Any]:
+    """Read ``alpha=0.3,epochs.sl=20`` of ``--try``: values as parse_override() reads them. Raises RequestError."""
+    try:
+        return dict(parse_override(part) for part in re.split(r",(?=\s*[\w.]+\s*=)", text))
+    except RequestError as error:
+        given = "should be path=value, or several with commas between, such as --try alpha=0.3,epochs.sl=20"
+        raise RequestError(f"--try {text}: {given}") from error
 
 
 def override(recipe: Recipe, overrides: Mapping[str, Any], others: Iterable[str] = ()) -> Recipe:

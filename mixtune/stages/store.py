@@ -64,6 +64,20 @@ class StateStore:
         """Store what read() gave elsewhere; return whether it is there now: not if it is another's, or damaged."""
         return content[:_HEADER] == _header(key, content[_HEADER:]) and self._write(key, content)
 
+    def adopt(self, key: str, folder: Path) -> bool:
+        """Have a state of another folder here, too, by a hard link or a copy; return whether it is there now."""
+        if key in self:
+            return True
+        source = StateStore(folder)
+        try:
+            make_folder(self.folder)
+            os.link(source.path(key), self.path(key))  # no file of states is ever written to a second time
+        except (OSError, RequestError):
+            content = source.read(key)
+            return content is not None and self.receive(key, content)
+        self._evict(key)
+        return True
+
     def read(self, key: str) -> bytes | None:
         """Return a state's file, None where it is absent or cannot be read."""
         try:

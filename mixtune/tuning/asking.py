@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mixtune.cost.model import Cost
+from mixtune.errors import RequestError
 from mixtune.run.ledger import TrialRecord, finite_or_none
 from mixtune.space.effective import effective
+from mixtune.space.placing import complete_params
 from mixtune.space.points import points
 from mixtune.space.space import SearchSpace
 from mixtune.tuning.suggestions import draw
@@ -25,6 +29,8 @@ MAX_IN_A_ROW = 20  # suggestions that came to nothing; then a recipe that is pos
 MAX_COUNTED = 10_000  # recipes of a space; of a larger one DRAWS decide whether any is left
 DRAWS = 1_000
 OPTIMISM = 0.5  # of a forecast by FLOPs: before anything was timed a constraint rejects only what is far too expensive
+
+_log = logging.getLogger("mixtune.tuning")
 
 
 class KnownRecipes:
@@ -68,6 +74,7 @@ class Asking:
     def __init__(self, search: RunningSearch, fault: Fault) -> None:
         self.known = KnownRecipes(search.space)
         self._fault, self._search = fault, search
+        self._warned = set[str]()
 
     def fault(self, params: Params) -> str | None:
         """Return why dotted parameters make no recipe that can be trained; None where they do."""
@@ -80,6 +87,10 @@ class Asking:
         trial that is ``continued``, an ``exhausted`` space, or ``hopeless`` constraints may be the last in place of it.
         """
         search = self._search
+        while (given := self.next_given()) is not None:
+            yield (event := self._judged(given, is_given=True))
+            if event[0] in ("asked", "continued"):
+                return
         is_grid = search.space.search.sampler == "grid"
         fruitless = 0
         while is_grid or fruitless < MAX_IN_A_ROW:
@@ -91,13 +102,36 @@ class Asking:
             fruitless += 1
         yield self._drawn()
 
-    def _judged(self, proposed: Params | None) -> Event:
+    def next_given(self) -> Params | None:
+        """Return the parameters of the next recipe of ``search.first`` or ``--try``, None where all have had a turn."""
+        space, state = self._search.space, self._search.state
+        if not (space.search.first or state.given):
+            return None
+        had = Counter[str]()
+        for record in state.records.values():
+            if record.given:
+                had[self.known.name(record.params)] += record.given
+        for given in (*space.search.first, *state.given):
+            try:
+                params = complete_params(space, given)
+            except RequestError as error:  # the space was edited since
+                if str(error) not in self._warned:
+                    self._warned.add(str(error))
+                    _log.warning("a recipe that was to be tried is left out: %s", error)
+                continue
+            if not had[name := self.known.name(params)]:
+                return params
+            had[name] -= 1
+        return None
+
+    def _judged(self, proposed: Params | None, is_given: bool = False) -> Event:
         """Return the event of what was proposed, None for what Optuna's sampler suggests."""
         search, number = self._search, self._search.next_number
+        noted = {"given": True} if is_given else {}
         if proposed is not None and (paused := self.known.paused(proposed, search.records)) is not None:
-            return "continued", {"trial": paused, "sampler": search.suggester.notes()}
+            return "continued", {"trial": paused, "sampler": search.suggester.notes(), **noted}
         params = search.suggester.ask(f"t{number:04d}", number, proposed)
-        fields = {"params": params, "sampler": search.suggester.notes(f"t{number:04d}")}
+        fields = {"params": params, "sampler": search.suggester.notes(f"t{number:04d}"), **noted}
         if (same := self.known.same_as(params, search.records)) is not None:
             return "known", {**fields, "same_as": same}
         if (broken := self._broken(params)) is not None:

@@ -130,7 +130,7 @@ def prepare(
 
     The options are those of :func:`mixtune.tuning.run.search`. Raises RequestError or DataError, one line.
     """
-    resolved = resolve(space, overrides or {})
+    resolved = resolve_space(space, overrides or {})
     resolved = resolved.with_search(**_given(trials=trials, seed=seed))
     resolved = resolved.with_resources(**_given(gpus_per_trial=gpus_per_trial, cpus_per_trial=cpus_per_trial))
     resolved = resolved.with_recipe(with_absolute_paths(resolved.recipe))  # a worker has a folder of its own
@@ -153,8 +153,8 @@ def prepare(
     return Prepared(resolved, data, cpu_count, gpu_count, no_gpu_here, sampler, tuple(left_out))
 
 
-def resolve(space: AnySpace, overrides: Mapping[str, Any]) -> SearchSpace:
-    """Return a space with dotted values put over it, every default in it. Raises RequestError."""
+def resolve_space(space: AnySpace, overrides: Mapping[str, Any]) -> SearchSpace:
+    """Return a space, however it is given, with dotted values put over it. Raises RequestError."""
     if isinstance(space, SearchSpace):
         return space_from_dict(space.to_dict(), overrides)
     return space_from_dict(space, overrides) if isinstance(space, Mapping) else load_space(space, overrides)

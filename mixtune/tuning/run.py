@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,19 +18,23 @@ from rich.console import Console
 
 from mixtune import plugins
 from mixtune.cost.machine import look_at_machine
-from mixtune.cost.model import CostModel
-from mixtune.errors import DataError, RequestError, TrainingError
+from mixtune.cost.model import CostModel, forecast_most_expensive
+from mixtune.errors import DataError, RequestError, TrainingError, show
 from mixtune.files import make_folder, write_whole
 from mixtune.report.page import write_report
-from mixtune.run.directory import RunDirectory, free_directory, space_text
+from mixtune.run.directory import RunDirectory, free_directory, space_document, space_text
 from mixtune.run.ledger import ENDED, TrialRecord
 from mixtune.run.lock import hold_run
 from mixtune.run.reference import derive_reference
-from mixtune.run.remaining import ended_early
+from mixtune.run.remaining import ended_early, most_trials
 from mixtune.run.result import Result, result_of
+from mixtune.space.placing import complete_params
+from mixtune.space.space import SearchSpace
 from mixtune.stages.opened import Opened
 from mixtune.stages.paths import RecipePaths
+from mixtune.tuning.editing import current_run, edit_run, read_edited, refuse_other_recipe
 from mixtune.tuning.forecast import forecast_trials
+from mixtune.tuning.learning import Source, learn, read_sources, trial_keys
 from mixtune.tuning.live import Progress
 from mixtune.tuning.loggers import Logger
 from mixtune.tuning.nodes import Cluster
@@ -124,6 +129,7 @@ def search(
             overrides=overrides,
             address=address,
         )
+        sources = read_sources(prepared.space)
         _say(console, f"{prepared.describe()}\nrun directory: {run.path}")
         if is_in_job_folder(run.path):
             _log.warning("%s is in the Ray job's own folder and goes with it: give --out a folder that stays", run.path)
@@ -138,14 +144,17 @@ def search(
                     if cluster.is_one:
                         cluster.take(_measure_here(look_at_machine, prepared.space, threads, cluster=cluster))
                     cluster.settle(wait_s)
-                    write_whole(run.space_file, space_text(prepared.space, facts_of(prepared, cluster.machine)))
-                    return _run(prepared, run, cluster, seconds, wait_s, console, loggers, callbacks)
+                    document = space_document(prepared.space, facts_of(prepared, cluster.machine))
+                    write_whole(run.space_file, space_text(document))
+                    return _run(prepared, run, cluster, seconds, wait_s, console, loggers, callbacks, sources)
 
 
 def resume(
     directory: str | PathLike[str],
     *,
     trials: int | None = None,
+    first: Sequence[Mapping[str, Any]] = (),
+    space: AnySpace | None = None,
     retry_failed: bool = False,
     gpus: int | None = None,
     gpus_per_trial: float | Literal["auto"] | None = None,
@@ -160,20 +169,28 @@ def resume(
 ) -> Result:
     """Continue a search after a crash, an interruption or a spent budget; the same as ``mixtune resume``.
 
-    trials: how many may end in all, from now on: more than before extends a finished search; retry_failed: train the
-    failed trials once more; the other options as for :func:`search`, but each trial keeps the threads that the search
-    began with, because its bits and its seconds depend on them. Raises as ``search`` does.
+    trials: how many may end in all, from now on: more than before extends a finished search; first: recipes to try
+    before what the sampler suggests, ``[{"alpha": 0.3}]``, as ``search.first`` of a space; space: the run's with other
+    ``space``, ``constraints``, ``search`` or ``resources``, for the trials to come; retry_failed: train the failed
+    trials once more; the other options as for :func:`search`, but each trial keeps the threads that the search began
+    with, because its bits and its seconds depend on them. Raises as ``search`` does.
     """
     console = console or Console()
     seconds, wait_s = parse_duration(time_budget), parse_duration(wait, "wait")
     address = session_address(address)
-    run = RunDirectory(Path(directory))
+    run = current_run(Path(directory))
     machine = known_machine(run)
     loggers = find_loggers(log_to, run)
     if gpus is None and address is None and machine.gpu_bytes is None:
         gpus = 0  # as the search began
-    space, lines = with_known_plugins(run.space)
-    prepared = prepare(space, gpus=gpus, gpus_per_trial=gpus_per_trial, cpus_per_trial=cpus_per_trial, address=address)
+    searched, lines = with_known_plugins(run.space) if space is None else (read_edited(space, run), [])
+    prepared = prepare(
+        searched, gpus=gpus, gpus_per_trial=gpus_per_trial, cpus_per_trial=cpus_per_trial, address=address
+    )
+    if space is not None:
+        refuse_other_recipe(f"--space {space}" if isinstance(space, str | PathLike) else "space", run, prepared.space)
+    first = [_to_try(prepared.space, given) for given in first]
+    sources = read_sources(prepared.space, RunDirectory(run.path).state.sources)
     _say(console, "\n".join([*lines, prepared.describe(), f"run directory: {run.path}"]))
     with (
         interruptible(run),
@@ -187,7 +204,32 @@ def resume(
                 here = functools.partial(_measure_here, cluster=cluster)
                 cluster.take(machine_to_continue_on(prepared.space, machine, here))
             cluster.settle(wait_s)
-            return _run(prepared, run, cluster, seconds, wait_s, console, loggers, callbacks, trials, retry_failed)
+            if space is not None:
+                most_expensive = forecast_most_expensive(prepared.space, prepared.data, machine)
+                _say(console, edit_run(run, replace(prepared.space, resources=searched.resources), most_expensive))
+                run = RunDirectory(run.path)
+            return _run(
+                prepared,
+                run,
+                cluster,
+                seconds,
+                wait_s,
+                console,
+                loggers,
+                callbacks,
+                sources,
+                trials,
+                retry_failed,
+                first,
+            )
+
+
+def _to_try(space: SearchSpace, given: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return complete_params(space, given)
+    except RequestError as error:
+        said = ",".join(f"{path}={show(value)}" for path, value in given.items())
+        raise RequestError(f"--try {said}: {error}") from error
 
 
 def _run(
@@ -199,8 +241,10 @@ def _run(
     console: Console,
     loggers: Sequence[Logger],
     callbacks: Sequence[tune.Callback],
+    sources: Sequence[Source],
     trials: int | None = None,
     retry_failed: bool = False,
+    first: Sequence[Mapping[str, Any]] = (),
 ) -> Result:
     """Train what is left of the budget in the present Ray session, and write the run directory's tables."""
     space, machine, slots = prepared.space, cluster.machine, cluster.slots
@@ -235,12 +279,21 @@ def _run(
             reference=functools.partial(derive_reference, space, run.facts),
             scheduler=scheduler if is_ours else None,
         )
+        if search.unheard:
+            sampler, count = space.search.sampler, search.unheard
+            _say(console, f"complete trials outside of the edited space, of which {sampler} does not hear: {count}")
+        keys_of = functools.partial(_measure_here, trial_keys, cluster, machine) if cluster.is_one else None
         with saying_that_the_ledger_is_full(search, run):
+            for source in sources:
+                _say(console, learn(search, source, machine, run.stages, keys_of))
             _extend(search, trials)
             again = search.retry_failed() if retry_failed else 0
+            if first:
+                search.give(first)
         interrupted = False
         if search.is_done:
-            _say(console, f"finished already; mixtune resume {quoted(run)} --trials N extends it")
+            waits = ", and what is to be tried waits for that" if search.asking.next_given() is not None else ""
+            _say(console, f"finished already; mixtune resume {quoted(run)} --trials N extends it{waits}")
         else:
             _say(console, _what_is_left(search, slots, again))
             forecast = forecast_trials(space, prepared.data, costs, search.step_times)
@@ -291,8 +344,9 @@ def _extend(search: RunningSearch, trials: int | None) -> None:
         return
     if trials < search.done:
         raise RequestError(f"--trials {trials}: {search.done} have ended already; give at least as many")
-    most = search.space.grid_size() if search.space.search.sampler == "grid" else None
-    if most is not None and trials > most:
+    size = search.space.grid_size() or 0
+    most = most_trials(search.state, search.space)
+    if most is not None and trials > (most := max(most, size)):
         raise RequestError(f"--trials {trials}: the grid holds {most} recipes")
     search.extend(trials)
 

@@ -19,8 +19,8 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,6 +34,7 @@ from mixtune.space.recipe import SAME_TIME
 from mixtune.space.space import SearchSpace
 from mixtune.stages.table import Paths, StageTable, Stored, TrialPath
 from mixtune.tuning.asking import Asking, Fault, forecast_fields
+from mixtune.tuning.earlier import EarlierRecords
 from mixtune.tuning.suggestions import Advice, Suggester
 from mixtune.tuning.trial import Cause, EpochReport
 
@@ -77,7 +78,8 @@ class RunningSearch:
     many epochs are reused and whose untimed steps take such a share of their forecast; fault: why dotted parameters
     make no recipe that can be trained, None where they do; reference: the hypervolume's, of complete trials' metrics;
     scheduler: ends trials early, None for nobody; waits: whether trials train side by side, and so wait for stages and
-    slots; ``on_change`` is called with this object and a trial's record after each event.
+    slots; ``unheard`` counts the complete trials that the sampler does not hear of, because the space was edited since;
+    ``on_change`` is called with this object and a trial's record after each event.
     """
 
     def __init__(
@@ -254,6 +256,21 @@ class RunningSearch:
     def extend(self, trials: int) -> None:
         """Let ``trials`` trials end in all."""
         self._append("extended", trials=trials)
+
+    def give(self, recipes: Sequence[Mapping[str, Any]]) -> None:
+        """Try recipes, by their dotted parameters, before what the sampler suggests; see complete_params()."""
+        self._append("given", recipes=recipes)
+
+    def learn(self, source: str, records: Sequence[TrialRecord], left_out: Mapping[str, int]) -> None:
+        """Let the sampler know what was found elsewhere; see mixtune.tuning.learning.
+
+        source: as the space names it; records: of recipes of this space; left_out: how many were, by reason.
+        """
+        for record in records:
+            copied = {name: getattr(record, name) for name in ("params", "metrics", "epochs", "stored")}
+            self._append("learned", durable=False, **{"from": [source, record.trial]}, **finite_or_none(copied))
+        self._append("learned", source=source, count=len(records), left_out=left_out)
+        self._replay()
 
     def retry_failed(self) -> int:
         """Open the failed trials again; return how many there are."""
@@ -475,11 +492,20 @@ class RunningSearch:
         """Tell a fresh sampler, the scheduler and the stage table what the ledger says."""
         self.suggester = Suggester(self.space, self._advice)
         self.suggester.remember(self.state.memory)
+        self.earlier, self.unheard = EarlierRecords(self.space), 0
+        for record in self.state.learned.values():
+            if (params := self.earlier.place(record)) is not None:
+                self.suggester.learn(replace(record, params=dict(params)))
+            for epoch, key in record.stored.items():
+                self.stages.note_stored(record.params, epoch, Stored(key))
         for record in self.records.values():
             if record.state not in ("known", "rejected"):
                 self.asking.known.add(record)
             if record.trial not in self.baselines:
-                self.suggester.ask_again(record.trial, record.params, record.sampler)
+                params = self.earlier.place(record)
+                heard = params is not None and self.suggester.ask_again(record.trial, params, record.sampler)
+                heard = self.earlier.can_measure(record) if self.suggester.has_proposer else heard
+                self.unheard += record.state == "complete" and not heard
                 if record.state in ENDED:
                     self.suggester.tell(record)
         for record in sorted(self.records.values(), key=lambda r: r.begun_time or math.inf):
@@ -551,7 +577,9 @@ class _Advice(Advice):
 
     @property
     def records(self) -> Mapping[str, TrialRecord]:  # type: ignore[override]
-        return self._search.records
+        # what was learned is not on this search's front: what it dominates has still to be trained to be there
+        found = (*self._search.records.values(), *self._search.state.learned.values())
+        return dict(view for record in found for view in self._search.earlier.views(record))
 
     def fault(self, params: Mapping[str, Any]) -> str | None:
         return self._search.asking.fault(params)

@@ -33,7 +33,7 @@ MAX_POINTS = 20  # of a trial's curve, or a few more: Optuna stores each by a qu
 SHARE = 0.01  # of a search's time, for the trials that are added while it runs
 
 # what SQLite, SQLAlchemy and Optuna raise for a file that is damaged, read-only or on a full disk
-_UNUSABLE = (DataError, OSError, sqlite3.Error, SQLAlchemyError, optuna.exceptions.OptunaError, KeyError, ValueError)
+UNUSABLE = (DataError, OSError, sqlite3.Error, SQLAlchemyError, optuna.exceptions.OptunaError, KeyError, ValueError)
 
 _log = logging.getLogger("mixtune.tuning")
 
@@ -53,7 +53,7 @@ class StudyFile:
         self._file = None
         try:
             with closing(sqlite3.connect(":memory:", check_same_thread=False)) as memory:
-                storage = _storage(lambda: memory, StaticPool, skip_table_creation=False)
+                storage = storage_on(lambda: memory, StaticPool, skip_table_creation=False)
                 copied = optuna.create_study(study_name=self._name, storage=storage, directions=study.directions)
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -67,9 +67,9 @@ class StudyFile:
             write_whole(self.path, content)
             self._held = set(ended)
             self._file = optuna.load_study(
-                study_name=self._name, storage=_storage(self._connect, NullPool, skip_table_creation=True)
+                study_name=self._name, storage=storage_on(self._connect, NullPool, skip_table_creation=True)
             )
-        except _UNUSABLE as error:
+        except UNUSABLE as error:
             self._warn(error)
 
     def add(self, study: optuna.Study, records: Mapping[str, TrialRecord]) -> None:
@@ -93,7 +93,7 @@ class StudyFile:
             for name, trial in missing[:most]:
                 self._file.add_trial(trial)
                 self._held.add(name)
-        except _UNUSABLE as error:
+        except UNUSABLE as error:
             self._file = None
             self._warn(error)
 
@@ -111,7 +111,8 @@ class StudyFile:
 def _ended(study: optuna.Study, records: Mapping[str, TrialRecord]) -> dict[str, FrozenTrial]:
     """Return the ended trials and baselines by their names in the ledger, in the order in which they ended there."""
     trials = (trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished())
-    found = {str(trial.user_attrs["trial"]): copy.copy(trial) for trial in trials}
+    named = {str(trial.user_attrs["trial"]): trial for trial in trials}
+    found = {name: copy.copy(trial) for name, trial in named.items() if name in records}  # without what was learned
     names = study.metric_names or []
     for record in records.values():
         if record.baseline is not None and record.state == "complete":
@@ -131,7 +132,7 @@ def _ended(study: optuna.Study, records: Mapping[str, TrialRecord]) -> dict[str,
     return dict(sorted(found.items(), key=lambda pair: records[pair[0]].ended_time or 0.0))
 
 
-def _storage(
+def storage_on(
     connect: Callable[[], sqlite3.Connection], pool: type[Pool], *, skip_table_creation: bool
 ) -> optuna.storages.RDBStorage:
     """Return Optuna's storage on a connection of ours: in an URL, ``{``, ``%`` and ``?`` of a path would be read."""

@@ -13,6 +13,7 @@ import json
 import math
 import warnings
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import optuna
@@ -42,7 +43,7 @@ class Advice:
     """What a sampler may ask of the search: nothing is known here."""
 
     records: Mapping[str, TrialRecord] = {}
-    """The trials and baselines so far."""
+    """The trials and baselines so far, and what was learned elsewhere: scores in the state "learned", but no trials."""
 
     def costs(self, params: Mapping[str, Any]) -> Cost | None:
         """Return a recipe's costs, waiting for what is in training among them; None where there is no recipe."""
@@ -99,6 +100,11 @@ class Suggester:
         self._asked: dict[str, optuna.Trial] = {}
         self._complete = 0
         self._noted: set[str] = set()
+
+    @property
+    def has_proposer(self) -> bool:
+        """Whether the sampler looks at the records itself, not at Optuna's study."""
+        return self._proposer is not None
 
     @property
     def by_stage(self) -> bool:
@@ -178,19 +184,20 @@ class Suggester:
             self._proposer.memory = copy.deepcopy(dict(memory))
             self._remembered = dict(memory)
 
-    def ask_again(self, trial: str, params: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
+    def ask_again(self, trial: str, params: Mapping[str, Any], notes: Mapping[str, Any]) -> bool:
         """Open a trial of a search that continues, as ask() left it; to be called in the order of the first asking.
 
-        Where the space does not hold the parameters any more, Optuna does not hear of the trial.
+        Return whether Optuna hears of it: not where it cannot hold the parameters, as of a space that was edited since.
         """
-        space, active = self._space.space, self._space.active(params)
-        if set(params) != set(active) or not all(space[path].contains(value) for path, value in params.items()):
-            return
+        held = {path: self._holding(path, value) for path, value in params.items() if path in self._space.space}
+        distributions = {path: distribution for path, distribution in held.items() if distribution is not None}
+        if not set(params) == set(self._space.active(params)) == set(distributions):
+            return False
         known = optuna.trial.create_trial(
             state=optuna.trial.TrialState.RUNNING,
             params={path: encode(value) for path, value in params.items()},
-            distributions={path: self._distributions[path] for path in params},
-            system_attrs=dict(notes.get("trial", {})),
+            distributions=distributions,
+            system_attrs=dict(notes["trial"]) if "trial" in notes else self._first_generation(),
             user_attrs={"trial": trial},
         )
         self.study.add_trial(known)
@@ -198,6 +205,34 @@ class Suggester:
         for key, value in notes.get("study", {}).items():
             self.study._storage.set_study_system_attr(self.study._study_id, key, value)
             self._noted.add(key)
+        return True
+
+    def _holding(self, path: str, value: Any) -> optuna.distributions.BaseDistribution | None:
+        """Return a distribution that gives an earlier value, the space's if that does; None where there is none.
+
+        Samplers that look at all parameters at once know none that had several ranges.
+        """
+        own = self._space.space[path]
+        if own.contains(value):
+            return self._distributions[path]
+        one_by_one = self._proposer is not None or self._space.search.sampler in ("tpe", "random")
+        if own.values or not one_by_one or not own.can_measure(value):
+            return None
+        low, high = min(own.low, value), max(own.high, value)
+        if not own.is_integer:
+            return optuna.distributions.FloatDistribution(low, high, log=own.log)
+        return optuna.distributions.IntDistribution(low, high, log=own.log) if isinstance(value, int) else None
+
+    def _first_generation(self) -> dict[str, Any]:
+        """Return by what Optuna's genetic samplers know a trial that they did not ask for; others need nothing."""
+        kind: Any = getattr(self._sampler, "KIND", None)
+        return {kind._get_generation_key(): 0} if hasattr(kind, "_get_generation_key") else {}
+
+    def learn(self, record: TrialRecord) -> None:
+        """Take a result of another run as a complete trial, where every objective is known."""
+        if all(math.isfinite(metric_value(record.metrics, name)) for name in self._space.objectives):
+            self.ask_again(record.trial, record.params, {})
+            self.tell(replace(record, state="complete"))
 
     def tell(self, record: TrialRecord) -> None:
         """Take a trial that has ended.

@@ -79,6 +79,7 @@ def test_every_default_is_spelled_out() -> None:
         "search": {
             **{"sampler": "auto", "scheduler": "fifo", "trials": 20, "seed": 0},
             **{"max_failures": 2, "tolerance": 0.01, "reference_point": {}},
+            **{"first": [], "learn_from": []},
         },
         "resources": {"cpus_per_trial": 1.0, "gpus_per_trial": "auto", "device": None},
     }

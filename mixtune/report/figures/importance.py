@@ -56,7 +56,7 @@ def compute(result: Result) -> ImportanceData:
         return ImportanceData(Heading(title, run_subtitle(result), wanted), nothing, nothing)
     notes = [f"of {MAX_TRIALS:,} trials"] if len(rows) > MAX_TRIALS else []
     rows = rows.sample(MAX_TRIALS, random_state=0) if notes else rows
-    params = [dict(result.records[str(trial)].params) for trial in rows["trial"]]  # without those that are not active
+    params = [_params(result, str(trial)) for trial in rows["trial"]]
     values = {name: rows[name].to_numpy(dtype=float) for name in names}
     rng = np.random.default_rng(0)
     drawn = [np.arange(len(rows)), *(rng.integers(len(rows), size=len(rows)) for _ in range(RESAMPLINGS))]
@@ -91,6 +91,13 @@ def draw(data: ImportanceData) -> go.Figure:
     return figure
 
 
+def _params(result: Result, trial: str) -> dict[str, Any]:
+    """Return a trial's active parameters; one that its space did not have yet has the base recipe's value."""
+    own, space = result.records[trial].params, result.space
+    later = {path: result.values[trial].get(path) for path in space.active(own) if path not in own}
+    return {**own, **{path: value for path, value in later.items() if value is not None}}
+
+
 def _importances(params: list[dict[str, Any]], values: Floats, space: Mapping[str, Distribution]) -> dict[str, float]:
     """Return a share for each parameter; NaN where the values do not vary."""
     import optuna
@@ -101,12 +108,13 @@ def _importances(params: list[dict[str, Any]], values: Floats, space: Mapping[st
     columns: dict[str, list[Any]] = {}
     for path, distribution in space.items():
         given = [own.get(path, distribution.low) for own in params]
-        if distribution.values:  # categories by their text: a value may be a list
+        if distribution.values or not all(map(distribution.can_measure, given)):  # by their text: it may be a list
             columns[path] = [str(own[path]) if path in own else IDLE for own in params]
             kinds[path] = optuna.distributions.CategoricalDistribution(sorted(set(columns[path])))
         else:
             columns[path] = [float(value) for value in given]
-            low, high = float(distribution.low), float(distribution.high)
+            low = min(distribution.low, *columns[path])  # the space may have been edited
+            high = max(distribution.high, *columns[path])
             kinds[path] = optuna.distributions.FloatDistribution(low, high, log=distribution.log)
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # a study in memory is nobody's news

@@ -96,7 +96,7 @@ class CostAware:
         if not left:
             return None
         beliefs = np.array([self._space.density(candidate.params) for candidate, _ in left])
-        if not complete and not running:
+        if not complete and not running and not any(record.state == "learned" for record in records.values()):
             cheap = np.argsort([cost.seconds for _, cost in left], kind="stable")[: max(1, len(left) // 4)]
             return left[int(rng.choice(cheap, p=beliefs[cheap] / beliefs[cheap].sum()))][0].params
         seconds = [cost.seconds for _, cost in known]
@@ -249,7 +249,7 @@ class CostAware:
             return data
         sign = -1.0 if METRICS[name].direction == "min" else 1.0
         score = np.array([sign * datum.figures[name] for datum in data])
-        seconds = np.array([datum.seconds for datum in data])
+        seconds = np.nan_to_num([datum.seconds for datum in data], nan=np.inf)  # of another device, unknown
         beaten = ((score >= score[:, None]) & (seconds <= seconds[:, None])).sum(axis=1)
         order, half = np.argsort(beaten, kind="stable"), MOST_DATA // 2
         others = order[half:][np.linspace(0, len(order) - half - 1, MOST_DATA - half).astype(int)]
