@@ -154,10 +154,10 @@ class Study:
                 run.refuse_occupied()  # by another that began meanwhile
                 machine = look_at_machine_for(prepared)
                 write_whole(run.space_file, space_text(space_document(prepared.space, facts_of(prepared, machine))))
-            self._open(prepared, machine, sources)
+            self._open(prepared, machine, sources, trials or prepared.space.budget)
             self._is_closed, self._held = False, stack.pop_all()
 
-    def _open(self, prepared: Prepared, machine: Machine, sources: Sequence[Source]) -> None:
+    def _open(self, prepared: Prepared, machine: Machine, sources: Sequence[Source], trials: int) -> None:
         """Make the core of the search, as its directory says by now."""
         self._run, space = RunDirectory(self.directory), prepared.space
         costs, self._paths = CostModel(space, prepared.data, machine), RecipePaths(space)
@@ -184,8 +184,8 @@ class Study:
         with saying_that_the_ledger_is_full(self._search, self._run):
             for source in sources:
                 _log.info(learn(self._search, source, machine, self._run.stages, keys_of))
-            if space.budget > self._search.budget:
-                self._search.extend(space.budget)
+            if trials > self._search.budget:
+                self._search.extend(trials)
             if not self._search.is_done:
                 forecast = forecast_trials(space, prepared.data, costs, self._search.step_times)
                 self._search.open({**opened.to_dict(), "slots": 1, "forecast_s": forecast})

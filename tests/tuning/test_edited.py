@@ -47,6 +47,7 @@ TRIALS = ["t0001", "t0002", "t0003", "t0004"]
 @pytest.fixture(scope="module")
 def values(small_space_values: dict[str, Any]) -> dict[str, Any]:
     made = small_space_values | {"space": SPACE, "search": {"sampler": "tpe", "trials": 4}, "baselines": ["sl"]}
+    made["resources"] = {**made["resources"], "gpus_per_trial": 0}
     optim = made["recipe"]["optim"]
     return {**made, "recipe": {**made["recipe"], "optim": {**optim, "sl": {**optim["sl"], "schedule": "wsd"}}}}
 

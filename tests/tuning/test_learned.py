@@ -63,7 +63,9 @@ def test_learned_recipes_are_trained_for_nearly_nothing_and_their_source_may_go(
     assert started.counts()["complete"] == len(started.trials) == 1
     names = [f"{source}/{trial}" for trial in ("t0001", "t0002", "t0003")]
     assert list(RunDirectory(folder).state.learned) == names
-    (source,) = (event for event in read_ledger(folder / "ledger.jsonl") if "source" in event)
+    (source,) = (
+        event for event in read_ledger(folder / "ledger.jsonl") if event["event"] == "learned" and "source" in event
+    )
     assert source["count"] == 3
     assert source["left_out"] == {"epochs.ssl is 0": 1}
     shutil.copytree(folder, tmp_path / "other")
