@@ -106,7 +106,6 @@ def test_every_plugin_has_what_its_folder_promises() -> None:
     for folder, contract in {
         "datasets": ("read", "fingerprint"),
         "objectives": ("Settings", "build"),
-        "tuning.samplers": ("build",),
         "tuning.loggers": ("build",),
         "tuning.schedulers": ("build",),
         "report.figures": ("compute", "draw"),
@@ -114,6 +113,9 @@ def test_every_plugin_has_what_its_folder_promises() -> None:
         for module in plugins.modules(folder):
             assert all(hasattr(module, part) for part in contract), module
             assert module.__doc__, module
+    for module in plugins.modules("tuning.samplers"):
+        assert sum(hasattr(module, part) for part in ("build", "proposer", "pick")) == 1, module
+        assert module.__doc__, module
 
 
 SPACES = sorted((ROOT / "search_spaces").glob("*.yaml"))

@@ -31,7 +31,7 @@ def bands() -> tuple[np.ndarray, list[str]]:
 def space(small_space: Any) -> dict[str, Any]:
     """Two trials of one epoch; the recipe names no dataset."""
     values: dict[str, Any] = small_space(
-        space={"optim.sl.base_lr": {"choice": [0.01, 0.02]}}, search={"trials": 2}, baselines=[]
+        space={"optim.sl.base_lr": {"choice": [0.01, 0.02, 0.03]}}, search={"trials": 2}, baselines=[]
     )
     values["recipe"] |= {"data": {"fraction": 0.2}, "epochs": {"ssl": 1, "sl": 1}, "augment": {"randaugment": [1, 9]}}
     return values
