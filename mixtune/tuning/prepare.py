@@ -6,7 +6,6 @@ import platform
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import islice, product
@@ -203,21 +202,26 @@ def _check_recipes(space: SearchSpace, data: TrainingData) -> None:
         for others, value in product(islice(ways(space, path), MAX_WAYS), values):
             recipe = space.recipe_at({**others, path: value})
             try:
-                recipe_bill(recipe, size)
                 if path.startswith("data.") or path == "optim.batch_size":
                     load_training_data(recipe)
+                if not _can_be_built(recipe, size) and not _goes_with_others(space, path, value, size):
+                    recipe_bill(recipe, size)  # says why not
             except RequestError as error:
-                if not _goes_with_others(space, path, value, size):
-                    raise RequestError(f"space.{path} at {value!r}: {error}") from error
+                raise RequestError(f"space.{path} at {value!r}: {error}") from error
+
+
+def _can_be_built(recipe: Recipe, size: Size) -> bool:
+    try:
+        recipe_bill(recipe, size)
+    except RequestError:
+        return False
+    return True
 
 
 def _goes_with_others(space: SearchSpace, path: str, value: Any, size: Size) -> bool:
     """Return whether a value that the base recipe cannot have goes with one of some other parameters at least."""
-    for params in draw(space, 0, OTHERS_TRIED):
-        with suppress(RequestError):
-            recipe_bill(space.recipe_at({**params, path: value}), size)
-            return True
-    return False
+    drawn = draw(space, 0, OTHERS_TRIED)
+    return any(_can_be_built(space.recipe_at({**params, path: value}), size) for params in drawn)
 
 
 def facts_of(prepared: Prepared, machine: Machine) -> RunFacts:
