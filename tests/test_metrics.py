@@ -12,7 +12,7 @@ import pytest
 
 from mixtune.metrics import METRICS, Metric, find_metric, setting, significant
 from mixtune.report.page import write_report
-from mixtune.run.directory import RunDirectory, RunFacts, space_text
+from mixtune.run.directory import RunDirectory, RunFacts, space_document, space_text
 from mixtune.run.result import result_of
 from mixtune.space.space import space_from_dict
 from mixtune.training.bill import Bill
@@ -34,7 +34,7 @@ def test_a_new_metric_is_one_row(
     )
     run = RunDirectory(tmp_path)
     space = space_from_dict(values)
-    run.space_file.write_text(space_text(space, RunFacts()))
+    run.space_file.write_text(space_text(space_document(space, RunFacts())))
     search = RunningSearch(space, run.ledger_file)
     bill = Bill(dict.fromkeys(PHASES, 10), (("sl", "sl steps", 1.0),), "inference")
     windows = [("sl steps", 0.1, True, {"device": "a CPU"})]

@@ -78,7 +78,14 @@ def test_every_default_is_spelled_out() -> None:
         "baselines": ["sl", "sl_same_time", "ssl_sl", "paper"],
         "search": {
             **{"sampler": "auto", "scheduler": "fifo", "trials": 20, "seed": 0},
-            **{"max_failures": 2, "tolerance": 0.01, "reference_point": {}},
+            **{
+                "max_failures": 2,
+                "tolerance": 0.01,
+                "reference_point": {},
+                "stop": None,
+                "first": [],
+                "learn_from": [],
+            },
             **{"first": [], "learn_from": []},
         },
         "resources": {"cpus_per_trial": 1.0, "gpus_per_trial": "auto", "device": None},
