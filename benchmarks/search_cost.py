@@ -1,7 +1,7 @@
 """How many device-seconds does a search need until it has found what there is to find?
 
     python benchmarks/search_cost.py record --run DIR   # every recipe of a grid, once: the table; again: goes on
-    python benchmarks/search_cost.py time               # the table's seconds anew, from one training alone
+    python benchmarks/search_cost.py time               # the table's seconds again, from one training run alone
     python benchmarks/search_cost.py replay             # searches replayed against it, in simulated time
     python benchmarks/search_cost.py parts              # the same on random parts of it, and with wrong forecasts
     python benchmarks/search_cost.py check              # a few of them for real
@@ -182,7 +182,7 @@ def record(values: dict[str, Any], run: Path, out: Path, most: int | None, secon
 
 
 def retime(values: dict[str, Any], file: Path) -> None:
-    """Give a table the seconds of one training that ran alone: of a table that was recorded beside other work."""
+    """Give a table the seconds of a training run on an idle machine: for one recorded while others trained."""
     one = {"rho": 0.5, "epochs.ssl": 4, "epochs.sl": 4}
     with tempfile.TemporaryDirectory() as scratch:
         fixed = with_values(values["recipe"], one)

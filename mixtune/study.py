@@ -267,7 +267,7 @@ class Study:
         if not isinstance(trial, Trial) or trial.study is not self:
             raise RequestError(f"{show(trial)} is not a trial of this study: give what its ask() returned")
         if all(record.trial != trial.name for record in self._search.active):
-            happened = f"has ended already: {trial.state}" if trial.state in ENDED else "has to be asked anew"
+            happened = f"has ended already: {trial.state}" if trial.state in ENDED else "has to be asked again"
             raise RequestError(f"{trial.name} {happened}")
 
     def _train(self, trial: Trial) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from mixtune.training.bill import Bill, cost_factors, cost_signature, data_shape
 from mixtune.training.data import TrainingData
 from mixtune.training.plan import Phase
 
-MOST_BILLS = 4_096
+MAX_BILLS = 4_096
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class CostModel:
         """Return the bill of dotted parameters, computed once: a sampler prices its candidates for every suggestion."""
         name = json.dumps(params, sort_keys=True)
         if name not in self._bills:
-            if len(self._bills) >= MOST_BILLS:
+            if len(self._bills) >= MAX_BILLS:
                 self._bills.clear()
             self._bills[name] = self.bill(self._space.recipe_at(params))
         return self._bills[name]

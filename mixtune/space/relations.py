@@ -33,7 +33,7 @@ class Relation:
     def broken(self, values: Mapping[str, Any]) -> str | None:
         """Return how a recipe's values, by dotted path, break it, None where they keep it.
 
-        Where one of both is no number, or no field of that recipe, there is nothing to break.
+        Where either is not a number, or not a field of that recipe, there is nothing to break.
         """
         left = values.get(self.left)
         right = values.get(self.right) if isinstance(self.right, str) else self.right

@@ -139,7 +139,7 @@ def test_a_search_that_continues_reads_the_kernels_numbers_and_asks_the_same(val
     events = read_ledger(tmp_path / "whole/ledger.jsonl")
     fits = [fit for event in events if (fit := event.get("sampler", {}).get("memory"))]
     counts = [fit["val_accuracy"][0] for fit in fits]
-    assert counts == sorted(set(counts))  # fitted anew as data grow, not at every suggestion
+    assert counts == sorted(set(counts))  # fitted again as data grow, not at every suggestion
     assert len(counts) < 10
 
 

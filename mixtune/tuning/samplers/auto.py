@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from mixtune.space.space import SearchSpace
 
-MOST_PARAMETERS = 20
-MOST_TRIALS = 2_000
+MAX_PARAMETERS = 20
+MAX_TRIALS = 2_000
 
 
 def pick(space: SearchSpace) -> tuple[str, str]:
     """Return the sampler for a space, and why in a few words."""
-    if len(space.space) > MOST_PARAMETERS:
-        return "tpe", f"{len(space.space)} parameters are more than the {MOST_PARAMETERS} that cost_aware is for"
-    if space.budget > MOST_TRIALS:
-        return "tpe", f"{space.budget:,} trials are more than the {MOST_TRIALS:,} that cost_aware is for"
+    if len(space.space) > MAX_PARAMETERS:
+        return "tpe", f"{len(space.space)} parameters are more than the {MAX_PARAMETERS} that cost_aware is for"
+    if space.budget > MAX_TRIALS:
+        return "tpe", f"{space.budget:,} trials are more than the {MAX_TRIALS:,} that cost_aware is for"
     return "cost_aware", "it asks what promises most for each second that no stored stage has"

@@ -33,8 +33,8 @@ Floats = npt.NDArray[np.float64]
 Params = dict[str, Any]
 
 KNOWN = ("train_latency_s", "train_flops")  # before training
-MOST_DATA = 200  # states of one fit
-GROWN = 1.1  # the kernel's numbers are fitted anew when there are so many times more data
+MAX_DATA = 200  # states of one fit
+GROWN = 1.1  # the kernel's numbers are fitted again when there are so many times more data
 OVERHEAD = 0.02  # of the median recipe's seconds: of a start
 BELIEF = 0.1  # of the budget: over how many trials priors fade (Hvarfner et al. 2022, Section 4.1)
 CLOSE = 64  # candidates whose gains are computed where there are more objectives than a score and a cost
@@ -245,14 +245,14 @@ class CostAware:
 
     def _nearest(self, name: str, data: Sequence[Datum]) -> Sequence[Datum]:
         """Return the data; of many those that the fewest beat in score and seconds, and evenly of the others."""
-        if len(data) <= MOST_DATA:
+        if len(data) <= MAX_DATA:
             return data
         sign = -1.0 if METRICS[name].direction == "min" else 1.0
         score = np.array([sign * datum.figures[name] for datum in data])
         seconds = np.nan_to_num([datum.seconds for datum in data], nan=np.inf)  # of another device, unknown
         beaten = ((score >= score[:, None]) & (seconds <= seconds[:, None])).sum(axis=1)
-        order, half = np.argsort(beaten, kind="stable"), MOST_DATA // 2
-        others = order[half:][np.linspace(0, len(order) - half - 1, MOST_DATA - half).astype(int)]
+        order, half = np.argsort(beaten, kind="stable"), MAX_DATA // 2
+        others = order[half:][np.linspace(0, len(order) - half - 1, MAX_DATA - half).astype(int)]
         return [data[k] for k in np.sort(np.concatenate([order[:half], others]))]
 
     def _data(self) -> list[Datum]:
