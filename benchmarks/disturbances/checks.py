@@ -231,13 +231,15 @@ def read_study(directory: Path, objectives: Mapping[str, str]) -> dict[str, tupl
         trials = optuna.load_study(study_name=None, storage=storage).get_trials()
     finally:
         storage.engine.dispose()
-    names = {"complete": "COMPLETE", "stopped": "PRUNED", "rejected": "PRUNED", "failed": "FAIL"}
+    names = {"complete": "COMPLETE", "stopped": "PRUNED", "rejected": "PRUNED", "known": "FAIL", "failed": "FAIL"}
     rows = {}
     for trial in trials:
         own = trial.user_attrs
         if "baseline" in own:
             continue
         agrees = names[own["state"]] == trial.state.name
+        if own["state"] == "known" and agrees:  # it trained nothing that could be compared
+            continue
         metrics = trial.values or [own.get(name) for name in objectives]
         rows[own["trial"]] = (own["state"] if agrees else trial.state.name, *metrics)
     return rows

@@ -26,8 +26,8 @@ def cluster(disturbances: SimpleNamespace) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def undisturbed(disturbances: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A finished search of four trials and two baselines, by a plain loop in this process."""
-    space = disturbances.clusters.cluster_space(trials=4, ssl=4, sl=5)
+    """A finished search of eight trials and two baselines, by a plain loop in this process."""
+    space = disturbances.clusters.cluster_space(trials=8, ssl=4, sl=5)
     run = tmp_path_factory.mktemp("undisturbed") / "run"
     search_here(space, run)
     return disturbances.checks.Undisturbed(space, run, disturbances.checks.read_figures(run), startup=0.0, seconds=0.0)

@@ -57,7 +57,7 @@ def trials_of(path: Path) -> list[optuna.trial.FrozenTrial]:
 
 
 def assert_it_agrees(path: Path, records: dict[str, TrialRecord]) -> None:
-    states = {"complete": "COMPLETE", "stopped": "PRUNED", "rejected": "PRUNED", "failed": "FAIL"}
+    states = {"complete": "COMPLETE", "stopped": "PRUNED", "rejected": "PRUNED", "known": "FAIL", "failed": "FAIL"}
     held = {trial.user_attrs["trial"]: trial for trial in trials_of(path)}
     wanted = {trial: record for trial, record in records.items() if record.ended_time}
     assert held.keys() == wanted.keys()
