@@ -82,7 +82,8 @@ class Progress:
     def update(self, search: RunningSearch, record: TrialRecord) -> None:
         """Show what changed of a record."""
         now = record.state, record.started_time
-        if self._told.get(record.trial) != now and record.state in ENDED and record.state != "known":
+        is_news = record.state in ENDED and (record.state != "known" or record.given)
+        if self._told.get(record.trial) != now and is_news:
             if self._view is not None:
                 self._view.settle()
             self._console.print(Text(ended_line(search, record)), soft_wrap=self._live is None)
