@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 from mixtune.cost.model import Cost
 from mixtune.meter.times import StepTimes
 from mixtune.run.ledger import read_ledger
+from mixtune.space.recipe import Recipe
 from mixtune.space.space import SearchSpace, space_from_dict
 from mixtune.stages.paths import RecipePaths
 from mixtune.training.bill import Bill
@@ -34,19 +35,24 @@ SPACE = {
 REFERENCE = {"val_accuracy": 0.1, "val_macro_f1": 0.1, "infer_latency_ms": 5.0, "train_latency_s": 90.0}
 
 
-def accuracy(params: Mapping[str, Any]) -> float:
+def accuracy(recipe: Recipe) -> float:
     """Return a score that a good rate and more SL epochs raise."""
-    rate = float(np.exp(-((np.log(params["optim.sl.base_lr"]) - np.log(0.02)) ** 2)))
-    return 0.2 + 0.5 * rate * params["epochs.sl"] / (params["epochs.sl"] + 10)
+    rate = float(np.exp(-((np.log(recipe.optim.sl.base_lr) - np.log(0.02)) ** 2)))
+    return 0.2 + 0.5 * rate * recipe.epochs.sl / (recipe.epochs.sl + 10)
 
 
 class Driven:
     """A search whose trials train in no time; an epoch takes a second. free: whose recipes are nearly trained."""
 
     def __init__(
-        self, folder: Path, values: dict[str, Any], slots: int = 1, free: Callable[[Any], bool] = lambda params: False
+        self,
+        folder: Path,
+        values: dict[str, Any],
+        slots: int = 1,
+        free: Callable[[Any], bool] = lambda params: False,
+        baselines: Sequence[str] = (),
     ) -> None:
-        self.space = space_from_dict({**values, "baselines": []})
+        self.space = space_from_dict({**values, "baselines": list(baselines)})
         self._free = free
         self.search = RunningSearch(
             self.space,
@@ -72,11 +78,12 @@ class Driven:
     def train(self, trial: str) -> None:
         """Report every epoch of a trial, as far as the search lets it."""
         params = self.search.records[trial].params
-        plan = make_plan(self.space.recipe_at(params))
+        recipe = self.space.recipe_at(params)
+        plan = make_plan(recipe)
         ends = self.search.stages.ends(params)
         bill = Bill(dict.fromkeys(PHASES, 1), tuple((e.phase, str(e.phase), 0.0) for e in plan), "inference")
         for epoch in range(self.search.stages.stored(params) + 1, len(plan) + 1):
-            score = accuracy(params) * epoch / len(plan) if plan[epoch - 1].phase != "ssl" else None
+            score = accuracy(recipe) * epoch / len(plan) if plan[epoch - 1].phase != "ssl" else None
             metrics = {"epoch": epoch, "epochs_asked": len(plan), "device": "a CPU", "val_accuracy": score}
             metrics |= {"val_macro_f1": score, "train_flops": float(epoch), "epochs_trained": epoch}
             windows = [(plan[epoch - 1].phase, 1.0, True, {"device": "a CPU"}), ("inference", 1e-3, True, {})]
@@ -115,6 +122,18 @@ def test_suggestions_are_of_the_space_different_and_the_same_again(values: Any, 
         assert set(params) == set(SPACE)
         assert all(space.space[path].contains(value) for path, value in params.items())
     assert len({tuple(params.items()) for params in both[0]}) == 8
+
+
+def test_what_only_baselines_have_is_learned_from_and_not_suggested(values: Any, tmp_path: Path) -> None:
+    """Neighbours of the front are of the space, also where supervised training alone leads."""
+    values["space"] = {**SPACE, "epochs.ssl": {"choice": [2, 30]}}
+    driven = Driven(tmp_path, values, baselines=["sl", "ssl_sl"])
+    driven.run(12)
+    records = [record for record in driven.search.records.values() if record.state == "complete"]
+    alone = [record for record in records if record.params.get("epochs.ssl") == 0]
+    assert [record.baseline for record in alone] == ["sl"]
+    assert all(np.isfinite(datum.row).all() for datum in driven.search.suggester._proposer._data())
+    assert all(record.params["epochs.ssl"] in (2, 30) for record in records if record.baseline is None)
 
 
 def test_it_finds_the_rate_that_matters_without_a_random_start(values: Any, tmp_path: Path) -> None:
@@ -195,7 +214,8 @@ def test_constraints_are_kept_in_view(values: Any, tmp_path: Path) -> None:
     driven = Driven(tmp_path, values)
     asked = driven.run(16)
     assert all(record.state != "rejected" for record in driven.search.records.values())
-    assert sum(accuracy(params) >= 0.4 for params in asked[6:]) >= 5  # of 10; of random draws 28 % keep it
+    scores = [accuracy(driven.space.recipe_at(params)) for params in asked[6:]]
+    assert sum(score >= 0.4 for score in scores) >= 5  # of 10; of random draws 28 % keep it
 
 
 def test_recipes_with_one_path_to_a_state_are_one_to_the_model(values: Any) -> None:
@@ -211,6 +231,17 @@ def test_recipes_with_one_path_to_a_state_are_one_to_the_model(values: Any) -> N
     assert row(20, epochs_sl=40) == row(20, epochs_sl=50)  # both rates are at their peak
     assert row(45, epochs_sl=40) != row(45, epochs_sl=50)  # one has come down
     assert all(0 <= number <= 1 for number in row(45))
+
+
+def test_a_value_of_another_space_has_its_place(values: Any) -> None:
+    space = space_from_dict(values | {"space": {"optim.sl.weight_decay": {"loguniform": [0.001, 0.1]}}})
+    states = States(space)
+    places = [
+        states.row(params, space.recipe_at(params), 4)[-1]
+        for value in (0.0, 0.0001, 0.001, 0.1, 1.0)
+        if (params := {"optim.sl.weight_decay": value})
+    ]
+    np.testing.assert_allclose(places, [-1.0, -0.5, 0.0, 1.0, 1.5])
 
 
 def test_gains_in_closed_form_are_those_of_the_hypervolume() -> None:

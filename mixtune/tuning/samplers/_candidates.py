@@ -104,11 +104,17 @@ class Candidates:
         return [self._active(params, np.random.default_rng(seed)) for params in drawn]
 
     def _active(self, params: Params, rng: np.random.Generator) -> Params:
-        """Return the parameters that are active, in the space's order, with a draw for those that are missing."""
+        """Return the parameters that are active, in the space's order, with a draw for those that are missing.
+
+        A value that the space has not, as of a baseline, makes way for the closest that it has.
+        """
         found: Params = {}
         for path, distribution in self._space.space.items():
             if self._space.is_active(path, found):
-                found[path] = params[path] if path in params else value_at(distribution, float(rng.random()))
+                given = path in params
+                found[path] = (
+                    distribution.closest(params[path]) if given else value_at(distribution, float(rng.random()))
+                )
         return found
 
 

@@ -90,7 +90,8 @@ class _Column:
             return [*[UNDECIDED] * (len(self._words) or 1), *missing]
         if self._words:
             return [*(WORD * (repr(value) == word) for word in self._words), *missing]
-        number = math.log(value) if self._log else float(value)
+        # of another space it may be 0, which is as far below the range as the range is wide
+        number = float(value) if not self._log else math.log(value) if value > 0 else self._low - self._span
         return [(number - self._low) / self._span if self._span else UNDECIDED, *missing]
 
 
