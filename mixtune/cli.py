@@ -9,7 +9,7 @@ import re
 import shlex
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -65,6 +65,9 @@ LogTo = Annotated[
 ]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="on a CPU (default: what is fastest, measured; a kept run's own)")
+]
+ConfirmToo = Annotated[
+    bool, typer.Option("--confirm", help="then confirm, as mixtune confirm --until 0.95 does, where the search is done")
 ]
 TimeBudget = Annotated[str | None, typer.Option(metavar="TIME", help="such as 2h or 30m; resume continues after it")]
 
@@ -143,6 +146,7 @@ def search(
     wait: Wait = None,
     time_budget: TimeBudget = None,
     log_to: LogTo = None,
+    confirm: ConfirmToo = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything, print space and cost")] = False,
 ) -> None:
     """Search a space: baselines, trials, front, report.
@@ -178,7 +182,9 @@ def search(
         print(f"{forecast_search(prepared)}\nnothing was trained, no run directory written")
         return
     options |= {"slots": slots, "wait": wait, "time_budget": time_budget, "log_to": log_to or ()}
-    _print_search(console, lambda: run.search(wanted, out=out or free_directory(name), console=console, **options))
+    _print_search(
+        console, lambda: run.search(wanted, out=out or free_directory(name), console=console, **options), confirm
+    )
 
 
 @app.command(epilog="Example: `mixtune resume runs/digits --trials 40`")
@@ -202,6 +208,7 @@ def resume(
     wait: Wait = None,
     time_budget: TimeBudget = None,
     log_to: LogTo = None,
+    confirm: ConfirmToo = False,
 ) -> None:
     """Continue a search: after a crash, Ctrl-C or a spent time budget, or with more trials.
 
@@ -231,6 +238,7 @@ def resume(
             log_to=log_to or (),
             console=console,
         ),
+        confirm,
     )
 
 
@@ -266,24 +274,25 @@ def clean(
     print(f"{removed} files removed, {freed / 1e9:.3g} GB freed")
 
 
-@app.command(epilog="Example: `mixtune confirm runs/digits --seeds 4`")
+@app.command(epilog="Example: `mixtune confirm runs/digits --until 0.95`")
 def confirm(
     directory: RunFolder,
-    seeds: Annotated[int, typer.Option(min=1, help="fresh seeds of each recipe")] = 4,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="fresh seeds of each recipe at most (default 4, with --until 10)")
+    ] = None,
+    until: Annotated[
+        float | None,
+        typer.Option(metavar="PROBABILITY", help="stop where the answer is so certain, and train what may be it alone"),
+    ] = None,
+    fresh_images: Annotated[
+        bool, typer.Option("--fresh-images", help="draw labelled and validation images anew with each seed")
+    ] = False,
 ) -> None:
     """Train the front and the baselines again on fresh seeds, which decide from then on; test accuracies are reported.
 
     What was confirmed is kept, so the same command continues after an interruption, and more seeds add to it.
     """
-    from mixtune.confirmation import confirm as run
-
-    with _interruptible("the same command continues"):
-        confirmed = run(directory, seeds=seeds, on_line=lambda line: print(line, flush=True))
-    console = _console()
-    _print_table(console, confirmed.table(console.width))
-    for note in confirmed.notes:
-        _say(console, note)
-    _print_recommendation(confirmed.result, console)
+    _confirm(_console(), directory, {"seeds": seeds, "until": until, "fresh_images": fresh_images})
 
 
 @app.command(epilog="Example: `mixtune train search_spaces/digits.yaml --set alpha=0.3 --out runs/one`")
@@ -577,14 +586,38 @@ def _console() -> Console:
     return console if console.is_terminal else Console(width=LOG_WIDTH)
 
 
-def _print_search(console: Console, run: Callable[[], Result]) -> None:
-    """Run a search and print its front; an interrupted one says how to continue."""
+def _print_search(console: Console, run: Callable[[], Result], confirm: bool) -> None:
+    """Run a search and print its front, or confirm it and print that; an interrupted one says how to continue."""
     try:
         result = run()
     except KeyboardInterrupt as error:
         _fail(str(error) or "interrupted", 130)
     _print_front(result, console)
+    if confirm:
+        from mixtune.run.confirmed import CERTAIN
+        from mixtune.run.status import run_status
+
+        if run_status(result, None).state == "finished" and not result.searched_front.empty:
+            _confirm(console, result.directory, {"until": CERTAIN})
+            return
+        _say(console, "not confirmed: the search is not finished, or nothing is complete")
     _say(console, f"report: {RunDirectory(result.directory).report_file}")
+    _print_recommendation(result, console)
+
+
+def _confirm(console: Console, directory: Path, options: Mapping[str, Any]) -> None:
+    """Confirm a run, write its report again and print what is known then."""
+    from mixtune.confirmation import confirm
+    from mixtune.report.page import write_report
+    from mixtune.run.result import load
+
+    with _interruptible(f"mixtune confirm {shlex.quote(str(directory))} continues"):
+        found = confirm(directory, **options, on_line=lambda line: print(line, flush=True))
+    _print_table(console, found.table(console.width))
+    for note in found.notes:
+        _say(console, note)
+    result = load(directory)
+    _say(console, f"report: {write_report(result, driver=None)}")
     _print_recommendation(result, console)
 
 

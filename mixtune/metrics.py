@@ -32,6 +32,9 @@ _UNITS = {
 }
 
 
+COST_UNITS = ("s", "ms", "FLOP")  # of what a recipe costs
+
+
 @dataclass(frozen=True)
 class Metric:
     """One metric. A stored value times ``scale`` is in ``unit``: shares of 1 are shown in percent.

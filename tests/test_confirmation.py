@@ -15,6 +15,7 @@ from mixtune.confirmation import confirm
 from mixtune.errors import RequestError
 from mixtune.run.confirmed import Confirmation
 from mixtune.run.ledger import Ledger, read_ledger
+from mixtune.run.result import load
 from mixtune.space.recipe import change_recipe
 from mixtune.space.space import load_space, space_from_dict
 from mixtune.training.data import load_training_data
@@ -153,6 +154,52 @@ def test_what_is_held_is_not_trained_again_and_more_seeds_are_added(make_run: Ma
     held = confirm(directory, seeds=1)
     assert len(confirmed_events(directory)) == 6
     assert held.to_json_dict() == three.to_json_dict()
+
+
+def test_recipes_race_until_the_answer_is_certain_and_go_on_after_a_stop(make_run: MakeRun) -> None:
+    """What cannot be the answer is left after two seeds; killed amid a round, it ends as it would have."""
+
+    def race(directory: Path, stop_at: int | None = None) -> list[str]:
+        lines: list[str] = []
+
+        def note(line: str) -> None:
+            lines.append(line)
+            if stop_at is not None and len(confirmed_events(directory)) >= stop_at:
+                raise KeyboardInterrupt
+
+        confirm(directory, until=0.99, seeds=4, on_line=note)
+        return lines
+
+    weak = {"alpha": 0.5, "rho": 1.0, "epochs.sl": 2, "optim.sl.base_lr": 1e-6}  # which learns nothing
+    good = FOUND["t0002"][0] | {"epochs.sl": 20}
+    trials = {**FOUND, "t0002": (good, 0.50, 2.0), "t0004": (weak, 0.12, 0.4)}
+    whole, stopped = make_run(trials=trials), make_run(trials=trials)
+    lines = race(whole)
+    assert any(line.startswith("after 2 seeds: t0002, ") and line.endswith("99 % are requested") for line in lines)
+    seeds = {trial: [e["seed"] for e in confirmed_events(whole) if e["trial"] == trial] for trial in ("t0002", "t0004")}
+    assert seeds["t0004"] == [6, 7]
+    assert seeds["t0002"] == [6, 7, 8, 9][: len(seeds["t0002"])]
+    with pytest.raises(KeyboardInterrupt):
+        race(stopped, stop_at=4)
+    race(stopped)
+    one, other = (
+        [(event["trial"], event["seed"], event["metrics"]["val_accuracy"]) for event in confirmed_events(directory)]
+        for directory in (whole, stopped)
+    )
+    assert one == other
+    assert load(whole).recommendation().trial == "t0002"
+
+
+def test_fresh_images_are_each_seeds_own_and_are_not_mixed_with_the_searchs(make_run: MakeRun) -> None:
+    directory = make_run()
+    confirm(directory, seeds=1)
+    found = confirm(directory, seeds=2, fresh_images=True)
+    fresh = [event for event in confirmed_events(directory) if event.get("images") == "fresh"]
+    assert len({event["validation"] for event in fresh}) == 2  # one a seed, whatever the recipe
+    assert len(fresh) == 2 * len(found.frame)
+    assert list(found.frame["seeds"]) == [2] * len(found.frame)
+    assert "left out: 3 training runs on the search's images" in found.notes
+    assert any("labelled and validation images of its own" in note for note in found.notes)
 
 
 def test_trainings_of_another_device_are_made_again(make_run: MakeRun) -> None:

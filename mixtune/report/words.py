@@ -11,13 +11,13 @@ import yaml
 
 from mixtune.metrics import duration, find_metric, setting, significant
 from mixtune.report.tables import IDLE, front_notes, objective_cells, setting_cells, some, varying_parameters
+from mixtune.run.confirmed import CERTAIN, FELL_OFF
 from mixtune.run.recommendation import describe_figures
 from mixtune.run.result import Result
 from mixtune.run.status import RunStatus
 from mixtune.space.recipe import with_values
 from mixtune.space.space import SearchSpace
 
-LIKELY = 0.5  # a probability of being on the front
 _DATA_FOLDER = "mixtune's folder for data ($MIXTUNE_DATA, else ~/.cache/mixtune)"
 
 
@@ -104,7 +104,8 @@ def front(result: Result) -> dict[str, Any]:
     """
     members = [str(trial) for trial in result.pareto_front()["trial"]]
     others = [str(trial) for trial in result.complete_baselines["trial"] if trial not in members]
-    others = [*(trial for trial in result.fallen if trial not in others), *others]
+    searched = [t for t in (*result.fallen, *result.undecided) if t not in members and t not in others]
+    others = [*searched, *others]
     confirmed = {} if result.confirmed is None else result.confirmed.frame.set_index("trial").to_dict("index")
     rows = {
         str(row["trial"]): row
@@ -121,6 +122,7 @@ def front(result: Result) -> dict[str, Any]:
             *(["recommended"] if trial == result.recommendation().trial else []),
             *(["baseline"] if record.baseline else []),
             *(["fell off"] if trial in result.fallen else []),
+            *(["undecided"] if trial in result.undecided else []),
         ]
         cells = [result.method(trial), *objective_cells(result, rows[trial])]
         if again := confirmed.get(trial):
@@ -194,13 +196,13 @@ def confidence(result: Result) -> Iterator[str]:
             f"{some(found.missing)} not yet. Until then the search's own figures decide, as above."
         )
     else:
-        on_front = found.frame[~found.frame["fell_off"]]
-        likely = int((on_front["p_front"] >= LIKELY).sum())
+        certain = [trial for trial in found.members if trial not in result.undecided]
         yield (
             f"Confirmed: {len(found.frame)} recipes, baselines too, were trained again on fresh seeds. Their means on "
-            f"the validation images decide; test accuracies are reported and decide nothing. {len(on_front)} are on "
-            f"the front, {likely} of them with a probability of at least {LIKELY:.0%}; "
-            f"{some(result.fallen) if result.fallen else 'none'} fell off it."
+            f"the validation images decide; test accuracies are reported and decide nothing. On the front with a "
+            f"probability of at least {CERTAIN:.0%} are {some(certain) if certain else 'none'}; "
+            f"{some(result.fallen) if result.fallen else 'none'} fell off it (less than {FELL_OFF:.0%}); "
+            f"{some(result.undecided) if result.undecided else 'none'} are undecided."
         )
     yield from (f"{note[:1].upper()}{note[1:]}." for note in found.notes if not note.startswith("fell off the front"))
 

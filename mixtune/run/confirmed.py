@@ -1,7 +1,7 @@
 """A front on fresh seeds: means and spreads, and which members are really on it.
 
 The means on validation images decide; those on test images are reported and decide nothing, since the best of several
-would be no estimate. What ``±`` and ``p_front`` are: mixtune.run.estimates.
+would be no estimate. What ``±`` and ``p_front`` are: mixtune.run.estimates and mixtune.run.posterior.
 """
 
 from __future__ import annotations
@@ -16,28 +16,33 @@ import numpy as np
 import pandas as pd
 from rich.table import Table
 
-from mixtune.metrics import disturbed_note, error_name, find_metric, metric_text
+from mixtune.metrics import COST_UNITS, disturbed_note, error_name, find_metric, metric_text, metric_value
 from mixtune.render import fits, terminal_table
 from mixtune.run.estimates import (
+    DRAWS,
     FEW_SEEDS,
     Estimate,
     Floats,
-    costs_of,
-    dominated_by,
     estimate,
     front_probabilities,
-    keeps,
     mean_of,
 )
 from mixtune.run.frames import csv_text, plain
+from mixtune.run.front import pareto_front
 from mixtune.run.ledger import TrialRecord
-from mixtune.run.paired import Judged, Runs
+from mixtune.run.paired import Judged, Runs, image_covariance
+from mixtune.run.posterior import draw_truth
 
 if TYPE_CHECKING:
     from mixtune.run.result import Result
 
 Event = Mapping[str, Any]
 
+FELL_OFF = 0.05  # a row whose probability of being on the front is below this fell off it
+CERTAIN = 0.95  # one whose probability is at least this is on it; in between it is undecided
+NEAR = 0.1  # of the best figure: recipes of the search that are further below are no like of the confirmed ones
+FRESH = "fresh"  # an event's ``images`` where a seed has labelled and validation images of its own
+MOST_ROWS = 64  # confirmed ones and those near them, of one posterior
 _SEARCHED = ("val_accuracy", "val_accuracy_se", "train_latency_s", "disturbed")
 _COLUMNS = [
     "trial",
@@ -58,6 +63,7 @@ _COLUMNS = [
     *(f"search_{name}" for name in _SEARCHED),
     "p_front",
     "fell_off",
+    "undecided",
     "disturbed",
 ]
 
@@ -73,12 +79,13 @@ class Confirmation:
     test_accuracy and so on, the same of test images; val_sampling_se and test_sampling_se, the binomial standard error
     of one training run's accuracy on that many images, common to all rows; train_latency_s, train_latency_std_s and
     train_latency_se_s, the same in seconds; val_balanced_accuracy and the like, with _std and _se, where an objective
-    or a constraint is of their kind; every other objective and search_*, as the search found them; p_front; fell_off,
-    whether another row's means dominate this one's or they break a constraint, or all its training runs diverged;
-    disturbed, the share of the seconds that was timed while other processes computed.
+    or a constraint is of their kind; every other objective and search_*, as the search found them; p_front, the
+    probability of being on the front; fell_off, whether that is below FELL_OFF; undecided, whether it is from there to
+    CERTAIN; disturbed, the share of the seconds that was timed while other processes computed.
     notes: what a reader needs alongside the numbers, a line each. device: what they trained on, None without any.
     runs: the training runs that did not diverge, by trial and seed. missing: recipes that confirm would train and has
     not; interrupted: whether some of them had ended before it last trained, so that its figures decide nothing yet.
+    truth: draws of the true scores by name, (DRAWS, rows of the frame) each, from their posterior.
     """
 
     result: Result
@@ -88,6 +95,7 @@ class Confirmation:
     runs: Mapping[str, Runs]
     missing: tuple[str, ...]
     interrupted: bool
+    truth: Mapping[str, Floats]
 
     @property
     def objectives(self) -> Mapping[str, str]:
@@ -104,7 +112,8 @@ class Confirmation:
         return next((table for table in tables if fits(table, width)), tables[-1])
 
     def _table(self, columns: Sequence[str]) -> Table:
-        frame = self.frame.sort_values(["fell_off", "train_latency_s"], kind="stable")
+        frame = self.frame.assign(is_below=~self.frame["trial"].isin(self.members))
+        frame = frame.sort_values(["is_below", "train_latency_s"], kind="stable")
         rows: list[dict[str, Any]] = [{str(name): v for name, v in row.items()} for _, row in frame.iterrows()]
         others = [name for name in self.objectives if name not in ("val_accuracy", "train_latency_s")]
         names = ["val_accuracy", *columns[:1], "train_latency_s", *others]
@@ -121,7 +130,7 @@ class Confirmation:
             ]
             for row in rows
         ]
-        on_front = sum(not row["fell_off"] for row in rows)
+        on_front = sum(not row["is_below"] for row in rows)
         counts = [str(count) for count in sorted({*self.frame["seeds"]})] or ["no"]
         seeds = " to ".join(dict.fromkeys([counts[0], counts[-1]]))
         return terminal_table(
@@ -131,6 +140,54 @@ class Confirmation:
             styles={number: "dim" for number in range(on_front, len(rows))},
             rules={on_front},
         )
+
+    def certainty(self, trial: str) -> float:
+        """Return the probability that a recipe is right: within ``search.tolerance`` of the best, and none cheaper is.
+
+        "None cheaper is" allows for half the tolerance, from which on the recommendation calls recipes equal: what is
+        between the two is right either way. NaN where no score is an objective.
+        """
+        found = self._worth()
+        if found is None or trial not in found[0]:
+            return math.nan
+        trials, lacking = found
+        place, tolerance = trials.index(trial), self.result.space.search.tolerance
+        is_right = (lacking[:, place] <= tolerance) & (lacking[:, :place] > tolerance / 2).all(axis=1)
+        return float(is_right.mean())
+
+    def contenders(self, chance: float) -> set[str]:
+        """Return the recipes that are the best one, or the cheapest so near it, with at least half of a probability."""
+        found = self._worth()
+        if found is None:
+            return set(self.frame["trial"])
+        trials, lacking = found
+        answer = (lacking <= self.result.space.search.tolerance / 2).argmax(axis=1)
+        counts = [np.bincount(places, minlength=len(trials)) for places in (answer, lacking.argmin(axis=1))]
+        likely = np.maximum(*counts) >= chance / 2 * len(lacking)
+        return {trial for trial, is_likely in zip(trials, likely, strict=True) if is_likely}
+
+    def _worth(self) -> tuple[list[str], Floats] | None:
+        """Return the recipes, the cheapest first, and draws of what each lacks of the best, (DRAWS, recipes)."""
+        name = next((name for name in self.objectives if name in self.truth), None)
+        rows = self.frame[self.frame["diverged"] == 0] if name else self.frame.iloc[:0]
+        for metric, constraint in self.result.constraints.items():
+            if metric in rows:
+                rows = rows[[constraint.holds(mean) for mean in rows[metric]]]
+        if name is None or rows.empty:
+            return None
+        cost = next((c for c in self.objectives if find_metric(c).unit in COST_UNITS), None)
+        ordered = rows if cost is None else rows.sort_values(cost, kind="stable")
+        drawn = self.truth[name][:, ordered.index.to_numpy()]
+        return list(ordered["trial"]), drawn.max(axis=1, keepdims=True) - drawn
+
+    @property
+    def members(self) -> list[str]:
+        """The rows that did not fall off and whose means keep the constraints and no other's dominate."""
+        rows = self.frame[(self.frame["diverged"] < self.frame["seeds"]) & ~self.frame["fell_off"]]
+        for name, constraint in self.result.constraints.items():
+            if name in rows:  # else no seed changes it
+                rows = rows[[constraint.holds(mean) for mean in rows[name]]]
+        return list(pareto_front(rows, self.objectives)["trial"])
 
     def _name(self, row: Mapping[Any, Any]) -> str:
         fell = row["fell_off"] and row["trial"] in set(self.result.searched_front["trial"])
@@ -161,7 +218,7 @@ def confirmation(result: Result) -> Confirmation | None:
     if not events:
         return None
     counted = counted_trainings(events)
-    device = _device(next(reversed(counted.values()))) if counted else None
+    device, images = _kind(events[-1])
     by_trial: dict[str, list[Event]] = {}
     for (trial, _), event in counted.items():
         by_trial.setdefault(trial, []).append(event)
@@ -174,13 +231,19 @@ def confirmation(result: Result) -> Confirmation | None:
     scores = {name: _estimate_score(trainings, name) for name in scored}
     accuracies = scores["val_accuracy"]
     latencies = estimate([_finished(own, "train_latency_s") for own in trainings], relative=True)
-    frame = _frame(result, kept, trainings, scores, latencies)
+    runs = {
+        trial: {int(event["seed"]): Judged.read(event) for event in own if not _has_diverged(event)}
+        for trial, own in by_trial.items()
+    }
+    own_runs = {record.trial: runs[record.trial] for record in kept}
+    truth = {name: _draw_scores(result, own_runs, name) for name in dict.fromkeys(["val_accuracy", *named])}
+    frame = _frame(result, kept, trainings, scores, latencies, truth)
     notes = [
         *_divergence_notes(frame),
         *_constraint_notes(frame, result),
-        *_spread_notes(frame, accuracies, latencies),
+        *_spread_notes(frame, accuracies, latencies, images),
         *_missing_notes(frame, wanted),
-        *_device_notes(events, counted, device, kept),
+        *_device_notes(events, (device, images), kept),
         *disturbed_note(frame["trial"][(frame["disturbed"] > 0) | (frame["search_disturbed"] > 0)]),
     ]
     missing = [record for record in wanted if record.trial not in by_trial]
@@ -190,26 +253,27 @@ def confirmation(result: Result) -> Confirmation | None:
         frame=frame,
         notes=tuple(notes),
         device=device,
-        runs={
-            trial: {int(event["seed"]): Judged.read(event) for event in own if not _has_diverged(event)}
-            for trial, own in by_trial.items()
-        },
+        runs=runs,
         missing=tuple(record.trial for record in missing),
         interrupted=any((record.ended_time or math.inf) <= last for record in missing),
+        truth=truth,
     )
 
 
-def counted_trainings(events: Iterable[Event], device: str | None = None) -> dict[tuple[str, int], Event]:
+Kind = tuple[str | None, str | None]  # the device that a training run was on, and FRESH or None
+
+
+def counted_trainings(events: Iterable[Event], kind: Kind | None = None) -> dict[tuple[str, int], Event]:
     """Return the ``confirmed`` events that count by (trial, seed), in the order in which they were written.
 
-    Of several the latest counts. Seconds of different devices cannot be compared, so only one device's count: those of
-    ``device``, by default of the one that trained last.
+    Of several the latest counts. Seconds of different devices cannot be compared, nor accuracies on the search's images
+    with those on fresh ones, so only those of one kind count, by default of the kind that was trained last.
     """
     confirmed = list(events)
-    device = _device(confirmed[-1]) if device is None and confirmed else device
+    kind = _kind(confirmed[-1]) if kind is None and confirmed else kind
     counted: dict[tuple[str, int], Event] = {}
     for event in confirmed:
-        if _device(event) == device:
+        if _kind(event) == kind:
             key = (str(event["trial"]), int(event["seed"]))
             counted.pop(key, None)
             counted[key] = event
@@ -222,6 +286,7 @@ def _frame(
     trainings: Sequence[Sequence[Event]],
     scores: Mapping[str, Estimate],
     latencies: Estimate,
+    truth: Mapping[str, Floats],
 ) -> pd.DataFrame:
     seeds = np.array([len(own) for own in trainings], dtype=np.int64)
     diverged = np.array([sum(_has_diverged(event) for event in own) for own in trainings], dtype=np.int64)
@@ -245,16 +310,56 @@ def _frame(
     for name, found in scores.items():
         values |= {name: found.means, f"{name}_std": found.deviations, f"{name}_se": found.errors}
     finished = 1.0 - diverged / np.maximum(seeds, 1)
-    estimates = {**scores, "train_latency_s": latencies}
     bounds = result.constraints
     known = {name: _searched(records, name) for name in bounds} | values
-    values["p_front"] = front_probabilities(known, objectives, bounds, estimates, finished)
-    takes_part = (finished > 0) & keeps(known, bounds, (1, len(records)))
-    means = costs_of(values, objectives, (1, len(records)))
-    values["fell_off"] = ~takes_part[0] | dominated_by(means, takes_part)[0]
+    drawn = {**truth, "train_latency_s": latencies.draw(np.random.default_rng(1))}
+    values["p_front"] = p_front = front_probabilities(known, objectives, bounds, drawn, finished)
+    values["fell_off"] = p_front < FELL_OFF
+    values["undecided"] = (p_front >= FELL_OFF) & (p_front < CERTAIN)
     place = _COLUMNS.index("search_val_accuracy")
     extra = [*(f"{name}{ending}" for name in others for ending in ("", "_std", "_se")), *exact]
     return pd.DataFrame(values, columns=[*_COLUMNS[:place], *extra, *_COLUMNS[place:]])
+
+
+def _draw_scores(result: Result, runs: Mapping[str, Runs], name: str) -> Floats:
+    """Return draws of the confirmed rows' true figures, (DRAWS, rows).
+
+    What the search found takes part, of the confirmed rows as of those near them: that the luckiest of many were
+    confirmed is then part of what is known, and biases nothing.
+    """
+    searched = [*(trial for trial, own in runs.items() if own), *_near(result, runs, name)]
+    rows: dict[str, dict[int | None, Judged]] = {}
+    for trial in searched:
+        own: dict[int | None, Judged] = {None: Judged.of(result.records[trial])}
+        own.update(runs.get(trial, {}).items())
+        if known := {seed: run for seed, run in own.items() if math.isfinite(metric_value(run.metrics, name))}:
+            rows[trial] = known
+    seeds = list(dict.fromkeys(seed for own in rows.values() for seed in own))
+    figures = [
+        [metric_value(own[seed].metrics, name) if seed in own else math.nan for seed in seeds] for own in rows.values()
+    ]
+    found = np.full((DRAWS, len(runs)), math.nan)
+    if rows:
+        images = image_covariance([list(own.values()) for own in rows.values()], name, result.state.held_out)
+        costs = [metric_value(result.records[trial].metrics, "train_latency_s") for trial in rows]
+        drawn = draw_truth(np.array(figures), images, np.nan_to_num(costs, nan=1.0))
+        places = list(rows)
+        for column, trial in enumerate(runs):
+            if trial in rows:
+                found[:, column] = drawn[:, places.index(trial)]
+    return found
+
+
+def _near(result: Result, confirmed: Mapping[str, Runs], name: str) -> list[str]:
+    """Return the search's other recipes that are not much worse than the best, evenly over their costs."""
+    frame = result.candidates
+    if name not in frame:
+        return []
+    near = frame[(frame[name] >= frame[name].max() - NEAR) & ~frame["trial"].isin(list(confirmed))]
+    near = near.sort_values("train_latency_s", kind="stable")
+    most = max(0, MOST_ROWS - len(confirmed))
+    places = np.unique(np.linspace(0, len(near) - 1, min(most, len(near))).astype(int))
+    return [str(trial) for trial in near["trial"].iloc[places]]
 
 
 def _estimate_score(trainings: Sequence[Sequence[Event]], name: str) -> Estimate:
@@ -291,7 +396,7 @@ def _constraint_notes(frame: pd.DataFrame, result: Result) -> Iterator[str]:
             yield f"{name} {constraint.to_yaml()} does not hold on fresh seeds: {', '.join(broken)}"
 
 
-def _spread_notes(frame: pd.DataFrame, accuracies: Estimate, latencies: Estimate) -> Iterator[str]:
+def _spread_notes(frame: pd.DataFrame, accuracies: Estimate, latencies: Estimate, images: str | None) -> Iterator[str]:
     """Yield what ± is, and what is not in it."""
     points = 100 * frame["val_sampling_se"].mean()
     if math.isnan(points):
@@ -309,6 +414,9 @@ def _spread_notes(frame: pd.DataFrame, accuracies: Estimate, latencies: Estimate
             f"{100 * accuracies.pooled:.2g} points of accuracy, {100 * latencies.pooled:.2g} % of the training time "
             f"({accuracies.pooled_degrees} degree{'s' * (accuracies.pooled_degrees > 1)} of freedom)"
         )
+    if images == FRESH:
+        yield "every seed had labelled and validation images of its own: ± holds what the choice of images adds, too"
+        return
     yield (
         f"± of accuracies holds the images' sampling error too, about {points:.1f} points of one run, which all rows "
         "share: differences between rows are more certain than it"
@@ -327,24 +435,27 @@ def _missing_notes(frame: pd.DataFrame, asked: Sequence[TrialRecord]) -> Iterato
         yield f"not every seed is in: {', '.join(each)} of {most}"
 
 
-def _device_notes(
-    events: Sequence[Event],
-    counted: Mapping[tuple[str, int], Event],
-    device: str | None,
-    records: Sequence[TrialRecord],
-) -> Iterator[str]:
+def _device_notes(events: Sequence[Event], kind: Kind, records: Sequence[TrialRecord]) -> Iterator[str]:
+    device, images = kind
     others = Counter(_device(event) for event in events if _device(event) != device)
     if others:
         named = ", ".join(f"{count} on {other}" for other, count in others.items())
         yield f"of the training runs on {device} alone; left out: {named}"
+    if unlike := sum(event.get("images") != images for event in events if _device(event) == device):
+        others_images = "the search's" if images == FRESH else "fresh"
+        yield f"left out: {unlike} training runs on {others_images} images"
     searched = {record.metrics.get("device") for record in records} - {None, device}
-    if counted and searched:
+    if searched:
         yield f"confirmed on {device}; the search's seconds are of {', '.join(sorted(map(str, searched)))}"
 
 
 def _device(event: Event) -> str | None:
     device = (event.get("metrics") or {}).get("device")
     return None if device is None else str(device)
+
+
+def _kind(event: Event) -> Kind:
+    return _device(event), event.get("images")
 
 
 def _has_diverged(event: Event) -> bool:

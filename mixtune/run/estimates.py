@@ -6,12 +6,11 @@ own mean, summed and divided by the sum of all n - 1, which are its degrees of f
 each row's mean, because a long training varies by more seconds than a short one. A row with more training runs has its
 own standard deviation.
 
-``p_front`` comes from ``DRAWS`` draws with a fixed seed. In each, every mean is moved by its standard error times a
-draw of Student's t with the standard deviation's degrees of freedom (the rows that share a standard deviation share its
-chi-square), other objectives stay as the search found them, and rows take part with the share of their seeds that did
-not diverge, where they keep the search's constraints. ``p_front`` is how often a row takes part and no other dominates
-it. Rows are drawn independently of each other: that they have their seeds in common makes differences more certain than
-this assumes, if anything.
+``p_front`` comes from ``DRAWS`` draws with a fixed seed. In each, scores are drawn from their posterior
+(mixtune.run.posterior); seconds are their means, moved by their standard errors times a draw of Student's t with the
+standard deviation's degrees of freedom (the rows that share a standard deviation share its chi-square); other
+objectives stay as the search found them; and rows take part with the share of their seeds that did not diverge, where
+they keep the search's constraints. ``p_front`` is how often a row takes part and no other dominates it.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 FEW_SEEDS = 10  # below, a row's own standard deviation is too uncertain: by a quarter with 9
-DRAWS = 10_000
+DRAWS = 4_000
 
 
 @dataclass(frozen=True)
@@ -89,13 +88,15 @@ def front_probabilities(
     values: Mapping[str, Any],
     objectives: Mapping[str, str],
     bounds: Mapping[str, Constraint],
-    estimates: Mapping[str, Estimate],
+    drawn: Mapping[str, Floats],
     finished: Floats,
 ) -> Floats:
-    """Return, (rows,), how often each row takes part and is not dominated; finished: shares of its seeds."""
+    """Return, (rows,), how often each row takes part and is not dominated.
+
+    drawn: of what the seeds decide, (DRAWS, rows); finished: the shares of a row's seeds that did not diverge.
+    """
     rng = np.random.default_rng(0)
     shape = DRAWS, len(finished)
-    drawn = {name: estimate.draw(rng) for name, estimate in estimates.items()}
     values = {**values, **drawn}
     takes_part = (rng.random(shape) < finished) & keeps(values, bounds, shape)
     on_front = takes_part & ~dominated_by(costs_of(values, objectives, shape), takes_part)

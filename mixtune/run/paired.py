@@ -121,6 +121,8 @@ def paired_error(differences: Floats) -> float:
 
 def mean_error(runs: Sequence[Judged], metric: str, held_out: Mapping[str, HeldOut]) -> float:
     """Return the images' standard error of a row's mean over its seeds; the seeds' own is not in it."""
+    if _have_own_images(runs):
+        return 0.0  # the spread over seeds holds it
     if metric != "val_accuracy" or not all(_is_known(run, held_out) for run in runs):
         return float(np.mean([metric_value(run.metrics, f"{metric}_se") for run in runs]))
     errors = []
@@ -130,12 +132,55 @@ def mean_error(runs: Sequence[Judged], metric: str, held_out: Mapping[str, HeldO
     return math.hypot(*errors) / len(errors)
 
 
+def image_covariance(rows: Sequence[Sequence[Judged]], metric: str, held_out: Mapping[str, HeldOut]) -> Floats:
+    """Return the covariance, (rows, rows), of what the images at hand add to the rows' figures, over all seeds.
+
+    Of accuracy it is that of the mean classifications over images, less what seeds alone make it (of a row with one
+    training run as much as of the others). Another score's standard errors are taken to be correlated like accuracies;
+    where the ledger does not hold what was predicted, they are taken to be independent. It is 0 where each seed has
+    images of its own: what these add is in the spread over seeds. Rows have at least one training run each.
+    """
+    runs = [run for own in rows for run in own]
+    errors = np.array([np.mean([metric_value(run.metrics, f"{metric}_se") for run in own]) for own in rows])
+    errors = np.nan_to_num(errors)  # not every figure has one
+    if _have_own_images(runs):
+        return np.zeros((len(rows), len(rows)))
+    if not all(_is_known(run, held_out) for run in runs):
+        return np.diag(errors**2)
+    tasks = list(held_out[str(runs[0].validation)].classes)
+    found = sum(_task_covariance(rows, task, held_out) for task in tasks) / len(tasks) ** 2
+    if metric == "val_accuracy":
+        return np.asarray(found)
+    scale = errors / np.sqrt(np.maximum(np.diag(found), 1e-12))
+    return np.asarray(found * np.outer(scale, scale))
+
+
+def _task_covariance(rows: Sequence[Sequence[Judged]], task: str, held_out: Mapping[str, HeldOut]) -> Floats:
+    right = [np.array([_right(run, task, held_out) for run in own]) for own in rows]  # (runs, images) each
+    runs, images = np.array([len(own) for own in right]), right[0].shape[1]
+    within = np.array([own.var(axis=0, ddof=1).mean() if len(own) > 1 else math.nan for own in right])
+    if np.isfinite(within).any():
+        within = np.where(np.isnan(within), np.nanmedian(within), within)
+    else:
+        within = np.zeros(len(rows))
+    found = np.atleast_2d(np.cov([own.mean(axis=0) for own in right])) / images - np.diag(within / runs / images)
+    values, vectors = np.linalg.eigh(found)
+    return np.asarray((vectors * np.maximum(values, 0.0)) @ vectors.T)
+
+
 def _gap(one: Judged, other: Judged, metric: str) -> float:
     return metric_value(one.metrics, metric) - metric_value(other.metrics, metric)
 
 
+def _have_own_images(runs: Sequence[Judged]) -> bool:
+    """Return whether each seed of a recipe was judged on images of its own."""
+    return len({run.validation for run in runs} - {None}) > 1
+
+
 def _image_variance(pairs: Sequence[tuple[Judged, Judged]], metric: str, held_out: Mapping[str, HeldOut]) -> float:
     runs = [run for pair in pairs for run in pair]
+    if _have_own_images(runs) and all(one.validation == other.validation for one, other in pairs):
+        return 0.0  # the spread of the differences over seeds holds it
     if len({run.validation for run in runs}) > 1 or not all(_is_known(run, held_out) for run in runs):
         either = [sum(metric_value(run.metrics, f"{metric}_se") ** 2 for run in pair) for pair in pairs]
         return float(np.mean(either))

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from mixtune.metrics import METHODS, find_metric, metric_value, setting, significant
+from mixtune.metrics import COST_UNITS, METHODS, find_metric, metric_value, setting, significant
 from mixtune.run.paired import WITH_ERRORS, Difference, Judged, Runs, compare_with, images_needed
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 POINT = 0.01  # of accuracy
 SLACK = 1e-12  # of a comparison: what is equal but for rounding is equal
-COST_UNITS = ("s", "ms", "FLOP")
 BASELINES = {
     "sl": "supervised training alone (sl)",
     "sl_same_time": "supervised training alone for the same time (sl_same_time)",
@@ -44,7 +43,8 @@ class Recommendation:
 
     trial: its id, a baseline's name, None where nothing can be recommended; why: the rule in a few words; confirmed:
     whether fresh seeds decided, seeds: how many of the recommended recipe (1: the search's own); margin: what counts as
-    no worse than the most accurate, in its unit, None without an error; gain: over ``over``, the most accurate other
+    no worse than the most accurate, in its unit, None without an error; certainty: the probability that it is right, by
+    fresh seeds (``Confirmation.certainty``), None before these; gain: over ``over``, the most accurate other
     baseline, None without one; most_accurate, cheapest: of the front. sentence: all of it; next: the command to type,
     None where there is none; notes: what else a reader should know, a line each.
     """
@@ -56,6 +56,7 @@ class Recommendation:
     sentence: str
     next: str | None = None
     margin: float | None = None
+    certainty: float | None = None
     gain: Difference | None = None
     over: str | None = None
     most_accurate: str | None = None
@@ -186,12 +187,16 @@ def _describe(
     if gain is not None and over is not None:
         is_any_shown = any(each.mean > 0 and each.is_shown for each in gains.values())
         said.append(_describe_gain(result, trial, gain, over, cost, is_any_shown))
+    certainty = None if confirmed is None else confirmed.certainty(trial)
+    certainty = None if certainty is None or math.isnan(certainty) else certainty
     name, following = shlex.quote(str(result.directory)), f"mixtune confirm {shlex.quote(str(result.directory))}"
     if confirmed is None:
         said.append("One seed, with which about a point can be luck; not confirmed.")
     else:
         seeds = len(confirmed.runs[trial])
-        said.append(f"Confirmed with {seeds} fresh {'seed' if seeds == 1 else 'seeds'}.")
+        said.append(
+            f"Confirmed with {seeds} fresh {'seed' if seeds == 1 else 'seeds'}{_say_certain(result, certainty)}."
+        )
         following = following if confirmed.missing else f"mixtune export {name}"
     what = {"most accurate": most_accurate, "cheapest on the front": cheapest}
     return Recommendation(
@@ -202,6 +207,7 @@ def _describe(
         sentence=" ".join(said),
         next=following,
         margin=found.margin,
+        certainty=certainty,
         gain=gain,
         over=over,
         most_accurate=most_accurate,
@@ -211,6 +217,14 @@ def _describe(
         ),
         notes=tuple(_notes(result)),
     )
+
+
+def _say_certain(result: Result, certainty: float | None) -> str:
+    if certainty is None:
+        return ""
+    points = f"{100 * result.space.search.tolerance:g}"
+    near = f"within {points} {'point' if points == '1' else 'points'} of the best, and nothing cheaper that near"
+    return f": {near}, with a probability of {100 * certainty:.0f} %"
 
 
 def _nothing(result: Result) -> Recommendation:
@@ -275,6 +289,8 @@ def _notes(result: Result) -> list[str]:
         notes.append(f"fresh seeds do not decide before {', '.join(found.missing)} are trained with them, too")
     elif found is not None and found.missing:
         notes.append(f"joined the front since, not confirmed yet: {', '.join(found.missing)}")
+    if undecided := result.undecided:
+        notes.append(f"undecided whether on the front: {', '.join(undecided)}")
     if fallen := result.fallen:
         notes.append(f"fell off the front on fresh seeds: {', '.join(fallen)}")
     return notes

@@ -300,13 +300,25 @@ class Result:
         finished = found.frame[found.frame["diverged"] < found.frame["seeds"]]
         return found if np.isfinite(front.costs(finished, self.objectives)).all() else None
 
+    def with_first_seeds(self, count: int) -> Result:
+        """Return the same run as it was when the first so many fresh seeds were trained."""
+        seeds = sorted({int(event["seed"]) for event in self.state.confirmed})[:count]
+        confirmed = [event for event in self.state.confirmed if event["seed"] in seeds]
+        return dataclasses.replace(self, state=dataclasses.replace(self.state, confirmed=confirmed))
+
     @cached_property
     def fallen(self) -> list[str]:
-        """The recipes of the search's front that fresh seeds took off it."""
+        """The recipes of the search's front that fresh seeds took off it: on it with less than 5 % probability."""
         if self.confirmed is None:
             return []
-        now = set(self._front["trial"])
-        return [t for t in self.searched_front["trial"] if t not in now and t not in self.confirmed.missing]
+        fell_off = self.confirmed.frame["trial"][self.confirmed.frame["fell_off"]]
+        return [trial for trial in self.searched_front["trial"] if trial in set(fell_off)]
+
+    @cached_property
+    def undecided(self) -> list[str]:
+        """The confirmed recipes of which fresh seeds do not say whether they are on the front."""
+        frame = None if self.confirmed is None else self.confirmed.frame
+        return [] if frame is None else [str(trial) for trial in frame["trial"][frame["undecided"]]]
 
     @cached_property
     def rows(self) -> pd.DataFrame:

@@ -34,13 +34,14 @@ def around(accuracy: float, seconds: float, by: float = 0.01, seeds: int = 4) ->
     return [(accuracy + sign * by, seconds * (1 + sign * by)) for sign in signs]
 
 
-def add(directory: Path, trial: str, trainings: Sequence[Pair], device: str = "CPU") -> None:
+def add(directory: Path, trial: str, trainings: Sequence[Pair], device: str = "CPU", error: float = 0.016) -> None:
+    """Note training runs; error: of the images, which without predictions are taken to be independent."""
     ledger = Ledger(directory / "ledger.jsonl")
     for seed, (accuracy, seconds) in enumerate(trainings, start=1):
         if math.isnan(accuracy):
             ledger.append("confirmed", trial=trial, seed=seed, reason="the loss is nan", metrics={"device": device})
             continue
-        metrics = {"val_accuracy": accuracy, "val_accuracy_se": 0.016, "train_latency_s": seconds, "device": device}
+        metrics = {"val_accuracy": accuracy, "val_accuracy_se": error, "train_latency_s": seconds, "device": device}
         metrics |= {"test_accuracy": 1.0 - accuracy, "test_accuracy_se": 0.02}  # decides nothing
         ledger.append("confirmed", trial=trial, seed=seed, metrics=metrics)
 
@@ -85,28 +86,30 @@ def test_means_deviations_and_pooled_errors_are_those_by_hand(make_run: MakeRun)
     assert list(frame["search_train_latency_s"]) == [10.0, 20.0, 5.0]
 
 
-def test_the_probability_of_the_better_of_two_is_students_and_the_same_each_time(make_run: MakeRun) -> None:
+def test_the_better_of_two_is_the_likelier_and_as_likely_each_time(make_run: MakeRun) -> None:
+    """Less so than by Student's t: that most recipes are alike is known before."""
     directory = make_run(FOUND[:1], BASELINE, objectives={"val_accuracy": "max"})
-    add(directory, "t0001", around(0.910, 10.0))
-    add(directory, "sl", around(0.900, 5.0))
+    add(directory, "t0001", around(0.910, 10.0), error=0.001)
+    add(directory, "sl", around(0.900, 5.0), error=0.001)
     confirmed = read(directory)
     deviation = 0.01 * math.sqrt(8 / 6)  # eight squares of 0.01 over 3 + 3 degrees of freedom
     expected = student.cdf(0.010 / (deviation * math.sqrt(2 / 4)), 6)
-    assert 0.8 < expected < 0.95
-    assert list(confirmed.frame["p_front"]) == pytest.approx([expected, 1 - expected], abs=0.01)
+    better, worse = confirmed.frame["p_front"]
+    assert 0.6 < better < expected
+    assert better + worse == pytest.approx(1.0)
     assert read(directory).to_json_dict() == confirmed.to_json_dict()
     assert confirmed.objectives == {"val_accuracy": "max"}
 
 
 def test_members_far_apart_are_certain_and_equal_ones_have_about_the_same_chance(make_run: MakeRun) -> None:
     directory = make_run(FOUND, BASELINE)
-    add(directory, "t0001", around(0.95, 10.0))
-    add(directory, "t0002", around(0.70, 20.0))
-    add(directory, "sl", around(0.60, 5.0))
+    for trial, figures in (("t0001", (0.95, 10.0)), ("t0002", (0.70, 20.0)), ("sl", (0.60, 5.0))):
+        add(directory, trial, around(*figures), error=0.001)
     frame = read(directory).frame
     assert list(frame["trial"]) == ["sl", "t0001", "t0002"]
-    assert list(frame["p_front"]) == [1.0, 1.0, 0.0]
+    assert list(frame["p_front"]) == pytest.approx([1.0, 1.0, 0.0], abs=0.02)
     assert list(frame["fell_off"]) == [False, False, True]
+    assert not frame["undecided"].any()
 
     equal = make_run([FOUND[0]] * 2, name="equal")
     for trial in ("t0001", "t0002"):
@@ -115,18 +118,21 @@ def test_members_far_apart_are_certain_and_equal_ones_have_about_the_same_chance
     assert frame["p_front"][0] == pytest.approx(frame["p_front"][1], abs=0.02)
     assert 0.7 < frame["p_front"][0] < 0.8  # one of four quadrants is lost
     assert not frame["fell_off"].any()
+    assert frame["undecided"].all()
     assert list(read(equal, {"train_flops": "min"}).frame["p_front"]) == [1.0, 1.0]  # exact, and neither dominates
 
 
 def test_a_baseline_can_push_a_member_off_and_what_was_confirmed_stays(make_run: MakeRun) -> None:
     """Also a trial that the search's figures of one seed have dominated since."""
     dominated = {**FOUND[1], "train_latency_s": 21.0}
-    directory = make_run([*FOUND, dominated], dict.fromkeys(("sl", "ssl_sl"), BASELINE["sl"]))
+    directory = make_run(
+        [FOUND[0] | {"val_accuracy": 0.81}, FOUND[1], dominated], dict.fromkeys(("sl", "ssl_sl"), BASELINE["sl"])
+    )
     assert load(directory).confirmation is None
-    for trial, accuracy, seconds in (("t0001", 0.80, 10.0), ("t0002", 0.95, 20.0), ("t0003", 0.99, 25.0)):
-        add(directory, trial, around(accuracy, seconds))
-    add(directory, "sl", around(0.90, 5.0))
-    add(directory, "ssl_sl", around(0.80, 6.0))
+    for trial, accuracy, seconds in (("t0001", 0.70, 10.0), ("t0002", 0.95, 20.0), ("t0003", 0.99, 25.0)):
+        add(directory, trial, around(accuracy, seconds), error=0.001)
+    add(directory, "sl", around(0.90, 5.0), error=0.001)
+    add(directory, "ssl_sl", around(0.80, 6.0), error=0.001)
     confirmed = read(directory)
     assert list(confirmed.frame["trial"]) == ["sl", "ssl_sl", "t0001", "t0002", "t0003"]
     assert list(confirmed.frame["fell_off"]) == [False, True, True, False, False]
@@ -135,8 +141,8 @@ def test_a_baseline_can_push_a_member_off_and_what_was_confirmed_stays(make_run:
 
 def test_every_set_of_objectives_has_its_front(make_run: MakeRun) -> None:
     directory = make_run(FOUND)
-    add(directory, "t0001", around(0.90, 10.0))
-    add(directory, "t0002", around(0.95, 20.0, by=0.005))
+    add(directory, "t0001", around(0.80, 10.0), error=0.001)
+    add(directory, "t0002", around(0.95, 20.0, by=0.005), error=0.001)
     modes = {"val_accuracy": "max", "train_latency_s": "min", "train_flops": "min"}
     for names, on_front in (
         (["val_accuracy"], {"t0002": 1.0}),
@@ -147,15 +153,15 @@ def test_every_set_of_objectives_has_its_front(make_run: MakeRun) -> None:
     ):
         confirmed = read(directory, {name: modes[name] for name in names})
         found = dict(zip(confirmed.frame["trial"], confirmed.frame["p_front"], strict=True))
-        assert {trial: p for trial, p in found.items() if p} == pytest.approx(on_front, abs=0.02), names
+        assert {trial: p for trial, p in found.items() if p > 0.05} == pytest.approx(on_front, abs=0.05), names
         assert ("train_flops" in confirmed.frame) == ("train_flops" in names)
         assert any("FLOP" in line for line in printed(confirmed)) == ("train_flops" in names)
 
 
 def test_a_diverged_training_counts_as_off_the_front_and_is_told(make_run: MakeRun) -> None:
     directory = make_run(FOUND)
-    add(directory, "t0001", around(0.90, 10.0))
-    add(directory, "t0002", [*around(0.95, 20.0, by=0.001)[:3], (NAN, NAN)])
+    add(directory, "t0001", around(0.80, 10.0), error=0.001)
+    add(directory, "t0002", [*around(0.95, 20.0, by=0.001)[:3], (NAN, NAN)], error=0.001)
     confirmed = read(directory)
     row = confirmed.frame.iloc[1]
     assert (row["seeds"], row["diverged"]) == (4, 1)
@@ -177,17 +183,17 @@ def test_a_member_that_breaks_a_constraint_on_fresh_seeds_fell_off_and_beats_nob
     add(directory, "t0002", around(0.95, 30.0))
     confirmed = read(directory)
     (row,) = confirmed.frame.to_dict("records")
-    assert (row["trial"], row["fell_off"], row["p_front"]) == ("t0002", True, 0.0)
+    assert (row["trial"], row["fell_off"], row["p_front"] < 0.01) == ("t0002", True, True)
     assert "train_latency_s <= 25 does not hold on fresh seeds: t0002" in confirmed.notes
 
     bounded = make_run(FOUND, BASELINE, constraints={"train_latency_s": "<= 20"}, name="bounded")
-    add(bounded, "t0001", around(0.90, 10.0))
-    add(bounded, "t0002", around(0.95, 20.0))  # half of its mean's draws are above
+    add(bounded, "t0001", around(0.80, 10.0), error=0.001)
+    add(bounded, "t0002", around(0.95, 20.0), error=0.001)  # half of its mean's draws are above
     add(bounded, "sl", [(0.99, 30.0)] * 4)  # the best, and forbidden
     frame = read(bounded).frame.set_index("trial")
     assert not frame.loc["t0001", "fell_off"]
     assert frame.loc["t0001", "p_front"] == 1.0
-    assert frame.loc["t0002", "p_front"] == pytest.approx(0.5, abs=0.02)
+    assert frame.loc["t0002", "p_front"] == pytest.approx(0.5, abs=0.03)
     assert frame.loc["sl", "p_front"] == 0.0
 
 
@@ -199,8 +205,8 @@ def test_one_seed_takes_the_binomial_error_and_says_so(make_run: MakeRun) -> Non
     assert list(confirmed.frame["val_accuracy_se"]) == [0.016] * 2
     assert confirmed.frame["val_accuracy_std"].isna().all()
     assert list(confirmed.frame["train_latency_se_s"]) == [0.0] * 2
-    # better by one binomial error: the normal distribution at 1 / sqrt(2)
-    assert list(confirmed.frame["p_front"]) == pytest.approx([1.0, 0.760], abs=0.015)
+    # better by one binomial error, for which the normal distribution at 1 / sqrt(2) has 0.76, and the search by more
+    assert list(confirmed.frame["p_front"]) == pytest.approx([1.0, 0.76], abs=0.05)
     assert confirmed.notes == (
         "one seed has no spread: ± is the binomial standard error of the images, 1.6 points of validation images, and "
         "training times are taken as exact; more --seeds tell more",

@@ -159,9 +159,9 @@ def test_after_fresh_seeds_these_decide_everywhere(make_judged: Any) -> None:
     directory = make_judged({"sl": (range(200), 5.0), "t0001": (range(50), 10.0), "t0002": (range(20), 20.0)})
     assert chosen(directory) == "t0002"
     seeds = {
-        "sl": ([range(200), range(205)], 5.0),
-        "t0001": ([range(40), range(44)], 10.0),
-        "t0002": ([range(90), range(94)], 21.0),
+        "sl": ([range(200), range(205), range(203)], 5.0),
+        "t0001": ([range(40), range(44), range(42)], 10.0),
+        "t0002": ([range(120), range(124), range(122)], 21.0),
     }
     confirm(directory, dict(list(seeds.items())[:2]))
     halfway = load(directory)  # an interrupted confirm: nothing is compared that is not judged alike
@@ -170,14 +170,18 @@ def test_after_fresh_seeds_these_decide_everywhere(make_judged: Any) -> None:
     confirm(directory, dict(list(seeds.items())[2:]))
     result = load(directory)
     found = result.recommendation()
-    assert (found.trial, found.confirmed, found.seeds, result.fallen) == ("t0001", True, 2, ["t0002"])
+    assert (found.trial, found.confirmed, found.seeds, result.fallen) == ("t0001", True, 3, ["t0002"])
     assert list(result.pareto_front()["trial"]) == ["sl", "t0001"]
     assert result.rows.set_index("trial")["val_accuracy"]["t0001"] == pytest.approx(0.958)
     assert result.best("val_accuracy")["trial"] == "t0001"
     document = result.to_json_dict()
     assert (document["recommended"]["trial"], document["knee"]) == ("t0001", "t0001")
     assert [member["trial"] for member in document["front"]] == ["sl", "t0001"]
-    assert "Confirmed with 2 fresh seeds." in found.sentence
+    assert found.certainty is not None
+    assert 0.9 < found.certainty < 1
+    certain = f"{100 * found.certainty:.0f} %"
+    near = "within 1 point of the best, and nothing cheaper that near"
+    assert f"Confirmed with 3 fresh seeds: {near}, with a probability of {certain}." in found.sentence
     assert found.lines()[-1] == f"next: mixtune export {directory}"
     assert "fell off the front on fresh seeds: t0002" in found.lines()
 
