@@ -31,7 +31,7 @@ from mixtune.run.frames import csv_text, plain
 from mixtune.run.front import pareto_front
 from mixtune.run.ledger import TrialRecord
 from mixtune.run.paired import Judged, Runs, image_covariance
-from mixtune.run.posterior import draw_truth
+from mixtune.run.posterior import certainty, contenders, draw_truth
 
 if TYPE_CHECKING:
     from mixtune.run.result import Result
@@ -142,28 +142,20 @@ class Confirmation:
         )
 
     def certainty(self, trial: str) -> float:
-        """Return the probability that a recipe is right: within ``search.tolerance`` of the best, and none cheaper is.
-
-        "None cheaper is" allows for half the tolerance, from which on the recommendation calls recipes equal: what is
-        between the two is right either way. NaN where no score is an objective.
-        """
+        """Return how probably a recipe is the right one (mixtune.run.posterior), NaN where no score is an objective."""
         found = self._worth()
         if found is None or trial not in found[0]:
             return math.nan
         trials, lacking = found
-        place, tolerance = trials.index(trial), self.result.space.search.tolerance
-        is_right = (lacking[:, place] <= tolerance) & (lacking[:, :place] > tolerance / 2).all(axis=1)
-        return float(is_right.mean())
+        return certainty(lacking, trials.index(trial), self.result.space.search.tolerance)
 
     def contenders(self, chance: float) -> set[str]:
-        """Return the recipes that are the best one, or the cheapest so near it, with at least half of a probability."""
+        """Return the recipes that may be the right one (mixtune.run.posterior); all where no score is an objective."""
         found = self._worth()
         if found is None:
             return set(self.frame["trial"])
         trials, lacking = found
-        answer = (lacking <= self.result.space.search.tolerance / 2).argmax(axis=1)
-        counts = [np.bincount(places, minlength=len(trials)) for places in (answer, lacking.argmin(axis=1))]
-        likely = np.maximum(*counts) >= chance / 2 * len(lacking)
+        likely = contenders(lacking, self.result.space.search.tolerance, chance)
         return {trial for trial, is_likely in zip(trials, likely, strict=True) if is_likely}
 
     def _worth(self) -> tuple[list[str], Floats] | None:

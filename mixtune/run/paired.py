@@ -148,21 +148,22 @@ def image_covariance(rows: Sequence[Sequence[Judged]], metric: str, held_out: Ma
     if not all(_is_known(run, held_out) for run in runs):
         return np.diag(errors**2)
     tasks = list(held_out[str(runs[0].validation)].classes)
-    found = sum(_task_covariance(rows, task, held_out) for task in tasks) / len(tasks) ** 2
+    by_task = [[np.array([_right(run, task, held_out) for run in own]) for own in rows] for task in tasks]
+    found = sum(covariance_of_means(right) for right in by_task) / len(tasks) ** 2
     if metric == "val_accuracy":
         return np.asarray(found)
     scale = errors / np.sqrt(np.maximum(np.diag(found), 1e-12))
     return np.asarray(found * np.outer(scale, scale))
 
 
-def _task_covariance(rows: Sequence[Sequence[Judged]], task: str, held_out: Mapping[str, HeldOut]) -> Floats:
-    right = [np.array([_right(run, task, held_out) for run in own]) for own in rows]  # (runs, images) each
+def covariance_of_means(right: Sequence[Floats]) -> Floats:
+    """Return image_covariance() of accuracies; right: for each row (runs, images), 1 where an image is classified."""
     runs, images = np.array([len(own) for own in right]), right[0].shape[1]
     within = np.array([own.var(axis=0, ddof=1).mean() if len(own) > 1 else math.nan for own in right])
     if np.isfinite(within).any():
         within = np.where(np.isnan(within), np.nanmedian(within), within)
     else:
-        within = np.zeros(len(rows))
+        within = np.zeros(len(right))
     found = np.atleast_2d(np.cov([own.mean(axis=0) for own in right])) / images - np.diag(within / runs / images)
     values, vectors = np.linalg.eigh(found)
     return np.asarray((vectors * np.maximum(values, 0.0)) @ vectors.T)

@@ -52,6 +52,27 @@ def draw_truth(figures: Floats, images: Floats, cost: Floats, seed: int = 0, dra
     return truth
 
 
+def certainty(lacking: Floats, place: int, tolerance: float) -> float:
+    """Return the probability that a row is right: within ``tolerance`` of the best one, and no cheaper row is.
+
+    No cheaper row may be within half of the tolerance, from which on the recommendation calls recipes equal; what lies
+    between the two is right either way, so that enough seeds decide. lacking: what each row lacks of the best in each
+    draw, (draws, rows), the cheapest row first.
+    """
+    is_right = (lacking[:, place] <= tolerance) & (lacking[:, :place] > tolerance / 2).all(axis=1)
+    return float(is_right.mean())
+
+
+def contenders(lacking: Floats, tolerance: float, chance: float) -> npt.NDArray[np.bool_]:
+    """Return, (rows,), whether a row is the best, or the cheapest within half of ``tolerance`` of it, probably enough.
+
+    chance: twice the probability that is enough: for either mistake half of it. lacking: as for certainty().
+    """
+    answers = (lacking <= tolerance / 2).argmax(axis=1), lacking.argmin(axis=1)
+    counts = [np.bincount(places, minlength=lacking.shape[1]) for places in answers]
+    return np.asarray(np.maximum(*counts) >= chance / 2 * len(lacking))
+
+
 def _draw(figures: Floats, images: Floats, cost: Floats, rng: np.random.Generator, draws: int) -> Floats:
     there = np.isfinite(figures)
     level = float(np.nanmean(np.nanmean(figures, axis=1)))
@@ -86,8 +107,9 @@ def _draw(figures: Floats, images: Floats, cost: Floats, rng: np.random.Generato
     at_phi = np.linalg.solve(lower[case, which].swapaxes(1, 2), noise[..., None])[:, :rows, 0]
     kept = theta @ np.linalg.inv(phi)  # theta given phi: (cases, rows, rows)
     rest = theta - kept @ theta
-    rest = np.linalg.cholesky((rest + rest.swapaxes(1, 2)) / 2 + 1e-10 * np.eye(rows))
-    moved = np.einsum("dij,dj->di", rest[case], rng.standard_normal((draws, rows)))
+    sizes, axes = np.linalg.eigh((rest + rest.swapaxes(1, 2)) / 2)  # which rounding may make a little negative
+    root = axes * np.sqrt(np.maximum(sizes, 0.0))[:, None, :]
+    moved = np.einsum("dij,dj->di", root[case], rng.standard_normal((draws, rows)))
     return np.asarray(level + np.einsum("dij,dj->di", kept[case], at_phi) + moved)
 
 
