@@ -298,7 +298,10 @@ def train(
     """Train one recipe, the base recipe of a space, without Ray."""
     recipe, overrides = _read_recipe(space, set_)
     from mixtune.single import epoch_line, final_line, train_recipe
+    from mixtune.training.plan import cut_warmups
 
+    for line in cut_warmups(recipe):
+        print(line)
     with _interruptible("nothing is kept"):
         trained = train_recipe(
             recipe,

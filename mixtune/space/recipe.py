@@ -144,9 +144,14 @@ class Schedule(Section):
     betas: Annotated[tuple[ShareBelowOne, ShareBelowOne], Strict(False)] = (0.9, 0.95)
     """AdamW's decay rates of the gradient's first and second moment."""
     warmup_epochs: Count
-    """Epochs in which the rate rises. cosine: at most, never more than a fifth of the budget (ours); wsd: exactly."""
-    schedule: Literal["cosine", "wsd"] = "cosine"
-    """The rate after the warm-up. wsd: stable, then decay (ours); budgets share all epochs but those of the decay."""
+    """Epochs in which the rate rises, at most the share `warmup_cap` of the budget; of wsd exactly so many."""
+    warmup_cap: PositiveShare = 0.2
+    """Largest share of the budget that a warm-up takes (ours); 1: the whole budget, as where no paper cuts it."""
+    schedule: Literal["cosine", "whole_cosine", "polynomial", "wsd"] = "cosine"
+    """The rate after the warm-up. cosine: half a cosine over the rest of the budget (He et al. 2022); whole_cosine: one
+    over all of it, or the warm-up where that is lower, changed once an epoch (code of MAE on CIFAR-10:
+    IcarusWizard/MAE); polynomial: the square of the share that is left (Lin et al. 2024); wsd: stable, then decay
+    (ours): budgets share all epochs but those of the decay."""
 
 
 class SslSchedule(Schedule):

@@ -18,7 +18,7 @@ from mixtune.space.space import SearchSpace
 from mixtune.stages.keys import stage_keys
 from mixtune.stages.table import TrialPath
 from mixtune.training.data import TrainingData, load_training_data
-from mixtune.training.plan import Phase, decay_start, make_plan, warmup_length
+from mixtune.training.plan import Phase, decay_start, make_plan, rate_factor, warmup_length
 
 MAX_BUDGETS = 4_000  # of a space; of more a part is looked at, and where a branch is missed epochs are trained again
 
@@ -131,7 +131,11 @@ def _turns(schedule: Schedule, budget: int, decays_from: int) -> list[tuple[int,
     if schedule.schedule == "wsd":
         return [(0, ("stable",)), (decays_from, ("decay", decays_from, budget))]
     warmup = warmup_length(schedule, budget)
-    return [(0, ("warm-up", warmup)), (math.floor(warmup), ("cosine", warmup, budget))]
+    if schedule.schedule == "whole_cosine":  # of any budget the first epoch has the peak, or what is left of it
+        alone = schedule.model_copy(update={"warmup_epochs": 0})
+        rising = [rate_factor(schedule, budget, e) < rate_factor(alone, budget, e) for e in range(math.ceil(warmup))]
+        return [(0, ("warm-up", max(1.0, warmup))), (max(1, sum(rising)), ("decay", budget))]
+    return [(0, ("warm-up", warmup)), (math.floor(warmup), ("decay", warmup, budget))]
 
 
 def _common(one: Path, other: Path) -> int:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from mixtune.space.effective import Method, find_method, mix_epochs
+from mixtune.space.effective import Method, find_method, longest_warmup, mix_epochs
 from mixtune.space.recipe import Recipe, Schedule
 from mixtune.space.views import Strategy
 
@@ -68,10 +68,26 @@ def peak_rate(schedule: Schedule, batch_size: int) -> float:
 def warmup_length(schedule: Schedule, budget: int) -> float:
     """Return the epochs of a budget's linear warm-up.
 
-    cosine: at most a fifth of the budget (ours): the paper's 20 of 100 epochs, and still a decay where a search
-    tries 5. wsd: ``warmup_epochs``, whatever the budget.
+    At most the share ``warmup_cap`` of the budget, by default a fifth: the paper's 20 of 100 epochs, and still a decay
+    where a search tries 5. wsd: ``warmup_epochs``, whatever the budget.
     """
-    return schedule.warmup_epochs if schedule.schedule == "wsd" else min(schedule.warmup_epochs, budget / 5)
+    if schedule.schedule == "wsd":
+        return schedule.warmup_epochs
+    return min(schedule.warmup_epochs, longest_warmup(schedule.warmup_cap, budget))
+
+
+def cut_warmups(recipe: Recipe) -> list[str]:
+    """Return a line for each warm-up that its budget cuts."""
+    lines = []
+    for loss in ("ssl", "sl"):
+        schedule, budget = getattr(recipe.optim, loss), getattr(recipe.epochs, loss)
+        length = warmup_length(schedule, budget)
+        if budget and length < schedule.warmup_epochs:
+            lines.append(
+                f"optim.{loss}.warmup_epochs: {schedule.warmup_epochs} are cut to {length:g} of {budget} epochs "
+                f"(optim.{loss}.warmup_cap {schedule.warmup_cap:g})"
+            )
+    return lines
 
 
 def decay_start(budget: int, mix: int = 0) -> int:
@@ -87,15 +103,24 @@ def decay_start(budget: int, mix: int = 0) -> int:
 def rate_factor(schedule: Schedule, budget: int, progress: float, decays_from: int = 0) -> float:
     """Return the learning rate's share of its peak after ``progress`` epochs of a ``budget`` of epochs.
 
-    cosine: linear warm-up, then half a cosine down to 0 (He et al. 2022). wsd: linear warm-up, the peak, and from
-    ``decays_from`` on down to 0 as 1 - sqrt (Haegele et al. 2024); before that nothing depends on the budget.
+    cosine: linear warm-up, then half a cosine down to 0 (He et al. 2022). polynomial: linear warm-up, then the square
+    of the share that is left (Lin et al. 2024). whole_cosine: the lower one of a linear warm-up and of half a cosine
+    over the whole budget, changed once an epoch (as in code of this family: IcarusWizard/MAE). wsd: linear warm-up,
+    the peak, and from ``decays_from`` on down to 0 as 1 - sqrt (Haegele et al. 2024); before that nothing depends on
+    the budget.
     """
     warmup = warmup_length(schedule, budget)
+    if schedule.schedule == "whole_cosine":
+        epoch = math.floor(progress)
+        whole = 0.5 * (1.0 + math.cos(math.pi * epoch / budget))
+        return min(whole, (epoch + 1) / warmup) if warmup else whole
     rise = min(1.0, progress / warmup) if warmup else 1.0
     if schedule.schedule == "wsd":
         return rise * (1.0 - math.sqrt(max(0.0, progress - decays_from) / (budget - decays_from)))
     if progress < warmup:
         return rise
+    if schedule.schedule == "polynomial":
+        return ((budget - progress) / (budget - warmup)) ** 2
     return 0.5 * (1.0 + math.cos(math.pi * (progress - warmup) / (budget - warmup)))
 
 

@@ -136,6 +136,13 @@ CASES = [
     Case("optim.ssl.betas", [0.8, 0.95], START),
     Case("optim.ssl.warmup_epochs", 0, START),
     Case("optim.ssl.warmup_epochs", 10, ALL),  # a fifth of the budget in either case
+    Case("optim.ssl.warmup_cap", 0.5, START),
+    Case("optim.ssl.warmup_cap", 0.5, ALL, {"optim.ssl.warmup_epochs": 0}),
+    Case("optim.ssl.warmup_cap", 0.5, ALL, {"optim.ssl.schedule": "wsd"}),
+    Case("optim.sl.warmup_cap", 0.5, SSL),
+    Case("optim.ssl.schedule", "whole_cosine", START),
+    Case("optim.ssl.schedule", "polynomial", START),
+    Case("optim.sl.schedule", "polynomial", SSL),
     Case("optim.ssl.base_lr", 0.03, ALL, {"epochs.ssl": 0}),
     Case("optim.sl.base_lr", 0.03, SSL),
     Case("optim.sl.weight_decay", 0.5, SSL),

@@ -12,7 +12,7 @@ from mixtune.space.space import space_from_dict
 from mixtune.stages.paths import RecipePaths
 from mixtune.stages.table import StageTable, Stored, TrialPath
 
-SCHEDULES = list(product(["cosine", "wsd"], repeat=2))
+SCHEDULES = [*product(["cosine", "wsd"], repeat=2), ("whole_cosine", "polynomial"), ("polynomial", "whole_cosine")]
 BUDGETS = {"epochs.ssl": {"choice": [1, 2, 6, 7, 12]}, "epochs.sl": {"choice": [1, 5, 6, 10]}}
 
 
