@@ -132,9 +132,8 @@ def _train_epoch(state: TrainState, epoch: Epoch, meter: Meter, last: bool) -> E
         trained = time.perf_counter()
         seconds = trained - started - (lock.waited - waited_before)
         _refuse_divergence(measured, epoch)
-        evaluates = last if state.recipe.protocol == "paper" else epoch.phase != "ssl"
         waited_before = lock.waited
-        scores = measure_scores(state, before_batch=lock.offer) if evaluates else None
+        scores = measure_scores(state, before_batch=lock.offer) if epoch.phase != "ssl" else None
         validation_seconds = time.perf_counter() - trained - (lock.waited - waited_before)
         if last:
             time_inference(state, meter)

@@ -77,17 +77,15 @@ def warmup_length(schedule: Schedule, budget: int) -> float:
 
 
 def cut_warmups(recipe: Recipe) -> list[str]:
-    """Return a line for each warm-up that its budget cuts."""
-    lines = []
+    """Return one line on the warm-ups that their budgets cut, or none."""
+    cut = []
     for loss in ("ssl", "sl"):
         schedule, budget = getattr(recipe.optim, loss), getattr(recipe.epochs, loss)
         length = warmup_length(schedule, budget)
         if budget and length < schedule.warmup_epochs:
-            lines.append(
-                f"optim.{loss}.warmup_epochs: {schedule.warmup_epochs} are cut to {length:g} of {budget} epochs "
-                f"(optim.{loss}.warmup_cap {schedule.warmup_cap:g})"
-            )
-    return lines
+            said = f"optim.{loss}.warmup_cap {schedule.warmup_cap:g}"
+            cut.append(f"{schedule.warmup_epochs} epochs to {length:g} of {budget} ({said})")
+    return [f"a budget cuts its warm-up: {', '.join(cut)}"] if cut else []
 
 
 def decay_start(budget: int, mix: int = 0) -> int:

@@ -105,10 +105,10 @@ def describe_passes(recipe: Recipe, data: TrainingData, task: TaskData) -> list[
 
 
 def _cut_in_shortest(space: SearchSpace) -> list[str]:
-    """Return a line for each warm-up that a space's shortest budgets cut."""
+    """Return one line on the warm-ups that a space's shortest budgets cut, or none."""
     searched = {path: space.ends()[path] for path in ("epochs.ssl", "epochs.sl") if path in space.space}
     shortest: dict[str, int] = {path: min(filter(None, budgets), default=0) for path, budgets in searched.items()}
-    return [f"{'shortest budgets: ' * bool(shortest)}{line}" for line in cut_warmups(space.recipe_at(shortest))]
+    return [f"{line}{', at the shortest' * bool(shortest)}" for line in cut_warmups(space.recipe_at(shortest))]
 
 
 def warn_of_few_images(images: int) -> list[str]:
