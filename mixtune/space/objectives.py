@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, Strict
 
@@ -46,6 +46,11 @@ class InvarianceSettings(SslSettings):
         """Return two views; see :class:`SslSettings`."""
         view = View(self.crop_scale, self.color_jitter, self.grayscale)
         return (None if joint else view, view)
+
+    def for_budget(self, epochs: int) -> Self:
+        """Return these settings with each stage's share of the epochs as the epoch that it begins with."""
+        resolved = self.compression.for_budget(epochs)
+        return self if resolved is self.compression else self.model_copy(update={"compression": resolved})
 
     def strategy(self, ssl_epoch: int) -> Strategy:
         """Return the compression of an epoch."""

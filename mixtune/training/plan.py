@@ -46,7 +46,7 @@ def make_plan(recipe: Recipe) -> tuple[Epoch, ...]:
     """
     ssl, sl = recipe.epochs.ssl, recipe.epochs.sl
     mix = mix_epochs(recipe.rho, ssl, sl)
-    strategy = recipe.ssl.strategy
+    strategy = recipe.ssl.for_budget(ssl).strategy
     phases: list[tuple[Phase, int | None, int | None, Strategy | None]] = [
         *(("ssl", i, None, strategy(i)) for i in range(ssl - mix)),
         *(("mix", ssl - mix + i, i, strategy(ssl - mix + i)) for i in range(mix)),

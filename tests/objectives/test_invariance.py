@@ -280,6 +280,16 @@ def test_a_compression_that_cannot_be_is_refused():
             {"stages": [{"from_epoch": n, "token_dropout": n / 10} for n in range(9)]},
             ": stages should have at most 8 different strategies, not 9",
         ),
+        ({"stages": [{"token_dropout": 0.5}]}, ": stages should have a from_epoch each, or a from_share each"),
+        (
+            {"stages": [{"from_share": 0.0}, {"from_epoch": 1}]},
+            ": stages should have a from_epoch each, or a from_share each",
+        ),
+        ({"stages": [{"from_share": 0.5}]}, ": stages should begin with from_share 0, not 0.5"),
+        (
+            {"stages": [{"from_share": 0.0}, {"from_share": 0.5}, {"from_share": 0.25}]},
+            ": the stages' from_share should ascend, not 0.0, 0.5, 0.25",
+        ),
         ({"token_dropout": 1.0}, ".token_dropout: should be less than 1, got 1.0"),
         ({"patch_size": 0}, ".patch_size: should be greater than or equal to 1, got 0"),
     ):

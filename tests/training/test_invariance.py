@@ -185,6 +185,7 @@ def test_recipes_share_the_epochs_whose_strategies_agree(make_recipe):
         (AUTO, {**AUTO, "token_dropout": 0.3}, 6),  # auto: the stages alone count
         (AUTO, {**AUTO, "stages": STAGES[:2]}, 3),
         (AUTO, {**AUTO, "stages": STAGES[:1]}, 1),
+        (AUTO, {**AUTO, "stages": [{**s, "from_epoch": None, "from_share": s["from_epoch"] / 4} for s in STAGES]}, 6),
         (AUTO, {**AUTO, "stages": [*STAGES, {"from_epoch": 4, "token_dropout": 0.9}]}, 6),  # beyond the budget
         (AUTO, {**AUTO, "stages": [STAGES[0], {**STAGES[1], "from_epoch": 2}, STAGES[2]]}, 1),
     ):
