@@ -180,7 +180,9 @@ def measure_errors(
     """
     objective, epoch = state.objective, len(state.history)
     assert isinstance(objective, InvarianceObjective)
-    parameters = [p for part in (state.backbone, objective) for p in part.parameters() if p.requires_grad]
+    frozen = set(objective.frozen(state.backbone, epoch))
+    trained = (p for part in (state.backbone, objective) for p in part.parameters() if p.requires_grad)
+    parameters = [p for p in trained if p not in frozen]
     compared = [UNCOMPRESSED, *(strategy for strategy in strategies if strategy != UNCOMPRESSED)]
     state.backbone.train()
 

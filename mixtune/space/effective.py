@@ -60,7 +60,7 @@ def mixes_partners(partners: str, fraction: float, ssl_fraction: float | None, a
 
 
 def choose_statistics(statistics: str, pretrained: bool | str) -> str:
-    """Return what images are normalised by: ``own``, ``imagenet`` or ``weights``.
+    """Return what images are normalised by: ``own``, ``train``, ``imagenet`` or ``weights``.
 
     statistics, pretrained: of the recipe's ``data`` and ``model``.
     """
@@ -119,6 +119,10 @@ def idle_settings(values: Mapping[str, Any]) -> frozenset[str]:
         idle |= {f"ssl.compression.{name}" for name in _CONSTANT_ONLY}
     if schedule in ("none", "constant"):
         idle.add("ssl.compression.stages")
+    if schedule == "constant" and values.get("model.patch_size") is not None:
+        sizes = [values.get(f"ssl.compression.{name}") for name in ("patch_size", "key_patch_size")]
+        if {*sizes} <= {None, values["model.patch_size"]}:  # the backbone's own: nothing is shortened by it
+            idle |= {"ssl.compression.patch_size", "ssl.compression.key_patch_size"}
     return frozenset(idle & values.keys())
 
 

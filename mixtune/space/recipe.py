@@ -86,9 +86,10 @@ class Data(Section):
     alone; auto: SSL images where they are more than the labelled ones."""
     ssl_epoch: Literal["supervised", "pool"] = "supervised"
     """An SSL epoch: as many steps as a supervised one, as in the paper, or one pass over the SSL images (pool)."""
-    statistics: Literal["auto", "own", "imagenet", "weights"] = "auto"
-    """Mean and standard deviation that images are normalised by. own: the training images'; weights: timm's for the
-    pretrained weights of `model.name`; auto: weights where `model.pretrained` is set, else own."""
+    statistics: Literal["auto", "own", "train", "imagenet", "weights"] = "auto"
+    """Mean and standard deviation that images are normalised by. own: the training images', with those that validate;
+    train: without them; weights: timm's for the pretrained weights of `model.name`; auto: weights where
+    `model.pretrained` is set, else own."""
 
     @property
     def parts(self) -> dict[str, str]:

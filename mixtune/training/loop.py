@@ -105,6 +105,9 @@ def train_step(
     """Take one optimizer step at the rates that are set; return (SSL loss, SL loss), still on the device."""
     loss, ssl_loss, sl_loss = phase_losses(state, epoch, images, labels, masks)
     loss.backward()  # type: ignore[no-untyped-call]
+    if epoch.ssl_epoch is not None:
+        for parameter in state.objective.frozen(state.backbone, epoch.ssl_epoch):
+            parameter.grad = None
     state.optimizer.step()
     state.optimizer.zero_grad()
     if epoch.phase != "sl":
