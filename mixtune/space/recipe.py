@@ -147,7 +147,7 @@ class Schedule(Section):
     warmup_epochs: Count
     """Epochs in which the rate rises, at most the share `warmup_cap` of the budget; of wsd exactly so many."""
     warmup_cap: PositiveShare = 0.2
-    """Largest share of the budget that a warm-up takes (ours); 1: the whole budget, as where no paper cuts it."""
+    """Largest share of the budget that a warm-up takes (ours); 1: it may be all of it."""
     schedule: Literal["cosine", "whole_cosine", "polynomial", "wsd"] = "cosine"
     """The rate after the warm-up. cosine: half a cosine over the rest of the budget (He et al. 2022); whole_cosine: one
     over all of it, or the warm-up where that is lower, changed once an epoch (code of MAE on CIFAR-10:
