@@ -153,14 +153,15 @@ def changes(objective: str, schedule: str) -> dict[str, Any]:
         return base | {"epochs.ssl": 0}
     if objective == "mae":
         return base | {"ssl.objective": "mae"}
-    given: dict[str, Any] = {"schedule": schedule}
+    given, epochs = {"schedule": schedule}, None
     if schedule == "constant":
         given |= CONSTANT
     elif schedule == "auto":
         found = yaml.safe_load((RESULTS / f"acceleration_stages_{objective}.yaml").read_text())
-        given = found["ssl"]["compression"]
+        given, epochs = found["ssl"]["compression"], found.get("epochs", {}).get("ssl")
     compression = {f"ssl.compression.{name}": value for name, value in given.items()}
-    return base | {"ssl.objective": objective, **compression, "epochs.ssl": affordable_epochs(objective, given)}
+    epochs = epochs or affordable_epochs(objective, given)
+    return base | {"ssl.objective": objective, **compression, "epochs.ssl": epochs}
 
 
 def affordable_epochs(objective: str, compression: dict[str, Any]) -> int:

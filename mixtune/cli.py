@@ -307,7 +307,10 @@ def train(
     """Train one recipe, the base recipe of a space, without Ray."""
     recipe, overrides = _read_recipe(space, set_)
     from mixtune.single import epoch_line, final_line, train_recipe
+    from mixtune.training.plan import cut_warmups
 
+    for line in cut_warmups(recipe):
+        print(line)
     with _interruptible("nothing is kept"):
         trained = train_recipe(
             recipe,
@@ -371,6 +374,10 @@ def gradient_error(
     space: SpaceFile,
     points: Annotated[int, typer.Option(min=2, help="of the SSL budget at which gradients are compared")] = 5,
     batches: Annotated[int, typer.Option(min=4, help="compared at each point, for each strategy")] = 16,
+    strategy: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIELD=VALUE,...", help="compare token_dropout=0.5,patch_size=4, say; repeatable"),
+    ] = None,
     set_: Overrides = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="DIR", help="default: runs/gradient-error-SPACE")
@@ -389,6 +396,7 @@ def gradient_error(
             recipe,
             points=points,
             batches=batches,
+            strategies=None if strategy is None else list(map(_strategy, strategy)),
             overrides=overrides,
             out=out,
             on_line=lambda line: print(line, flush=True),
@@ -399,6 +407,7 @@ def gradient_error(
         print(f"profile.csv and profile.html: {out}")
         _fail(measured.undecided, 1)
     print(f"the schedule of the least CA-MSE, for a recipe:\n{measured.to_yaml()}")
+    print(f"epochs.ssl {measured.epochs} spends with it what {recipe.epochs.ssl} uncompressed epochs do")
     print(f"profile.csv, profile.html and stages.yaml: {out}")
 
 
@@ -656,6 +665,18 @@ def _read_recipe(space: Path, set_: list[str] | None) -> tuple[Recipe, dict[str,
 
     overrides = _overrides(set_)
     return load_recipe(space, overrides), overrides
+
+
+def _strategy(text: str) -> dict[str, Any]:
+    from mixtune.space.space import parse_override
+
+    try:
+        return dict(map(parse_override, text.split(",")))
+    except RequestError as error:
+        raise RequestError(
+            f"--strategy {text}: should be field=value, or several with commas between, such as "
+            "--strategy token_dropout=0.5,patch_size=4"
+        ) from error
 
 
 def _gpu_fraction(given: str | None) -> float | Literal["auto"] | None:

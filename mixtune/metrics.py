@@ -124,6 +124,7 @@ def _scores(split: str, words: str) -> list[Metric]:
 _ROWS = [
     *_scores("val", "validation"),
     *_scores("test", "test"),
+    Metric("best_accuracy", "accuracy of the best epoch", about="the highest so far, of the images of the accuracy"),
     Metric(
         "train_latency_s",
         "training time",

@@ -126,7 +126,8 @@ def _hidden_pixels(keep: Tensor, tokens: int, patch_size: int) -> Tensor:
 def _source(run: SavedRun) -> str:
     split = "test" if run.recipe.protocol == "paper" else "validation"
     chosen = choose_statistics(run.recipe.data.statistics, run.recipe.model.pretrained)
-    units = {"own": "", "imagenet": " in units of imagenet", "weights": " in units of the weights' images"}[chosen]
+    named = {"train": "the training images alone", "imagenet": "imagenet", "weights": "the weights' images"}
+    units = f" in units of {named[chosen]}" if chosen in named else ""
     return f"{split} images of {', '.join(run.classes)}{units}"
 
 

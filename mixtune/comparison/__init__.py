@@ -24,18 +24,19 @@ from mixtune.comparison.table import (
     summarise,
 )
 from mixtune.cost.flops import Size, measure_speeds, recipe_bill
-from mixtune.errors import RequestError
+from mixtune.errors import RequestError, show
 from mixtune.files import make_folder, write_whole
 from mixtune.meter.times import StepTimes
 from mixtune.metrics import DISTURBED, duration, is_disturbed, metric_value
-from mixtune.report.paper import NoPaperRowsError, paper_rows_of
+from mixtune.report.paper import PROTOCOL, PROTOCOL_OF_MAE, NoPaperRowsError, paper_rows_of, paper_values
 from mixtune.single import Planned, Shared, train_each, train_recipe
-from mixtune.space.recipe import Recipe, baseline_values, change_recipe, flatten, parse_recipe
+from mixtune.space.effective import effective
+from mixtune.space.recipe import Recipe, baseline_values, change_recipe, flatten
 from mixtune.space.space import load_recipe, override
 from mixtune.training.data import load_training_data
 from mixtune.training.device import choose_device, describe_device
 from mixtune.training.loop import DivergedError
-from mixtune.training.plan import method_of
+from mixtune.training.plan import cut_warmups, method_of
 from mixtune.training.saved import save_diverged, saved_metrics
 from mixtune.training.threads import fastest_threads, known_threads, set_threads
 
@@ -72,7 +73,7 @@ class Comparison:
 
     def notes(self) -> list[str]:
         """Return what a reader needs alongside the numbers, a line each."""
-        return [*comparison_notes(self.frame, self.paper), *self.remarks]
+        return [*comparison_notes(self.frame, self.paper, self.split), *self.remarks]
 
 
 def compare(
@@ -88,7 +89,9 @@ def compare(
     """Train SL, and SSL+SL and MixTraining with each encoding, on ``seeds`` seeds each; needs no Ray.
 
     space: a Recipe or a search space's file, whose base recipe is compared; seeds: counted from the recipe's own.
-    paper: follow the paper's protocol (no validation split, test accuracy) and put its figures alongside ours.
+    paper: follow the paper's protocol (no validation split, test accuracy, the MAE loss on unmasked patches as in its
+    Appendix A.2, warm-ups that no budget cuts), where ``overrides`` do not say otherwise, and put its figures alongside
+    ours, with a line on every field that differs.
     out: a folder for the trained recipes (see mixtune.training.saved) and the tables, ``compare.md`` and
     ``compare.csv``; training runs that it holds already are not repeated, so an interrupted comparison continues.
     Of one seed, epochs that recipes have in common are trained once, and step times are measured once.
@@ -97,7 +100,10 @@ def compare(
     trained in turn, so that a machine that slows down slows all of them. Raises RequestError or DataError.
     """
     recipe = space if isinstance(space, Recipe) else load_recipe(space, overrides or {})
-    recipe = override(recipe, {**({"protocol": "paper"} if paper else {}), **(overrides or {})})
+    if paper:
+        objective = (overrides or {}).get("ssl.objective", recipe.ssl.objective)
+        recipe = change_recipe(recipe, PROTOCOL if objective != "mae" else {**PROTOCOL, **PROTOCOL_OF_MAE})
+    recipe = override(recipe, overrides or {})
     for name, given in (("seeds", seeds), ("threads", threads)):
         if given is not None and given < 1:
             raise RequestError(f"{name}: should be at least 1, got {given}")
@@ -224,6 +230,7 @@ def _run(recipe: Recipe, metrics: Mapping[str, Any], flops: float, split: str) -
         latency_s=metric_value(metrics, "train_latency_s"),
         flops=flops,
         disturbed=metric_value(metrics, "disturbed"),
+        best_accuracy=metric_value(metrics, "best_accuracy"),
     )
 
 
@@ -237,21 +244,29 @@ def _with_paper(comparison: Comparison, recipe: Recipe) -> Comparison:
 
 def _remarks(recipe: Recipe) -> tuple[str, ...]:
     """Return what the rows do not say of themselves."""
+    cut = tuple(cut_warmups(recipe))
     if recipe.rho == 1 and recipe.epochs.ssl <= recipe.epochs.sl and _encodings(recipe) != (None,):
-        return ("every SSL epoch is mixed, so MixTraining (visible) and (full) are one recipe, trained twice",)
-    return ()
+        return (*cut, "every SSL epoch is mixed, so MixTraining (visible) and (full) are one recipe, trained twice")
+    return cut
+
+
+_FOLLOWING = (  # where a recipe does not say, the images or the model have the paper's
+    "data.image_size",
+    *(f"model.{name}" for name in ("patch_size", "embed_dim", "depth", "num_heads")),
+    *("augment.pad", "augment.flip"),
+)
 
 
 def _differences(recipe: Recipe) -> tuple[str, ...]:
-    """Return a line on what differs from the paper's model, and from its optimizer on all but TinyImageNet."""
-    sections = ["model.", "ssl.mask_ratio", "ssl.decoder_depth", "optim.batch_size"]
-    if "tiny_imagenet" not in recipe.data.dataset and recipe.data.ssl_dataset is None:
-        sections += ["optim.", "augment."]
-    given, paper = (flatten(r.to_dict()) for r in (recipe, parse_recipe({"data": {"dataset": "CIFAR10"}})))
-    also = {"model.patch_size": (2, 4), "augment.pad": (4,), "augment.flip": (0.5,)}  # what the defaults come to there
-    differing = [
-        path
-        for path, value in given.items()
-        if path.startswith(tuple(sections)) and value not in (paper.get(path), *also.get(path, ()))
-    ]
-    return (f"the paper's rows have other values of {', '.join(differing)}",) if differing else ()
+    """Return a line on every field that differs from the paper's, as far as it has an effect here."""
+    given = flatten(recipe.to_dict())
+    paper = {path: value for path, value in paper_values(recipe.to_dict()).items() if path in given}
+    same = {path: paper[path] for path in _FOLLOWING if given[path] is None}
+    ours, theirs = (effective({**given, **same, **values}) for values in ({}, paper))
+    differing = [path for path in paper if ours.get(path) != theirs.get(path)]
+
+    def shown(value: Any) -> str:
+        return f"{value:g}" if isinstance(value, float) else show(value)
+
+    said = [f"{path} {shown(theirs.get(path))} (here {shown(ours.get(path))})" for path in differing]
+    return (f"the paper's rows have other values: {', '.join(said)}",) if said else ()

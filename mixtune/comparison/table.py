@@ -34,7 +34,8 @@ class Run:
 
     method: "sl", "ssl_sl" or "mixtraining"; encode: "visible" or "full", None for sl and for SSL objectives without
     that choice; task_accuracies: by task, in the recipe's order; latency_s: seconds of training;
-    disturbed: the share of them that was timed while other processes computed.
+    disturbed: the share of them that was timed while other processes computed; best_accuracy: the highest of the
+    epochs' accuracies, where ``accuracy`` is the last epoch's.
     """
 
     method: str
@@ -45,6 +46,7 @@ class Run:
     latency_s: float
     flops: float
     disturbed: float = 0.0
+    best_accuracy: float = math.nan
 
 
 def summarise(runs: Sequence[Run]) -> pd.DataFrame:
@@ -52,7 +54,8 @@ def summarise(runs: Sequence[Run]) -> pd.DataFrame:
 
     Columns: label, method, encode, seeds, diverged (how many of them), accuracy_mean, accuracy_std,
     accuracy_<task>_mean where there are several tasks, latency_mean_s, latency_std_s, flops (mean), disturbed (the
-    share of the seconds that was timed while other processes computed), and four speed-ups, of seconds and
+    share of the seconds that was timed while other processes computed), best_accuracy_mean (of each run's best epoch),
+    and four speed-ups, of seconds and
     ``_by_flops``: ``speedup_same_encoding`` for MixTraining, against SSL+SL at its encoding; ``speedup_fastest`` for
     SSL+SL and MixTraining, against the SSL+SL of the fewest seconds (that one's FLOPs, too).
 
@@ -120,8 +123,11 @@ def comparison_csv(frame: pd.DataFrame, paper: pd.DataFrame | None) -> str:
     return csv_text(rows.astype({"seeds": "Int64", "diverged": "Int64"}))
 
 
-def comparison_notes(frame: pd.DataFrame, paper: pd.DataFrame | None = None) -> list[str]:
-    """Return a line each: what is missing or diverged, differences within noise, speed-ups against FLOPs, the paper."""
+def comparison_notes(frame: pd.DataFrame, paper: pd.DataFrame | None = None, split: str = "val") -> list[str]:
+    """Return a line each: what is missing or diverged, differences within noise, speed-ups against FLOPs, the paper.
+
+    And what each run's best epoch had, by the images that the accuracies are of.
+    """
     rows = frame.to_dict("records")
     notes = _seed_notes(rows)
     predicted = []
@@ -138,6 +144,13 @@ def comparison_notes(frame: pd.DataFrame, paper: pd.DataFrame | None = None) -> 
             predicted.append(f"{mixed['label']} {measured / flops:.2f} ({measured:.2f}x / {flops:.2f}x)")
     if predicted:
         notes.append(f"speed-up measured / predicted by FLOPs, at the same encoding: {', '.join(predicted)}")
+    accuracy = find_metric("best_accuracy")
+    best = [
+        f"{row['label']} {accuracy.text(row['best_accuracy_mean'])}" for row in rows if row["best_accuracy_mean"] > 0
+    ]
+    if best:
+        chosen = "the test images themselves" if split == "test" else "validation images"
+        notes.append(f"accuracy of the best epoch in place of the last, chosen by {chosen}: {', '.join(best)}")
     if paper is not None:
         notes.append(
             f"paper ({_tables(paper['table'])}): {paper['setting'].iloc[0]}; test accuracy, seconds on its own "
@@ -166,6 +179,7 @@ def _summary(runs: Sequence[Run], tasks: Sequence[str]) -> Row:
         "latency_std_s": _deviation(latencies),
         "flops": _mean([run.flops for run in finished]),
         "disturbed": _mean([run.disturbed for run in finished]),
+        "best_accuracy_mean": _mean([run.best_accuracy for run in runs]),
     }
 
 

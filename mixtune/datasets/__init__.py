@@ -26,6 +26,7 @@ holds out a stratified fifth; ``val`` are images to validate by; images of one o
 ``labels=None`` makes a set for self-supervised learning only.
 """
 
+from mixtune.datasets._cache import statistics
 from mixtune.datasets._convert import to_parts
 from mixtune.datasets._files import digest_files, image_files
 from mixtune.datasets._find import find_data
@@ -92,6 +93,7 @@ __all__ = [
     "read_table",
     "same_source",
     "split_indices",
+    "statistics",
     "survey_dataset",
     "to_parts",
     "write_parts",

@@ -452,9 +452,12 @@ def _check_guess(entries: npt.NDArray[Any], guess: Guess) -> None:
         raise WrongGuess(replace(layout, size=size, channels=channels))
 
 
-def statistics(images: npt.NDArray[np.uint8]) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation per channel of (N, C, H, W), in units of 0..1."""
-    chosen = np.linspace(0, len(images) - 1, min(len(images), _STATISTICS_IMAGES)).astype(np.int64)
+def statistics(
+    images: npt.NDArray[np.uint8], among: npt.NDArray[np.int64] | None = None
+) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation per channel of (N, C, H, W), in units of 0..1; among: indices, default all."""
+    among = np.arange(len(images)) if among is None else among
+    chosen = among[np.linspace(0, len(among) - 1, min(len(among), _STATISTICS_IMAGES)).astype(np.int64)]
     channels = images.shape[1]
     histogram = np.zeros((channels, 256), dtype=np.int64)
     for block in np.array_split(chosen, -(-len(chosen) // _BLOCK)):

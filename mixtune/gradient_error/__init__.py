@@ -14,16 +14,18 @@ import plotly.graph_objects as go
 import plotly.io
 import torch
 import yaml
+from pydantic import ValidationError
 from rich.table import Table
 
-from mixtune.errors import RequestError, TrainingError, one_line
+from mixtune.errors import RequestError, TrainingError, one_line, show
 from mixtune.files import make_folder, write_whole
 from mixtune.gradient_error.measure import GradientError, find_stages, find_undecided, measure_profile
 from mixtune.gradient_error.profile import profile_figure, profile_table
 from mixtune.metrics import duration
-from mixtune.space.compression import Period
-from mixtune.space.recipe import Recipe
+from mixtune.space.compression import Period, Shortenings
+from mixtune.space.recipe import Recipe, describe_mistake
 from mixtune.space.space import load_recipe, override
+from mixtune.space.views import Strategy
 from mixtune.training.device import choose_device
 
 
@@ -31,11 +33,13 @@ from mixtune.training.device import choose_device
 class GradientErrors:
     """The errors at each point of a training run, and the schedule of the strategies with the least CA-MSE.
 
+    stages: by shares of ``epochs.ssl``; epochs: the ``epochs.ssl`` that spends the recipe's budget with them;
     undecided: one line where the batches do not tell a strategy of the schedule from no compression, else None.
     """
 
     errors: tuple[tuple[GradientError, ...], ...]
     stages: tuple[Period, ...]
+    epochs: int
     about: str
     undecided: str | None = None
 
@@ -59,12 +63,12 @@ class GradientErrors:
         return profile_figure(self.frame, self.about)
 
     def to_yaml(self) -> str:
-        """Return the schedule as the lines of a recipe."""
+        """Return the schedule, and the epochs that spend the budget, as the lines of a recipe."""
         stages = [
-            {"from_epoch": stage.from_epoch, **stage.model_dump(exclude_defaults=True, exclude={"from_epoch"})}
+            {"from_share": stage.from_share, **stage.model_dump(exclude_defaults=True, exclude={"from_share"})}
             for stage in self.stages
         ]
-        section = {"ssl": {"compression": {"schedule": "auto", "stages": stages}}}
+        section = {"epochs": {"ssl": self.epochs}, "ssl": {"compression": {"schedule": "auto", "stages": stages}}}
         return yaml.safe_dump(section, sort_keys=False, default_flow_style=None)
 
 
@@ -73,6 +77,7 @@ def measure_gradient_errors(
     *,
     points: int = 5,
     batches: int = 16,
+    strategies: Sequence[Mapping[str, Any]] | None = None,
     overrides: Mapping[str, Any] | None = None,
     out: str | PathLike[str] | None = None,
     on_line: Callable[[str], None] = lambda _: None,
@@ -80,12 +85,14 @@ def measure_gradient_errors(
     """Train a recipe's SSL budget uncompressed and compare gradients at ``points`` equal shares of it, 0 and all too.
 
     space: a Recipe or a search space's file, whose base recipe is trained, without mix and SL epochs; batches: of the
-    recipe's batch size, at each point, with every strategy; out: a folder for ``profile.csv``, ``profile.html`` and,
-    where the batches suffice, ``stages.yaml``; on_line: receives progress. Raises RequestError, DataError or
-    TrainingError.
+    recipe's batch size, at each point, with every strategy; strategies: by the names of ``ssl.compression``
+    (``{"token_dropout": 0.5, "patch_size": 4}``), in place of our own; out: a folder for ``profile.csv``,
+    ``profile.html`` and, where the batches suffice, ``stages.yaml``; on_line: receives progress. Raises RequestError,
+    DataError or TrainingError.
     """
     recipe = space if isinstance(space, Recipe) else load_recipe(space, overrides or {})
     recipe = override(recipe, overrides or {})
+    given = None if strategies is None else [_read_strategy(each) for each in strategies]
     if points < 2:
         raise RequestError(f"--points {points}: should be at least 2, the start and the end of the training")
     if out is not None:
@@ -93,7 +100,7 @@ def measure_gradient_errors(
     started, found = time.perf_counter(), []
     shares = [number / (points - 1) for number in range(points)]
     try:
-        for errors in measure_profile(recipe, choose_device(), shares, batches):
+        for errors in measure_profile(recipe, choose_device(), shares, batches, given):
             found.append(tuple(errors))
             took = duration(time.perf_counter() - started)
             on_line(f"point {len(found)} of {points}: after {errors[0].epoch} of {recipe.epochs.ssl} epochs, {took}")
@@ -104,10 +111,19 @@ def measure_gradient_errors(
         f"{recipe.ssl.objective}, {recipe.epochs.ssl} epochs, {first[0].batches} batches of {first[0].batch_size} "
         "images at each point"
     )
-    made = GradientErrors(tuple(found), tuple(find_stages(found)), about, _describe_undecided(found))
+    stages, epochs = find_stages(found)
+    made = GradientErrors(tuple(found), tuple(stages), epochs, about, _describe_undecided(found[:-1]))
     if out is not None:
         _write(made, Path(out))
     return made
+
+
+def _read_strategy(given: Mapping[str, Any]) -> Strategy:
+    try:
+        return Shortenings.model_validate(given).to_strategy()
+    except ValidationError as error:
+        path, message = describe_mistake(Shortenings, error)
+        raise RequestError(f"strategy {show(dict(given))}: {'.'.join(path)}: {message}") from error
 
 
 def _write(made: GradientErrors, folder: Path) -> None:

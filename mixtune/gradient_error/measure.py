@@ -31,6 +31,13 @@ GROUPS = 4  # of batches, for the error of what is measured
 _APART = 10**6  # epoch numbers from here on: streams that no training draws from
 
 
+def settings_of(strategy: Strategy) -> dict[str, Any]:
+    """Return a strategy by the names of ``ssl.compression``."""
+    query, key = strategy
+    dropout = {"token_dropout": query.token_dropout, "key_token_dropout": key.token_dropout}
+    return {**dropout, "patch_size": query.patch_size, "key_patch_size": key.patch_size}
+
+
 @dataclass(frozen=True)
 class GradientError:
     """How a strategy's gradient differs from the uncompressed one, after ``epoch`` epochs.
@@ -56,9 +63,7 @@ class GradientError:
     @property
     def settings(self) -> dict[str, Any]:
         """The strategy by the names of ``ssl.compression``."""
-        query, key = self.strategy
-        dropout = {"token_dropout": query.token_dropout, "key_token_dropout": key.token_dropout}
-        return {**dropout, "patch_size": query.patch_size, "key_patch_size": key.patch_size}
+        return settings_of(self.strategy)
 
     @property
     def adjusted_variance(self) -> float:
@@ -154,12 +159,15 @@ def _squared_norm(values: Sequence[Tensor]) -> float:
 
 
 def default_strategies(patch_size: int, image_size: int) -> list[Strategy]:
-    """Return what is compared with the uncompressed gradient: token dropout of one branch, of both, larger patches."""
+    """Return what is compared with the uncompressed gradient.
+
+    Token dropout of one branch, of both, larger patches, and these with the query's tokens dropped besides.
+    """
     query = [Strategy(query=Shortening(rate)) for rate in (0.25, 0.5, 0.75)]
     both = [Strategy(Shortening(rate), Shortening(rate)) for rate in (0.5, 0.75)]
     larger = 2 * patch_size
-    patches = [Strategy(Shortening(0.0, larger), Shortening(0.0, larger))] if 2 * larger <= image_size else []
-    return [*query, *both, *patches]
+    patches = [Strategy(Shortening(rate, larger), Shortening(0.0, larger)) for rate in (0.0, 0.5)]
+    return [*query, *both, *(patches if 2 * larger <= image_size else [])]
 
 
 def measure_errors(
@@ -172,7 +180,9 @@ def measure_errors(
     """
     objective, epoch = state.objective, len(state.history)
     assert isinstance(objective, InvarianceObjective)
-    parameters = [p for part in (state.backbone, objective) for p in part.parameters() if p.requires_grad]
+    frozen = set(objective.frozen(state.backbone, epoch))
+    trained = (p for part in (state.backbone, objective) for p in part.parameters() if p.requires_grad)
+    parameters = [p for p in trained if p not in frozen]
     compared = [UNCOMPRESSED, *(strategy for strategy in strategies if strategy != UNCOMPRESSED)]
     state.backbone.train()
 
@@ -233,14 +243,16 @@ def measure_profile(
         raise RequestError("epochs.ssl is 0, so there is no gradient of the SSL loss: raise it")
     if batches < GROUPS:
         raise RequestError(f"the error of a variance needs at least {GROUPS} batches, got {batches}")
-    plain = change_recipe(recipe, {"rho": 0.0, "ssl.compression.schedule": "none"})
+    compared = [{"from_epoch": number, **settings_of(each)} for number, each in enumerate(strategies or ())]
+    if len({UNCOMPRESSED, *(strategies or ())}) > MAX_SHAPES:
+        raise RequestError(f"at most {MAX_SHAPES} strategies can be compared, the uncompressed one included")
+    untrained = {"rho": 0.0, "ssl.compression.schedule": "none"}
+    plain = change_recipe(recipe, {**untrained, "ssl.compression.stages": compared})  # which have to go with the images
     state = start_state(plain, load_training_data(plain, device), device)
     backbone, objective = state.backbone, state.objective
     assert isinstance(objective, InvarianceObjective)
     if strategies is None:
         strategies = default_strategies(backbone.patch_size, backbone.image_size)
-    if len({UNCOMPRESSED, *strategies}) > MAX_SHAPES:
-        raise RequestError(f"at most {MAX_SHAPES} strategies can be compared, the uncompressed one included")
     whole = objective.forward_units(backbone, UNCOMPRESSED)
     due = sorted({round(share * plain.epochs.ssl) for share in shares})
     training = train(state)
@@ -256,6 +268,12 @@ def jackknife_error(replicates: Sequence[float]) -> float:
     return math.sqrt((groups - 1) / groups * math.fsum((value - mean) ** 2 for value in replicates))
 
 
+def difference_error(one: GradientError, other: GradientError) -> float:
+    """Return the standard error of the difference of two strategies' CA-MSE at a point, over the same batches."""
+    pairs = zip(one.replicates, other.replicates, strict=True)
+    return jackknife_error([own - others for own, others in pairs]) if one.replicates else 0.0
+
+
 def find_undecided(profile: Sequence[Sequence[GradientError]]) -> tuple[GradientError, int] | None:
     """Return a point's least CA-MSE that its batches do not tell from no compression, and how many would; or None.
 
@@ -265,27 +283,31 @@ def find_undecided(profile: Sequence[Sequence[GradientError]]) -> tuple[Gradient
     for plain, *others in profile:
         best = min(others, key=lambda error: error.ca_mse, default=plain)
         gap = plain.ca_mse - best.ca_mse
-        pairs = zip(plain.replicates, best.replicates, strict=True)
-        error = jackknife_error([one - other for one, other in pairs]) if plain.replicates else 0.0
+        error = difference_error(plain, best)
         if 0 < gap < 2 * error:
             needed.append((best, math.ceil(best.batches * (2 * error / gap) ** 2)))
     return max(needed, key=lambda each: each[1], default=None)
 
 
-def find_stages(profile: Sequence[Sequence[GradientError]]) -> list[Period]:
-    """Return the schedule of a profile: from each of its points on the strategy with the least CA-MSE there.
+def find_stages(profile: Sequence[Sequence[GradientError]]) -> tuple[list[Period], int]:
+    """Return the schedule of a profile, its points from the start to the end of a budget, and the epochs that spend it.
 
-    A strategy lasts until its epochs have consumed what lies between its point and the next one; the last point's goes
-    on for ever.
+    It begins uncompressed, and at each point goes over to the strategy with the least CA-MSE there where that is less
+    than the present one's by more than the standard error of the difference. A strategy lasts until its epochs have
+    consumed what lies between its point and the next one; stages begin at shares of those epochs, so that they spend
+    the same shares of any budget.
     """
-    best = [min(errors, key=lambda error: error.ca_mse) for errors in profile]
-    starts, epoch = [0], 0
-    for here, following in pairwise(best):
-        epoch += max(1, round((following.consumed - here.consumed) / here.units))
-        starts.append(epoch)
-    stages: list[Period] = []
-    for start, error in zip(starts, best, strict=True):
-        stage = Period(from_epoch=start, **error.settings)
+    chosen: list[GradientError] = []
+    for errors in profile:
+        present = next(e for e in errors if e.strategy == (chosen[-1].strategy if chosen else UNCOMPRESSED))
+        best = min(errors, key=lambda error: error.ca_mse)
+        is_better = present.ca_mse - best.ca_mse > difference_error(present, best)
+        chosen.append(best if is_better else present)
+    lengths = [(after.consumed - here.consumed) / here.units for here, after in pairwise(chosen)]
+    epochs, begun, stages = math.fsum(lengths), 0.0, list[Period]()
+    for error, length in zip(chosen, lengths, strict=False):  # the end has none
+        stage = Period(from_share=round(begun / epochs, 6), **error.settings)
         if not stages or stages[-1].to_strategy() != stage.to_strategy():
             stages.append(stage)
-    return stages
+        begun += length
+    return stages, max(1, round(epochs))

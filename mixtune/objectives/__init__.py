@@ -8,6 +8,7 @@ A plug-in module has ``Settings``, a subclass of :class:`mixtune.space.recipe.Ss
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
 
 from torch import Generator, Tensor, nn
@@ -36,6 +37,10 @@ class Objective(nn.Module, ABC):
     def after_step(self, backbone: Backbone) -> None:
         """Bring up to date what no gradient updates, after an optimizer step of this loss: a teacher's weights, say."""
         return
+
+    def frozen(self, backbone: Backbone, ssl_epoch: int) -> Iterable[nn.Parameter]:
+        """Return the weights, of the backbone too, that an epoch of the SSL budget leaves as they are."""
+        return ()
 
     @abstractmethod
     def train_flops(self, backbone: Backbone, joint: bool, strategy: Strategy | None = None) -> float:

@@ -1,8 +1,15 @@
-"""DINO (Caron et al. 2021): a student says of one view what a momentum teacher says of the other."""
+"""DINO (Caron et al. 2021): a student says of one view what a momentum teacher says of the other.
+
+Departures from the published method, which are ours: two views, no smaller crops; the teacher's temperature, its
+momentum and the weight decay are constant, where they change over the budget; the prototypes are trained from the first
+epoch on, unless ``ssl.frozen_epochs`` is 1; the head is smaller (512, 128 and 1,024 prototypes, for 2048, 256 and
+65,536); gradients are not clipped; the views have no blur and no solarization, and the backbone drops no paths.
+"""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -77,6 +84,10 @@ class DINO(InvarianceObjective):
         follow(self.teacher_backbone, backbone, self.settings.momentum)
         follow(self.teacher_head, self.head, self.settings.momentum)
         self.center.lerp_(self.latest_mean, 1.0 - self.settings.center_momentum)
+
+    def frozen(self, backbone: Backbone, ssl_epoch: int) -> Iterable[nn.Parameter]:
+        """Return the prototypes in the first ``frozen_epochs`` epochs."""
+        return self.head.prototypes.parameters() if ssl_epoch < self.settings.frozen_epochs else ()
 
     def passes(self, joint: bool, strategy: Strategy) -> list[Pass]:
         """Return the student's passes of both views, the first whole in the mix phase, and the teacher's."""

@@ -20,6 +20,18 @@ _OBJECTIVE = "mae"
 _SWEEPS = {"alpha": 4, "rho": 5}  # the tables
 _METHODS = ("sl", "ssl_sl", "mixtraining")
 
+PROTOCOL = {"protocol": "paper", "optim.ssl.warmup_cap": 1.0, "optim.sl.warmup_cap": 1.0}
+PROTOCOL_OF_MAE = {"ssl.loss_on": "unmasked"}  # Appendix A.2
+_MODEL = {"name": "vit_tiny_patch16_224", "embed_dim": 192, "depth": 12, "num_heads": 3}
+_MAE = {"loss_on": "unmasked", "mask_ratio": 0.75, "decoder_depth": 2, "norm_pix": False}
+_ADAMW = {"betas": [0.9, 0.95], "weight_decay": 0.05, "schedule": "cosine", "warmup_cap": 1.0}
+_SSL = {**_ADAMW, "base_lr": 1.5e-4, "warmup_epochs": 20}  # on CIFAR-10, CIFAR-100 and SVHN
+_SL = {**_ADAMW, "base_lr": 1e-3, "warmup_epochs": 5}
+_TINY_SSL = {**_SSL, "base_lr": 1e-3, "weight_decay": 0.15}  # on TinyImageNet
+_TINY_SL = {**_SL, "base_lr": 2e-3, "betas": [0.9, 0.999]}
+_AUGMENT = {"flip": 0.5, "crop_scale": None, "crop_ratio": [0.75, 4 / 3], "randaugment": None}
+_TINY_AUGMENT = {"flip": 0.5, "crop_scale": [0.6, 1.0], "crop_ratio": [0.9, 1.1], "randaugment": [2, 9]}
+
 
 class NoPaperRowsError(LookupError):
     """The paper has no figures for a setting; the message is one line on what it has."""
@@ -89,6 +101,29 @@ def paper_rows_of(recipe: Mapping[str, Any]) -> pd.DataFrame:
     rates = recipe["alpha"], recipe["rho"], recipe["lambda"]
     percent = 100 * data["fraction"]
     return paper_rows(Setting(data["dataset"], data["ssl_dataset"], percent, epochs["ssl"], epochs["sl"], *rates))
+
+
+def paper_values(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the paper's values, by dotted path, where a recipe of its datasets has them; recipe: plain values.
+
+    What follows from the images (patches of 2 at 32 pixels and of 4 at 64, so 256 tokens) is spelled out. Of what the
+    paper does not say they are our defaults. TinyImageNet's SSL settings hold for CIFAR-10 as well where its SSL images
+    are TinyImageNet's (our reading).
+    """
+    data = recipe["data"]
+    tiny = "tinyimagenet" in map(dataset_key, _split(data["dataset"]))
+    tiny_ssl = tiny or dataset_key(data["ssl_dataset"] or "") == "tinyimagenet"
+    size = 64 if tiny else 32
+    values: dict[str, dict[str, Any]] = {
+        "data": {"image_size": size, "statistics": "imagenet" if tiny else "own", "ssl_epoch": "supervised"},
+        "model": {**_MODEL, "patch_size": size // 16, "pool": "token", "pretrained": False},
+        "ssl": _MAE,
+        "optim": {"batch_size": 256, "mix_schedule": "sl", "class_weights": "none", "carry_state": True},
+        "augment": {**(_TINY_AUGMENT if tiny else _AUGMENT), "pad": None if tiny else size // 8, "ssl": not tiny_ssl},
+    }
+    rates = {"ssl": _TINY_SSL if tiny_ssl else _SSL, "sl": _TINY_SL if tiny else _SL}
+    sections = {**values, **{f"optim.{loss}": of_loss for loss, of_loss in rates.items()}}
+    return {f"{section}.{name}": value for section, fields in sections.items() for name, value in fields.items()}
 
 
 def paper_sweep(recipe: Mapping[str, Any], parameter: str) -> pd.DataFrame:

@@ -6,6 +6,7 @@ schedule is a reconstruction (ours).
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Annotated, Literal, Self
 
@@ -41,8 +42,10 @@ class Shortenings(Section):
 class Period(Shortenings):
     """What holds from an epoch of the SSL budget on, until the next stage."""
 
-    from_epoch: Count
-    """The first epoch, counted from 0."""
+    from_epoch: Count | None = None
+    """The first epoch, counted from 0; in place of it `from_share`."""
+    from_share: ShareBelowOne | None = None
+    """The share of `epochs.ssl` that comes before, whatever that is: as much of the budget, where a space varies it."""
 
 
 class Compression(Shortenings):
@@ -54,22 +57,41 @@ class Compression(Shortenings):
     schedule: Literal["none", "constant", "auto"] = "constant"
     """constant: as the fields here say; auto: as `stages` say; none: not at all, whatever else is given here."""
     stages: Annotated[tuple[Period, ...], Strict(False)] = ()
-    """What `schedule: auto` follows: fields as here and a `from_epoch` each; `mixtune gradient-error` prints them."""
+    """What `schedule: auto` follows: fields as here and a `from_share` of `epochs.ssl` each, or a `from_epoch`;
+    `mixtune gradient-error` prints them."""
 
     @model_validator(mode="after")
     def _check_stages(self) -> Self:
-        starts = [stage.from_epoch for stage in self.stages]
+        kinds = {(stage.from_epoch is None, stage.from_share is None) for stage in self.stages}
+        if not kinds <= {(True, False)} and not kinds <= {(False, True)}:
+            raise ValueError("stages should have a from_epoch each, or a from_share each")
+        field = "from_share" if kinds == {(True, False)} else "from_epoch"
+        starts = [getattr(stage, field) for stage in self.stages]
         if starts and starts[0] != 0:
-            raise ValueError(f"stages should begin with from_epoch 0, not {starts[0]}")
+            raise ValueError(f"stages should begin with {field} 0, not {starts[0]}")
         if any(one >= other for one, other in pairwise(starts)):
-            raise ValueError(f"the stages' from_epoch should ascend, not {', '.join(map(str, starts))}")
+            raise ValueError(f"the stages' {field} should ascend, not {', '.join(map(str, starts))}")
         shapes = {stage.to_strategy() for stage in self.stages}
         if len(shapes) > MAX_SHAPES:
             raise ValueError(f"stages should have at most {MAX_SHAPES} different strategies, not {len(shapes)}")
         return self
 
+    def for_budget(self, epochs: int) -> Compression:
+        """Return the same with shares of so many SSL epochs as epochs, rounded; of two that meet the later holds."""
+        if self.schedule != "auto" or all(stage.from_share is None for stage in self.stages):
+            return self
+        starts = [math.floor((stage.from_share or 0.0) * epochs + 0.5) for stage in self.stages]
+        stages = (
+            stage.model_copy(update={"from_epoch": start, "from_share": None})
+            for stage, start in zip(self.stages, starts, strict=True)
+        )
+        return self.model_copy(update={"stages": tuple(stages)})
+
     def strategy(self, ssl_epoch: int) -> Strategy:
-        """Return what holds after so many epochs of the SSL budget. Raises RequestError for auto without stages."""
+        """Return what holds after so many epochs of the SSL budget; of shares :meth:`for_budget` makes epochs before.
+
+        Raises RequestError for auto without stages.
+        """
         if self.schedule == "none":
             return UNCOMPRESSED
         if self.schedule == "constant":
@@ -78,4 +100,7 @@ class Compression(Shortenings):
             raise RequestError(
                 "ssl.compression: schedule auto needs stages: `mixtune gradient-error SPACE.yaml` finds and prints them"
             )
-        return [stage.to_strategy() for stage in self.stages if stage.from_epoch <= ssl_epoch][-1]
+        first, *later = self.stages
+        assert first.from_epoch is not None or ssl_epoch == 0
+        begun = [stage for stage in later if stage.from_epoch is not None and stage.from_epoch <= ssl_epoch]
+        return [first, *begun][-1].to_strategy()

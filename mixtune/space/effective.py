@@ -35,6 +35,12 @@ def mix_epochs(rho: float, ssl_epochs: int, sl_epochs: int) -> int:
     return math.floor(Fraction(rho).limit_denominator(10**6) * min(ssl_epochs, sl_epochs))
 
 
+@functools.cache
+def longest_warmup(cap: float, budget: int) -> float:
+    """Return the most epochs of a budget that a warm-up takes: the share ``cap``, read as rho is in mix_epochs()."""
+    return float(Fraction(cap).limit_denominator(10**6) * budget)
+
+
 def find_method(rho: float, ssl_epochs: int, sl_epochs: int) -> Method:
     """Return a recipe's method: ``sl`` is e_ssl = 0 and ``ssl_sl`` is e_mix = 0."""
     if ssl_epochs == 0:
@@ -54,7 +60,7 @@ def mixes_partners(partners: str, fraction: float, ssl_fraction: float | None, a
 
 
 def choose_statistics(statistics: str, pretrained: bool | str) -> str:
-    """Return what images are normalised by: ``own``, ``imagenet`` or ``weights``.
+    """Return what images are normalised by: ``own``, ``train``, ``imagenet`` or ``weights``.
 
     statistics, pretrained: of the recipe's ``data`` and ``model``.
     """
@@ -113,14 +119,18 @@ def idle_settings(values: Mapping[str, Any]) -> frozenset[str]:
         idle |= {f"ssl.compression.{name}" for name in _CONSTANT_ONLY}
     if schedule in ("none", "constant"):
         idle.add("ssl.compression.stages")
+    if schedule == "constant" and values.get("model.patch_size") is not None:
+        sizes = [values.get(f"ssl.compression.{name}") for name in ("patch_size", "key_patch_size")]
+        if {*sizes} <= {None, values["model.patch_size"]}:  # the backbone's own: nothing is shortened by it
+            idle |= {"ssl.compression.patch_size", "ssl.compression.key_patch_size"}
     return frozenset(idle & values.keys())
 
 
 def effective(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return a recipe's values without idle ones, by dotted path: equal for recipes that train the same.
 
-    rho is the mix phase's share of the smaller budget, a cosine schedule's warm-up at most a fifth of its budget, and
-    what is left to be chosen is what is chosen.
+    rho is the mix phase's share of the smaller budget, a warm-up what is left of it, and what is left to be chosen is
+    what is chosen.
     """
     idle = idle_settings(values)
     kept = {path: value for path, value in resolve_auto(values).items() if path not in idle}
@@ -129,6 +139,7 @@ def effective(values: Mapping[str, Any]) -> dict[str, Any]:
         kept["rho"] = mix_epochs(values["rho"], ssl, sl) / min(ssl, sl)
     for loss, budget in (("ssl", ssl), ("sl", sl)):
         warmup = f"optim.{loss}.warmup_epochs"
-        if warmup in kept and values.get(f"optim.{loss}.schedule") == "cosine":
-            kept[warmup] = min(kept[warmup], budget / 5)
+        cap = kept.pop(f"optim.{loss}.warmup_cap", 1.0)
+        if warmup in kept and values[f"optim.{loss}.schedule"] != "wsd":
+            kept[warmup] = min(kept[warmup], longest_warmup(cap, budget))
     return kept

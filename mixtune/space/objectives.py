@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, Strict
 
 from mixtune.space.compression import Compression
-from mixtune.space.section import NonNegative, Positive, PositiveCount, PositiveShare, Share, ShareBelowOne, SslSettings
+from mixtune.space.section import (
+    Count,
+    NonNegative,
+    Positive,
+    PositiveCount,
+    PositiveShare,
+    Share,
+    ShareBelowOne,
+    SslSettings,
+)
 from mixtune.space.views import Strategy, View
 
 
@@ -33,6 +42,8 @@ class InvarianceSettings(SslSettings):
     of the first view in the mix phase alone, which the classifier reads.
     """
 
+    later: ClassVar[tuple[str, ...]] = ()  # fields that were added, which change nothing where they are false or 0
+
     crop_scale: Annotated[tuple[PositiveShare, PositiveShare], Strict(False)] = (0.2, 1.0)
     """Least and largest share of the area of a view's random crop, which is resized to the image."""
     color_jitter: NonNegative = 0.5
@@ -47,13 +58,19 @@ class InvarianceSettings(SslSettings):
         view = View(self.crop_scale, self.color_jitter, self.grayscale)
         return (None if joint else view, view)
 
+    def for_budget(self, epochs: int) -> Self:
+        """Return these settings with each stage's share of the epochs as the epoch that it begins with."""
+        resolved = self.compression.for_budget(epochs)
+        return self if resolved is self.compression else self.model_copy(update={"compression": resolved})
+
     def strategy(self, ssl_epoch: int) -> Strategy:
         """Return the compression of an epoch."""
         return self.compression.strategy(ssl_epoch)
 
     def constants(self) -> dict[str, Any]:
-        """Return all but the compression."""
-        return self.model_dump(mode="json", exclude={"compression"})
+        """Return all but the compression, and but what is off of later fields: recorded step times stay known by it."""
+        off = {name for name in self.later if not getattr(self, name)}
+        return self.model_dump(mode="json", exclude={"compression", *off})
 
 
 class SimclrSettings(InvarianceSettings):
@@ -73,6 +90,7 @@ class Mocov3Settings(InvarianceSettings):
     """MoCo-v3: query and key are the first and the second view."""
 
     least_batch: ClassVar[int] = 2  # one to be distinguished from the other
+    later: ClassVar[tuple[str, ...]] = ("symmetric", "frozen_patches")
 
     hidden_dim: PositiveCount = 512
     """Width of the head's hidden layers."""
@@ -82,10 +100,16 @@ class Mocov3Settings(InvarianceSettings):
     """What cosines are divided by before the softmax."""
     momentum: ShareBelowOne = 0.99
     """Of the momentum encoder; constant, where MoCo-v3 lets it rise to 1 (ours: no epoch may depend on the budget)."""
+    symmetric: bool = False
+    """Whether each view is the query of the other one's key, the two losses summed, as MoCo-v3 has it (Algorithm 1)."""
+    frozen_patches: bool = False
+    """Whether SSL and mix epochs leave the patch projection as it is drawn, as MoCo-v3 has it (Section 4.2)."""
 
 
 class DinoSettings(InvarianceSettings):
     """DINO: student and teacher are query and key; both see both views, and none is cropped smaller (no multi-crop)."""
+
+    later: ClassVar[tuple[str, ...]] = ("frozen_epochs",)
 
     hidden_dim: PositiveCount = 512
     """Width of the head's hidden layers."""
@@ -101,6 +125,8 @@ class DinoSettings(InvarianceSettings):
     """Of the teacher's weights; constant (ours: no epoch may depend on the budget)."""
     center_momentum: ShareBelowOne = 0.9
     """Of the running mean that is taken off the teacher's scores."""
+    frozen_epochs: Count = 0
+    """SSL and mix epochs, from the first on, that leave the prototypes as they are drawn; DINO's code has 1."""
 
 
 SETTINGS: dict[str, type[SslSettings]] = {

@@ -86,9 +86,10 @@ class Data(Section):
     alone; auto: SSL images where they are more than the labelled ones."""
     ssl_epoch: Literal["supervised", "pool"] = "supervised"
     """An SSL epoch: as many steps as a supervised one, as in the paper, or one pass over the SSL images (pool)."""
-    statistics: Literal["auto", "own", "imagenet", "weights"] = "auto"
-    """Mean and standard deviation that images are normalised by. own: the training images'; weights: timm's for the
-    pretrained weights of `model.name`; auto: weights where `model.pretrained` is set, else own."""
+    statistics: Literal["auto", "own", "train", "imagenet", "weights"] = "auto"
+    """Mean and standard deviation that images are normalised by. own: the training images', with those that validate;
+    train: without them; weights: timm's for the pretrained weights of `model.name`; auto: weights where
+    `model.pretrained` is set, else own."""
 
     @property
     def parts(self) -> dict[str, str]:
@@ -144,9 +145,14 @@ class Schedule(Section):
     betas: Annotated[tuple[ShareBelowOne, ShareBelowOne], Strict(False)] = (0.9, 0.95)
     """AdamW's decay rates of the gradient's first and second moment."""
     warmup_epochs: Count
-    """Epochs in which the rate rises. cosine: at most, never more than a fifth of the budget (ours); wsd: exactly."""
-    schedule: Literal["cosine", "wsd"] = "cosine"
-    """The rate after the warm-up. wsd: stable, then decay (ours); budgets share all epochs but those of the decay."""
+    """Epochs in which the rate rises, at most the share `warmup_cap` of the budget; of wsd exactly so many."""
+    warmup_cap: PositiveShare = 0.2
+    """Largest share of the budget that a warm-up takes (ours); 1: it may be all of it."""
+    schedule: Literal["cosine", "whole_cosine", "polynomial", "wsd"] = "cosine"
+    """The rate after the warm-up. cosine: half a cosine over the rest of the budget (He et al. 2022); whole_cosine: one
+    over all of it, or the warm-up where that is lower, changed once an epoch (code of MAE on CIFAR-10:
+    IcarusWizard/MAE); polynomial: the square of the share that is left (Lin et al. 2024); wsd: stable, then decay
+    (ours): budgets share all epochs but those of the decay."""
 
 
 class SslSchedule(Schedule):

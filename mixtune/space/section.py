@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -49,6 +49,10 @@ class SslSettings(Section):
         None is the image as ``augment`` changes it, which the first one is in the mix phase: the classifier reads it.
         """
         return (None,)
+
+    def for_budget(self, epochs: int) -> Self:
+        """Return these settings with what depends on how many SSL epochs there are spelled out: :meth:`strategy`."""
+        return self
 
     def strategy(self, ssl_epoch: int) -> Strategy | None:
         """Return how sequences are shortened after so many epochs of the SSL budget; None for an objective without.

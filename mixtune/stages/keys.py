@@ -12,7 +12,7 @@ import json
 import os
 from array import array
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -20,9 +20,12 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from mixtune.backbone import choose_patch_size
 from mixtune.errors import RequestError
 from mixtune.space.recipe import Recipe
+from mixtune.space.views import Strategy
 from mixtune.stages.code import digest_code
+from mixtune.training.augmentation import Augmentation
 from mixtune.training.data import ImagePool, TrainingData
 from mixtune.training.device import choose_dtype, describe_device
 from mixtune.training.optimizer import followed_schedules
@@ -41,7 +44,8 @@ def stage_keys(recipe: Recipe, data: TrainingData, device: torch.device | str = 
     ``data`` is the recipe's own; a relative ``model.pretrained`` means the current folder. An image set is read in
     full once a process. Raises RequestError where a file of pretrained weights cannot be read.
     """
-    plan = make_plan(recipe)
+    own = choose_patch_size(data.image_size, recipe.model.patch_size)
+    plan = [replace(epoch, strategy=_without_size(epoch.strategy, own)) for epoch in make_plan(recipe)]
     images = {phase: _digest(_describe_images(recipe, data, phase)) for phase in {epoch.phase for epoch in plan}}
     keys = [_digest(_describe_start(recipe, data, torch.device(device)))]
     for before, epoch in zip((None, *plan), plan, strict=False):
@@ -50,6 +54,13 @@ def stage_keys(recipe: Recipe, data: TrainingData, device: torch.device | str = 
             description["carry_state"] = recipe.optim.carry_state
         keys.append(_digest({"parent": keys[-1], "epoch": description}))
     return tuple(keys)
+
+
+def _without_size(strategy: Strategy | None, own: int) -> Strategy | None:
+    """Return a strategy without patch sizes that are the backbone's own, which shorten nothing."""
+    if strategy is None:
+        return None
+    return Strategy(*(branch._replace(patch_size=None) if branch.patch_size == own else branch for branch in strategy))
 
 
 def shared_epochs(one: Sequence[str], other: Sequence[str]) -> int:
@@ -120,7 +131,10 @@ def _describe_epoch(recipe: Recipe, epoch: Epoch, steps: int) -> dict[str, Any]:
 def _describe_images(recipe: Recipe, data: TrainingData, phase: Phase) -> dict[str, Any]:
     """Return what the epochs of a phase see, held-out images included: their accuracies are in the history."""
     if phase == "ssl":
-        return {"ssl": [_describe_pool(task.ssl, "augmented") for task in data.tasks]}
+        pools = [task.ssl for task in data.tasks]
+        if None not in recipe.ssl.views(joint=False):  # of `augment` a view has the flip alone
+            pools = [replace(pool, augmentation=Augmentation(flip=pool.augmentation.flip)) for pool in pools]
+        return {"ssl": [_describe_pool(pool, "augmented") for pool in pools]}
     description: dict[str, Any] = {
         "train": [_describe_pool(task.train, "augmented", "labelled") for task in data.tasks],
         "held_out": [_describe_pool(task.held_out, "labelled") for task in data.tasks],

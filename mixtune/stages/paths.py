@@ -14,11 +14,12 @@ from mixtune.errors import DataError, RequestError
 from mixtune.space.distributions import Distribution
 from mixtune.space.effective import mix_epochs
 from mixtune.space.recipe import Recipe, Schedule
+from mixtune.space.section import SslSettings
 from mixtune.space.space import SearchSpace
 from mixtune.stages.keys import stage_keys
 from mixtune.stages.table import TrialPath
 from mixtune.training.data import TrainingData, load_training_data
-from mixtune.training.plan import Phase, decay_start, make_plan, warmup_length
+from mixtune.training.plan import Phase, decay_start, make_plan, rate_factor, warmup_length
 
 MAX_BUDGETS = 4_000  # of a space; of more a part is looked at, and where a branch is missed epochs are trained again
 
@@ -55,14 +56,17 @@ class Branches:
 
     def of(self, recipe: Recipe) -> tuple[int, ...]:
         """Return after how many epochs, ascending, at least 1 and fewer than the recipe has."""
-        return self._epochs(Budgets.of(recipe), _shape(recipe.optim.ssl), _shape(recipe.optim.sl))
+        settings = recipe.ssl if recipe.ssl.for_budget(1) is not recipe.ssl else None
+        return self._epochs(Budgets.of(recipe), _shape(recipe.optim.ssl), _shape(recipe.optim.sl), settings)
 
-    def _all_paths(self, ssl: Schedule, sl: Schedule) -> list[Path]:
-        return [budget_path(budgets, ssl, sl) for budgets in self._budgets]
+    def _all_paths(self, ssl: Schedule, sl: Schedule, settings: SslSettings | None) -> list[Path]:
+        return [budget_path(budgets, ssl, sl, settings) for budgets in self._budgets]
 
-    def _branch_epochs(self, own: Budgets, ssl: Schedule, sl: Schedule) -> tuple[int, ...]:
-        path = budget_path(own, ssl, sl)
-        common = {_common(path, other) for other in self._paths(ssl, sl)}
+    def _branch_epochs(
+        self, own: Budgets, ssl: Schedule, sl: Schedule, settings: SslSettings | None
+    ) -> tuple[int, ...]:
+        path = budget_path(own, ssl, sl, settings)
+        common = {_common(path, other) for other in self._paths(ssl, sl, settings)}
         return tuple(sorted(common - {0, sum(length for _, length in path)}))
 
 
@@ -108,13 +112,18 @@ def _shape(schedule: Schedule) -> Schedule:
     return schedule.model_copy(update={"base_lr": 1.0, "weight_decay": 0.0, "betas": (0.9, 0.95)})
 
 
-def budget_path(budgets: Budgets, ssl: Schedule, sl: Schedule) -> Path:
-    """Return the stretches of a recipe's epochs within which its phase and its rates follow one rule."""
+def budget_path(budgets: Budgets, ssl: Schedule, sl: Schedule, settings: SslSettings | None = None) -> Path:
+    """Return the stretches of a recipe's epochs within which its phase and its rates follow one rule.
+
+    settings: of an objective whose strategies depend on the SSL budget; those are a part of the rule then.
+    """
     mix_from = budgets.ssl - budgets.mix
     ssl_turns = _turns(ssl, budgets.ssl, decay_start(budgets.ssl, budgets.mix))
     sl_turns = [(mix_from + at, rule) for at, rule in _turns(sl, budgets.sl, decay_start(budgets.sl))]
+    strategies = [] if settings is None else list(map(settings.for_budget(budgets.ssl).strategy, range(budgets.ssl)))
+    changes = {epoch for epoch in range(1, len(strategies)) if strategies[epoch] != strategies[epoch - 1]}
     ends = {mix_from, budgets.ssl, mix_from + budgets.sl}
-    boundaries = sorted({0, *ends, *(at for at, _ in ssl_turns + sl_turns)})
+    boundaries = sorted({0, *ends, *changes, *(at for at, _ in ssl_turns + sl_turns)})
     stretches = []
     for start, end in pairwise(boundaries):
         phase: Phase = "ssl" if start < mix_from else "mix" if start < budgets.ssl else "sl"
@@ -122,7 +131,7 @@ def budget_path(budgets: Budgets, ssl: Schedule, sl: Schedule) -> Path:
             next(rule for at, rule in reversed(turns) if at <= start) if has else None
             for turns, has in ((ssl_turns, phase != "sl"), (sl_turns, phase != "ssl"))
         ]
-        stretches.append(((phase, *rules), end - start))
+        stretches.append(((phase, *rules, *strategies[start : start + 1]), end - start))
     return tuple(stretches)
 
 
@@ -131,7 +140,11 @@ def _turns(schedule: Schedule, budget: int, decays_from: int) -> list[tuple[int,
     if schedule.schedule == "wsd":
         return [(0, ("stable",)), (decays_from, ("decay", decays_from, budget))]
     warmup = warmup_length(schedule, budget)
-    return [(0, ("warm-up", warmup)), (math.floor(warmup), ("cosine", warmup, budget))]
+    if schedule.schedule == "whole_cosine":  # of any budget the first epoch has the peak, or what is left of it
+        alone = schedule.model_copy(update={"warmup_epochs": 0})
+        rising = [rate_factor(schedule, budget, e) < rate_factor(alone, budget, e) for e in range(math.ceil(warmup))]
+        return [(0, ("warm-up", max(1.0, warmup))), (max(1, sum(rising)), ("decay", budget))]
+    return [(0, ("warm-up", warmup)), (math.floor(warmup), ("decay", warmup, budget))]
 
 
 def _common(one: Path, other: Path) -> int:

@@ -23,6 +23,7 @@ from mixtune.datasets import (
     matches,
     mix_images,
     same_source,
+    statistics,
 )
 from mixtune.errors import RequestError
 from mixtune.space.effective import choose_statistics, mixes_partners
@@ -223,8 +224,9 @@ def load_test_pools(recipe: Recipe, data: TrainingData) -> tuple[ImagePool, ...]
     ``data`` is what load_training_data() gave for the recipe. Under ``protocol: search`` nothing else touches test
     images. Raises RequestError or DataError as it does, so also for a dataset that has no test images.
     """
-    device = data.tasks[0].train.indices.device
-    return tuple(_test_pool(dataset, recipe, device) for dataset in load_tasks(recipe))
+    trained = [task.train for task in data.tasks]
+    tested = [_test_pool(dataset, recipe, trained[0].indices.device) for dataset in load_tasks(recipe)]
+    return tuple(replace(pool, mean=own.mean, std=own.std) for pool, own in zip(tested, trained, strict=True))
 
 
 def _fitting(recipe: Recipe, given: Dataset) -> Dataset:
@@ -282,6 +284,9 @@ def _task_data(
     if len(train) < recipe.optim.batch_size:
         raise RequestError(batch_too_large(recipe, task, len(train), len(images.images), split.val_share))
     pool = make_pool(images, train, recipe, device)
+    if section.statistics == "train" and len(split.val):
+        left = np.setdiff1d(np.arange(len(images.images)), split.val)
+        pool = _normalised_by(pool, *statistics(images.images, left))
     own_ssl = train
     if section.ssl_fraction is not None:
         own_ssl = _split(images, recipe, section.ssl_fraction, split.val_share)[0]
@@ -386,10 +391,15 @@ def make_pool(images: ImageSet, indices: Indices, recipe: Recipe, device: torch.
     )
 
 
+def _normalised_by(pool: ImagePool, mean: Sequence[float], std: Sequence[float]) -> ImagePool:
+    shaped = [torch.tensor(values, device=pool.mean.device).view(-1, 1, 1) for values in (mean, std)]
+    return replace(pool, mean=shaped[0], std=shaped[1])
+
+
 def _statistics(recipe: Recipe, images: ImageSet) -> tuple[Sequence[float], Sequence[float]]:
-    """Return each channel's mean and standard deviation that images are normalised by."""
+    """Return each channel's mean and standard deviation that images are normalised by, those that validate included."""
     chosen = choose_statistics(recipe.data.statistics, recipe.model.pretrained)
-    if chosen == "own":
+    if chosen in ("own", "train"):
         return images.mean, images.std
     colours = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     if chosen == "weights":

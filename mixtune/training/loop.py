@@ -105,6 +105,9 @@ def train_step(
     """Take one optimizer step at the rates that are set; return (SSL loss, SL loss), still on the device."""
     loss, ssl_loss, sl_loss = phase_losses(state, epoch, images, labels, masks)
     loss.backward()  # type: ignore[no-untyped-call]
+    if epoch.ssl_epoch is not None:
+        for parameter in state.objective.frozen(state.backbone, epoch.ssl_epoch):
+            parameter.grad = None
     state.optimizer.step()
     state.optimizer.zero_grad()
     if epoch.phase != "sl":
@@ -132,9 +135,8 @@ def _train_epoch(state: TrainState, epoch: Epoch, meter: Meter, last: bool) -> E
         trained = time.perf_counter()
         seconds = trained - started - (lock.waited - waited_before)
         _refuse_divergence(measured, epoch)
-        evaluates = last if state.recipe.protocol == "paper" else epoch.phase != "ssl"
         waited_before = lock.waited
-        scores = measure_scores(state, before_batch=lock.offer) if evaluates else None
+        scores = measure_scores(state, before_batch=lock.offer) if epoch.phase != "ssl" else None
         validation_seconds = time.perf_counter() - trained - (lock.waited - waited_before)
         if last:
             time_inference(state, meter)

@@ -77,6 +77,7 @@ def observe(state: TrainState, epochs: int | None = None) -> dict[str, Any]:
     return {
         **{f"{each}_{name}": math.nan for each in ("val", "test") for name in SCORES},
         **score_metrics(scores, split),
+        "best_accuracy": max((mean_scores(r.scores).accuracy for r in history if r.scores), default=math.nan),
         **{f"{split}_accuracy_{t.name}": s.accuracy for t, s in zip(tasks, scores, strict=True) if several},
         "train_clock_s": sum(result.seconds for result in own),
         "validation_s": sum(result.validation_seconds for result in own),

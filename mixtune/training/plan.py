@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from mixtune.space.effective import Method, find_method, mix_epochs
+from mixtune.space.effective import Method, find_method, longest_warmup, mix_epochs
 from mixtune.space.recipe import Recipe, Schedule
 from mixtune.space.views import Strategy
 
@@ -46,7 +46,7 @@ def make_plan(recipe: Recipe) -> tuple[Epoch, ...]:
     """
     ssl, sl = recipe.epochs.ssl, recipe.epochs.sl
     mix = mix_epochs(recipe.rho, ssl, sl)
-    strategy = recipe.ssl.strategy
+    strategy = recipe.ssl.for_budget(ssl).strategy
     phases: list[tuple[Phase, int | None, int | None, Strategy | None]] = [
         *(("ssl", i, None, strategy(i)) for i in range(ssl - mix)),
         *(("mix", ssl - mix + i, i, strategy(ssl - mix + i)) for i in range(mix)),
@@ -68,10 +68,24 @@ def peak_rate(schedule: Schedule, batch_size: int) -> float:
 def warmup_length(schedule: Schedule, budget: int) -> float:
     """Return the epochs of a budget's linear warm-up.
 
-    cosine: at most a fifth of the budget (ours): the paper's 20 of 100 epochs, and still a decay where a search
-    tries 5. wsd: ``warmup_epochs``, whatever the budget.
+    At most the share ``warmup_cap`` of the budget, by default a fifth: the paper's 20 of 100 epochs, and still a decay
+    where a search tries 5. wsd: ``warmup_epochs``, whatever the budget.
     """
-    return schedule.warmup_epochs if schedule.schedule == "wsd" else min(schedule.warmup_epochs, budget / 5)
+    if schedule.schedule == "wsd":
+        return schedule.warmup_epochs
+    return min(schedule.warmup_epochs, longest_warmup(schedule.warmup_cap, budget))
+
+
+def cut_warmups(recipe: Recipe) -> list[str]:
+    """Return one line on the warm-ups that their budgets cut, or none."""
+    cut = []
+    for loss in ("ssl", "sl"):
+        schedule, budget = getattr(recipe.optim, loss), getattr(recipe.epochs, loss)
+        length = warmup_length(schedule, budget)
+        if budget and length < schedule.warmup_epochs:
+            said = f"optim.{loss}.warmup_cap {schedule.warmup_cap:g}"
+            cut.append(f"{schedule.warmup_epochs} epochs to {length:g} of {budget} ({said})")
+    return [f"a budget cuts its warm-up: {', '.join(cut)}"] if cut else []
 
 
 def decay_start(budget: int, mix: int = 0) -> int:
@@ -87,15 +101,24 @@ def decay_start(budget: int, mix: int = 0) -> int:
 def rate_factor(schedule: Schedule, budget: int, progress: float, decays_from: int = 0) -> float:
     """Return the learning rate's share of its peak after ``progress`` epochs of a ``budget`` of epochs.
 
-    cosine: linear warm-up, then half a cosine down to 0 (He et al. 2022). wsd: linear warm-up, the peak, and from
-    ``decays_from`` on down to 0 as 1 - sqrt (Haegele et al. 2024); before that nothing depends on the budget.
+    cosine: linear warm-up, then half a cosine down to 0 (He et al. 2022). polynomial: linear warm-up, then the square
+    of the share that is left (Lin et al. 2024). whole_cosine: the lower one of a linear warm-up and of half a cosine
+    over the whole budget, changed once an epoch (as in code of this family: IcarusWizard/MAE). wsd: linear warm-up,
+    the peak, and from ``decays_from`` on down to 0 as 1 - sqrt (Haegele et al. 2024); before that nothing depends on
+    the budget.
     """
     warmup = warmup_length(schedule, budget)
+    if schedule.schedule == "whole_cosine":
+        epoch = math.floor(progress)
+        whole = 0.5 * (1.0 + math.cos(math.pi * epoch / budget))
+        return min(whole, (epoch + 1) / warmup) if warmup else whole
     rise = min(1.0, progress / warmup) if warmup else 1.0
     if schedule.schedule == "wsd":
         return rise * (1.0 - math.sqrt(max(0.0, progress - decays_from) / (budget - decays_from)))
     if progress < warmup:
         return rise
+    if schedule.schedule == "polynomial":
+        return ((budget - progress) / (budget - warmup)) ** 2
     return 0.5 * (1.0 + math.cos(math.pi * (progress - warmup) / (budget - warmup)))
 
 

@@ -28,7 +28,7 @@ from mixtune.space.recipe import SAME_TIME, Recipe, with_absolute_paths
 from mixtune.space.settings import Search
 from mixtune.space.space import SearchSpace, load_space, space_from_dict
 from mixtune.training.data import TaskData, TrainingData, load_training_data
-from mixtune.training.plan import Phase, make_plan
+from mixtune.training.plan import Phase, cut_warmups, make_plan
 from mixtune.training.sources import survey_tasks
 from mixtune.tuning.loggers import Logger
 from mixtune.tuning.slots import check_share, plan_slots, usable_cpus, usable_gpus
@@ -76,6 +76,7 @@ class Prepared:
                 *read,
                 *(f"look: {line}" for line in data.lines),
                 *dict.fromkeys(passes),
+                *_cut_in_shortest(space),
                 *warn_of_few_images(sum(len(task.held_out) for task in data.tasks)),
                 budget,
                 *(f"the baseline {name} is left out: the base recipe is supervised training" for name in self.left_out),
@@ -101,6 +102,13 @@ def describe_passes(recipe: Recipe, data: TrainingData, task: TaskData) -> list[
     parts += [f"{ssl} SSL epochs {times('ssl', ssl)} times"] if ssl else []
     parts += [f"{mix} mix epochs draw as many as {times('mix', mix)} passes"] if mix else []
     return ["; ".join(parts)]
+
+
+def _cut_in_shortest(space: SearchSpace) -> list[str]:
+    """Return one line on the warm-ups that a space's shortest budgets cut, or none."""
+    searched = {path: space.ends()[path] for path in ("epochs.ssl", "epochs.sl") if path in space.space}
+    shortest: dict[str, int] = {path: min(filter(None, budgets), default=0) for path, budgets in searched.items()}
+    return [f"{line}{', at the shortest' * bool(shortest)}" for line in cut_warmups(space.recipe_at(shortest))]
 
 
 def warn_of_few_images(images: int) -> list[str]:

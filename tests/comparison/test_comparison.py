@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -18,10 +19,12 @@ from PIL import Image
 import mixtune
 from mixtune.cli import main
 from mixtune.comparison import Comparison, _with_paper, compare, compared_recipes
-from mixtune.space.recipe import change_recipe, parse_recipe, with_values
+from mixtune.report.paper import PROTOCOL, PROTOCOL_OF_MAE, NoPaperRowsError, paper_rows_of
+from mixtune.space.recipe import change_recipe, flatten, parse_recipe, with_values
 from mixtune.training.plan import method_of
 from mixtune.training.saved import load_trained
 
+ROOT = Path(__file__).parents[2]
 NAMES = ["sl", "ssl_sl-visible", "mixtraining-visible", "ssl_sl-full", "mixtraining-full"]
 Command = Callable[..., tuple[int, str, str]]
 Compared = tuple[Path, Comparison, list[str]]
@@ -169,12 +172,35 @@ def test_the_papers_rows_stand_beside_its_settings_and_say_what_differs(small_re
         recipe = parse_recipe(with_values({"data": {"dataset": "CIFAR10", "fraction": 0.1}}, changes))
         return _with_paper(Comparison((), split="test"), recipe)
 
-    exact = papers(**{"model.patch_size": 2, "augment.pad": 4})
+    protocol = {**PROTOCOL, **PROTOCOL_OF_MAE}
+    exact = papers(**{"model.patch_size": 2, "augment.pad": 4, **protocol})
     assert exact.paper is not None
     assert exact.paper.accuracy.tolist() == [0.5340, 0.5679, 0.6045]
     assert exact.remarks == ()
-    other = papers(**{"model.embed_dim": 64, "optim.sl.base_lr": 0.1})
-    assert other.remarks == ("the paper's rows have other values of model.embed_dim, optim.sl.base_lr",)
+    other = papers(**{"model.embed_dim": 64, "optim.sl.base_lr": 0.1, **protocol, "ssl.loss_on": "masked"})
+    assert other.remarks == (
+        "the paper's rows have other values: model.embed_dim 192 (here 64), "
+        'ssl.loss_on "unmasked" (here "masked"), optim.sl.base_lr 0.001 (here 0.1)',
+    )
+    short = {"epochs.ssl": 50, "epochs.sl": 50}
+    assert papers(**short, **protocol).remarks == ()
+    (cut,) = papers(**short, **{**protocol, "optim.ssl.warmup_cap": 0.2}).remarks
+    assert cut == "the paper's rows have other values: optim.ssl.warmup_epochs 20 (here 10)"
+    for path in sorted((ROOT / "search_spaces").glob("*.yaml")):
+        recipe = change_recipe(mixtune.load_space(path).recipe, {"data.fraction": 1.0, **PROTOCOL})
+        try:
+            paper_rows_of(recipe.to_dict())
+        except NoPaperRowsError:
+            continue
+        for changes in (
+            {},
+            {"ssl.loss_on": "masked"},
+            {"optim.ssl.weight_decay": 0.1, "augment.flip": 0.1},
+            {"model.pool": "avg", "optim.ssl.schedule": "polynomial"},
+        ):
+            compared = _with_paper(Comparison((), "test"), change_recipe(recipe, {**PROTOCOL_OF_MAE, **changes}))
+            found = re.findall(r"([a-z.]+\.[a-z_]+) ", " ".join(compared.remarks))
+            assert sorted(found) == sorted(changes), path
     few_labels = papers(**{"data.ssl_fraction": 1.0})
     assert few_labels.paper is None
     assert few_labels.remarks == ("the paper's SSL sees the labelled images alone",)
@@ -185,11 +211,17 @@ def test_mixing_every_ssl_epoch_makes_the_encodings_one_recipe(small_recipe: mix
     assert any("are one recipe, trained twice" in note for note in notes)
 
 
-def test_the_papers_protocol_is_of_test_images_and_says_what_the_paper_lacks(small_recipe: mixtune.Recipe) -> None:
-    comparison = compare(small_recipe, seeds=1, paper=True, overrides={"epochs.ssl": 1, "epochs.sl": 1, "rho": 1.0})
+def test_the_papers_protocol_is_of_test_images_and_says_what_the_paper_lacks(
+    small_recipe: mixtune.Recipe, tmp_path: Path
+) -> None:
+    short = {"epochs.ssl": 1, "epochs.sl": 1, "rho": 1.0}
+    comparison = compare(small_recipe, seeds=1, paper=True, overrides=short, out=tmp_path)
     assert comparison.split == "test"
     assert comparison.paper is None
     assert any("the paper has no training on digits" in note for note in comparison.notes())
+    recipe = load_trained(tmp_path / "mixtraining-full-seed0").recipe
+    assert {**PROTOCOL, **PROTOCOL_OF_MAE}.items() <= flatten(recipe.to_dict()).items()
+    assert any(note.startswith("accuracy of the best epoch in place") for note in comparison.notes())
     correct = comparison.runs[0].accuracy * 360
     assert correct == pytest.approx(round(correct))  # of 360 test images
 

@@ -12,6 +12,8 @@ from mixtune.cli import main
 from mixtune.gradient_error import measure_gradient_errors
 from mixtune.gradient_error.profile import UNCOMPRESSED, profile_figure, profile_table, relative
 from mixtune.space.recipe import parse_recipe
+from mixtune.space.views import UNCOMPRESSED as WHOLE
+from mixtune.training.plan import make_plan
 
 RECIPE = {
     "data": {"dataset": "digits"},
@@ -38,7 +40,7 @@ def test_table_csv_and_figure_say_the_same(measured):
     assert (shown[shown["strategy"] == UNCOMPRESSED]["ca_mse"] == 1.0).all()
     assert shown.groupby("epoch")["is_best"].sum().tolist() == [1, 1]
     table = profile_table(frame)
-    assert table.row_count == shown["strategy"].nunique() == 7
+    assert table.row_count == shown["strategy"].nunique() == 8
     assert [cell.count("*") for cell in ("".join(c.cells) for c in table.columns[2:])] == [1, 1]
     figure = profile_figure(frame, made.about)
     assert {trace.name for trace in figure.data} == set(shown["strategy"])
@@ -53,6 +55,10 @@ def test_a_space_takes_the_stages_as_they_are_printed(measured):
     assert written == yaml.safe_load(made.to_yaml())
     recipe = parse_recipe({**RECIPE, "ssl": {**RECIPE["ssl"], **written["ssl"]}})
     assert recipe.ssl.compression.stages == made.stages
+    spends = parse_recipe({**RECIPE, **{k: {**RECIPE[k], **v} for k, v in written.items()}})
+    named = {error.strategy: error.units for point in made.errors for error in point}
+    spent = sum(named[epoch.strategy] for epoch in make_plan(spends) if epoch.ssl_epoch is not None)
+    assert spent == pytest.approx(3 * named[WHOLE], abs=max(named.values()) / 2)
 
 
 def test_the_command_measures_and_prints(tmp_path, monkeypatch, capsys):
@@ -77,7 +83,21 @@ def test_the_command_measures_and_prints(tmp_path, monkeypatch, capsys):
     status, out, _ = run("--points", "2", "--batches", "32")
     assert status == 0
     assert "schedule: auto" in out
+    epochs = yaml.safe_load((folder / "stages.yaml").read_text())["epochs"]["ssl"]
+    assert f"epochs.ssl {epochs} spends with it what 3 uncompressed epochs do" in out
     assert sorted(path.name for path in folder.iterdir()) == ["profile.csv", "profile.html", "stages.yaml"]
+    status, out, _ = run("--points", "2", "--batches", "4", "--strategy", "token_dropout=0.75,patch_size=4")
+    frame = pd.read_csv(folder / "profile.csv")
+    assert frame.groupby("epoch").size().tolist() == [2, 2]
+    assert "token dropout 0.75 (key none), patch size 4" in out
+    for given, said in (
+        ("dropout=0.5", "dropout: unknown key; allowed are token_dropout"),
+        ("token_dropout=1.5", "token_dropout: should be less than 1, got 1.5"),
+        ("0.5", "--strategy 0.5: should be field=value"),
+    ):
+        status, _, err = run("--strategy", given)
+        assert (status, err.count("\n")) == (2, 1)
+        assert said in err
     status, _, err = run("--set", "ssl.objective=mae")
     assert (status, err.count("\n")) == (2, 1)
     assert "choose simclr, mocov3 or dino" in err

@@ -20,6 +20,7 @@ from mixtune.gradient_error.measure import (
     measure_errors,
     measure_profile,
 )
+from mixtune.space.compression import Compression
 from mixtune.space.recipe import change_recipe, parse_recipe
 from mixtune.space.views import UNCOMPRESSED, Shortening, Strategy
 from mixtune.training.data import load_training_data
@@ -181,7 +182,8 @@ def test_the_profile_is_of_the_uncompressed_training_and_measures_its_start_and_
 def test_what_is_compared_fits_the_images():
     assert LARGER in default_strategies(patch_size=2, image_size=8)
     assert all(s.query.patch_size is None for s in default_strategies(patch_size=4, image_size=8))
-    assert len({UNCOMPRESSED, *default_strategies(2, 32)}) <= 8
+    assert len({UNCOMPRESSED, *default_strategies(2, 32)}) == 8
+    assert Strategy(Shortening(0.5, 4), Shortening(0.0, 4)) in default_strategies(2, 32)  # both at once
 
 
 def test_a_profile_that_cannot_be_measured_is_one_line():
@@ -190,6 +192,7 @@ def test_a_profile_that_cannot_be_measured_is_one_line():
         (recipe_of(**{"epochs.ssl": 0}), 2, None, "epochs.ssl is 0"),
         (recipe_of(), 3, None, "at least 4 batches, got 3"),
         (recipe_of(), 4, [Strategy(Shortening(i / 10)) for i in range(1, 9)], "at most 8 strategies"),
+        (recipe_of(), 4, [Strategy(Shortening(0.0, 16))], "patch_size 16 should be between .* image size 8"),
     ):
         with pytest.raises(RequestError, match=said):
             next(measure_profile(recipe, CPU, [0.0, 1.0], batches, strategies))
@@ -205,9 +208,41 @@ def test_each_strategy_lasts_until_it_has_consumed_what_lies_before_the_next_poi
         ]
 
     profile = [point(0, 0, LARGER), point(3, 18, LARGER), point(6, 36, DROPPED), point(9, 54, UNCOMPRESSED)]
-    stages = find_stages(profile)
-    assert [(stage.from_epoch, stage.to_strategy()) for stage in stages] == [
-        (0, LARGER),  # 36 forward passes an image, 1.5 an epoch
-        (24, DROPPED),  # 18, 4.5 an epoch
-        (28, UNCOMPRESSED),
+    stages, epochs = find_stages(profile)
+    assert epochs == 28  # in place of 9
+    assert [(stage.from_share, stage.to_strategy()) for stage in stages] == [
+        (0.0, LARGER),  # 36 forward passes an image, 1.5 an epoch: 24 epochs
+        (round(24 / 28, 6), DROPPED),  # 18, 4.5 an epoch: 4 epochs; what is best at the end has none
     ]
+    for budget in (28, 14, 7, 3):  # the same shares of any budget, to half an epoch
+        resolved = Compression(schedule="auto", stages=tuple(stages)).for_budget(budget)
+        units = {LARGER: 1.5, DROPPED: 4.5}
+        spent = [units[resolved.strategy(epoch)] for epoch in range(budget)]
+        assert sum(units == 1.5 for units in spent) == pytest.approx(budget * 24 / 28, abs=0.5)
+    assert sum(spent) == pytest.approx(54 * budget / 28, abs=1.5)
+
+
+def test_a_strategy_gives_way_to_one_that_is_better_by_more_than_the_error_alone():
+    """Differences to the uncompressed 1.0 in four groups: a mean gain and a spread that is the error or not."""
+
+    def point(consumed, **gains):
+        named, replicates = {"plain": UNCOMPRESSED, "dropped": DROPPED, "larger": LARGER}, {}
+        for name in named:
+            gain, spread = gains.get(name, (0.0, 0.0))
+            replicates[name] = (1.0 - gain, tuple(1.0 - gain + sign * spread for sign in (1, -1, 1, -1)))
+        return [
+            replace(error_of(0, consumed, named[name], value), replicates=parts)
+            for name, (value, parts) in replicates.items()
+        ]
+
+    error = 0.1 * math.sqrt(3)  # sqrt(3 / 4 * 4 * 0.1 ** 2)
+    profile = [
+        point(0.0, dropped=(0.9 * error, 0.1)),  # not by more than the error
+        point(1.0, dropped=(1.1 * error, 0.1)),
+        point(2.0, larger=(0.9 * error, 0.1), dropped=(0.0, 0.0)),  # the present one is not worse by more
+        point(3.0, larger=(1.1 * error, 0.1), dropped=(0.0, 0.0)),
+        point(4.0),
+    ]
+    stages, epochs = find_stages(profile)
+    found = [(stage.from_share, stage.to_strategy()) for stage in stages]
+    assert (found, epochs) == ([(0.0, UNCOMPRESSED), (0.25, DROPPED), (0.75, LARGER)], 4)

@@ -166,6 +166,11 @@ def slow_moco(backbone, objective, views):
     return slow_contrast(query, key, 0.3)
 
 
+def slow_both_ways(backbone, objective, views):
+    """Ask each view for what the momentum encoder makes of the other."""
+    return slow_moco(backbone, objective, views) + slow_moco(backbone, objective, views[::-1])
+
+
 def slow_dino(backbone, objective, views):
     """Let the student say of each view what the teacher says of the other."""
     student = [slow_scores(backbone, objective.head, view) for view in views]
@@ -179,6 +184,7 @@ def slow_dino(backbone, objective, views):
     [
         ("simclr", slow_simclr, {"output_dim": 6, "temperature": 0.3}),
         ("mocov3", slow_moco, {"output_dim": 6, "temperature": 0.3}),
+        ("mocov3", slow_both_ways, {"output_dim": 6, "temperature": 0.3, "symmetric": True}),
         ("dino", slow_dino, {"bottleneck_dim": 5, "prototypes": 9}),
     ],
 )
@@ -202,6 +208,16 @@ def copies(objective, backbone):
     if isinstance(objective, mocov3.MoCoV3):
         return [(objective.key_backbone, backbone), (objective.key_head, objective.head)]
     return [(objective.teacher_backbone, backbone), (objective.teacher_head, objective.head)]
+
+
+def test_a_symmetric_loss_costs_twice_as_much_and_no_key_knows_of_what_is_off():
+    backbone, one_way, _ = make_parts("mocov3")
+    both = make_objective("mocov3", backbone, symmetric=True)
+    for strategy in (UNCOMPRESSED, HALF):
+        assert both.train_flops(backbone, False, strategy) == 2 * one_way.train_flops(backbone, False, strategy)
+    assert both.forward_units(backbone, UNCOMPRESSED) == 8.0
+    assert both.settings.constants().keys() - one_way.settings.constants().keys() == {"symmetric"}
+    assert "frozen_epochs" not in make_objective("dino", backbone).settings.constants()
 
 
 @pytest.mark.parametrize("name", ["mocov3", "dino"])
@@ -279,6 +295,16 @@ def test_a_compression_that_cannot_be_is_refused():
         (
             {"stages": [{"from_epoch": n, "token_dropout": n / 10} for n in range(9)]},
             ": stages should have at most 8 different strategies, not 9",
+        ),
+        ({"stages": [{"token_dropout": 0.5}]}, ": stages should have a from_epoch each, or a from_share each"),
+        (
+            {"stages": [{"from_share": 0.0}, {"from_epoch": 1}]},
+            ": stages should have a from_epoch each, or a from_share each",
+        ),
+        ({"stages": [{"from_share": 0.5}]}, ": stages should begin with from_share 0, not 0.5"),
+        (
+            {"stages": [{"from_share": 0.0}, {"from_share": 0.5}, {"from_share": 0.25}]},
+            ": the stages' from_share should ascend, not 0.0, 0.5, 0.25",
         ),
         ({"token_dropout": 1.0}, ".token_dropout: should be less than 1, got 1.0"),
         ({"patch_size": 0}, ".patch_size: should be greater than or equal to 1, got 0"),

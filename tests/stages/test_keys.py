@@ -33,6 +33,7 @@ NONE, START, SSL, ALL = -1, 0, 1, 99  # epochs after which two training runs are
 FOLDER = {"data.dataset": "image_folder", "data.root": "<labelled>", "data.fraction": 1.0}
 MORE_IMAGES = {"data.ssl_fraction": 0.2}
 AT_ONE_RATE = {"optim.ssl.schedule": "wsd", "optim.ssl.warmup_epochs": 0}
+VIEWS = {"ssl.objective": "simclr"}
 PARTNERS = {"data.ssl_dataset": "image_folder", "data.ssl_root": "<images>"}
 
 
@@ -94,6 +95,7 @@ CASES = [
     Case("data.ssl_epoch", "pool", START, {**MORE_IMAGES, **AT_ONE_RATE}),
     Case("data.statistics", "imagenet", START),
     Case("data.statistics", "own", ALL),
+    Case("data.statistics", "train", START),
     Case("data.statistics", "own", START, {"model.pretrained": "<weights>"}),
     Case("data.statistics", "weights", ALL, {"model.pretrained": "<weights>"}),
     Case("model.name", "vit_base_patch16_clip_224", NONE),
@@ -136,6 +138,13 @@ CASES = [
     Case("optim.ssl.betas", [0.8, 0.95], START),
     Case("optim.ssl.warmup_epochs", 0, START),
     Case("optim.ssl.warmup_epochs", 10, ALL),  # a fifth of the budget in either case
+    Case("optim.ssl.warmup_cap", 0.5, START),
+    Case("optim.ssl.warmup_cap", 0.5, ALL, {"optim.ssl.warmup_epochs": 0}),
+    Case("optim.ssl.warmup_cap", 0.5, ALL, {"optim.ssl.schedule": "wsd"}),
+    Case("optim.sl.warmup_cap", 0.5, SSL),
+    Case("optim.ssl.schedule", "whole_cosine", START),
+    Case("optim.ssl.schedule", "polynomial", START),
+    Case("optim.sl.schedule", "polynomial", SSL),
     Case("optim.ssl.base_lr", 0.03, ALL, {"epochs.ssl": 0}),
     Case("optim.sl.base_lr", 0.03, SSL),
     Case("optim.sl.weight_decay", 0.5, SSL),
@@ -155,6 +164,10 @@ CASES = [
     Case("augment.crop_ratio", [0.9, 1.1], START, {"augment.crop_scale": [0.5, 1.0]}),
     Case("augment.randaugment", [2, 9], START),
     Case("augment.ssl", False, START),
+    Case("augment.pad", 2, SSL, VIEWS),  # what the classifier sees alone
+    Case("augment.crop_scale", [0.5, 1.0], SSL, VIEWS),
+    Case("augment.randaugment", [2, 9], SSL, VIEWS),
+    Case("augment.flip", 0.5, START, VIEWS),
     Case("protocol", "paper", START),
     Case("precision", "float32", ALL),  # auto's choice on a CPU
     Case("precision", "bfloat16", START),

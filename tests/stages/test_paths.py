@@ -11,8 +11,9 @@ from mixtune.space.points import points
 from mixtune.space.space import space_from_dict
 from mixtune.stages.paths import RecipePaths
 from mixtune.stages.table import StageTable, Stored, TrialPath
+from mixtune.training.plan import make_plan
 
-SCHEDULES = list(product(["cosine", "wsd"], repeat=2))
+SCHEDULES = [*product(["cosine", "wsd"], repeat=2), ("whole_cosine", "polynomial"), ("polynomial", "whole_cosine")]
 BUDGETS = {"epochs.ssl": {"choice": [1, 2, 6, 7, 12]}, "epochs.sl": {"choice": [1, 5, 6, 10]}}
 
 
@@ -58,6 +59,26 @@ def test_budgets_that_follow_others_or_depend_on_them_part_where_theirs_do(small
         for one in drawn:
             shared = {paths(one).shared_with(paths(other)) for other in drawn}
             assert shared - {-1, 0} <= paths(one).stored_after, one
+
+
+def test_stages_of_shares_begin_as_much_later_as_a_budget_is_longer_and_part_paths_there(small_space: Any) -> None:
+    values = small_space(space={"epochs.ssl": {"choice": [4, 6, 8, 12]}, "rho": {"choice": [0.0, 0.5]}})
+    stages = [{"from_share": 0.0, "token_dropout": 0.5}, {"from_share": 0.5, "patch_size": 4}, {"from_share": 0.75}]
+    values["recipe"]["ssl"] = {"objective": "simclr", "compression": {"schedule": "auto", "stages": stages}}
+    values["recipe"]["optim"]["ssl"] = {"schedule": "wsd", "warmup_epochs": 1}
+    space = space_from_dict(values)
+    strategies = {
+        ssl: [epoch.strategy for epoch in make_plan(space.recipe_at({"epochs.ssl": ssl, "rho": 0.0}))][:ssl]
+        for ssl in (4, 8, 12)
+    }
+    for ssl, found in strategies.items():
+        assert [found.index(each) for each in dict.fromkeys(found)] == [0, ssl // 2, 3 * ssl // 4]
+    paths = RecipePaths(space)
+    drawn = [*points(space), *space.baseline_params().values()]
+    for one in drawn:
+        shared = {paths(one).shared_with(paths(other)) for other in drawn}
+        assert shared - {-1, 0} <= paths(one).stored_after, one
+        assert set(paths.branches.of(space.recipe_at(one))) <= shared, one
 
 
 @pytest.fixture

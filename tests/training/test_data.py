@@ -11,7 +11,7 @@ from mixtune.cost.flops import Size, recipe_flops
 from mixtune.errors import RequestError
 from mixtune.space.recipe import parse_recorded, with_former_defaults
 from mixtune.training.augmentation import crop_and_flip, resized_crop_and_flip
-from mixtune.training.data import load_training_data
+from mixtune.training.data import load_test_pools, load_training_data
 from mixtune.training.loop import train
 from mixtune.training.plan import PHASES, make_plan
 from mixtune.training.randaugment import rand_augment
@@ -284,6 +284,22 @@ def test_the_papers_tinyimagenet_preprocessing_is_a_recipes_augmentation(make_re
     torch.testing.assert_close(
         task.train.batch(pixels, generator()), (changed / 255 - gray_mean) / gray_std, rtol=1e-5, atol=1e-5
     )
+
+
+def test_statistics_of_training_images_alone_are_those_that_numpy_finds_without_the_validating_ones(make_recipe):
+    recipe = make_recipe({"data.statistics": "train", "data.fraction": 0.3, "data.ssl_fraction": 0.6})
+    data = load_training_data(recipe)
+    task = data.tasks[0]
+    pixels = task.train.images.numpy() / 255
+    trained = np.delete(pixels, task.held_out.indices.numpy(), axis=0)
+    assert len(trained) == len(pixels) - len(task.held_out) < len(pixels)
+    for pool in (task.train, task.ssl, task.held_out, *load_test_pools(recipe, data)):
+        assert pool.mean.item() == pytest.approx(trained.mean(), rel=1e-6)
+        assert pool.std.item() == pytest.approx(trained.std(), rel=1e-6)
+    own = load_training_data(make_recipe({"data.statistics": "own"})).tasks[0].train
+    assert own.mean.item() == pytest.approx(pixels.mean(), rel=1e-6) != pytest.approx(trained.mean(), rel=1e-6)
+    paper = load_training_data(make_recipe({"data.statistics": "train", "protocol": "paper"})).tasks[0].train
+    assert torch.equal(paper.mean, own.mean)  # nothing validates
 
 
 def test_pretrained_weights_bring_their_statistics(make_recipe, write_crops, tmp_path):

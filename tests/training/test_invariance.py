@@ -14,6 +14,8 @@ from same_bits import assert_equal_bits, boundaries
 
 from mixtune.cost.flops import Size, recipe_flops, step_flops
 from mixtune.errors import RequestError
+from mixtune.space.effective import effective
+from mixtune.space.recipe import flatten
 from mixtune.space.views import UNCOMPRESSED, Shortening, Strategy
 from mixtune.stages.keys import shared_epochs, stage_keys
 from mixtune.training.bill import phase_flops
@@ -140,6 +142,40 @@ def test_momentum_copies_are_left_to_momentum(start, trained, name):
         assert moved == (set() if phase == "sl" else set(frozen))
 
 
+@pytest.mark.parametrize(
+    ("name", "field", "value", "weights", "still"),
+    [
+        ("mocov3", "frozen_patches", True, {"vit.patch_embed.proj.weight", "vit.patch_embed.proj.bias"}, 4),
+        ("dino", "frozen_epochs", 2, {"head.prototypes.weight"}, 2),
+    ],
+)
+def test_what_is_frozen_stays_as_it_is_drawn_and_nothing_else_does(start, name, field, value, weights, still):
+    for given, epochs in ((value, still), (0 if name == "dino" else False, 0)):
+        state = start(values(name, {}, **{f"ssl.{field}": given}))
+        parts = [part for each in (state.backbone, state.objective) for part in each.named_parameters()]
+        trained = {n: p for n, p in parts if p.requires_grad}
+        before = {n: p.detach().clone() for n, p in trained.items()}
+        for result in train(state):
+            same = {n for n, p in trained.items() if torch.equal(p, before[n])}
+            before = {n: p.detach().clone() for n, p in trained.items()}
+            if result.phase != "sl":
+                assert same == (weights if result.epoch <= epochs else set()), (given, result.epoch)
+            else:
+                assert not same & {n for n in weights if n.startswith("vit.")}
+
+
+def test_the_backbones_own_patch_size_in_a_stage_is_in_no_key(make_recipe, start):
+    own = {"schedule": "auto", "stages": [{"from_epoch": 0, "patch_size": 2}, {"from_epoch": 1, "token_dropout": 0.5}]}
+    none = {**own, "stages": [{"from_epoch": 0}, own["stages"][1]]}
+    pair = [values("mocov3", compression) for compression in (own, none)]
+    keys = [keys_of(make_recipe(each)) for each in pair]
+    assert keys[0] == keys[1]
+    assert_equal_bits(*(boundaries(start(each)) for each in pair))
+    constant = [values("mocov3", {"patch_size": size}, **{"model.patch_size": 2}) for size in (None, 2, 4)]
+    found = [effective(flatten(make_recipe(each).to_dict())) for each in constant]
+    assert found[0] == found[1] != found[2]
+
+
 @pytest.mark.parametrize("name", ["mocov3", "dino"])
 def test_a_momentum_encoder_is_a_moving_mean_of_the_backbones_weights(start, name):
     """After each step it goes a tenth of the way, by hand in float64 from the weights that the steps leave."""
@@ -185,6 +221,7 @@ def test_recipes_share_the_epochs_whose_strategies_agree(make_recipe):
         (AUTO, {**AUTO, "token_dropout": 0.3}, 6),  # auto: the stages alone count
         (AUTO, {**AUTO, "stages": STAGES[:2]}, 3),
         (AUTO, {**AUTO, "stages": STAGES[:1]}, 1),
+        (AUTO, {**AUTO, "stages": [{**s, "from_epoch": None, "from_share": s["from_epoch"] / 4} for s in STAGES]}, 6),
         (AUTO, {**AUTO, "stages": [*STAGES, {"from_epoch": 4, "token_dropout": 0.9}]}, 6),  # beyond the budget
         (AUTO, {**AUTO, "stages": [STAGES[0], {**STAGES[1], "from_epoch": 2}, STAGES[2]]}, 1),
     ):
@@ -219,9 +256,11 @@ def test_what_changes_the_views_changes_every_epoch(make_recipe):
         ({"ssl.grayscale": 0.5}, -1),
         ({"alpha": 0.9}, 3),
         ({"augment.flip": 0.5}, 0),
-        ({"augment.ssl": False}, 0),
+        ({"augment.ssl": False}, 3),  # digits are not mirrored, and views have no more of `augment`
     ):
         assert shared(values("simclr", AUTO), values("simclr", AUTO, **changes)) == expected, changes
+    mirrored = values("simclr", AUTO, **{"augment.flip": 0.5})
+    assert shared(mirrored, {**mirrored, "augment.ssl": False}) == 0
     for name, expected in (("simclr", 0), ("mae", 4)):  # which has views of its own in the mix phase, and which has not
         mixed = {"ssl.objective": name, "rho": 1.0, "epochs.sl": 4}
         assert shared(mixed, {**mixed, "augment.ssl": False}) == expected, name

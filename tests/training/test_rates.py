@@ -8,23 +8,31 @@ from itertools import product
 import pytest
 import torch
 
+from mixtune.space.effective import longest_warmup
 from mixtune.training.loop import train
 from mixtune.training.optimizer import set_rates
-from mixtune.training.plan import learning_rates, make_plan
+from mixtune.training.plan import cut_warmups, learning_rates, make_plan
 
 
 def slow_rates(recipe, loss, steps, decay=None):
     """Return the rate of a loss at each step of its own budget; wsd goes down in its last ``decay`` epochs."""
     optim, whole = getattr(recipe.optim, loss), getattr(recipe.epochs, loss) * steps
     peak, warmup, rates = optim.base_lr * recipe.optim.batch_size / 256, optim.warmup_epochs * steps, []
+    short = min(warmup, whole * optim.warmup_cap)
     for step in range(whole):
         if optim.schedule == "wsd":
             rise, left = min(1.0, step / warmup) if warmup else 1.0, whole - decay * steps
             rates.append(peak * rise * (1.0 if step < left else 1 - math.sqrt((step - left) / (decay * steps))))
+        elif optim.schedule == "whole_cosine":
+            epoch, budget = step // steps, whole // steps
+            rise = (epoch + 1) / (short / steps + 1e-12)
+            rates.append(peak * min(rise, 0.5 * (math.cos(epoch / budget * math.pi) + 1)))
+        elif step < short:
+            rates.append(peak * step / short)
         else:
-            short = min(warmup, whole / 5)
             decayed = (step - short) / (whole - short)
-            rates.append(peak * (step / short if step < short else (1 + math.cos(decayed * math.pi)) / 2))
+            fallen = (1 - decayed) ** 2 if optim.schedule == "polynomial" else (1 + math.cos(decayed * math.pi)) / 2
+            rates.append(peak * fallen)
     return rates
 
 
@@ -41,9 +49,10 @@ def used_rates(recipe, steps):
 
 
 def test_each_schedule_spans_its_own_budget_across_the_mix_phase_and_wsd_decays_in_its_last_fifth(make_recipe):
-    for schedule, warmup, (ssl, sl, rho, *decays) in product(
-        ("cosine", "wsd"),
+    for schedule, warmup, cap, (ssl, sl, rho, *decays) in product(
+        ("cosine", "whole_cosine", "polynomial", "wsd"),
         (0, 1, 2, 20),
+        (0.2, 0.45, 1.0),
         (
             (10, 10, 0.5, 2, 2),
             (10, 10, 0.0, 2, 2),
@@ -56,11 +65,27 @@ def test_each_schedule_spans_its_own_budget_across_the_mix_phase_and_wsd_decays_
         changes = {"epochs.ssl": ssl, "epochs.sl": sl, "rho": rho, "optim.batch_size": 48, "optim.sl.base_lr": 0.003}
         for loss in ("ssl", "sl"):
             changes |= {f"optim.{loss}.schedule": schedule, f"optim.{loss}.warmup_epochs": warmup}
+            changes |= {f"optim.{loss}.warmup_cap": cap}
         recipe = make_recipe(changes)
         used = used_rates(recipe, 3)
         for loss, decay in zip(("ssl", "sl"), decays, strict=True):
             expected = slow_rates(recipe, loss, 3, decay)
             assert used[loss] == pytest.approx(expected, rel=1e-9, abs=1e-15), changes
+
+
+def test_a_warm_up_that_its_budget_cuts_is_said_and_the_papers_20_of_50_epochs_can_be_had(make_recipe):
+    base = {"epochs.ssl": 50, "epochs.sl": 50, "optim.ssl.warmup_epochs": 20, "optim.sl.warmup_epochs": 10}
+    assert cut_warmups(make_recipe(base)) == [
+        "a budget cuts its warm-up: 20 epochs to 10 of 50 (optim.ssl.warmup_cap 0.2)"
+    ]
+    uncut = make_recipe({**base, "optim.ssl.warmup_cap": 1.0})
+    assert cut_warmups(uncut) == []
+    rates = used_rates(uncut, 3)["ssl"]
+    assert rates.index(max(rates)) == 20 * 3
+    assert cut_warmups(make_recipe({**base, "optim.ssl.schedule": "wsd"})) == []
+    assert cut_warmups(make_recipe({**base, "epochs.ssl": 0, "epochs.sl": 100})) == []
+    for budget in range(1, 300):  # as it was before there was a cap, to the last bit
+        assert longest_warmup(0.2, budget) == budget / 5
 
 
 @pytest.fixture(scope="module")
