@@ -73,7 +73,7 @@ class Comparison:
 
     def notes(self) -> list[str]:
         """Return what a reader needs alongside the numbers, a line each."""
-        return [*comparison_notes(self.frame, self.paper, self.split), *self.remarks]
+        return [*comparison_notes(self.frame, self.paper, self.split, self.runs), *self.remarks]
 
 
 def compare(

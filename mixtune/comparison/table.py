@@ -13,6 +13,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from rich.table import Table
 
@@ -20,6 +21,7 @@ from mixtune.metrics import DISTURBED, METHODS, disturbed_note, find_metric, is_
 from mixtune.render import fits, markdown_table, terminal_table
 from mixtune.report.paper import dataset_key
 from mixtune.run.frames import csv_text
+from mixtune.run.paired import Difference, pooled_variance
 
 _ORDER = [(method, encode) for encode in (None, "visible", "full") for method in METHODS]
 _TASK = re.compile(r"accuracy_(.+)_mean", re.DOTALL)
@@ -123,22 +125,48 @@ def comparison_csv(frame: pd.DataFrame, paper: pd.DataFrame | None) -> str:
     return csv_text(rows.astype({"seeds": "Int64", "diverged": "Int64"}))
 
 
-def comparison_notes(frame: pd.DataFrame, paper: pd.DataFrame | None = None, split: str = "val") -> list[str]:
-    """Return a line each: what is missing or diverged, differences within noise, speed-ups against FLOPs, the paper.
+def paired_gaps(runs: Sequence[Run]) -> dict[tuple[str, str | None], Difference]:
+    """Return by (method, encode) the accuracy of MixTraining less that of SSL+SL at its encoding, paired by seed.
 
-    And what each run's best epoch had, by the images that the accuracies are of.
+    Both train and are judged on the same images of a seed. The error is the standard error of the mean difference over
+    the seeds that neither diverged on, whose variance is pooled over the encodings; without two such seeds there is
+    none.
+    """
+    accuracy = {(run.method, run.encode, run.seed): run.accuracy for run in runs if math.isfinite(run.accuracy)}
+    found = {}
+    for encode in dict.fromkeys(run.encode for run in runs):
+        seeds = [seed for method, own, seed in accuracy if (method, own) == ("mixtraining", encode)]
+        pairs = [(accuracy["mixtraining", encode, s], accuracy.get(("ssl_sl", encode, s))) for s in seeds]
+        if gaps := [mixed - ssl_sl for mixed, ssl_sl in pairs if ssl_sl is not None]:
+            found["mixtraining", encode] = np.array(gaps)
+    variance, degrees = pooled_variance(list(found.values()))
+    if not degrees:
+        return {}
+    return {
+        key: Difference(float(gaps.mean()), math.sqrt(variance / len(gaps)), degrees) for key, gaps in found.items()
+    }
+
+
+def _describe_gap(what: str, gap: Difference) -> str:
+    """Return a gap in words, called better or worse only where its 95 % interval does not hold 0."""
+    low, high = (f"{100 * bound:+.1f}" for bound in gap.interval)
+    verdict = f"{'better' if gap.mean > 0 else 'worse'}" if gap.is_shown else "which may be nothing"
+    return f"{what}: {100 * gap.mean:+.1f} points of accuracy (95 % interval {low} to {high}), {verdict}"
+
+
+def comparison_notes(
+    frame: pd.DataFrame, paper: pd.DataFrame | None = None, split: str = "val", runs: Sequence[Run] = ()
+) -> list[str]:
+    """Return a line each: what is missing or diverged, gaps with intervals, speed-ups against FLOPs, the paper.
+
+    And what each run's best epoch had, by the images that the accuracies are of. runs: what the frame is of.
     """
     rows = frame.to_dict("records")
     notes = _seed_notes(rows)
-    predicted = []
+    predicted, gaps = [], paired_gaps(runs)
     for ssl_sl, mixed in _pairs(rows):
-        gap = abs(mixed["accuracy_mean"] - ssl_sl["accuracy_mean"])
-        error = math.hypot(*(row["accuracy_std"] / math.sqrt(row["seeds"]) for row in (ssl_sl, mixed)))
-        if gap < error:
-            notes.append(
-                f"{mixed['label']} and {ssl_sl['label']} differ by {100 * gap:.1f} points of accuracy, "
-                f"less than their combined standard error of {100 * error:.1f}"
-            )
+        if (gap := gaps.get((mixed["method"], mixed["encode"]))) is not None:
+            notes.append(_describe_gap(f"{mixed['label']} over {ssl_sl['label']}", gap))
         measured, flops = mixed["speedup_same_encoding"], mixed["speedup_same_encoding_by_flops"]
         if not math.isnan(measured / flops):
             predicted.append(f"{mixed['label']} {measured / flops:.2f} ({measured:.2f}x / {flops:.2f}x)")

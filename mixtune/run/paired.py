@@ -63,10 +63,15 @@ class Difference:
     degrees: float = math.inf
 
     @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval."""
+        quantile = float(student.ppf(0.975, self.degrees)) if math.isfinite(self.degrees) else 1.96
+        return self.mean - quantile * self.error, self.mean + quantile * self.error
+
+    @property
     def is_shown(self) -> bool:
         """Whether the 95 % interval does not hold 0."""
-        quantile = float(student.ppf(0.975, self.degrees)) if math.isfinite(self.degrees) else 1.96
-        return abs(self.mean) > quantile * self.error
+        return not self.interval[0] <= 0 <= self.interval[1]
 
 
 def compare_with(

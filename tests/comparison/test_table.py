@@ -138,18 +138,29 @@ def test_a_diverged_run_takes_the_mean_with_it_but_not_the_time() -> None:
     assert comparison_notes(nothing_left)[-1].endswith("it has no time either")
 
 
-def test_differences_within_the_combined_standard_error_are_noted() -> None:
-    runs = [Run("ssl_sl", "full", seed, 0.80 + 0.02 * seed, {}, 22.0, 22.0) for seed in range(2)]
-    # Standard errors: 0.01 each, 0.014 together.
-    close = [Run("mixtraining", "full", seed, 0.813 + 0.02 * seed, {}, 20.0, 16.0) for seed in range(2)]
-    far = [Run("mixtraining", "full", seed, 0.815 + 0.02 * seed, {}, 20.0, 16.0) for seed in range(2)]
+def test_a_gap_is_a_win_only_outside_its_paired_interval() -> None:
+    """Seeds move both methods by 5 points; what counts are the differences on one seed."""
+    drift = [0.00, 0.05, 0.02, 0.04]
+
+    def both(gaps: Sequence[float]) -> list[Run]:
+        runs = [Run("ssl_sl", "full", seed, 0.8 + by, {}, 22.0, 22.0) for seed, by in enumerate(drift)]
+        mixed = [0.8 + by + gap for by, gap in zip(drift, gaps, strict=True)]
+        return [*runs, *(Run("mixtraining", "full", seed, at, {}, 20.0, 16.0) for seed, at in enumerate(mixed))]
+
     predicted = "speed-up measured / predicted by FLOPs, at the same encoding: MixTraining (full) 0.80 (1.10x / 1.38x)"
-    assert comparison_notes(summarise([*runs, *close])) == [
-        "MixTraining (full) and SSL+SL (full) differ by 1.3 points of accuracy, "
-        "less than their combined standard error of 1.4",
-        predicted,
-    ]
-    assert comparison_notes(summarise([*runs, *far])) == [predicted]
+    for gaps, verdict in (
+        ([0.010, 0.014, 0.012, 0.012], "better"),
+        ([-0.010, -0.014, -0.012, -0.012], "worse"),
+        ([0.030, -0.010, 0.020, 0.008], "which may be nothing"),
+    ):
+        runs = both(gaps)
+        mean = sum(gaps) / 4
+        margin = 3.1824 * math.sqrt(sum((gap - mean) ** 2 for gap in gaps) / 3) / 2  # Student's t with 3 degrees
+        interval = f"{100 * (mean - margin):+.1f} to {100 * (mean + margin):+.1f}"
+        said = f"MixTraining (full) over SSL+SL (full): {100 * mean:+.1f} points of accuracy (95 % interval {interval})"
+        assert comparison_notes(summarise(runs), runs=runs) == [f"{said}, {verdict}", predicted]
+    alone = [run for run in both([0.1] * 4) if run.seed == 0]
+    assert not any("interval" in note for note in comparison_notes(summarise(alone), runs=alone))
 
 
 def test_the_cells_and_the_papers_rows_beneath() -> None:

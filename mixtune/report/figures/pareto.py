@@ -206,7 +206,10 @@ def _captions(result: Result, names: list[str]) -> Iterator[str]:
     if result.confirmed is not None:
         yield "Large marks are means over fresh seeds; the small ones are what the search found with one seed."
     else:
-        yield "Bars are standard errors of one training run: marks whose bars overlap may well change places."
+        yield (
+            "Bars are standard errors of one training run. Differences between recipes are more certain than the bars, "
+            "since the same images judged all, but what another seed would change is not in them."
+        )
     if len(names) > 2:
         yield f"The colour is the {find_metric(names[2]).title}."
 
