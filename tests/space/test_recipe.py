@@ -62,6 +62,7 @@ optim:
   ssl: {{base_lr: 0.00015, weight_decay: 0.05, betas: [0.9, 0.95], warmup_epochs: 20, schedule: cosine}}
   sl: {{base_lr: 0.001, weight_decay: 0.05, betas: [0.9, 0.95], warmup_epochs: 5, schedule: cosine}}
 augment: {{pad: null, flip: null, crop_scale: null, crop_ratio: [0.75, {4 / 3}], randaugment: null, ssl: true}}
+representation: []
 protocol: search
 precision: auto
 compile: false
@@ -138,7 +139,8 @@ def test_a_list_of_datasets_is_a_task_each_with_its_own_name_and_folder() -> Non
 
 
 def test_a_mistake_names_the_key_what_was_given_and_what_is_allowed() -> None:
-    sections = "data, model, epochs, alpha, rho, lambda, ssl, optim, augment, protocol, precision, compile, seed"
+    sections = "data, model, epochs, alpha, rho, lambda, ssl, optim, augment, representation, protocol"
+    sections += ", precision, compile, seed"
     rates = "unknown key; allowed are base_lr, weight_decay, betas, warmup_epochs, schedule; did you mean 'base_lr'?"
     needs = "needs Settings, a subclass of SslSettings, and a function build: see mixtune.objectives"
     without, both = "is given without data.ssl_dataset: add it (image_folder, say)", ["digits", "CIFAR10"]
