@@ -75,7 +75,7 @@ def main() -> None:
         "# Frozen features along the SSL phase\n\n"
         f"`python benchmarks/representation.py {flags}`, mixtune {mixtune.__version__}, {date.today().isoformat()}.\n\n"
         "Validation accuracy on digits in percent, the mean over seeds (how far apart they are). 144 images: a "
-        f"standard error of about a point and a half at 96 %.\n\n{format_table(head, lines)}\n"
+        f"standard error of about four points at 60 %, three at 85 %.\n\n{format_table(head, lines)}\n"
     )
     print(text)
     options.out.mkdir(parents=True, exist_ok=True)
