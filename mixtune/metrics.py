@@ -148,6 +148,7 @@ _ROWS = [
         about="the training steps so far on a device of their own, from step times measured in quiet windows; revised "
         "as more windows are measured, exact at the end",
     ),
+    Metric("train_latency_se_s", about="its standard error, the machine's drift between moments included"),
     Metric("latency_ssl_s", last=True, about="its part of the SSL phase"),
     Metric("latency_mix_s", last=True, about="its part of the mix phase"),
     Metric("latency_sl_s", last=True, about="its part of the SL phase"),
@@ -178,6 +179,7 @@ _ROWS = [
         disturbed="infer_disturbed",
         about="one image from its pixels to its class, measured as the training steps are, after the last epoch",
     ),
+    Metric("infer_latency_ms_se", about="its standard error, the machine's drift between moments included"),
     Metric(
         "peak_memory_mb",
         "peak memory",

@@ -35,7 +35,7 @@ from mixtune.space.space import load_recipe, override
 from mixtune.training.data import load_training_data
 from mixtune.training.device import choose_device, describe_device
 from mixtune.training.loop import DivergedError
-from mixtune.training.plan import method_of
+from mixtune.training.plan import PHASES, method_of
 from mixtune.training.saved import save_diverged, saved_metrics
 from mixtune.training.threads import fastest_threads, known_threads, set_threads
 
@@ -224,6 +224,8 @@ def _run(recipe: Recipe, metrics: Mapping[str, Any], flops: float, split: str) -
         latency_s=metric_value(metrics, "train_latency_s"),
         flops=flops,
         disturbed=metric_value(metrics, "disturbed"),
+        latency_se_s=metric_value(metrics, "train_latency_se_s"),
+        phase_s={phase: metric_value(metrics, f"latency_{phase}_s") for phase in PHASES},
     )
 
 
