@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-DRIFT = 0.06  # standard deviation of a step time measured again minutes later, as a share of it (see the NOTES there)
+DRIFT = 0.06  # standard deviation of a step time measured again minutes later, as a share of it
 SPREAD = 0.035  # of a window among those of one epoch: both of 48 turns of benchmarks/results/latency_meter.csv
 PRIOR = 3  # windows that SPREAD counts for
 WINDOWS = 3  # of a cost signature, at most; the first is enough where more would keep the neighbours waiting
