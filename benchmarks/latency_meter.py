@@ -12,7 +12,9 @@ c. searches of 20 trials, four at once: waiting for quiet windows takes under 3 
    times that came of it are within 5 % of those alone; what a step boundary costs, and the loop with the meter against
    the loop without;
 d. fresh processes, alone: the meter within 3 % of the clock of later epochs, by the number of steps of an epoch, and
-   the fewest WARM_UP_STEPS that bring it there.
+   the fewest WARM_UP_STEPS that bring it there;
+e. a reference step beside each kind of step: whether scaling by it lowers the error of a step time that is read again
+   later (`--only reference` measures that alone and writes latency_reference.md).
 
 Processes have one thread each. Alone and packed take turns in the same processes, seconds apart, so a machine that
 drifts hits both: a ratio is of one turn and the next. Who has measured trains on until all have. The naive clock is of
@@ -41,6 +43,7 @@ from meter_bench import BASE, CSV_HEAD, PACKED_GOAL, SMALL, Bench, Ratio, Scale,
 from meter_cost import measure_cost
 from meter_fresh import measure_fresh
 from meter_processes import ALONE, PACKED_TURN, Training, run_alone, run_together, share_windows, train_in_turns
+from meter_reference import measure_reference
 from training_report import count_cores, cpu_model, format_table
 
 import mixtune
@@ -207,8 +210,7 @@ def write_report(sections: Sequence[Section], about: Sequence[str]) -> str:
         "# The latency meter",
         "Printed by benchmarks/latency_meter.py, which says what is measured and how.",
         "\n".join(f"- {line}" for line in about),
-        f"{sum(is_met for _, is_met in goals)} of {len(goals)} goals are met:",
-        "\n".join(verdicts),
+        *([f"{sum(is_met for _, is_met in goals)} of {len(goals)} goals are met:", "\n".join(verdicts)] * bool(goals)),
         *(f"## {section.title}\n\n{section.text}" for section in sections),
     ]
     return "\n\n".join(parts) + "\n"
@@ -225,7 +227,8 @@ def describe_run(options: argparse.Namespace, load_before: float) -> list[str]:
         f"{machine}; a thread a process",
         ", ".join([f"mixtune {mixtune.__version__}", f"Python {platform.python_version()}", *packages]),
         date.today().isoformat(),
-        f"`python benchmarks/latency_meter.py --device {options.device}{' --small' * options.small}`",
+        f"`python benchmarks/latency_meter.py --device {options.device}{' --small' * options.small}"
+        f"{f' --only {options.only}' if options.only else ''}`",
         f"digits, 8 x 8 pixels; width {model['embed_dim']}, depth {model['depth']} where no other is named, patch "
         f"{model['patch_size']}, batch {BASE['optim']['batch_size']}{'; smaller, with --small' * options.small}",
     ]
@@ -238,6 +241,7 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--small", action="store_true", help="only see that it runs: its figures say nothing")
+    parser.add_argument("--only", choices=["reference"], help="measure one part alone")
     return parser.parse_args()
 
 
@@ -249,19 +253,24 @@ def main() -> None:
         print(f"[{time.perf_counter() - started:.0f} s] {line}", flush=True)
 
     bench = Bench(options.device, SMALL if options.small else Scale(), [], say)
-    alone, packed = measure_packed(bench)
-    sections = [
-        report_packed(alone, packed),
-        compare_copies(bench),
-        train_beside_starters(bench),
-        measure_cost(bench),
-        measure_fresh(bench),
-    ]
+    name = f"latency_{options.only or 'meter'}"
+    if options.only:
+        sections = [measure_reference(bench)]
+    else:
+        alone, packed = measure_packed(bench)
+        sections = [
+            report_packed(alone, packed),
+            compare_copies(bench),
+            train_beside_starters(bench),
+            measure_cost(bench),
+            measure_fresh(bench),
+            measure_reference(bench),
+        ]
     about = [*describe_run(options, load_before), f"it took {time.perf_counter() - started:.0f} s"]
     text = write_report(sections, about)
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "latency_meter.md").write_text(text)
-    with (options.out / "latency_meter.csv").open("w", newline="") as file:
+    (options.out / f"{name}.md").write_text(text)
+    with (options.out / f"{name}.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(CSV_HEAD)
         writer.writerows((*row[:-1], f"{row[-1]:.6g}") for row in bench.rows)

@@ -54,11 +54,13 @@ class Scale(NamedTuple):
     changes: Mapping[str, Any] = MappingProxyType({})  # to every recipe
     searches: tuple[str, ...] = tuple(SEARCHES)
     packed: int = 4  # training runs at once
+    pause_s: float = 15.0  # between the rounds with a reference step
 
 
 SMALL = Scale(
     *(1, 1, 1, 1, 2, 500, 2, 8),
     packed=2,
+    pause_s=0.0,
     fractions={8: 0.1},
     changes={"data.fraction": 0.2, "model.embed_dim": 16, "model.depth": 1},
     searches=(ONE_SIZE,),

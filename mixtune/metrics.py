@@ -121,10 +121,26 @@ def _scores(split: str, words: str) -> list[Metric]:
     ]
 
 
+def _representation(prefix: str, words: str, moment: str) -> list[Metric]:
+    """Return the rows of a backbone's frozen features, judged on held-out images at one moment."""
+    judges = {
+        "knn": ("nearest-neighbour", "20 neighbours by cosine similarity (Wu et al. 2018)"),
+        "probe": ("linear probe", "logistic regression on standardised features"),
+    }
+    rows = []
+    for name, (title, how) in judges.items():
+        about = f"of frozen features {moment}, fitted to at most 10,000 training images a task: {how}"
+        rows.append(Metric(f"{prefix}{name}_accuracy", f"{title} accuracy{words}", "max", worst="chance", about=about))
+        rows.append(Metric(f"{prefix}{name}_accuracy_se", about="binomial standard error"))
+    return rows
+
+
 _ROWS = [
     *_scores("val", "validation"),
     *_scores("test", "test"),
     Metric("best_accuracy", "accuracy of the best epoch", about="the highest so far, of the images of the accuracy"),
+    *_representation("ssl_", " after SSL", "before the first supervised epoch"),
+    *_representation("", "", "at the end"),
     Metric(
         "train_latency_s",
         "training time",
@@ -136,6 +152,7 @@ _ROWS = [
         about="the training steps so far on a device of their own, from step times measured in quiet windows; revised "
         "as more windows are measured, exact at the end",
     ),
+    Metric("train_latency_se_s", about="its standard error, the machine's drift between moments included"),
     Metric("latency_ssl_s", last=True, about="its part of the SSL phase"),
     Metric("latency_mix_s", last=True, about="its part of the mix phase"),
     Metric("latency_sl_s", last=True, about="its part of the SL phase"),
@@ -146,7 +163,7 @@ _ROWS = [
     Metric("disturbed", about="the share of train_latency_s of steps that were never timed while others were quiet"),
     Metric("infer_disturbed", about="1 where infer_latency_ms was not measured while others were quiet, else 0"),
     Metric("train_clock_s", about="the steps of epochs_trained by the wall clock, slowed by whatever else ran"),
-    Metric("validation_s", about="the clock of held-out images, of epochs_trained"),
+    Metric("validation_s", about="the clock of held-out images and of frozen features, of epochs_trained"),
     Metric("compile_s", about="the clock of torch.compile, of epochs_trained"),
     Metric("checkpoint_s", about="the clock of storing checkpoints"),
     Metric("waiting_s", about="the clock of waiting for quiet windows, one's own and others'"),
@@ -166,6 +183,7 @@ _ROWS = [
         disturbed="infer_disturbed",
         about="one image from its pixels to its class, measured as the training steps are, after the last epoch",
     ),
+    Metric("infer_latency_ms_se", about="its standard error, the machine's drift between moments included"),
     Metric(
         "peak_memory_mb",
         "peak memory",
@@ -218,6 +236,12 @@ def last_columns() -> list[str]:
 def learned_scores() -> list[str]:
     """Return the objectives that training has to find out, epoch by epoch: scores on validation images."""
     return [row.name for row in METRICS.values() if row.direction and row.known == "epoch" and row.forecast is None]
+
+
+def named_judges(names: Iterable[str]) -> set[str]:
+    """Return what judges frozen features, ``knn`` or ``probe``, for the metrics among ``names`` that need it."""
+    asked = {name.removeprefix("ssl_").removesuffix("_accuracy") for name in names}
+    return asked & {"knn", "probe"}
 
 
 def metric_text(metrics: Mapping[str, Any] | pd.Series[Any], name: str) -> str:

@@ -202,10 +202,12 @@ def final_line(metrics: Metrics) -> str:
     tasks = ", ".join(f"{task} {accuracy:.3f}" for task, accuracy in metrics.task_accuracies.items())
     accuracy = f"{metrics.split}_accuracy {metrics.accuracy:.3f} ± {metrics.accuracy_se:.3f}"
     compiled = f" after {metrics.compile_s:.1f} s of compilation" if metrics.compile_s else ""
+    judged = ("ssl_knn_accuracy", "ssl_probe_accuracy", "knn_accuracy", "probe_accuracy")
+    shown = [f"; {name} {metrics[name]:.3f} ± {metrics[f'{name}_se']:.3f}" for name in judged if name in metrics]
     return (
         f"{metrics.method}: {accuracy} {f'({tasks}) ' if tasks else ''}in "
         f"{_mark(metrics)}{metrics.train_latency_s:.1f} s of training "
-        f"({parts}){compiled}; peak learning rates: ssl {metrics.lr_ssl:.2g}, sl {metrics.lr_sl:.2g}; "
+        f"({parts}){compiled}{''.join(shown)}; peak learning rates: ssl {metrics.lr_ssl:.2g}, sl {metrics.lr_sl:.2g}; "
         f"{metrics.precision}, {metrics.threads} {'thread' if metrics.threads == 1 else 'threads'}"
     )
 

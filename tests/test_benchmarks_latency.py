@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-PARTS = ("bench", "cost", "fresh", "processes")
+PARTS = ("bench", "cost", "fresh", "processes", "reference")
 
 
 @pytest.fixture
@@ -25,16 +25,20 @@ def latency_meter() -> Iterator[ModuleType]:
 
 
 def test_processes_alone_and_packed_are_compared(latency_meter: ModuleType) -> None:
-    """Its parts a and d; b and c train by the same processes, c by a search too."""
+    """Its parts a, d and e; b and c train by the same processes, c by a search too."""
     said: list[str] = []
     bench = latency_meter.Bench("cpu", latency_meter.SMALL, [], said.append)
-    sections = [latency_meter.report_packed(*latency_meter.measure_packed(bench)), latency_meter.measure_fresh(bench)]
+    sections = [
+        latency_meter.report_packed(*latency_meter.measure_packed(bench)),
+        latency_meter.measure_fresh(bench),
+        latency_meter.measure_reference(bench),
+    ]
     text = latency_meter.write_report(sections, ["about"])
-    for title in ("Four recipes, alone and packed", "Fresh processes, alone"):
+    for title in ("Four recipes, alone and packed", "Fresh processes, alone", "A reference step beside"):
         assert f"## {title}" in text
     goals = sum(len(section.goals) for section in sections)
     assert goals > 1
     assert text.count("- met: ") + text.count("- missed: ") == goals
     assert f"of {goals} goals are met" in text
-    assert {part[0] for part, *_ in bench.rows} == {"a", "d"}
+    assert {part[0] for part, *_ in bench.rows} == {"a", "d", "e"}
     assert all(row[-1] > 0 for row in bench.rows if row[-2] in ("clock_s", "meter_s", "window_s"))

@@ -36,7 +36,7 @@ from mixtune.space.space import load_recipe, override
 from mixtune.training.data import load_training_data
 from mixtune.training.device import choose_device, describe_device
 from mixtune.training.loop import DivergedError
-from mixtune.training.plan import cut_warmups, method_of
+from mixtune.training.plan import PHASES, cut_warmups, method_of
 from mixtune.training.saved import save_diverged, saved_metrics
 from mixtune.training.threads import fastest_threads, known_threads, set_threads
 
@@ -231,6 +231,8 @@ def _run(recipe: Recipe, metrics: Mapping[str, Any], flops: float, split: str) -
         flops=flops,
         disturbed=metric_value(metrics, "disturbed"),
         best_accuracy=metric_value(metrics, "best_accuracy"),
+        latency_se_s=metric_value(metrics, "train_latency_se_s"),
+        phase_s={phase: metric_value(metrics, f"latency_{phase}_s") for phase in PHASES},
     )
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from mixtune.run.paired import Difference, pooled_variance
 
 _ORDER = [(method, encode) for encode in (None, "visible", "full") for method in METHODS]
 _TASK = re.compile(r"accuracy_(.+)_mean", re.DOTALL)
+_SPEEDUP_ERRORS = ["speedup_same_encoding_se", "speedup_fastest_se"]
 _SPEEDUPS = ["speedup_same_encoding", "speedup_same_encoding_by_flops", "speedup_fastest", "speedup_fastest_by_flops"]
 
 Row = dict[Hashable, Any]
@@ -37,7 +39,8 @@ class Run:
     method: "sl", "ssl_sl" or "mixtraining"; encode: "visible" or "full", None for sl and for SSL objectives without
     that choice; task_accuracies: by task, in the recipe's order; latency_s: seconds of training;
     disturbed: the share of them that was timed while other processes computed; best_accuracy: the highest of the
-    epochs' accuracies, where ``accuracy`` is the last epoch's.
+    epochs' accuracies, where ``accuracy`` is the last epoch's; latency_se_s: the seconds' standard error; phase_s: the
+    seconds of each phase.
     """
 
     method: str
@@ -49,6 +52,13 @@ class Run:
     flops: float
     disturbed: float = 0.0
     best_accuracy: float = math.nan
+    latency_se_s: float = math.nan
+    phase_s: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> dict[tuple[str, str | None], float]:
+        """Seconds by what has a step time of its own: a phase, at an encoding where that is of its steps."""
+        return {(phase, None if phase == "sl" else self.encode): s for phase, s in self.phase_s.items() if s > 0}
 
 
 def summarise(runs: Sequence[Run]) -> pd.DataFrame:
@@ -59,7 +69,8 @@ def summarise(runs: Sequence[Run]) -> pd.DataFrame:
     share of the seconds that was timed while other processes computed), best_accuracy_mean (of each run's best epoch),
     and four speed-ups, of seconds and
     ``_by_flops``: ``speedup_same_encoding`` for MixTraining, against SSL+SL at its encoding; ``speedup_fastest`` for
-    SSL+SL and MixTraining, against the SSL+SL of the fewest seconds (that one's FLOPs, too).
+    SSL+SL and MixTraining, against the SSL+SL of the fewest seconds (that one's FLOPs, too). The two of seconds have
+    standard errors, ``_se``: rows take steps of one kind by one step time, whose error is in both.
 
     Standard deviations are the sample's over seeds, NaN for one. A diverged run makes the accuracies NaN; seconds and
     FLOPs are those of the runs that did not diverge, because a diverged one stops early. What cannot be had is NaN.
@@ -69,8 +80,8 @@ def summarise(runs: Sequence[Run]) -> pd.DataFrame:
     tasks = tasks if len(tasks) > 1 else []
     groups = {key: [run for run in runs if (run.method, run.encode) == key] for key in _ORDER}
     rows = [_summary(group, tasks) for group in groups.values() if group]
-    _add_speedups(rows)
-    columns = [*_summary([], tasks), *_SPEEDUPS]
+    _add_speedups(rows, groups)
+    columns = [*_summary([], tasks), *_SPEEDUPS, *_SPEEDUP_ERRORS]
     frame = pd.DataFrame(rows, columns=columns)
     # An object column, because a column of text would turn None into NaN.
     frame["encode"] = pd.Series([row["encode"] for row in rows], dtype=object, index=frame.index)
@@ -170,6 +181,15 @@ def comparison_notes(
         measured, flops = mixed["speedup_same_encoding"], mixed["speedup_same_encoding_by_flops"]
         if not math.isnan(measured / flops):
             predicted.append(f"{mixed['label']} {measured / flops:.2f} ({measured:.2f}x / {flops:.2f}x)")
+    for row in rows:
+        for name in _SPEEDUPS[::2]:
+            ratio, error = row[name], row[f"{name}_se"]
+            if abs(ratio - 1.0) < error and (rival := _rival(rows, row, name)) is not None:
+                notes.append(
+                    f"{row['label']} and {rival['label']} are not distinguishable in training time: the speed-up of "
+                    f"{ratio:.2f} has a standard error of {error:.2f}"
+                )
+    notes = list(dict.fromkeys(notes))  # the fastest may have the same encoding
     if predicted:
         notes.append(f"speed-up measured / predicted by FLOPs, at the same encoding: {', '.join(predicted)}")
     accuracy = find_metric("best_accuracy")
@@ -211,17 +231,53 @@ def _summary(runs: Sequence[Run], tasks: Sequence[str]) -> Row:
     }
 
 
-def _add_speedups(rows: list[Row]) -> None:
-    same = {row["encode"]: row for row in rows if row["method"] == "ssl_sl"}
-    timed = [row for row in same.values() if row["latency_mean_s"] > 0]
-    fastest = min(timed, key=lambda row: float(row["latency_mean_s"]), default=None)
+def _add_speedups(rows: list[Row], groups: Mapping[tuple[str, str | None], Sequence[Run]]) -> None:
     for row in rows:
-        rivals = [
-            same.get(row["encode"]) if row["method"] == "mixtraining" else None,
-            fastest if row["method"] != "sl" else None,
-        ]
+        rivals = [_rival(rows, row, name) for name in _SPEEDUPS[::2]]
         ratios = [_ratio(rival, row, cost) for rival in rivals for cost in ("latency_mean_s", "flops")]
         row.update(zip(_SPEEDUPS, ratios, strict=True))
+        for name, rival, ratio in zip(_SPEEDUP_ERRORS, rivals, ratios[::2], strict=True):
+            own, others = (groups[each["method"], each["encode"]] if each else () for each in (row, rival))
+            row[name] = ratio * _ratio_error(others, own)
+
+
+def _ratio_error(one: Sequence[Run], other: Sequence[Run]) -> float:
+    """Return the standard error of a ratio of mean seconds, as a share of it; NaN where no step's error is known.
+
+    A step time's error is in both where both take such steps: only what one spends a larger share of its seconds on
+    counts. Seeds have step times of their own. Where the seeds' own ratios scatter more than that, they decide.
+    """
+    if one is other and one:
+        return 0.0
+    runs = [run for run in (*one, *other) if math.isfinite(run.accuracy)]
+    of_steps = [run.latency_se_s / math.hypot(*run.parts.values()) for run in runs if run.parts]
+    seeds = min(len([run for run in each if run in runs]) for each in (one, other))
+    if not seeds or len(of_steps) < len(runs) or not all(map(math.isfinite, of_steps)):
+        return math.nan
+    shares = [_shares([run for run in each if run in runs]) for each in (one, other)]
+    gaps = [shares[0].get(part, 0.0) - shares[1].get(part, 0.0) for part in {**shares[0], **shares[1]}]
+    error = math.hypot(*gaps) * statistics.fmean(of_steps) / math.sqrt(seeds)
+    seconds = [{run.seed: run.latency_s for run in each if run in runs} for each in (one, other)]
+    logs = [math.log(seconds[0][seed] / seconds[1][seed]) for seed in seconds[0].keys() & seconds[1].keys()]
+    return max(error, statistics.stdev(logs) / math.sqrt(len(logs))) if len(logs) > 1 else error
+
+
+def _shares(runs: Sequence[Run]) -> dict[tuple[str, str | None], float]:
+    """Return what share of the runs' seconds each part takes."""
+    parts = Counter[tuple[str, str | None]]()
+    for run in runs:
+        parts.update(run.parts)
+    return {part: seconds / sum(parts.values()) for part, seconds in parts.items()}
+
+
+def _rival(rows: Sequence[Row], row: Row, speedup: str) -> Row | None:
+    """Return the SSL+SL that a row's speed-up is against, None where it has none."""
+    same = {each["encode"]: each for each in rows if each["method"] == "ssl_sl"}
+    if speedup == "speedup_same_encoding":
+        return same.get(row["encode"]) if row["method"] == "mixtraining" else None
+    timed = [each for each in same.values() if each["latency_mean_s"] > 0]
+    fastest = min(timed, key=lambda each: float(each["latency_mean_s"]), default=None)
+    return fastest if row["method"] != "sl" else None
 
 
 def _ratio(rival: Row | None, row: Row, cost: str) -> float:
@@ -309,8 +365,16 @@ def _cells(frame: pd.DataFrame, row: Row) -> list[str]:
         *(accuracy.text(row.get(name)) for name in _task_columns(frame)),
         DISTURBED * is_disturbed(row.get("disturbed"))
         + _seconds(row["latency_mean_s"], row.get("latency_std_s", math.nan)),
-        *(f"{row[name]:.2f}x" if math.isfinite(row.get(name, math.nan)) else "-" for name in _speedups(frame).values()),
+        *(_speedup(row, name) for name in _speedups(frame).values()),
     ]
+
+
+def _speedup(row: Row, name: str) -> str:
+    """Return "1.25x", with its standard error "1.25 ± 0.04x"; 1 of a row against itself has none."""
+    ratio, error = (float(row.get(each, math.nan)) for each in (name, f"{name}_se"))
+    if not math.isfinite(ratio):
+        return "-"
+    return f"{ratio:.2f} ± {error:.2f}x" if error > 0 else f"{ratio:.2f}x"
 
 
 def _speedups(frame: pd.DataFrame) -> dict[str, str]:

@@ -7,6 +7,9 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+DRIFT = 0.06  # standard deviation of a step time measured again minutes later, as a share of it
+SPREAD = 0.035  # of a window among those of one epoch: both of 48 turns of benchmarks/results/latency_meter.csv
+PRIOR = 3  # windows that SPREAD counts for
 WINDOWS = 3  # of a cost signature, at most; the first is enough where more would keep the neighbours waiting
 
 
@@ -43,6 +46,27 @@ class StepTimes:
         else:
             self.disturbed[signature] = seconds
         return True
+
+    def error(self, signature: str) -> float:
+        """Return the standard error of step_time() in seconds; NaN without a quiet window.
+
+        Windows say how much they scatter within the moment in which they were made, and nothing of how the machine
+        drifts from one moment to the next: DRIFT is added for that, however many windows there are.
+        """
+        if signature not in self.windows:
+            return math.nan
+        windows, step = self.windows[signature], self.step_time(signature)
+        squares = PRIOR * SPREAD**2 + sum((seconds / step - 1.0) ** 2 for seconds in windows)
+        spread = squares / (PRIOR + len(windows) - 1)
+        return step * math.sqrt(DRIFT**2 + spread / len(windows))
+
+    def error_of(self, steps: Mapping[str, float]) -> float:
+        """Return the standard error of the seconds of so many steps of each signature; NaN where one is not known.
+
+        Step times err independently of each other. Of a difference between two recipes the counts are the differences
+        of theirs, some below 0: what the two have in common is in neither's favour.
+        """
+        return math.hypot(*(count * self.error(signature) for signature, count in steps.items() if count))
 
     def missing(self, signature: str) -> int:
         """Return how many windows a signature may still have."""

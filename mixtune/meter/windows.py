@@ -58,13 +58,14 @@ def _others() -> float:
 def place_windows(steps: int, missing: int) -> list[range]:
     """Return which steps of an epoch are made alone: at most ``missing`` windows, in the middles of equal shares.
 
-    The first steps are left out. A window has SETTLE_STEPS and WINDOW_STEPS, in a short epoch fewer; the shortest has
-    fewer windows, but any has one while one is missing.
+    The first steps are left out. A window has SETTLE_STEPS and WINDOW_STEPS. An epoch that is too short for all has as
+    many whole ones as fit in it, since steps that are not settled read too long, and the others are left to its next;
+    the shortest has one of all its steps.
     """
     if not missing or not steps:
         return []
     first = min(WARM_UP_STEPS, steps // 2)
-    length = max(1, min(SETTLE_STEPS + WINDOW_STEPS, (steps - first) // missing))
+    length = min(SETTLE_STEPS + WINDOW_STEPS, steps - first)
     count = min(missing, (steps - first) // length)
     shares = [(steps - first) * i // count for i in range(count + 1)]
     starts = [first + (low + high - length) // 2 for low, high in pairwise(shares)]

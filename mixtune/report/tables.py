@@ -11,6 +11,7 @@ from rich.table import Table
 from mixtune.metrics import disturbed_note, find_metric, is_disturbed, metric_text, setting, significant
 from mixtune.render import fits, terminal_table
 from mixtune.run.frames import csv_text
+from mixtune.run.latency import close_neighbours
 from mixtune.run.recommendation import resolution
 from mixtune.run.result import Result
 
@@ -54,6 +55,8 @@ def front_notes(result: Result) -> list[str]:
         notes.append(f"{broken} complete {'trial does' if broken == 1 else 'trials do'} not keep {limits}")
     if (line := resolution(result)) is not None:
         notes.append(line)
+    if "train_latency_s" in result.objectives and result.confirmed is None:  # means have errors of their own
+        notes += close_neighbours(result.state, result.highlights)
     shown = [result.records[trial] for trial in result.highlights]
     marks = [mark for name in result.objectives if (mark := find_metric(name).disturbed)]
     return notes + disturbed_note(r.trial for r in shown if any(is_disturbed(r.metrics.get(mark)) for mark in marks))

@@ -5,18 +5,22 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from mixtune.metrics import duration, find_metric, setting, significant
 from mixtune.report.tables import IDLE, front_notes, objective_cells, setting_cells, some, varying_parameters
 from mixtune.run.confirmed import CERTAIN, FELL_OFF
+from mixtune.run.latency import TIMED, is_distinguishable, latency_difference
 from mixtune.run.recommendation import describe_figures
 from mixtune.run.result import Result
 from mixtune.run.status import RunStatus
 from mixtune.space.recipe import with_values
 from mixtune.space.space import SearchSpace
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _DATA_FOLDER = "mixtune's folder for data ($MIXTUNE_DATA, else ~/.cache/mixtune)"
 
@@ -176,8 +180,18 @@ def baselines(result: Result) -> Iterator[str]:
         yield (
             f"{reached}. The cheapest recipe on the front that is at least as accurate, {best['trial']} "
             f"({find_metric(accuracy).text(best[accuracy])}), takes {find_metric(cost).text(best[cost])}: "
-            f"{significant(baseline[cost] / best[cost])}x as fast."
+            f"{_times_as_fast(result, baseline, best, cost)}."
         )
+
+
+def _times_as_fast(result: Result, slow: pd.Series[Any], fast: pd.Series[Any], cost: str) -> str:
+    """Return "1.25x as fast", and that it may not be, where a row's cost is within the error of the difference."""
+    said = f"{significant(slow[cost] / fast[cost])}x as fast"
+    if cost != TIMED or result.confirmed is not None:
+        return said
+    records = [result.records[str(row["trial"])] for row in (slow, fast)]
+    close = not is_distinguishable(latency_difference(result.state.step_times, *records))
+    return f"{said}, which is within the standard error of the difference: not distinguishable" if close else said
 
 
 def confidence(result: Result) -> Iterator[str]:

@@ -86,7 +86,8 @@ class TrialRecord:
     the digest, by task (see mixtune.run.predictions), once it is complete. ``forecast_s`` are the seconds of its
     training steps as forecast when it was asked, ``epochs_asked`` its recipe's epochs; ``epoch_time`` is when the last
     attempt's latest epoch was reported, and ``reused`` with how many epochs that attempt began. ``given`` counts how
-    often its recipe came from ``search.first`` or ``--try``.
+    often its recipe came from ``search.first`` or ``--try``. ``steps`` are how many steps of each cost signature a
+    complete one has, in all phases together.
     """
 
     trial: str
@@ -118,6 +119,7 @@ class TrialRecord:
     same_as: str | None = None
     cause: str | None = None
     given: int = 0
+    steps: dict[str, int] = field(default_factory=dict)
 
     @property
     def wall_s(self) -> float | None:
@@ -303,6 +305,7 @@ def _apply(record: TrialRecord, event: Mapping[str, Any]) -> None:
         record.validation, record.predictions = event.get("validation"), dict(event.get("predictions") or {})
         record.stage = event.get("stage", record.stored.get(record.metrics.get("epoch", 0)))
         record.cause = event.get("cause")
+        record.steps = {s: n for of_phase in (event.get("steps") or {}).values() for s, n in of_phase.items()}
         if kind in ("rejected", "known"):
             _keep_asked(record, event)
         if kind == "known":

@@ -224,6 +224,9 @@ class Recipe(Section):
     """The self-supervised objective and its settings."""
     optim: Optim = Optim()
     augment: Augment = Augment()
+    representation: Annotated[tuple[Literal["knn", "probe"], ...], Strict(False)] = ()
+    """What judges the backbone's frozen features, before the first supervised epoch and at the end, off the clock: knn,
+    20 nearest neighbours; probe, a logistic regression. An objective or a constraint on such a figure adds it."""
     protocol: Literal["search", "paper"] = "search"
     """paper: no validation split, accuracy on the test images, which a search refuses."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -11,7 +11,7 @@ from os import PathLike
 from typing import Any
 
 from mixtune.errors import RequestError, show, suggest
-from mixtune.metrics import DEFAULT_OBJECTIVES, Direction
+from mixtune.metrics import DEFAULT_OBJECTIVES, Direction, named_judges
 from mixtune.space.checks import check_extremes, check_plugins, refuse_idle
 from mixtune.space.constraints import Constraint, parse_constraint
 from mixtune.space.distributions import Distribution, parse_distribution
@@ -300,6 +300,9 @@ def build_space(document: Document, overrides: Mapping[str, Any]) -> SearchSpace
         constraints=read_constraints(document),
         ties=ties,
     )
+    judges = {*recipe.representation, *named_judges([*space.objectives, *space.constraints])}
+    if judges > {*recipe.representation}:
+        space = space.with_recipe(change_recipe(recipe, {"representation": sorted(judges)}))
     try:
         space = space.with_recipe(space.recipe_at({}))
     except RecipeError as error:

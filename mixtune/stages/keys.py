@@ -121,6 +121,8 @@ def _describe_epoch(recipe: Recipe, epoch: Epoch, steps: int) -> dict[str, Any]:
     }
     if epoch.phase != "ssl":
         description["class_weights"] = recipe.optim.class_weights
+        if epoch.is_first_supervised and recipe.representation:  # measured before it, and found in every later state
+            description["representation"] = sorted(set(recipe.representation))
     if epoch.strategy is not None:
         description["strategy"] = epoch.strategy
     if epoch.phase == "mix":

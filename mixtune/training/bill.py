@@ -62,6 +62,13 @@ class Bill:
             counts.setdefault(phase, {})[signature] = self.steps[phase] * count
         return counts
 
+    def error(self, times: StepTimes, epochs: int | None = None) -> float:
+        """Return the standard error of the seconds of the first epochs (default: of all); see StepTimes.error_of."""
+        counts: Counter[str] = Counter()
+        for of_phase in self.count_steps(len(self.epochs) if epochs is None else epochs).values():
+            counts.update(of_phase)
+        return times.error_of(counts)
+
     def price(
         self, times: StepTimes, untimed: StepSeconds | None = None, start: int = 0, end: int | None = None
     ) -> Seconds:
@@ -103,10 +110,12 @@ class Bill:
         )
         return {
             "train_latency_s": total,
+            "train_latency_se_s": self.error(times, trained),
             **{f"latency_{phase}_s": by_phase.get(phase, 0.0) for phase in PHASES},
             "latency_reused_s": sum(self.price(times, end=reused).values()),
             "forecast_latency_s": sum(forecast.values()),
             "infer_latency_ms": 1e3 * times.step_time(self.infer),
+            "infer_latency_ms_se": 1e3 * times.error(self.infer),
             "disturbed": disturbed / total if total else 0.0,
             "infer_disturbed": float(times.is_disturbed(self.infer)),
         }

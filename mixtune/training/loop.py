@@ -16,6 +16,7 @@ from mixtune.training.device import peak_memory_mb
 from mixtune.training.evaluation import measure_scores
 from mixtune.training.optimizer import set_rates
 from mixtune.training.plan import Epoch
+from mixtune.training.representation import measure_representation
 from mixtune.training.state import EpochResult, TrainState
 from mixtune.training.streams import torch_generator
 
@@ -36,6 +37,9 @@ def train(state: TrainState, on_window: OnWindow = lambda *_: None) -> Iterator[
     meter = Meter(DeviceLock.of(state.device), state.step_times, on_window)
     plan = state.plan
     if len(state.history) == len(plan):
+        if state.recipe.representation and len(plan) not in state.representation:
+            with meter.lock.shared():
+                _measure_representation(state, meter.lock, len(plan))
         time_inference(state, meter)
         state.step_times.fix(state.bill.signatures())
     for epoch in plan[len(state.history) :]:
@@ -47,6 +51,15 @@ def train(state: TrainState, on_window: OnWindow = lambda *_: None) -> Iterator[
         if epoch == plan[-1]:
             state.step_times.fix(state.bill.signatures())
         yield result
+
+
+def _measure_representation(state: TrainState, lock: DeviceLock, epochs: int) -> float:
+    """Note what frozen features are worth now, after so many epochs, where the recipe asks; return the seconds."""
+    if not state.recipe.representation:
+        return 0.0
+    started, waited = time.perf_counter(), lock.waited
+    state.representation[epochs] = measure_representation(state, lock.offer)
+    return time.perf_counter() - started - (lock.waited - waited)
 
 
 @torch.no_grad()
@@ -119,6 +132,7 @@ def _train_epoch(state: TrainState, epoch: Epoch, meter: Meter, last: bool) -> E
     steps, lock = state.data.steps_of(epoch.phase), meter.lock
     waited = lock.waited
     with lock.shared():
+        validation_seconds = _measure_representation(state, lock, epoch.index) if epoch.is_first_supervised else 0.0
         compile_seconds = compile_phase(state, epoch)
         masks = torch_generator(state.recipe.seed, "masks", epoch.index, state.device)
         losses = torch.zeros(steps, 2, device=state.device)  # SSL, SL; read once, after the epoch
@@ -137,8 +151,9 @@ def _train_epoch(state: TrainState, epoch: Epoch, meter: Meter, last: bool) -> E
         _refuse_divergence(measured, epoch)
         waited_before = lock.waited
         scores = measure_scores(state, before_batch=lock.offer) if epoch.phase != "ssl" else None
-        validation_seconds = time.perf_counter() - trained - (lock.waited - waited_before)
+        validation_seconds += time.perf_counter() - trained - (lock.waited - waited_before)
         if last:
+            validation_seconds += _measure_representation(state, lock, epoch.index + 1)
             time_inference(state, meter)
     ssl_mean, sl_mean = measured.mean(dim=0).tolist()
     return EpochResult(

@@ -11,7 +11,7 @@ import torch
 
 from mixtune.training.device import describe_device
 from mixtune.training.plan import method_of, peak_rate
-from mixtune.training.scores import SCORES, Scores, mean_scores
+from mixtune.training.scores import SCORES, Scores, mean_scores, standard_error
 from mixtune.training.state import TrainState
 
 
@@ -66,6 +66,20 @@ def measure(state: TrainState, epochs: int | None = None) -> Metrics:
     return Metrics({**observed, **seconds})
 
 
+def _representation_metrics(state: TrainState) -> dict[str, float]:
+    """Return what the recipe's ``representation`` names, the means over the tasks; NaN until it is known."""
+    start = next(epoch.index for epoch in state.plan if epoch.is_first_supervised)
+    images = [len(task.held_out) for task in state.data.tasks]
+    values = {}
+    for prefix, epochs in (("ssl_", start), ("", len(state.plan))):
+        for name in sorted(set(state.recipe.representation)):
+            found = state.representation.get(epochs, {}).get(name, (math.nan,) * len(images))
+            errors = [standard_error(share, count) for share, count in zip(found, images, strict=True)]
+            values[f"{prefix}{name}_accuracy"] = sum(found) / len(found)
+            values[f"{prefix}{name}_accuracy_se"] = math.hypot(*errors) / len(errors)
+    return values
+
+
 def observe(state: TrainState, epochs: int | None = None) -> dict[str, Any]:
     """Return the figures of a state without those that follow from its bill and step times."""
     history, optim = state.history[:epochs], state.recipe.optim
@@ -79,6 +93,7 @@ def observe(state: TrainState, epochs: int | None = None) -> dict[str, Any]:
         **score_metrics(scores, split),
         "best_accuracy": max((mean_scores(r.scores).accuracy for r in history if r.scores), default=math.nan),
         **{f"{split}_accuracy_{t.name}": s.accuracy for t, s in zip(tasks, scores, strict=True) if several},
+        **_representation_metrics(state),
         "train_clock_s": sum(result.seconds for result in own),
         "validation_s": sum(result.validation_seconds for result in own),
         "compile_s": sum(result.compile_seconds for result in own),

@@ -34,6 +34,11 @@ class Epoch:
     strategy: Strategy | None = None
 
     @property
+    def is_first_supervised(self) -> bool:
+        """Whether no supervised epoch came before, so that what it begins with comes from the SSL phase alone."""
+        return self.sl_epoch == 0
+
+    @property
     def work(self) -> Work:
         """What a step's cost depends on, of all that an epoch says."""
         return self.phase, self.strategy

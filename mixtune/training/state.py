@@ -37,8 +37,11 @@ class Classifier(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens (B, prefix + L, D) to logits (B, classes)."""
-        pooled = tokens[:, 0] if self.pool == "token" else tokens[:, self.prefix :].mean(dim=1)
-        return self.head(pooled)  # type: ignore[no-any-return]
+        return self.head(self.pooled(tokens))  # type: ignore[no-any-return]
+
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """Return what the classifier reads of tokens (B, prefix + L, D): (B, D)."""
+        return tokens[:, 0] if self.pool == "token" else tokens[:, self.prefix :].mean(dim=1)
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,8 @@ class TrainState:
     history: an entry for each epoch trained, also those of an earlier process, of which there are ``epochs_reused``;
     step_times: what is known of steps' seconds; it grows while training measures what it lacks; checkpoint_seconds:
     what storing this state has taken, where someone stores it; predictions: the class that each task's classifier gave
-    its held-out images, (images,), when they were last judged, on the CPU; None before.
+    its held-out images, (images,), when they were last judged, on the CPU; None before; representation: by how many
+    epochs were trained, what measure_representation() found then.
     """
 
     recipe: Recipe
@@ -95,6 +99,7 @@ class TrainState:
     epochs_reused: int = 0
     checkpoint_seconds: float = 0.0
     predictions: tuple[Tensor, ...] | None = None
+    representation: dict[int, dict[str, tuple[float, ...]]] = field(default_factory=dict)
 
     @property
     def autocast_dtype(self) -> torch.dtype:
@@ -150,6 +155,7 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "history": [asdict(result) for result in self.history],
             "predictions": None if self.predictions is None else list(self.predictions),
+            **({"representation": self.representation} if self.representation else {}),
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -161,6 +167,7 @@ class TrainState:
         self.optimizer.load_state_dict(saved["optimizer"])
         predictions = saved.get("predictions")  # of before there were any: None
         self.predictions = None if predictions is None else tuple(predictions)
+        self.representation = dict(saved.get("representation", {}))
         images = [len(task.held_out) for task in self.data.tasks]
         self.history = [_read_result(result, images) for result in saved["history"]]
         self.epochs_reused = len(self.history)

@@ -23,6 +23,7 @@ Stream = Literal[
     "ssl_augmentation",
     "masks",
     "partners",  # the SSL images of Eq. 2
+    "representation",  # the labelled images that frozen features are compared with
 ]
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import statistics
 from collections import defaultdict
 from collections.abc import Mapping
 from os import PathLike
@@ -15,6 +13,7 @@ from ray import tune
 from ray.tune.search.sample import Domain
 
 from mixtune.errors import RequestError
+from mixtune.meter.times import StepTimes
 from mixtune.space.distributions import Distribution
 from mixtune.space.recipe import change_recipe, check_path, flatten, with_absolute_paths
 from mixtune.space.space import SearchSpace, load_space, space_from_dict
@@ -75,8 +74,8 @@ def latencies(results: Any) -> pd.DataFrame:
     results: a ``ray.tune.ResultGrid`` of MixTrainable, several joined, or a DataFrame of one. A row a trial with the
     metrics of its last epoch; columns of the config are without Ray's ``config/``. A step's time is the median of all
     trials' quiet windows of its cost, or the shortest one that was not quiet where none was. ``train_latency_s``, its
-    parts by phase and ``infer_latency_ms`` are replaced; rows that lack steps, such as those of a trial that failed in
-    its first epoch, keep what they have.
+    parts by phase, ``infer_latency_ms`` and their errors are replaced; rows that lack steps, such as those of a trial
+    that failed in its first epoch, keep what they have.
     """
     if isinstance(results, pd.DataFrame):
         frame = results
@@ -94,15 +93,18 @@ def latencies(results: Any) -> pd.DataFrame:
             windows[signature].update(seconds)
         for signature, shortest in steps["disturbed"].items():
             disturbed[signature].add(shortest)
-    times = {s: min(seconds) for s, seconds in disturbed.items()}
-    times |= {s: statistics.median(seconds) for s, seconds in windows.items()}
+    times = StepTimes({s: sorted(seconds) for s, seconds in windows.items()})
+    times.disturbed = {s: min(seconds) for s, seconds in disturbed.items()}
     frame = frame.drop(columns=STEPS)
     for label, steps in known.items():
-        seconds = {
-            phase: sum(n * times.get(s, math.nan) for s, n in steps["steps"].get(phase, {}).items()) for phase in PHASES
-        }
+        taken = {phase: steps["steps"].get(phase, {}) for phase in PHASES}
+        seconds = {phase: sum(n * times.step_time(s) for s, n in counts.items()) for phase, counts in taken.items()}
         frame.loc[label, "train_latency_s"] = sum(seconds.values())
+        frame.loc[label, "train_latency_se_s"] = times.error_of(
+            {s: n for own in taken.values() for s, n in own.items()}
+        )
         for phase in PHASES:
             frame.loc[label, f"latency_{phase}_s"] = float(seconds[phase])
-        frame.loc[label, "infer_latency_ms"] = 1e3 * times.get(steps["infer"], math.nan)
+        frame.loc[label, "infer_latency_ms"] = 1e3 * times.step_time(steps["infer"])
+        frame.loc[label, "infer_latency_ms_se"] = 1e3 * times.error(steps["infer"])
     return frame

@@ -163,6 +163,33 @@ def test_a_gap_is_a_win_only_outside_its_paired_interval() -> None:
     assert not any("interval" in note for note in comparison_notes(summarise(alone), runs=alone))
 
 
+def test_step_times_that_rows_share_make_their_speedup_more_certain() -> None:
+    def timed(method: str, seed: int, **phases: float) -> Run:
+        seconds = sum(phases.values())
+        error = 0.06 * math.hypot(*phases.values())  # each step time is uncertain by 6 %
+        return Run(method, "full", seed, 0.8, {}, seconds, seconds, latency_se_s=error, phase_s=phases)
+
+    ssl_sl = [timed("ssl_sl", seed, ssl=10.0, sl=10.0) for seed in range(2)]
+    mixed = [timed("mixtraining", seed, ssl=9.0, sl=9.0, mix=1.8) for seed in range(2)]
+    frame = summarise([*ssl_sl, *mixed]).set_index("method")
+    shares = (0.5 - 9 / 19.8, 0.5 - 9 / 19.8, 1.8 / 19.8)  # of what each spends on its own
+    error = frame.loc["mixtraining", "speedup_same_encoding_se"]
+    assert error == pytest.approx(20 / 19.8 * 0.06 * math.hypot(*shares) / math.sqrt(2))
+    assert error < 0.01 < 0.06 / math.sqrt(2)  # far less than of two rows that share nothing
+    assert frame.loc["ssl_sl", "speedup_fastest_se"] == 0.0  # itself
+    notes = comparison_notes(summarise([*ssl_sl, *mixed]))
+    assert not any("distinguishable" in note for note in notes)
+    close = [timed("mixtraining", seed, ssl=5.0, sl=5.0, mix=9.9) for seed in range(2)]
+    assert comparison_notes(summarise([*ssl_sl, *close]))[0] == (
+        "MixTraining (full) and SSL+SL (full) are not distinguishable in training time: the speed-up of 1.01 has a "
+        "standard error of 0.03"
+    )
+    apart = [replace(run, latency_s=run.latency_s * (1 + 0.1 * run.seed)) for run in mixed]  # seeds that disagree
+    scattered = summarise([*ssl_sl, *apart]).set_index("method").loc["mixtraining", "speedup_same_encoding_se"]
+    assert scattered > 5 * error
+    assert "1.01 ± 0.03x" in comparison_markdown(summarise([*ssl_sl, *close]), None, "val")
+
+
 def test_the_cells_and_the_papers_rows_beneath() -> None:
     frame, paper = summarise(five(seeds=3)), paper_of()
     cells = markdown_cells(comparison_markdown(frame, paper, "test"))

@@ -15,13 +15,14 @@ from functools import partial
 from itertools import combinations, count, product
 from threading import Thread
 
+import numpy as np
 import pytest
 import torch
 from same_bits import assert_equal_bits
 
 from mixtune.errors import TrainingError
 from mixtune.meter.lock import DeviceLock
-from mixtune.meter.times import WINDOWS, StepTimes
+from mixtune.meter.times import DRIFT, SPREAD, WINDOWS, StepTimes
 from mixtune.meter.windows import MAX_DISTURBED, SETTLE_STEPS, WARM_UP_STEPS, WINDOW_STEPS, Meter, Moment, place_windows
 from mixtune.training.loop import train
 
@@ -336,10 +337,12 @@ def test_windows_are_whole_apart_past_the_warm_up_and_spread_over_the_epoch():
         assert covered == sorted(set(covered)), (steps, missing)
         assert set(covered) <= set(range(steps)), (steps, missing)
         timed = steps - min(WARM_UP_STEPS, steps // 2)
-        assert len(windows) == min(missing, timed)  # the shortest epochs alone have fewer than are missing
+        whole = SETTLE_STEPS + WINDOW_STEPS
+        assert len(windows) == min(
+            missing, max(1, timed // whole)
+        )  # one that is settled, rather than three that are not
         assert all(window.start >= steps - timed for window in windows), (steps, missing)
-        length = min(SETTLE_STEPS + WINDOW_STEPS, max(1, timed // max(missing, 1)))
-        assert {len(window) for window in windows} <= {length}, (steps, missing)
+        assert {len(window) for window in windows} <= {min(whole, timed)}, (steps, missing)
     assert place_windows(103, 3) == [range(16, 22), range(49, 55), range(83, 89)]
 
 
@@ -352,6 +355,28 @@ def test_a_step_time_is_the_median_of_three_windows_and_then_fixed():
         assert times.step_time("a") == median
     assert times.missing("a") == 0
     assert times.windows == {"a": [3.0, 1.0, 1.5]}
+
+
+def test_the_error_of_a_step_time_holds_the_drift_and_the_scatter_of_its_windows():
+    times = StepTimes({"one": [2.0], "three": [2.0, 2.0, 2.0], "apart": [1.0, 2.0, 3.0]})
+    times.add("noisy", 9.0, quiet=False)
+    assert times.error("one") == pytest.approx(2.0 * math.hypot(DRIFT, SPREAD))
+    assert 2.0 * DRIFT < times.error("three") < times.error("one") < times.error("apart")
+    assert math.isnan(times.error("noisy"))  # nobody knows by how much others slowed it
+    assert math.isnan(times.error("unknown"))
+    assert times.error_of({"one": 3.0, "three": -4.0}) == math.hypot(3 * times.error("one"), 4 * times.error("three"))
+    assert times.error_of({"one": 0.0, "noisy": 0.0}) == 0.0  # what two recipes have in common
+    assert math.isnan(times.error_of({"one": 3.0, "noisy": 1.0}))
+
+
+def test_a_stated_error_is_what_measuring_again_minutes_later_differs_by():
+    """Windows that scatter within a turn, on a machine that drifts between turns: two of three within one error."""
+    draw, within = np.random.default_rng(0), 0
+    for _ in range(2000):
+        machine = 1.0 + DRIFT * draw.standard_normal()
+        times = StepTimes({"a": machine * (1.0 + SPREAD * draw.standard_normal(3))})
+        within += abs(times.step_time("a") - 1.0) < times.error("a")
+    assert within / 2000 == pytest.approx(0.683, abs=0.04)
 
 
 def run_epoch(meter, steps, step=lambda number: None, waited=0.0):
@@ -398,7 +423,7 @@ def test_a_window_takes_what_its_own_steps_take_on_a_device_that_works_behind(pa
 
 
 def test_windows_are_counted_over_epochs_and_end_after_three(path):
-    for steps, epochs in ((1, 3), (2, 3), (4, 2), (6, 1), (18, 1)):
+    for steps, epochs in ((1, 3), (2, 3), (4, 3), (9, 3), (15, 2), (18, 2), (21, 1)):
         told = []
         meter = Meter(DeviceLock(path), StepTimes(), lambda *window, told=told: told.append(window))
         per_epoch = []
@@ -478,8 +503,8 @@ def test_what_a_ledger_knows_is_not_measured_again(path):
 
 def test_the_device_is_held_alone_in_a_window_and_shared_elsewhere(path):
     seen = []
-    run_epoch(Meter(DeviceLock(path), StepTimes()), 7, lambda _: seen.append(seen_from_outside(path)))
-    assert seen == [("free", "held")] * 3 + [("held", "held")] * 3 + [("free", "held")]  # windows of one step: 3, 4, 5
+    run_epoch(Meter(DeviceLock(path), StepTimes()), 11, lambda _: seen.append(seen_from_outside(path)))
+    assert seen == [("free", "held")] * 4 + [("held", "held")] * 6 + [("free", "held")]  # one window: 4 to 9
     assert seen_from_outside(path) == ("free", "free")
 
 

@@ -43,6 +43,7 @@ def test_every_objective_has_one(small_space: Callable[..., dict[str, Any]]) -> 
     chance = pytest.approx((0.1 + 0.5) / 2)
     expected = {
         **dict.fromkeys(("val_accuracy", "val_balanced_accuracy", "val_macro_f1"), chance),
+        **dict.fromkeys(("ssl_knn_accuracy", "ssl_probe_accuracy", "knn_accuracy", "probe_accuracy"), chance),
         "val_calibration_error": pytest.approx(0.7),
         **{"train_latency_s": pytest.approx(55.0), "train_flops": pytest.approx(1.1e9)},
         **{"infer_latency_ms": pytest.approx(3.3), "peak_memory_mb": pytest.approx(440.0)},

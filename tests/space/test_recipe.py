@@ -63,6 +63,7 @@ optim:
     warmup_cap: 0.2, schedule: cosine}}
   sl: {{base_lr: 0.001, weight_decay: 0.05, betas: [0.9, 0.95], warmup_epochs: 5, warmup_cap: 0.2, schedule: cosine}}
 augment: {{pad: null, flip: null, crop_scale: null, crop_ratio: [0.75, {4 / 3}], randaugment: null, ssl: true}}
+representation: []
 protocol: search
 precision: auto
 compile: false
@@ -139,7 +140,8 @@ def test_a_list_of_datasets_is_a_task_each_with_its_own_name_and_folder() -> Non
 
 
 def test_a_mistake_names_the_key_what_was_given_and_what_is_allowed() -> None:
-    sections = "data, model, epochs, alpha, rho, lambda, ssl, optim, augment, protocol, precision, compile, seed"
+    sections = "data, model, epochs, alpha, rho, lambda, ssl, optim, augment, representation, protocol"
+    sections += ", precision, compile, seed"
     allowed = "base_lr, weight_decay, betas, warmup_epochs, warmup_cap, schedule"
     rates = f"unknown key; allowed are {allowed}; did you mean 'base_lr'?"
     needs = "needs Settings, a subclass of SslSettings, and a function build: see mixtune.objectives"

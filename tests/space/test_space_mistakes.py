@@ -27,6 +27,7 @@ def mistake(folder: Path, text: str, overrides: dict[str, Any] | None = None) ->
 
 SECTIONS = "unknown key; allowed are recipe, space, objectives, constraints, baselines, search, resources"
 SCORES = "val_accuracy, val_balanced_accuracy, val_macro_f1, val_calibration_error"
+FEATURES = "ssl_knn_accuracy, ssl_probe_accuracy, knn_accuracy, probe_accuracy"
 COSTS = "train_latency_s, train_flops, infer_latency_ms, peak_memory_mb"
 NEEDS = "needs a function build or proposer: see mixtune.tuning.samplers"
 SCHEDULERS = "known are fifo; did you mean 'fifo'?"
@@ -36,7 +37,7 @@ BASELINES = "known are sl, sl_same_time, ssl_sl, paper; did you mean 'ssl_sl'?"
 def test_a_mistake_says_what_was_given_and_what_is_allowed(tmp_path: Path) -> None:
     ssl = "unknown key; allowed are objective, encode, loss_on, mask_ratio, norm_pix, decoder_depth"
     gpus = "unknown key; allowed are cpus_per_trial, gpus_per_trial, device; did you mean 'gpus_per_trial'?"
-    meant = f"unknown objective; known are {SCORES}, {COSTS}; did you mean 'val_accuracy'?"
+    meant = f"unknown objective; known are {SCORES}, {FEATURES}, {COSTS}; did you mean 'val_accuracy'?"
     form, either = "should be <= and a number, such as", "should be a valid number or should be 'auto'"
     for text, key, message in (
         ("serach: {trials: 3}", "serach", f"{SECTIONS}; did you mean 'search'?"),

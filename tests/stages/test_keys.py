@@ -181,7 +181,10 @@ OF_DATA_OR_DEVICE = {
     ),
     *("data.on_bad_file", "data.duplicates", "data.reading", "model.pretrained", "augment.pad", "precision"),
 }
-NOT_TRAINED = {"compile"}  # it takes a compiler and a minute
+NOT_TRAINED = {
+    "compile",  # it takes a compiler and a minute
+    "representation",  # in tests/training/test_representation.py
+}
 
 
 @pytest.fixture(scope="module")

@@ -49,6 +49,8 @@ def test_the_metrics_in_seconds_follow_from_bill_and_times_alone() -> None:
     found = bill.seconds(times, trained=3, reused=1)
     assert (found["train_latency_s"], found["latency_ssl_s"], found["latency_mix_s"]) == (20.0, 20.0, 0.0)
     assert (found["latency_reused_s"], found["infer_latency_ms"]) == (5.0, 2.0)
+    assert found["train_latency_se_s"] == pytest.approx(math.hypot(20 * times.error("a"), 10 * times.error("b")))
+    assert found["infer_latency_ms_se"] == pytest.approx(1e3 * times.error("infer"))
     pace = (0.5 + 1.0) / (8.0 + 4.0)  # seconds a FLOP, of the steps that were timed
     assert found["forecast_latency_s"] == pytest.approx(20.0 + 10 * pace * (6.0 + 2.0))
     assert math.isnan(bill.seconds(StepTimes(), 1, 0)["forecast_latency_s"])

@@ -20,6 +20,7 @@ from mixtune.training.plan import PHASES, make_plan
 from mixtune.tuning.samplers._candidates import value_at
 from mixtune.tuning.samplers._gains import step_gains, volume_gains
 from mixtune.tuning.samplers._states import States
+from mixtune.tuning.samplers._surrogate import Surrogate
 from mixtune.tuning.search import RunningSearch
 from mixtune.tuning.suggestions import draw
 from mixtune.tuning.trial import EpochReport
@@ -242,6 +243,13 @@ def test_a_value_of_another_space_has_its_place(values: Any) -> None:
         if (params := {"optim.sl.weight_decay": value})
     ]
     np.testing.assert_allclose(places, [-1.0, -0.5, 0.0, 1.0, 1.5])
+
+
+def test_a_score_of_which_nothing_is_known_has_its_prior_for_any_number_of_states() -> None:
+    surrogate = Surrogate(np.zeros((0, 3)), np.zeros(0), np.zeros((0, 3)), 0.1)
+    for states in (1, 2):
+        assert surrogate.medians(np.zeros((states, 3))).shape == (states,)
+        assert surrogate.quantiles(np.zeros((states, 3))).shape == (states, 16)
 
 
 def test_gains_in_closed_form_are_those_of_the_hypervolume() -> None:

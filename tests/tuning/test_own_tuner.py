@@ -27,6 +27,7 @@ from sklearn.datasets import load_digits
 
 import mixtune
 from mixtune.errors import DataError, RequestError
+from mixtune.meter.times import StepTimes
 
 OBJECTIVES = {"val_accuracy": "max", "train_latency_s": "min"}
 
@@ -227,5 +228,7 @@ def test_latencies_pool_windows_and_keep_trials_that_reported_nothing() -> None:
     assert list(frame["whole"]) == [True, True, False]
     assert list(frame["train_latency_s"][:2]) == pytest.approx([2.0, 4.0])
     assert list(frame["infer_latency_ms"][:2]) == pytest.approx([1.0, 1.0])
+    step = StepTimes({"a": [0.1, 0.3]}).error("a")
+    assert list(frame["train_latency_se_s"][:2]) == pytest.approx([10 * step, 20 * step])
     assert math.isnan(frame["train_latency_s"][2])
     assert list(frame["alpha"]) == [0.5, 0.5, 0.1]

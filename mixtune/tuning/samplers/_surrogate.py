@@ -65,12 +65,13 @@ class Surrogate:
 
     def quantiles(self, rows: Floats) -> Floats:
         """Return 16 equally likely values of each state, (states, 16)."""
-        mean, deviation = self._process.predict(rows - 0.5, return_std=True)
+        predicted = self._process.predict(rows - 0.5, return_std=True)
+        mean, deviation = (each.reshape(len(rows)) for each in predicted)  # a prior's prediction of one has no axis
         return self._unscaled(mean[:, None] + deviation[:, None] * _NORMAL)
 
     def medians(self, rows: Floats) -> Floats:
         """Return the median value of each state, (states,)."""
-        return self._unscaled(self._process.predict(rows - 0.5))
+        return self._unscaled(self._process.predict(rows - 0.5).reshape(len(rows)))
 
     def _scaled(self, values: Floats) -> Floats:
         scaled: Floats = logit(np.clip(values, LEAST, MOST)) if self._is_share else np.log(np.maximum(values, 1e-12))

@@ -231,7 +231,8 @@ class CostAware:
         y = np.array([datum.figures[name] for datum in near])
         metric = METRICS[name]
         chance = self._advice.reference().get(name, math.nan)
-        is_chance = metric.worst == "chance" and name not in self._space.constraints and math.isfinite(chance)
+        guesses = metric.worst == "chance" and metric.known == "epoch"  # untrained, as frozen features do not
+        is_chance = guesses and name not in self._space.constraints and math.isfinite(chance)
         anchored = self._states.untrained() if is_chance else x[:0], chance, metric.is_share
         fitted = self.memory.get(name)
         if rows is not None and values is not None:
