@@ -214,8 +214,8 @@ def confidence(result: Result) -> Iterator[str]:
         yield (
             f"Confirmed: {len(found.frame)} recipes, baselines too, were trained again on fresh seeds. Their means on "
             f"the validation images decide; test accuracies are reported and decide nothing. On the front with a "
-            f"probability of at least {CERTAIN:.0%} are {some(certain) if certain else 'none'}; "
-            f"{some(result.fallen) if result.fallen else 'none'} fell off it (less than {FELL_OFF:.0%}); "
+            f"probability of at least {100 * CERTAIN:.0f} % are {some(certain) if certain else 'none'}; "
+            f"{some(result.fallen) if result.fallen else 'none'} fell off it (less than {100 * FELL_OFF:.0f} %); "
             f"{some(result.undecided) if result.undecided else 'none'} are undecided."
         )
     yield from (f"{note[:1].upper()}{note[1:]}." for note in found.notes if not note.startswith("fell off the front"))

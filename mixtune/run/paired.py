@@ -71,7 +71,8 @@ class Difference:
     @property
     def is_shown(self) -> bool:
         """Whether the 95 % interval does not hold 0."""
-        return not self.interval[0] <= 0 <= self.interval[1]
+        low, high = self.interval
+        return low > 0 or high < 0  # neither where there is no error
 
 
 def compare_with(
