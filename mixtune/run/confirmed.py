@@ -30,7 +30,7 @@ from mixtune.run.estimates import (
 from mixtune.run.frames import csv_text, plain
 from mixtune.run.front import pareto_front
 from mixtune.run.ledger import TrialRecord
-from mixtune.run.paired import Judged, Runs, image_covariance
+from mixtune.run.paired import WITH_ERRORS, Judged, Runs, image_covariance
 from mixtune.run.posterior import certainty, contenders, draw_truth
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ def confirmation(result: Result) -> Confirmation | None:
     others = [record for trial in by_trial if (record := result.records.get(trial)) and record not in wanted]
     kept = [record for record in (*wanted, *others) if record.trial in by_trial]
     trainings = [by_trial[record.trial] for record in kept]
-    named = [name for name in (*result.objectives, *result.constraints) if name.startswith("val_")]
+    named = [name for name in (*result.objectives, *result.constraints) if name.startswith("val_") or name in WITH_ERRORS]
     scored = dict.fromkeys(["val_accuracy", "test_accuracy", *named])
     scores = {name: _estimate_score(trainings, name) for name in scored}
     accuracies = scores["val_accuracy"]

@@ -29,7 +29,8 @@ Floats = npt.NDArray[np.float64]
 
 DRAWS = 400  # of resampled images: a standard deviation within 4 %
 DISAGREEMENT = 0.1  # of two recipes, before anything is known of them
-WITH_ERRORS = ("val_accuracy", "val_balanced_accuracy", "val_macro_f1")  # the others' images are not in the ledger
+PAIRED = ("val_accuracy", "val_balanced_accuracy", "val_macro_f1")  # the others' images are not in the ledger
+WITH_ERRORS = (*PAIRED, "knn_accuracy", "probe_accuracy", "ssl_knn_accuracy", "ssl_probe_accuracy")
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,8 @@ def _image_variance(pairs: Sequence[tuple[Judged, Judged]], metric: str, held_ou
     runs = [run for pair in pairs for run in pair]
     if _have_own_images(runs) and all(one.validation == other.validation for one, other in pairs):
         return 0.0  # the spread of the differences over seeds holds it
-    if len({run.validation for run in runs}) > 1 or not all(_is_known(run, held_out) for run in runs):
+    is_known = metric in PAIRED and all(_is_known(run, held_out) for run in runs)
+    if len({run.validation for run in runs}) > 1 or not is_known:
         either = [sum(metric_value(run.metrics, f"{metric}_se") ** 2 for run in pair) for pair in pairs]
         return float(np.mean(either))
     tasks = list(held_out[str(runs[0].validation)].classes)

@@ -116,6 +116,9 @@ def test_other_images_or_no_predictions_are_compared_as_if_they_were_independent
         assert found.error == pytest.approx(expected)
     assert math.isnan(compare_with({0: one}, {"row": {0: older}}, "val_macro_f1", known)["row"].error)
     assert mean_error([one], "val_accuracy", known) == pytest.approx(one.metrics["val_accuracy_se"])
+    features = [judged(labels, images, knn_accuracy=at, knn_accuracy_se=0.03) for at in (0.7, 0.6)]  # of other guesses
+    found = compare_with({0: features[0]}, {"row": {0: features[1]}}, "knn_accuracy", known)["row"]
+    assert (found.mean, found.error) == pytest.approx((-0.1, 0.03 * math.sqrt(2)))
 
 
 @pytest.mark.parametrize("classes", [1, 256, 257, 70_000])
