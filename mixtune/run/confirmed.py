@@ -218,7 +218,9 @@ def confirmation(result: Result) -> Confirmation | None:
     others = [record for trial in by_trial if (record := result.records.get(trial)) and record not in wanted]
     kept = [record for record in (*wanted, *others) if record.trial in by_trial]
     trainings = [by_trial[record.trial] for record in kept]
-    named = [name for name in (*result.objectives, *result.constraints) if name.startswith("val_") or name in WITH_ERRORS]
+    named = [
+        name for name in (*result.objectives, *result.constraints) if name.startswith("val_") or name in WITH_ERRORS
+    ]
     scored = dict.fromkeys(["val_accuracy", "test_accuracy", *named])
     scores = {name: _estimate_score(trainings, name) for name in scored}
     accuracies = scores["val_accuracy"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import re
 from collections import Counter
@@ -12,6 +13,7 @@ from itertools import islice, product
 from os import PathLike
 from typing import Any, Literal
 
+import pandas as pd
 import yaml
 
 from mixtune import plugins
@@ -39,7 +41,6 @@ MAX_VISIBLE = 0.02  # a difference of accuracies that is seen, below which nothi
 OTHERS_TRIED = 64  # recipes drawn, to find what a value goes with
 MAX_CHECKED = 32  # values of a distribution; of longer ones the ends are checked
 
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _VERSIONS = ("mixtune", "torch", "torchvision", "timm", "ray", "optuna", "moocore")
 
 AnySpace = SearchSpace | Mapping[str, Any] | str | PathLike[str]
@@ -277,17 +278,21 @@ def with_known_plugins(space: SearchSpace) -> tuple[SearchSpace, list[str]]:
 
 
 def parse_duration(given: float | str | None, name: str = "time budget") -> float | None:
-    """Return the seconds of "90s", "30m", "2h", "1d" or "1h30m"; a bare number is seconds. Raises RequestError."""
+    """Return the seconds of "90s", "30m", "2h", "1d", "1h 30m" or "00:30:00"; a bare number is seconds.
+
+    Whatever pandas reads as a duration is one. Raises RequestError.
+    """
     if given is None:
         return None
     text = str(given).strip()
-    parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", text)
-    if re.fullmatch(r"\d+(\.\d+)?", text):
-        seconds = float(text)
-    elif parts and "".join(number + unit for number, unit in parts) == text:
-        seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
-    else:
-        raise RequestError(f"{name} {text}: should be such as 90s, 30m, 2h or 1h30m")
+    is_number = re.fullmatch(r"\d+(\.\d+)?", text)
+    days = re.sub(r"(?<=\d) *d(?![a-z])", " days ", text.lower())  # pandas would have "D" alone
+    try:
+        seconds = float(text) if is_number else pd.Timedelta(days).total_seconds()
+    except ValueError:
+        seconds = math.nan
+    if math.isnan(seconds):
+        raise RequestError(f"{name} {text}: should be such as 90s, 30m, 2h, 1h 30m or 00:30:00")
     if seconds <= 0:
         raise RequestError(f"{name} {text}: should be above 0")
     return seconds

@@ -190,13 +190,17 @@ def test_a_dry_run_says_what_a_search_will_cost(small_space: Any, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("90s", 90), ("2h", 7200), ("1h30m", 5400), ("1.5d", 129600), ("12", 12), (3.5, 3.5)]
+    ("text", "seconds"),
+    [
+        *(("90s", 90), ("2h", 7200), ("1h30m", 5400), ("1.5d", 129600), ("12", 12), (3.5, 3.5), ("1d12h", 129600)),
+        *(("00:30:00", 1800), ("2H", 7200), ("30min", 1800), ("1h 30m", 5400), ("2 hours", 7200)),
+    ],
 )
 def test_a_time_budget_is_read(text: str | float, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["soon", "2 hours", "h", "-3", "0s", "2h later"])
+@pytest.mark.parametrize("text", ["soon", "h", "-3", "0s", "2h later", "nat", "1:30"])
 def test_a_time_budget_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(RequestError, match="time budget"):
         parse_duration(text)
