@@ -184,10 +184,11 @@ def comparison_notes(
     for row in rows:
         for name in _SPEEDUPS[::2]:
             ratio, error = row[name], row[f"{name}_se"]
-            if abs(ratio - 1.0) < error and (rival := _rival(rows, row, name)) is not None:
+            may_be_nothing = ratio != 1.0 and Difference(ratio - 1.0, error).is_nothing
+            if may_be_nothing and (rival := _rival(rows, row, name)) is not None:
                 notes.append(
                     f"{row['label']} and {rival['label']} are not distinguishable in training time: the speed-up of "
-                    f"{ratio:.2f} has a standard error of {error:.2f}"
+                    f"{ratio:.2f} ± {error:.2f} may be nothing"
                 )
     notes = list(dict.fromkeys(notes))  # the fastest may have the same encoding
     if predicted:

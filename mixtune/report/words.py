@@ -191,7 +191,7 @@ def _times_as_fast(result: Result, slow: pd.Series[Any], fast: pd.Series[Any], c
         return said
     records = [result.records[str(row["trial"])] for row in (slow, fast)]
     close = not is_distinguishable(latency_difference(result.state.step_times, *records))
-    return f"{said}, which is within the standard error of the difference: not distinguishable" if close else said
+    return f"{said}, which may be nothing: not distinguishable" if close else said
 
 
 def confidence(result: Result) -> Iterator[str]:

@@ -29,18 +29,15 @@ def latency_difference(times: StepTimes, one: TrialRecord, other: TrialRecord) -
 
 
 def is_distinguishable(difference: Difference | None) -> bool:
-    """Return whether seconds differ by at least the error of their difference; unknown ones are taken as they are."""
-    return difference is None or difference.mean == 0 or abs(difference.mean) >= difference.error
+    """Return whether the 95 % interval of a difference does not hold 0; unknown errors and equal seconds pass."""
+    return difference is None or difference.mean == 0 or not difference.is_nothing
 
 
 def describe_close(one: str, other: str, difference: Difference) -> str:
     """Return the line on two recipes whose seconds are not distinguishable."""
-    seconds, error = (significant(abs(value), 2) for value in (difference.mean, difference.error))
+    apart = " ± ".join(significant(abs(value), 2) for value in (difference.mean, difference.error))
     title = find_metric(TIMED).title
-    return (
-        f"{one} and {other} are not distinguishable in {title}: {seconds} s apart, and the standard error of that "
-        f"difference is {error} s"
-    )
+    return f"{one} and {other} are not distinguishable in {title}: {apart} s apart, whose 95 % interval holds 0"
 
 
 def close_neighbours(state: RunState, trials: Sequence[str]) -> list[str]:

@@ -70,6 +70,12 @@ class Difference:
         return self.mean - quantile * self.error, self.mean + quantile * self.error
 
     @property
+    def is_nothing(self) -> bool:
+        """Whether the 95 % interval holds 0; not where there is no error."""
+        low, high = self.interval
+        return low <= 0 <= high
+
+    @property
     def is_shown(self) -> bool:
         """Whether the 95 % interval does not hold 0."""
         low, high = self.interval
