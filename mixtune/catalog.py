@@ -10,6 +10,7 @@ from pathlib import Path
 from mixtune import plugins
 from mixtune.errors import RequestError, suggest
 from mixtune.metrics import METRICS
+from mixtune.space.document import ready_spaces
 
 _PACKAGE = Path(__file__).parent
 _FOLDERS = {
@@ -30,9 +31,7 @@ def list_kind(kind: str) -> list[Row]:
     if kind == "metrics":
         return list(_metrics())
     if kind == "spaces":
-        if not (found := list(_spaces())):
-            raise RequestError("no ready spaces here: they are in search_spaces/ of mixtune's repository")
-        return found
+        return list(_spaces())
     return list(_plugins(_PACKAGE / _FOLDERS[kind]))
 
 
@@ -55,13 +54,11 @@ def _metrics() -> Iterator[Row]:
 
 
 def _spaces() -> Iterator[Row]:
-    """Yield the ready spaces below the current folder and next to the package, with their comment's first sentence."""
-    here, ours = Path("search_spaces"), _PACKAGE.parent / "search_spaces"
-    found = {path.resolve(): path for folder in (ours, here) for path in sorted(folder.glob("*.yaml"))}
-    for path in found.values():
+    """Yield the ready spaces, with their comment's first sentence."""
+    for name, path in ready_spaces().items():
         _, *lines = path.read_text(encoding="utf-8").partition("\nrecipe:")[0].splitlines()
         about = " ".join(line.lstrip("# ") for line in lines if line.startswith("#"))
-        yield str(path), re.split(r"(?<=[.?])(?<!Eq\.) (?=[A-Z0-9`])", about)[0]
+        yield name, re.split(r"(?<=[.?])(?<!Eq\.) (?=[A-Z0-9`])", about)[0]
 
 
 def _one_line(text: str) -> str:

@@ -37,7 +37,7 @@ app = typer.Typer(
     help="Find the MixTraining recipe that buys the most accuracy for the least training time.",
 )
 
-SpaceFile = Annotated[Path, typer.Argument(metavar="SPACE.yaml", help="such as search_spaces/digits.yaml")]
+SpaceFile = Annotated[Path, typer.Argument(metavar="SPACE.yaml", help="a file, or a ready space such as digits")]
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="the run directory of a search")]
 Overrides = Annotated[
     list[str] | None,
@@ -98,7 +98,8 @@ def init(
 
     DATA holds a folder for each class, or train/ and test/ with such folders.
     """
-    from mixtune.proposal import propose_space, refuse_existing, write_space
+    from mixtune.files import refuse_existing
+    from mixtune.proposal import propose_space, write_space
 
     refuse_existing(out)  # before anything is measured
     proposal = propose_space(data, root, hours)
@@ -548,6 +549,32 @@ def list_(
     from mixtune.render import terminal_table
 
     _console().print(terminal_table((kind, "what it is"), list_kind(kind), wrapped={1}))
+
+
+spaces = typer.Typer(no_args_is_help=True, help="Copy a ready search space, to be changed.")
+app.add_typer(spaces, name="spaces")
+
+
+@spaces.callback()
+def _spaces() -> None:
+    """Copy a ready search space, to be changed."""
+
+
+@spaces.command("copy", epilog="Example: `mixtune spaces copy digits`")
+def copy_space(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="as mixtune list spaces has it")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="SPACE.yaml", help="a new file (default: NAME.yaml)")
+    ] = None,
+) -> None:
+    """Copy a ready space into a file of your own."""
+    from mixtune.files import refuse_existing, write_whole
+    from mixtune.space.document import ready_space
+
+    source, file = ready_space(name), out or Path(f"{name}.yaml")
+    refuse_existing(file)
+    write_whole(file, source.read_bytes())
+    print(f"written: {file}; next: mixtune search {shlex.quote(str(file))}")
 
 
 def main() -> None:

@@ -12,6 +12,14 @@ from mixtune.errors import DataError, RequestError
 _TEMPORARY = re.compile(r"\..+\.(?P<process>\d+)\.tmp")
 
 
+def refuse_existing(path: Path) -> None:
+    """Raise RequestError where a new file cannot be written: an old one is never overwritten."""
+    if path.exists():
+        raise RequestError(f"{path} is there already: give another name with -o, or move it away")
+    if not path.parent.is_dir():
+        raise RequestError(f"-o {path}: there is no folder {path.parent}")
+
+
 def write_whole(path: Path, content: str | bytes | memoryview) -> None:
     """Write a file so that a reader sees the old one or the new one, never a part. Raises DataError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

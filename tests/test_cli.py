@@ -14,6 +14,7 @@ import yaml
 
 import mixtune
 from mixtune.cli import app, main
+from mixtune.space.document import ready_space
 
 Run = Callable[..., tuple[int, str, str]]
 QUICK = "--quick: 4 of 6 trials, at most 4 of 5 epochs in a budget; "
@@ -52,6 +53,13 @@ def test_a_mistake_in_the_request_comes_before_torch_and_ray_are_loaded(tmp_path
     assert (done.returncode, done.stderr.splitlines()) == (0, [missing, wrong] * 4)
 
 
+def test_a_ready_space_is_copied_and_nothing_is_overwritten(run: Run, tmp_path: Path) -> None:
+    assert run("spaces", "copy", "digits") == (0, "written: digits.yaml; next: mixtune search digits.yaml\n", "")
+    assert (tmp_path / "digits.yaml").read_bytes() == ready_space("digits").read_bytes()
+    assert run("spaces", "copy", "digits")[2].startswith("mixtune: digits.yaml is there already")
+    assert run("spaces", "copy", "digts")[2].endswith("did you mean 'digits'?\n")
+
+
 def test_the_version_by_the_command_and_by_the_module() -> None:
     for words in (["-m", "mixtune"], ["-c", "from mixtune.cli import main; main()"]):
         done = subprocess.run([sys.executable, *words, "--version"], capture_output=True, text=True, check=True)
@@ -60,8 +68,8 @@ def test_the_version_by_the_command_and_by_the_module() -> None:
 
 def test_every_out_can_be_written_short_and_every_command_has_an_example() -> None:
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    assert {"search", "fields", "list"} <= set(commands)
-    for name, command in commands.items():
+    assert {"search", "fields", "list", "spaces"} <= set(commands)
+    for name, command in (commands | commands.pop("spaces").commands).items():
         assert command.epilog.startswith("Example: `mixtune "), name
         for option in command.params:
             assert "--out" not in option.opts or "-o" in option.opts, name

@@ -2,6 +2,6 @@
 
 from mixtune.proposal._choice import propose_space
 from mixtune.proposal._draft import Draft
-from mixtune.proposal._text import Proposal, refuse_existing, write_space
+from mixtune.proposal._text import Proposal, write_space
 
-__all__ = ["Draft", "Proposal", "propose_space", "refuse_existing", "write_space"]
+__all__ = ["Draft", "Proposal", "propose_space", "write_space"]

@@ -10,8 +10,7 @@ from pathlib import Path
 from mixtune.cost.flops import Size, recipe_bill, recipe_flops
 from mixtune.cost.machine import Machine
 from mixtune.datasets import Survey
-from mixtune.errors import RequestError
-from mixtune.files import write_whole
+from mixtune.files import refuse_existing, write_whole
 from mixtune.meter.times import StepTimes
 from mixtune.metrics import describe_channels, duration
 from mixtune.proposal._draft import Draft
@@ -119,14 +118,6 @@ def write_space(proposal: Proposal, path: Path) -> None:
     """Write a proposed space to a new file. Raises RequestError where there is one, DataError where it cannot be."""
     refuse_existing(path)
     write_whole(path, proposal.text(path))
-
-
-def refuse_existing(path: Path) -> None:
-    """Raise RequestError where a space cannot be written: a file is never overwritten."""
-    if path.exists():
-        raise RequestError(f"{path} is there already: give another name with -o, or move it away")
-    if not path.parent.is_dir():
-        raise RequestError(f"-o {path}: there is no folder {path.parent}")
 
 
 def wall_seconds(draft: Draft, forecast: SearchForecast) -> float:

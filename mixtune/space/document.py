@@ -17,6 +17,8 @@ from mixtune.errors import RequestError, show, suggest
 KeyPath = tuple[str, ...]
 MAX_VALUES = 50_000  # of a document whose aliases are written out: nine lines of them can stand for a billion
 
+_READY = Path(__file__).parents[1] / "search_spaces"
+
 
 @dataclass(frozen=True)
 class Document:
@@ -65,21 +67,36 @@ _Loader.add_implicit_resolver(f"{_TAG}int", _WHOLE, list("-+0123456789"))
 _Loader.add_implicit_resolver(f"{_TAG}float", _DECIMAL, list("-+.0123456789"))
 
 
+def ready_spaces() -> dict[str, Path]:
+    """Return the files of the spaces that come with mixtune, by name."""
+    return {path.stem: path for path in sorted(_READY.glob("*.yaml"))}
+
+
+def ready_space(name: str) -> Path:
+    """Return the file of a space that comes with mixtune. Raises RequestError for an unknown name."""
+    found = ready_spaces()
+    if name not in found:
+        raise RequestError(f"unknown ready space {name!r}: known are {', '.join(found)}{suggest(name, found)}")
+    return found[name]
+
+
 def read_document(path: str | PathLike[str]) -> Document:
-    """Read a YAML mapping with its line numbers.
+    """Read a YAML mapping with its line numbers; a bare name, such as ``digits``, stands for a ready space.
 
     Raises RequestError, naming file and line, for a missing or empty file, tabs, duplicate keys, aliases that stand
     for more than MAX_VALUES, and what is not a YAML mapping.
     """
     file = Path(path)
+    if file.name == str(path) and not file.exists():
+        file = ready_spaces().get(str(path), file)
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise RequestError(f"{path}: no such file{_nearby(file)}") from error
+        raise RequestError(f"{path}: no such file{_nearby(file) or suggest(str(path), ready_spaces())}") from error
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
         raise RequestError(f"{path}: cannot be read as YAML: {reason}") from error
-    return parse_document(text, str(path))
+    return parse_document(text, str(file))
 
 
 def parse_document(text: str, name: str) -> Document:

@@ -131,6 +131,16 @@ def test_a_missing_file_lists_its_neighbours_and_the_closest(tmp_path: Path) -> 
         read_document(tmp_path / "no" / "space.yaml")
 
 
+def test_a_bare_name_is_a_ready_space_unless_a_file_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ready = read_document("digits")
+    assert ready.values["recipe"]["data"]["dataset"] == "digits"
+    with pytest.raises(RequestError, match=r"^digts: no such file; did you mean 'digits'\?$"):
+        read_document("digts")
+    (tmp_path / "digits").write_text("recipe: mine\n")
+    assert read_document("digits").values == {"recipe": "mine"}
+
+
 def test_plain_values_survive_pyyaml_and_back() -> None:
     values = {"a": 1e-5, "b": 1e22, "c": ["x", None, True, -3], "d": {"e": "2026-07-01", "f": "010", "g": "yes"}}
     text = yaml.safe_dump({**values, "h": float("inf")}, sort_keys=False)
