@@ -170,7 +170,7 @@ def test_the_view_counts_what_was_trained_and_shows_the_front(small_space: Any, 
     assert math_nan != math_nan
     text = said(search)
     assert re.search(r"4/6 trials done · elapsed 0:0\d · about \d:\d\d left · 0 running · 1 failed", text)
-    assert "best so far: t0002, 90.0 %, 40.0 s" in text
+    assert "best so far: t0002, 90.0 %, 40 ± 3 s" in text
     assert "device time: 2:30 trained · saved: 0:00 reused, 0:00 cut short" in text
     assert "the front so far: 2 of 3 complete trials" in text
     assert "t0001" in text
