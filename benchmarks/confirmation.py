@@ -18,7 +18,7 @@ import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -242,7 +242,7 @@ def main() -> None:
         "",
     ]
     print("\n".join(lines), flush=True)
-    for line in (*calibration(fields), "", *_race_words(), *races(fields // 3)):
+    for line in chain(calibration(fields), [""], _race_words(), races(fields // 3)):
         lines.append(line)
         print(line, flush=True)
     RESULTS.write_text("\n".join(lines) + "\n")
