@@ -82,12 +82,16 @@ def warmup_length(schedule: Schedule, budget: int) -> float:
 
 
 def cut_warmups(recipe: Recipe) -> list[str]:
-    """Return one line on the warm-ups that their budgets cut, or none."""
-    cut = []
+    """Return one line on the warm-ups that their budgets cut, or none.
+
+    The default ones are those of long budgets, and meant to be cut, unless the paper's protocol is to be followed.
+    """
+    cut, defaults = [], type(recipe.optim)()
     for loss in ("ssl", "sl"):
         schedule, budget = getattr(recipe.optim, loss), getattr(recipe.epochs, loss)
         length = warmup_length(schedule, budget)
-        if budget and length < schedule.warmup_epochs:
+        is_default = schedule.warmup_epochs == getattr(defaults, loss).warmup_epochs and recipe.protocol != "paper"
+        if budget and length < schedule.warmup_epochs and not is_default:
             said = f"optim.{loss}.warmup_cap {schedule.warmup_cap:g}"
             cut.append(f"{schedule.warmup_epochs} epochs to {length:g} of {budget} ({said})")
     return [f"a budget cuts its warm-up: {', '.join(cut)}"] if cut else []

@@ -75,8 +75,12 @@ def test_each_schedule_spans_its_own_budget_across_the_mix_phase_and_wsd_decays_
 
 def test_a_warm_up_that_its_budget_cuts_is_said_and_the_papers_20_of_50_epochs_can_be_had(make_recipe):
     base = {"epochs.ssl": 50, "epochs.sl": 50, "optim.ssl.warmup_epochs": 20, "optim.sl.warmup_epochs": 10}
-    assert cut_warmups(make_recipe(base)) == [
+    assert cut_warmups(make_recipe(base)) == []  # the default
+    assert cut_warmups(make_recipe({**base, "protocol": "paper", "data.val_fraction": 0})) == [
         "a budget cuts its warm-up: 20 epochs to 10 of 50 (optim.ssl.warmup_cap 0.2)"
+    ]
+    assert cut_warmups(make_recipe({**base, "optim.ssl.warmup_epochs": 21})) == [
+        "a budget cuts its warm-up: 21 epochs to 10 of 50 (optim.ssl.warmup_cap 0.2)"
     ]
     uncut = make_recipe({**base, "optim.ssl.warmup_cap": 1.0})
     assert cut_warmups(uncut) == []
