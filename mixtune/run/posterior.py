@@ -99,10 +99,9 @@ def _draw(figures: Floats, images: Floats, cost: Floats, rng: np.random.Generato
     evidence = (halved**2).sum(axis=-1) / 2 - np.log(np.diagonal(lower, axis1=-2, axis2=-1)).sum(axis=-1)
     evidence -= np.linalg.slogdet(phi)[1][:, None] / 2
     evidence += np.log(spread / (spread**2 + TYPICAL**2))[:, :, 0]  # on a grid of logarithms
-    share = np.exp(evidence - evidence.max(axis=0))
-    share /= share.sum(axis=0)
+    share = np.exp(evidence - evidence.max(axis=0)).cumsum(axis=0)
     which = np.resize(np.arange(count), draws)
-    case = (share.cumsum(axis=0)[:, which] < rng.random(draws)).sum(axis=0)  # of each draw
+    case = (share[:, which] <= rng.random(draws) * share[-1, which]).sum(axis=0)  # of each draw
     noise = halved[case, which] + rng.standard_normal((draws, rows + seeds))
     at_phi = np.linalg.solve(lower[case, which].swapaxes(1, 2), noise[..., None])[:, :rows, 0]
     kept = theta @ np.linalg.inv(phi)  # theta given phi: (cases, rows, rows)

@@ -224,7 +224,8 @@ def _say_certain(result: Result, certainty: float | None) -> str:
         return ""
     points = f"{100 * result.space.search.tolerance:g}"
     near = f"within {points} {'point' if points == '1' else 'points'} of the best, and nothing cheaper that near"
-    return f": {near}, with a probability of {100 * certainty:.0f} %"
+    probability = "more than 99" if certainty > 0.99 else f"{100 * certainty:.0f}"
+    return f": {near}, with a probability of {probability} %"
 
 
 def _nothing(result: Result) -> Recommendation:
