@@ -272,7 +272,7 @@ def train_trials(
     callbacks: Sequence[tune.Callback] = (),
     scheduler: TrialScheduler | None = None,
 ) -> bool:
-    """Let Ray Tune train the search's trials; return whether Ctrl-C or SIGTERM ended it.
+    """Let Ray Tune train the search's trials; return whether a signal ended it.
 
     wait_s, say: see Watch; callbacks, scheduler: anyone's, for Ray as they are.
     """
@@ -330,6 +330,7 @@ def train_trials(
         try:
             with nullcontext() if cluster.is_one else head_watched(kept):
                 tuner.fit()
+            interrupted = not (search.is_over or watch.has_given_up)  # Ray takes SIGUSR1 for a request to end
         except KeyboardInterrupt:
             interrupted = True
         # outside of the except, which keeps the trials' actors: in a session that is not ours they live on

@@ -66,6 +66,9 @@ class SearchError(TrainingError):
     """A search ran, and not one of its trials completed, or it made no sense to continue."""
 
 
+_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)  # that end a search as Ctrl-C does
+
+
 def search(
     space: AnySpace,
     *,
@@ -137,7 +140,7 @@ def search(
         with interruptible(run), hold_run(run.path, "search", on_wait=lambda line: _say(console, line)):
             run.refuse_occupied()  # by another that began meanwhile
             with ray_session(address, prepared.cpus, prepared.gpus):
-                catch_sigterm()  # again: Ray's start puts a handler of its own in place
+                catch_signals()  # again: Ray's start puts a handler of its own in place
                 threads = max(1, int(prepared.space.resources.cpus_per_trial))
                 grows = address is not None or slots is not None
                 with closing(Cluster(prepared.space, threads, say_to(console), most=slots, grows=grows)) as cluster:
@@ -197,7 +200,7 @@ def resume(
         hold_run(run.path, "resume", on_wait=lambda line: _say(console, line)),
         ray_session(address, prepared.cpus, prepared.gpus),
     ):
-        catch_sigterm()  # again: Ray's start puts a handler of its own in place
+        catch_signals()  # again: Ray's start puts a handler of its own in place
         say, grows = say_to(console), address is not None or slots is not None
         with closing(Cluster(prepared.space, machine.threads, say, run=machine, most=slots, grows=grows)) as cluster:
             if cluster.is_one:
@@ -386,15 +389,15 @@ def say_to(console: Console) -> Callable[[str], None]:
 
 
 class InterruptedSearch(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM during a search, in words."""
+    """A signal during a search, in words."""
 
 
 @contextmanager
 def interruptible(run: RunDirectory) -> Iterator[None]:
-    """Let SIGTERM do what Ctrl-C does, and say of both how to continue."""
+    """Let SIGTERM and its like do what Ctrl-C does, and say of all how to continue."""
     in_main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGTERM)
-    catch_sigterm()
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    catch_signals()
     try:
         yield
     except KeyboardInterrupt:
@@ -402,14 +405,21 @@ def interruptible(run: RunDirectory) -> Iterator[None]:
         raise InterruptedSearch(f"interrupted; {done}") from None
     finally:
         if in_main:
-            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+            for number, handler in before.items():
+                signal.signal(number, handler or signal.SIG_DFL)
 
 
-def catch_sigterm() -> None:
-    """Let SIGTERM raise KeyboardInterrupt, where signals can be caught: in the main thread."""
+def catch_signals() -> None:
+    """Let signals raise KeyboardInterrupt, where they can be caught: in the main thread; an ignored one stays so.
+
+    A terminal that is closed sends SIGHUP (not to what nohup started), SLURM sends SIGTERM or SIGUSR1 before it ends a
+    job. While trials train Ray handles SIGUSR1 itself: see train_trials().
+    """
 
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, interrupt)
+        for number in _SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, interrupt)

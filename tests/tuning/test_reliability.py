@@ -37,12 +37,12 @@ def undisturbed(disturbances: SimpleNamespace, tmp_path_factory: pytest.TempPath
 
 
 def test_a_search_continues_whatever_ended_it(disturbances: SimpleNamespace, harness: Any, undisturbed: Any) -> None:
-    """SIGKILL, then every checkpoint damaged; Ctrl-C; SIGTERM: at its end it is what the plain loop finds."""
+    """SIGKILL, then every checkpoint damaged; Ctrl-C; SIGTERM; SIGUSR1: at its end it is what the plain loop finds."""
     folder = harness.new_run("ended")
     folder.mkdir()
     (folder / "space.yaml").write_text(yaml.safe_dump(undisturbed.space, sort_keys=False))
     run, words = folder / "run", ["search", "space.yaml", "--gpus", "0", "--out", "run"]
-    for starts, end in enumerate((signal.SIGKILL, signal.SIGINT, signal.SIGTERM, None), start=1):
+    for starts, end in enumerate((signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, None), start=1):
         driver = subprocess.Popen(
             [str(Path(sys.executable).with_name("mixtune")), *words],
             cwd=folder,
