@@ -129,7 +129,7 @@ def inspect(
         print(f"drawn: {sheet}", file=sys.stderr)
 
 
-@app.command(epilog="Example: `mixtune search search_spaces/digits.yaml --gpus 1 --gpus-per-trial 0.25`")
+@app.command(epilog="Example: `mixtune search digits --gpus 1 --gpus-per-trial 0.25`")
 def search(
     space: SpaceFile,
     gpus: Gpus = None,
@@ -296,7 +296,7 @@ def confirm(
     _confirm(_console(), directory, {"seeds": seeds, "until": until, "fresh_images": fresh_images})
 
 
-@app.command(epilog="Example: `mixtune train search_spaces/digits.yaml --set alpha=0.3 --out runs/one`")
+@app.command(epilog="Example: `mixtune train digits --set alpha=0.3 --out runs/one`")
 def train(
     space: SpaceFile,
     set_: Overrides = None,
@@ -327,7 +327,7 @@ def train(
         print(f"saved to {out}")
 
 
-@app.command(epilog="Example: `mixtune compare search_spaces/digits.yaml --seeds 4`")
+@app.command(epilog="Example: `mixtune compare digits --seeds 4`")
 def compare(
     space: SpaceFile,
     seeds: Annotated[int, typer.Option(min=1, help="training runs of each method")] = 4,
@@ -370,7 +370,7 @@ def compare(
         print(f"tables and trained recipes: {out}")
 
 
-@app.command(epilog="Example: `mixtune gradient-error search_spaces/accelerated.yaml`")
+@app.command(epilog="Example: `mixtune gradient-error accelerated`")
 def gradient_error(
     space: SpaceFile,
     points: Annotated[int, typer.Option(min=2, help="of the SSL budget at which gradients are compared")] = 5,

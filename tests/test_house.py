@@ -148,7 +148,7 @@ def test_every_ready_space_is_valid_and_opens_with_its_command_time_and_result()
         space = mixtune.load_space(path)
         assert space.space
         first, *others = path.read_text().partition("recipe:")[0].splitlines()
-        assert first.startswith(f"# mixtune search search_spaces/{path.name}")
+        assert first.startswith(f"# mixtune search {path.stem}")
         measured = any("CPU cores: " in line and "minutes; a front" in line for line in others)
         goal = any(line.startswith("# Goal, not measured: ") for line in others)
         assert measured != goal, path
