@@ -108,7 +108,7 @@ def front_volume(curves: list[Curve], reference: Mapping[str, float]) -> float:
 def keep_table(run: Path, path: Path, about: Mapping[str, Any]) -> None:
     """Write the table of a finished grid search; ``about``: where it came from. Raises RuntimeError."""
     result = mixtune.load(run)
-    space, recipes = _plain(result.space), []
+    space, recipes = _plain(result.space.to_dict()), []
     parsed = space_from_dict(space)
     for asked in result.records.values():
         record = result.records[asked.same_as] if asked.same_as else asked
