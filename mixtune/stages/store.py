@@ -1,7 +1,7 @@
 """States on disk by their keys: whole or absent, shared by processes, bounded in size, never needed.
 
-A file is ``<key>.state``, of 40 hexadecimal digits: a line with a digest of the key and of what follows, then the state as
-torch.save wrote it. Other files of the folder, and a folder that a link names, are someone else's and stay as they are.
+A file is ``<key>.state``, of 40 hexadecimal digits: a line with a digest of the key and of what follows, then the state
+as torch.save wrote it. Other files of the folder, and a folder that is a link, are someone else's and stay as they are.
 A damaged file, a full disk or a folder that cannot be made costs time alone, since epochs are trained again: no method
 raises for them.
 """

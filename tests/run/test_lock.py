@@ -18,6 +18,7 @@ import pytest
 
 from mixtune.errors import RequestError
 from mixtune.run.lock import DRIVER_LOCK, TRIALS_LOCK, hold_folder, hold_run, holder, share_run
+from mixtune.stages.clean import clean_run
 
 Start = Callable[[str, Path], subprocess.Popen[str]]
 HEAD = "import os, subprocess, sys, time; from mixtune.run.lock import hold_run, share_run; directory = sys.argv[1]\n"
@@ -209,6 +210,35 @@ def test_a_file_system_without_locks_gives_one_warning_and_goes_on(
         assert holder(tmp_path) is None
     assert [record.name for record in caplog.records] == ["mixtune"]
     assert f"{tmp_path} is not protected" in caplog.text
+
+
+@pytest.mark.parametrize("name", [DRIVER_LOCK, TRIALS_LOCK])
+def test_a_lock_is_a_regular_file_and_no_link(tmp_path: Path, name: str) -> None:
+    (victim := tmp_path / "victim").write_text("precious")
+    (run := tmp_path / "run").mkdir()
+    (run / "space.yaml").write_text("objectives: {val_accuracy: max}")
+    (run / "ledger.jsonl").touch()
+    lock = run / name
+
+    def open_all() -> None:
+        with pytest.raises(RequestError, match=rf"run/{re.escape(name)} cannot be opened: \w"):
+            hold_run(run, "confirm").__enter__()
+        with pytest.raises(RequestError, match=rf"run/{re.escape(name)} cannot be opened: \w"):
+            clean_run(run, None)
+        assert name == DRIVER_LOCK or share_run(run) is None
+        assert holder(run) is None
+
+    for target in (victim, tmp_path / "new"):
+        lock.symlink_to(target)
+        open_all()
+        lock.unlink()
+    os.mkfifo(lock)
+    open_all()
+    lock.unlink()
+    lock.mkdir()
+    open_all()
+    assert victim.read_text() == "precious"
+    assert not (tmp_path / "new").exists()
 
 
 # --- folders of other commands

@@ -99,9 +99,7 @@ def test_what_has_another_name_or_lies_behind_a_link_stays(store, tmp_path):
         clean_run(run, None)
     (run / "ledger.jsonl").touch()
     (run / "stages").symlink_to(store.folder)
-    with pytest.raises(
-        RequestError, match=r"run/stages is a link to .*, and nothing is written through it: remove it$"
-    ):
+    with pytest.raises(RequestError, match=r"run/stages is a link to .*, and nothing is written through it: "):
         clean_run(run, None)
     linked = StateStore(run / "stages", max_bytes=1000)
     linked.remove(KEYS[0])
