@@ -69,15 +69,9 @@ def hold_folder(folder: Path, command: str, is_ours: Callable[[Path], bool] = la
     none, wrote a folder. What killed writers left in it is removed. Raises RequestError where the folder is someone
     else's, in use, or cannot be written.
     """
+    refuse_foreign(folder, command, is_ours)
     make_folder(folder)
-    marker = marker_of(command)
-    try:
-        others = sorted(path.name for path in folder.iterdir() if not is_temporary(path))
-    except OSError as error:
-        raise RequestError(f"{folder} cannot be read: {error.strerror}") from error
-    if others and marker not in others and not is_ours(folder):
-        raise RequestError(f"{folder} holds {others[0]}, which no {command} wrote: choose another folder")
-    file = _open_or_refuse(folder, marker)
+    file = _open_or_refuse(folder, _marker_of(command))
     try:
         try:
             _take_and_sign(file, folder, command)
@@ -92,9 +86,17 @@ def hold_folder(folder: Path, command: str, is_ours: Callable[[Path], bool] = la
         os.close(file)
 
 
-def marker_of(command: str) -> str:
-    """Return the name of the file that marks a folder as a command's."""
-    return f".mixtune-{command}.json"
+def refuse_foreign(folder: Path, command: str, is_ours: Callable[[Path], bool] = lambda folder: False) -> None:
+    """Raise RequestError unless a folder is new or empty, or its command's; see hold_folder()."""
+    try:
+        names = [path.name for path in folder.iterdir() if not is_temporary(path)]
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise RequestError(f"{folder} cannot be written to: {error.strerror}") from error
+    if names and _marker_of(command) not in names and not is_ours(folder):
+        first = min(names, key=lambda name: (name.startswith("."), name))
+        raise RequestError(f"{folder} holds {first}, which no {command} wrote: choose another folder")
 
 
 def share_run(directory: str | os.PathLike[str]) -> int | None:
@@ -152,6 +154,10 @@ def _await_workers(directory: Path, wait_s: float, on_wait: Callable[[str], None
             )
     finally:
         os.close(workers)
+
+
+def _marker_of(command: str) -> str:
+    return f".mixtune-{command}.json"
 
 
 def _take_and_sign(file: int, folder: Path, doing: str) -> None:

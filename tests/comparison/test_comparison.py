@@ -298,8 +298,8 @@ def test_a_mistake_is_one_line(run_mixtune: Command, compared: Compared) -> None
         ("compare small.yaml --format html", "--format html: should be table, markdown or csv"),
         ("compare small.yaml --set rho=0", "mix no epoch"),
         ("compare small.yaml --set data.val_fraction=0", "data.val_fraction is 0"),
-        ("compare small.yaml --out small.yaml", "small.yaml cannot be made: File exists"),
-        ("train small.yaml --out small.yaml", "small.yaml cannot be made: File exists"),
+        ("compare small.yaml --out small.yaml", "small.yaml cannot be written to: Not a directory"),
+        ("train small.yaml --out small.yaml", "small.yaml cannot be written to: Not a directory"),
     ):
         status, _, err = run_mixtune(words)
         assert (status, len(err.splitlines())) == (2, 1), words
