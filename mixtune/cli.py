@@ -442,11 +442,12 @@ def reconstruct(
     seed: Annotated[int, typer.Option(min=0, help="of the choice of images and masks")] = 0,
 ) -> None:
     """Draw held-out images, masked, and what trained runs make of them (the paper's Fig. 4)."""
-    from mixtune.reconstruction import draw_reconstructions, reconstruct_images
+    from mixtune.reconstruction import draw_reconstructions, reconstruct_images, refuse_foreign
     from mixtune.training.saved import load_trained
 
     if not out.name or out.is_dir():
         raise RequestError(f"--out {out} is a folder: give the name of a PNG file")
+    refuse_foreign(out)
     made = [(path.name, reconstruct_images(load_trained(path), images, seed)) for path in directories]
     draw_reconstructions(made, out)
     for name, reconstruction in made:

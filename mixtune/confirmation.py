@@ -160,7 +160,7 @@ class _Rivals:
 
     def _plan(self, record: TrialRecord, seed: int) -> Planned:
         """Return a training run of a trial's recipe from another seed, on its own split or on that seed's."""
-        recipe = self._space.recipe_at(record.params)
+        recipe = self._space.recipe_at(self.result.params_to_train(record.trial))
         seeded = change_recipe(recipe, {"seed": seed})
         seconds = float(record.metrics.get("train_latency_s") or 1.0)  # where the search did not say
         return Planned(record.trial, seeded, seconds, seeded if self._images else recipe)

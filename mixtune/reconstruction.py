@@ -12,11 +12,12 @@ from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torchvision.utils import make_grid
 
 from mixtune.errors import RequestError, show
-from mixtune.files import write_whole
+from mixtune.files import open_regular, write_whole
 from mixtune.objectives import Reconstructs
 from mixtune.space.effective import Method, choose_statistics
 from mixtune.training.data import TrainingData
@@ -141,14 +142,17 @@ def _settings(run: SavedRun) -> str:
 _SHOWN = 96  # pixels that a small image is brought to, about
 _GAP = 8
 _CAPTION = 480  # pixels, at least
+_MADE_BY = "Software", "mixtune"  # in the PNG, so that the next one may replace it
 _TITLES: dict[Method, str] = {"ssl_sl": "SSL+SL", "mixtraining": "MixTraining"}
 
 
 def draw_reconstructions(runs: Sequence[tuple[str, Reconstruction]], path: str | os.PathLike[str]) -> None:
     """Draw a PNG: a column an image; a row of originals, one of masked images, and one a run; a caption names them.
 
-    Raises RequestError where the runs' images or masks differ, and DataError where the file cannot be written.
+    Raises RequestError where the runs' images or masks differ and where the file is someone else's, and DataError where
+    it cannot be written.
     """
+    refuse_foreign(Path(path))
     if not runs:
         raise RequestError("there is no run to draw")
     name, first = runs[0]
@@ -176,8 +180,23 @@ def draw_reconstructions(runs: Sequence[tuple[str, Reconstruction]], path: str |
     draw = ImageDraw.Draw(sheet)
     draw.multiline_text((_GAP, picture.height + _GAP), caption, fill="black", font=font)
     buffer = io.BytesIO()
-    sheet.save(buffer, format="PNG")
+    about = PngInfo()
+    about.add_text(*_MADE_BY)
+    sheet.save(buffer, format="PNG", pnginfo=about)
     write_whole(Path(path), buffer.getvalue())
+
+
+def refuse_foreign(path: Path) -> None:
+    """Raise RequestError where a file is there that draw_reconstructions() did not draw."""
+    try:
+        with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
+            start = file.read(1024)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise RequestError(f"{path} cannot be written: {error.strerror}") from error
+    if "\0".join(_MADE_BY).encode() not in start:
+        raise RequestError(f"{path} is there already, and no picture of ours: give another --out, or move it away")
 
 
 def _caption(runs: Sequence[tuple[str, Reconstruction]]) -> Iterator[str]:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -18,10 +19,10 @@ import torch
 
 from mixtune.datasets import hold_dataset, to_parts, write_parts
 from mixtune.errors import RequestError, TrainingError, one_line
-from mixtune.files import make_folder
 from mixtune.meter.times import StepTimes
 from mixtune.metrics import DISTURBED, duration, is_disturbed
 from mixtune.run.directory import RunDirectory
+from mixtune.run.lock import hold_folder
 from mixtune.space.recipe import Recipe, parse_recipe
 from mixtune.space.space import load_recipe, override, refuse_other_images, space_on_arrays
 from mixtune.stages.keys import stage_keys
@@ -30,7 +31,7 @@ from mixtune.training.data import load_training_data
 from mixtune.training.device import choose_device, release_memory
 from mixtune.training.loop import train
 from mixtune.training.measure import Metrics, measure
-from mixtune.training.saved import DATA, save_trained, saved_metrics
+from mixtune.training.saved import DATA, is_saved, save_trained, saved_metrics
 from mixtune.training.sources import reading_of
 from mixtune.training.state import EpochResult, TrainState, start_state
 from mixtune.training.threads import fastest_threads, known_threads, set_threads
@@ -91,18 +92,19 @@ def train_recipe(
     recipe = override(recipe, overrides or {})
     if threads is not None and threads < 1:
         raise RequestError(f"threads: should be at least 1, got {threads}")
-    before = None if out is None else _claim(Path(out), recipe)
     if progress is None:
         progress = on_epoch is None and shared is None and _is_watched()
     device, given = choose_device(), None
-    if data is not None and out is None:
-        given = hold_dataset(data, recipe.data.image_size, reading_of(recipe))
-    elif data is not None and out is not None:
-        write_parts(to_parts(data), Path(out) / DATA)
-    images = load_training_data(recipe, device, given)
-    if threads is None and shared is None and device.type == "cpu":
-        threads = known_threads(before) or fastest_threads(recipe, images)
-    with set_threads(threads):
+    with ExitStack() as held:
+        before = None if out is None else held.enter_context(_hold(Path(out), recipe))
+        if data is not None and out is None:
+            given = hold_dataset(data, recipe.data.image_size, reading_of(recipe))
+        elif data is not None and out is not None:
+            write_parts(to_parts(data), Path(out) / DATA)
+        images = load_training_data(recipe, device, given)
+        if threads is None and shared is None and device.type == "cpu":
+            threads = known_threads(before) or fastest_threads(recipe, images)
+        held.enter_context(set_threads(threads))
         try:
             state = start_state(recipe, images, device)
             for _ in train(state) if shared is None else train_shared(state, *shared):
@@ -173,16 +175,17 @@ def _is_watched() -> bool:
     return sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel.")
 
 
-def _claim(folder: Path, recipe: Recipe) -> dict[str, Any] | None:
-    """Refuse, before it costs a training run, a folder that cannot be had or holds something else.
+@contextmanager
+def _hold(folder: Path, recipe: Recipe) -> Iterator[dict[str, Any] | None]:
+    """Refuse, before it costs a training run, a folder that cannot be had or holds something else, and hold it.
 
-    Returns the metrics of the recipe's training that it holds, None where it does not.
+    Yields the metrics of the recipe's training that it holds, None where it does not.
     """
     if RunDirectory(folder).holds_run:
         raise RequestError(f"{folder} holds a search: choose another folder")
     known = saved_metrics(folder, recipe)
-    make_folder(folder)
-    return known
+    with hold_folder(folder, "train", is_saved):
+        yield known
 
 
 def epoch_line(metrics: Metrics) -> str:

@@ -38,6 +38,7 @@ def make_run(tmp_path_factory: pytest.TempPathFactory, small_space_values: dict[
     def make(seed: int = 5, trials: dict[str, Any] = FOUND, **base: Any) -> Path:
         directory = tmp_path_factory.mktemp("run")
         values = space_from_dict(small_space_values, {"seed": seed, **base}).to_dict()
+        values["space"]["optim.sl.base_lr"] = {"loguniform": [1e-6, 0.1]}
         reference = {"val_accuracy": 0.1, "train_latency_s": 9.0}
         (directory / "space.yaml").write_text(yaml.safe_dump({**values, "run": {"reference_point": reference}}))
         ledger = Ledger(directory / "ledger.jsonl")

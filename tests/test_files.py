@@ -47,3 +47,12 @@ def test_a_folder_in_the_way_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be written: Is a directory"):
         write_whole(tmp_path / "space.yaml", "new")
     assert [item.name for item in tmp_path.iterdir()] == ["space.yaml"]
+
+
+def test_a_name_that_could_be_guessed_is_not_written_through(tmp_path: Path) -> None:
+    (victim := tmp_path / "victim").write_text("precious")
+    (tmp_path / f".space.yaml.{os.getpid()}.tmp").symlink_to(victim)
+    (tmp_path / "space.yaml").symlink_to(victim)
+    write_whole(tmp_path / "space.yaml", "new")
+    assert victim.read_text() == "precious"
+    assert not (tmp_path / "space.yaml").is_symlink()

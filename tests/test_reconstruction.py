@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -221,6 +222,27 @@ def test_the_figure_has_a_column_an_image_a_row_a_run_and_a_caption(mixed, ssl_s
     assert (caption[:, :8] == 255).all()  # nothing runs over the margin
     assert (caption[:, -8:] == 255).all()
     assert (caption[-8:] == 255).all()
+
+
+def test_a_picture_is_replaced_and_nothing_else(mixed, tmp_path):
+    made = [("mixed", reconstruct_images(mixed, 2, 0))]
+    picture, other, link = tmp_path / "x.png", tmp_path / "ledger.jsonl", tmp_path / "link.png"
+    draw_reconstructions(made, picture)
+    picture.write_bytes(picture.read_bytes()[:2000])
+    draw_reconstructions(made, picture)
+    with Image.open(picture) as drawn:
+        drawn.load()
+    other.write_text("mine")
+    link.symlink_to(other)
+    os.mkfifo(tmp_path / "pipe")
+    for path, message in (
+        (other, "ledger.jsonl is there already, and no picture of ours: give another --out, or move it away$"),
+        (link, "link.png cannot be written: it is a link$"),
+        (tmp_path / "pipe", "pipe cannot be written: it is not a regular file$"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            draw_reconstructions(made, path)
+    assert other.read_text() == "mine"
 
 
 def test_runs_on_different_images_or_masks_share_no_figure(make_run, mixed, tmp_path):

@@ -53,6 +53,7 @@ def test_what_is_trained_on_bands_can_be_read_back_shown_and_exported_wherever_i
     simclr = make_recipe({"ssl.objective": "simclr", "epochs.ssl": 1, "epochs.sl": 1, "rho": 1.0})
     assert mixtune.train(simclr, data=data).state.data.channels == 5
     trained = mixtune.train(make_recipe({"epochs.ssl": 1, "epochs.sl": 1}), data=data, out=tmp_path / "one")
+    mixtune.train(trained.recipe, data=data, out=tmp_path / "one")  # again
     moved = Path(shutil.move(tmp_path / "one", tmp_path / "other"))
     saved = load_trained(moved)
     assert saved.load_data().channels == saved.channels == 5
@@ -63,3 +64,16 @@ def test_what_is_trained_on_bands_can_be_read_back_shown_and_exported_wherever_i
     draw_reconstructions([("other", made)], tmp_path / "made.png")
     config = json.loads((mixtune.export(moved) / "config.json").read_text())
     assert (config["model_args"]["in_chans"], len(config["pretrained_cfg"]["mean"])) == (5, 5)
+
+
+def test_data_that_someone_else_keeps_in_the_folder_stay(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    recipe, digits = make_recipe({"epochs.ssl": 0, "epochs.sl": 1}), load_digits()
+    mixtune.train(recipe, out=tmp_path / "one")
+    (tmp_path / "one" / "data").mkdir()
+    (tmp_path / "one" / "data" / "meta.json").write_text("{}")
+    with pytest.raises(mixtune.RequestError, match="choose another folder"):
+        mixtune.train(recipe, data=(digits.images, digits.target), out=tmp_path / "one")
+    (tmp_path / "one" / "metrics.json").unlink()  # not whole, so that another recipe may come here
+    with pytest.raises(mixtune.DataError, match=r"one/data holds what mixtune did not write: move it away$"):
+        mixtune.train(recipe, data=(digits.images, digits.target), out=tmp_path / "one")
+    assert (tmp_path / "one" / "data" / "meta.json").read_text() == "{}"

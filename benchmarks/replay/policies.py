@@ -176,7 +176,7 @@ class Mixtune:
             metrics=metrics,
             windows=[(phase, curve.seconds[epoch - 1], True, {"device": "a table"})],  # a step stands for an epoch
             bill=Bill(dict.fromkeys(PHASES, 1), tuple((each, each, 0.0) for each in curve.phases), "none"),
-            stored="x" if is_stored else None,
+            stored="0" * 40 if is_stored else None,
         )
         return self._search.report(trial, report)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -25,19 +25,22 @@ from mixtune.comparison.table import (
 )
 from mixtune.cost.flops import Size, measure_speeds, recipe_bill
 from mixtune.errors import RequestError, show
-from mixtune.files import make_folder, write_whole
+from mixtune.files import refuse_link, write_whole
 from mixtune.meter.times import StepTimes
 from mixtune.metrics import DISTURBED, duration, is_disturbed, metric_value
 from mixtune.report.paper import PROTOCOL, PROTOCOL_OF_MAE, NoPaperRowsError, paper_rows_of, paper_values
+from mixtune.run.directory import RunDirectory
+from mixtune.run.lock import hold_folder
 from mixtune.single import Planned, Shared, train_each, train_recipe
 from mixtune.space.effective import effective
 from mixtune.space.recipe import Recipe, baseline_values, change_recipe, flatten
 from mixtune.space.space import load_recipe, override
+from mixtune.stages.clean import clean_states
 from mixtune.training.data import load_training_data
 from mixtune.training.device import choose_device, describe_device
 from mixtune.training.loop import DivergedError
 from mixtune.training.plan import PHASES, cut_warmups, method_of
-from mixtune.training.saved import save_diverged, saved_metrics
+from mixtune.training.saved import is_saved, save_diverged, saved_metrics
 from mixtune.training.threads import fastest_threads, known_threads, set_threads
 
 
@@ -114,20 +117,42 @@ def compare(
             f"epochs.ssl {recipe.epochs.ssl}, epochs.sl {recipe.epochs.sl} and rho {recipe.rho:g} mix no epoch, so "
             "there is no MixTraining to compare: raise them"
         )
-    if out is not None:
-        make_folder(Path(out))
+    if out is not None and RunDirectory(Path(out)).holds_run:
+        raise RequestError(f"{out} holds a search: choose another folder")
+    with ExitStack() as held:
+        if out is not None:
+            held.enter_context(hold_folder(Path(out), "compare", _is_ours))
+        return _compare(recipe, seeds, paper, None if out is None else Path(out), on_line, threads)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Return whether an older version wrote a folder."""
+    return any(map(is_saved, folder.glob("*-seed*")))
+
+
+def _compare(
+    recipe: Recipe, seeds: int, paper: bool, out: Path | None, on_line: Callable[[str], None], threads: int | None
+) -> Comparison:
     comparison = Comparison((), split="test" if recipe.protocol == "paper" else "val", remarks=_remarks(recipe))
     if paper:
         comparison = _with_paper(comparison, recipe)
-    threads = threads or _find_threads(recipe, seeds, None if out is None else Path(out))
+    if out is not None:
+        for path in (
+            out / "stages",
+            *(out / f"{name}-seed{each.seed}" for name, each in _named_recipes(recipe, seeds)),
+        ):
+            refuse_link(path)
+    threads = threads or _find_threads(recipe, seeds, out)
     with tempfile.TemporaryDirectory(prefix="mixtune-compare-") as scratch, set_threads(threads):
         stages = Path(scratch if out is None else out) / "stages"
-        for run in _train_all(recipe, seeds, None if out is None else Path(out), stages, on_line):
+        for run in _train_all(recipe, seeds, out, stages, on_line):
             comparison = replace(comparison, runs=(*comparison.runs, run))
             if out is not None:
-                write_whole(Path(out) / "compare.md", comparison.to_markdown())
-                write_whole(Path(out) / "compare.csv", comparison.to_csv())
-        shutil.rmtree(stages, ignore_errors=True)  # kept by an interrupted comparison alone, which continues from them
+                write_whole(out / "compare.md", comparison.to_markdown())
+                write_whole(out / "compare.csv", comparison.to_csv())
+        clean_states(stages, (), None)  # kept by an interrupted comparison alone, which continues from them
+        with suppress(OSError):  # others' files
+            stages.rmdir()
     return comparison
 
 

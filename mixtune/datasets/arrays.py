@@ -76,6 +76,14 @@ def holds_arrays(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("images.npy", "train_images.npy"))
 
 
+def is_written(folder: Path) -> bool:
+    """Return whether a folder is one that write_parts() has written."""
+    try:
+        return not folder.is_symlink() and bool(_read_meta(Source("arrays", folder, root_given=True, download=False)))
+    except (RequestError, DataError):
+        return False
+
+
 def write_parts(parts: Parts, folder: Path) -> None:
     """Write parts to a folder, whole or not at all, in the form that read() reads; one that is there is replaced.
 
@@ -101,6 +109,8 @@ def write_parts(parts: Parts, folder: Path) -> None:
             "left_out": dict(parts.left_out),
         }
         (scratch / META).write_text(json.dumps(meta | {"parts": about}), encoding="utf-8")
+        if os.path.lexists(folder) and not is_written(folder):
+            raise DataError(f"{folder} holds what mixtune did not write: move it away")
         shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
     except OSError as error:

@@ -24,11 +24,11 @@ from mixtune.errors import RequestError, suggest
 from mixtune.exporting import classify
 from mixtune.exporting.card import ModelFacts, TaskFacts, model_card
 from mixtune.exporting.timm_model import check_logits, timm_config, timm_weights
-from mixtune.files import make_folder, remove_temporary, write_whole
+from mixtune.files import make_folder, refuse_link, remove_temporary, write_whole
 from mixtune.run.directory import RunDirectory
 from mixtune.run.frames import plain
 from mixtune.run.ledger import TrialRecord, finite_or_none
-from mixtune.run.lock import hold_run
+from mixtune.run.lock import hold_folder, hold_run, refuse_foreign
 from mixtune.run.result import Result, load
 from mixtune.space.recipe import Recipe, flatten, with_absolute_paths, with_portable_paths
 from mixtune.stages.checkpoint import CHECKPOINT, read_checkpoint, recipe_of, restore
@@ -44,8 +44,8 @@ from mixtune.training.saved import load_trained
 from mixtune.training.sources import reading_of
 from mixtune.training.state import start_state
 
-MARKER = ".mixtune-export.json"  # in a folder that an export made, so that the next one may write there
 OWN = ("config.json", "model.safetensors", "classify.py", "recipe.yaml", "metrics.json", "README.md")
+FIRST_READ = "config.json"  # without which nothing reads a folder, so it is written last
 RECOMMENDED, KNEE, BEST = "recommended", "knee", "best:"
 _NAMED = 12  # trials, in a mistake's message
 _SAME = 1e-9  # of an accuracy
@@ -102,9 +102,17 @@ def export(
         raise RequestError(f"{directory} holds no search, so there is no trial {trial!r} to choose: drop --trial")
     if (directory / CHECKPOINT).is_file():
         return _export_checkpoint(directory, out, on_line, data)
-    folder = Path(os.path.abspath(out or directory / "export"))
-    _refuse_foreign(folder)
+    folder = _folder_of(directory / "export", out)
     return _write(_read_saved(directory), folder, on_line)
+
+
+def _folder_of(default: Path, out: str | os.PathLike[str] | None) -> Path:
+    """Return the folder of an export. Raises RequestError where it is someone else's, or the default one a link."""
+    if out is None:
+        refuse_link(default)
+    folder = Path(os.path.abspath(default if out is None else out))
+    refuse_foreign(folder, "export")
+    return folder
 
 
 def _checkpoint_of(source: Any) -> Any:
@@ -121,8 +129,7 @@ def _checkpoint_of(source: Any) -> Any:
 def _export_checkpoint(
     directory: Path, out: str | os.PathLike[str] | None, on_line: Callable[[str], None], given: Any
 ) -> Path:
-    folder = Path(os.path.abspath(out or directory / "export"))
-    _refuse_foreign(folder)
+    folder = _folder_of(directory / "export", out)
     saved, device = read_checkpoint(directory), choose_device()
     recipe = recipe_of(saved, directory)
     dataset = None if given is None else hold_dataset(given, recipe.data.image_size, reading_of(recipe))
@@ -142,14 +149,16 @@ def _export_trial(
     record, choice = _choose(known, trial)
     if record.trial in known.fallen:
         on_line(f"{record.trial} fell off the front on fresh seeds: {known.recommendation().trial} is recommended")
-    folder = Path(os.path.abspath(out or directory / "models" / record.trial))
-    _refuse_foreign(folder)
+    models = RunDirectory(directory).models
+    if out is None:
+        refuse_link(models)
+    folder = _folder_of(models / record.trial, out)
     with hold_run(directory, "export", on_wait=on_line):
         result = load(directory)
         for line in refuse_other_data(result.state, result.space.recipe):
             on_line(line)
         with as_in_search(result.space.recipe, result.facts.machine) as (base, device):
-            recipe = result.space.with_recipe(base).recipe_at(record.params)
+            recipe = result.space.with_recipe(base).recipe_at(result.params_to_train(record.trial))
             trained = _restore(result, record, choice, recipe, device, on_line)
             return _write(trained, folder, on_line)
 
@@ -241,15 +250,17 @@ def _write(trained: _Trained, folder: Path, on_line: Callable[[str], None]) -> P
     files["recipe.yaml"] = _recipe_text(facts.recipe).encode()
     files["metrics.json"] = _json({"mixtune": facts.version, **figures, "tasks": of_tasks})
     files["README.md"] = model_card(facts).encode()
-    make_folder(folder)
-    write_whole(folder / MARKER, "{}\n")
-    remove_temporary(folder)
-    for name in OWN:  # first, so that an export that breaks off is not a mixture of two
-        with suppress(OSError):
-            (folder / name).unlink()
-    for name, content in files.items():
-        make_folder((folder / name).parent)
-        write_whole(folder / name, content)
+    with hold_folder(folder, "export"):
+        for below in {(folder / name).parent for name in files}:
+            if below != folder:
+                refuse_link(below)
+            make_folder(below)
+            remove_temporary(below)
+            for name in OWN:  # before any is written, so that an export that breaks off is not a mixture of two
+                with suppress(OSError):
+                    (below / name).unlink()
+        for name in sorted(files, key=lambda name: name.endswith(FIRST_READ)):
+            write_whole(folder / name, files[name])
     return folder
 
 
@@ -260,18 +271,6 @@ def _recipe_text(recipe: Recipe) -> str:
     changed = [path for path in before if before[path] != after[path]]
     hint = [f"# {path}: set it here, or by --set {path}=PATH, to where that is on your machine\n" for path in changed]
     return "".join(hint) + yaml.safe_dump({"recipe": portable.to_dict()}, sort_keys=False)
-
-
-def _refuse_foreign(folder: Path) -> None:
-    """Raise RequestError unless a folder is new, empty, or made by an export."""
-    try:
-        names = sorted(path.name for path in folder.iterdir())
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise RequestError(f"{folder} cannot be written to ({error.strerror}): choose another folder") from error
-    if names and MARKER not in names:
-        raise RequestError(f"{folder} holds {names[0]}, which no export wrote: choose another folder")
 
 
 def _measure(trained: _Trained) -> tuple[ModelFacts, dict[str, bytes]]:

@@ -47,6 +47,8 @@ def read_image(path: str | Path, channels: int, size: int, reading: Mapping[str,
     ValueError for what cannot be read.
     """
     try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise ValueError("it is not a regular file")  # a pipe would wait for ever
         with Image.open(path) as image:
             if reading["reduce"] and image.format in ("JPEG", "MPO"):
                 image.draft(None, (2 * size, 2 * size))

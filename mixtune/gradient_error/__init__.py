@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
@@ -18,10 +19,11 @@ from pydantic import ValidationError
 from rich.table import Table
 
 from mixtune.errors import RequestError, TrainingError, one_line, show
-from mixtune.files import make_folder, write_whole
+from mixtune.files import write_whole
 from mixtune.gradient_error.measure import GradientError, find_stages, find_undecided, measure_profile
 from mixtune.gradient_error.profile import profile_figure, profile_table
 from mixtune.metrics import duration
+from mixtune.run.lock import hold_folder
 from mixtune.space.compression import Period, Shortenings
 from mixtune.space.recipe import Recipe, describe_mistake
 from mixtune.space.space import load_recipe, override
@@ -95,8 +97,23 @@ def measure_gradient_errors(
     given = None if strategies is None else [_read_strategy(each) for each in strategies]
     if points < 2:
         raise RequestError(f"--points {points}: should be at least 2, the start and the end of the training")
-    if out is not None:
-        make_folder(Path(out))
+    with ExitStack() as held:
+        if out is not None:
+            held.enter_context(hold_folder(Path(out), "gradient-error", _is_ours))
+        made = _measure(recipe, points, batches, given, on_line)
+        if out is not None:
+            _write(made, Path(out))
+    return made
+
+
+def _is_ours(folder: Path) -> bool:
+    """Return whether an older version wrote a folder."""
+    return (folder / "profile.csv").is_file() and (folder / "profile.html").is_file()
+
+
+def _measure(
+    recipe: Recipe, points: int, batches: int, given: Sequence[Strategy] | None, on_line: Callable[[str], None]
+) -> GradientErrors:
     started, found = time.perf_counter(), []
     shares = [number / (points - 1) for number in range(points)]
     try:
@@ -112,10 +129,7 @@ def measure_gradient_errors(
         "images at each point"
     )
     stages, epochs = find_stages(found)
-    made = GradientErrors(tuple(found), tuple(stages), epochs, about, _describe_undecided(found[:-1]))
-    if out is not None:
-        _write(made, Path(out))
-    return made
+    return GradientErrors(tuple(found), tuple(stages), epochs, about, _describe_undecided(found[:-1]))
 
 
 def _read_strategy(given: Mapping[str, Any]) -> Strategy:

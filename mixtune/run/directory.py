@@ -64,6 +64,8 @@ class RunDirectory:
             raise RequestError(self._no_directory())
         if not self.holds_run:
             raise RequestError(f"{self.path} holds no run: {self.space_file.name} is missing")
+        if not self.space_file.is_file():
+            raise RequestError(f"{self.space_file} is not a regular file")
         return read_document(self.space_file)
 
     @cached_property

@@ -7,18 +7,22 @@ skip it and the next writer cuts it off.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from mixtune.errors import RequestError
+from mixtune.errors import RequestError, show
+from mixtune.files import open_regular, read_regular
 from mixtune.meter.times import StepTimes
 from mixtune.run.predictions import HeldOut
+from mixtune.space.recipe import BASELINES
 
 _STATE_AFTER = {
     "complete": "complete",
@@ -30,6 +34,9 @@ _STATE_AFTER = {
 }
 _OF_A_TRIAL = {"asked", "started", "epoch", "paused", "continued", "retried", "brought", *_STATE_AFTER}
 ENDED = frozenset(_STATE_AFTER.values())
+MAX_BYTES = 2**30  # of a ledger that is read
+_NAME = re.compile(r"(?!\.+$)[A-Za-z0-9_.-]{1,64}")  # of a trial: folders are called so
+_KEY = re.compile(r"[0-9a-f]{40}")  # of a state: its file is called so
 COUNTED = frozenset({"complete", "stopped", "failed"})  # in a search's budget
 
 
@@ -46,14 +53,15 @@ class Ledger:
         ``time`` (unix seconds) is added if not given. durable: whether the line must outlive a power cut by itself;
         else it does so with the next line that must, and outlives the end of this process in any case.
         Raises ValueError for a NaN or an infinity (see ``finite_or_none``) and TypeError for what is not JSON;
-        neither writes anything. After an OSError (a full disk) the next call first cuts off what was left.
+        neither writes anything. After an OSError (a full disk) the next call first cuts off what was left. Raises
+        RequestError where the file is a link or no file at all.
         """
         line = json.dumps({"event": event, "time": time.time(), **fields}, allow_nan=False)
         if not self._sound:
             _cut_torn_line(self.path)
         self._sound = False
         is_new = not self.path.exists()
-        with self.path.open("ab") as file:
+        with _open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT) as file:
             file.write(line.encode() + b"\n")
             file.flush()
             if durable:
@@ -141,7 +149,8 @@ class RunState:
     ended by the latest such event, 0 without one; memory: what the sampler remembers; given: parameters of the recipes
     of ``--try``; learned: results of other runs, by where they are from, as records whose state is "learned"; sources:
     what was copied in full, by its name in ``search.learn_from``; edited: what space.yaml holds since it was edited
-    last, and before_edit how many records there were then; None and 0 where it never was.
+    last, and before_edit how many records there were then; None and 0 where it never was; varied: the dotted paths that
+    the spaces before its edits varied, None where an older version did not note them.
     """
 
     records: dict[str, TrialRecord] = field(default_factory=dict)
@@ -162,6 +171,7 @@ class RunState:
     sources: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     edited: Mapping[str, Any] | None = None
     before_edit: int = 0
+    varied: frozenset[str] | None = frozenset()
 
     def apply(self, event: Mapping[str, Any]) -> None:
         """Fold one more event in; the first ending of a trial counts, a later one only after ``retried``."""
@@ -206,6 +216,8 @@ class RunState:
     def _edit(self, event: Mapping[str, Any]) -> None:
         """Take another space: what the sampler noted of the former one is of no use, and something may be left."""
         self.edited, self.before_edit = event["document"], len(self.records)
+        varied = event.get("varied")
+        self.varied = None if self.varied is None or varied is None else self.varied.union(varied)
         self.budget = event.get("trials", self.budget)
         self.exhausted, self.memory = None, {}
         for name, record in {**self.records, **self.learned}.items():
@@ -215,19 +227,24 @@ class RunState:
 def read_ledger(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Return every event of the file in order, without a torn last line; safe while a search writes.
 
-    Raises RequestError where the file is missing or a line before the last is damaged.
+    Raises RequestError where the file is missing, no regular file or longer than MAX_BYTES, where a line before the
+    last is damaged, and where a name in a line is none of ours: names become those of files.
     """
     path = Path(path)
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = read_regular(path, MAX_BYTES).split(b"\n")
     except FileNotFoundError:
         raise RequestError(f"{path.parent} holds no run: {path.name} is missing") from None
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error.strerror}") from error
     whole = lines[:-1]
     nothing_torn_after = lines[-1] == b""
     events = []
     for number, line in enumerate(whole, start=1):
         event = _parse(line)
         if event is not None:
+            if wrong := _find_wrong_name(event):
+                raise RequestError(f"{path}, line {number} is damaged: {wrong}")
             events.append(event)
         elif number < len(whole) or not nothing_torn_after:
             raise RequestError(f"{path}, line {number} is damaged: expected a JSON object with an 'event'")
@@ -336,21 +353,49 @@ def _keep_epoch(epochs: list[dict[str, Any]], metrics: dict[str, Any]) -> None:
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         event = json.loads(line.decode())
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
 
 
+def _find_wrong_name(event: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with the names in an event, or None."""
+    follows = event.get("follows")
+    for name in (event.get("trial"), event.get("same_as"), *(follows[:1] if isinstance(follows, list) else ())):
+        if name is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):
+            return f"{show(name)} should be a trial's name: 1 to 64 letters, digits, '_', '-' and '.', not dots alone"
+    for name in (event.get("baseline"), event.get("method")):
+        if name is not None and name not in tuple(BASELINES):
+            return f"{show(name)} should be a baseline: {', '.join(BASELINES)}"
+    stored = event.get("stored")
+    for key in (event.get("stage"), event.get("state"), *(stored.values() if isinstance(stored, dict) else ())):
+        if key is not None and not (isinstance(key, str) and _KEY.fullmatch(key)):
+            return f"{show(key)} should be the key of a state: 40 hexadecimal digits"
+    return None
+
+
+def _open(path: Path, flags: int) -> IO[bytes]:
+    """Open a ledger to write. Raises RequestError where it is a link or no file, else OSError."""
+    try:
+        return os.fdopen(open_regular(path, flags), "ab" if flags & os.O_APPEND else "r+b")
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EINVAL, errno.EISDIR, errno.ENXIO):
+            raise RequestError(f"{path} cannot be written: {error.strerror}") from error
+        raise
+
+
 def _cut_torn_line(path: Path) -> None:
-    if not path.exists():
+    try:
+        file = _open(path, os.O_RDWR)
+    except FileNotFoundError:
         return
-    data = path.read_bytes()
-    end = data.rfind(b"\n") + 1
-    if end == len(data) and end > 0:
-        start = data.rfind(b"\n", 0, end - 1) + 1
-        end = end if _parse(data[start:end]) is not None else start
-    if end < len(data):
-        with path.open("r+b") as file:
+    with file:
+        data = file.read()
+        end = data.rfind(b"\n") + 1
+        if end == len(data) and end > 0:
+            start = data.rfind(b"\n", 0, end - 1) + 1
+            end = end if _parse(data[start:end]) is not None else start
+        if end < len(data):
             file.truncate(end)
             os.fsync(file.fileno())
 

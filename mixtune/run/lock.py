@@ -1,8 +1,11 @@
-"""Who may write a run directory: one driver at a time, and not before the last one's workers have ended.
+"""Who may write a folder: the command that made it, one process at a time.
+
+A run directory has one driver, and not before the last one's workers have ended.
 
 Two files, flock-ed. ``.driver.lock`` is held alone by the process that searches, resumes or confirms, and says who
 that is. ``.trials.lock`` is held shared by each process that trains a trial: it lives on for a second or two when
-its driver is killed. The kernel frees what a dead process held, so nobody has to remove the files.
+its driver is killed. The kernel frees what a dead process held, so nobody has to remove the files. A folder of another
+command has ``.mixtune-COMMAND.json``, which says whose it is, too.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mixtune.errors import RequestError
-from mixtune.files import remove_temporary
+from mixtune.files import is_temporary, make_folder, open_regular, remove_temporary
 
 DRIVER_LOCK, TRIALS_LOCK = ".driver.lock", ".trials.lock"
 
@@ -48,13 +51,7 @@ def hold_run(
     driver = _open_or_refuse(directory, DRIVER_LOCK)
     try:
         try:
-            if not _take_within(driver, _GLANCE_S):
-                by = _read_holder(driver)
-                who = f"{by[0]} ({by[1]} since {by[2]})" if by else "another process"
-                is_own_study = by is not None and by[:2] == (f"process {os.getpid()} on {platform.node()}", "study")
-                close = "; it is this process: close() its study first" if is_own_study else ""
-                raise RequestError(f"{directory} is in use by {who}{close}")
-            _sign(driver, doing)
+            _take_and_sign(driver, directory, doing)
             _await_workers(directory, wait_s, on_wait)
             remove_temporary(directory)  # what a killed driver has left
         except _NoLocksError as error:
@@ -64,6 +61,44 @@ def hold_run(
         os.close(driver)
 
 
+@contextmanager
+def hold_folder(folder: Path, command: str, is_ours: Callable[[Path], bool] = lambda folder: False) -> Iterator[None]:
+    """Be the one process that writes a folder of a command, which is made; ``command``: "train" or "export", say.
+
+    A folder is taken that is new or empty or has the command's marker; is_ours: whether an older version, which had
+    none, wrote a folder. What killed writers left in it is removed. Raises RequestError where the folder is someone
+    else's, in use, or cannot be written.
+    """
+    refuse_foreign(folder, command, is_ours)
+    make_folder(folder)
+    file = _open_or_refuse(folder, _marker_of(command))
+    try:
+        try:
+            _take_and_sign(file, folder, command)
+        except _NoLocksError as error:
+            _log.warning("%s is not protected from another writer: its file system has no locks (%s)", folder, error)
+        remove_temporary(folder)
+        yield
+        with suppress(OSError):
+            os.ftruncate(file, 0)
+            os.pwrite(file, b"{}\n", 0)
+    finally:
+        os.close(file)
+
+
+def refuse_foreign(folder: Path, command: str, is_ours: Callable[[Path], bool] = lambda folder: False) -> None:
+    """Raise RequestError unless a folder is new or empty, or its command's; see hold_folder()."""
+    try:
+        names = [path.name for path in folder.iterdir() if not is_temporary(path)]
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise RequestError(f"{folder} cannot be written to: {error.strerror}") from error
+    if names and _marker_of(command) not in names and not is_ours(folder):
+        first = min(names, key=lambda name: (name.startswith("."), name))
+        raise RequestError(f"{folder} holds {first}, which no {command} wrote: choose another folder")
+
+
 def share_run(directory: str | os.PathLike[str]) -> int | None:
     """Note that this process trains a trial of the run, until it ends or closes the descriptor that is returned.
 
@@ -71,7 +106,7 @@ def share_run(directory: str | os.PathLike[str]) -> int | None:
     or a file system without locks. A program that is started does not keep the lock.
     """
     try:
-        file = os.open(Path(directory) / TRIALS_LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        file = open_regular(Path(directory) / TRIALS_LOCK, os.O_RDWR | os.O_CREAT)
     except OSError:
         return None
     try:
@@ -87,7 +122,7 @@ def share_run(directory: str | os.PathLike[str]) -> int | None:
 def holder(directory: str | os.PathLike[str]) -> str | None:
     """Return who drives the run now, "search, process 1234 on host", or None; nothing is written or waited for."""
     try:
-        file = os.open(Path(directory) / DRIVER_LOCK, os.O_RDONLY)
+        file = open_regular(Path(directory) / DRIVER_LOCK, os.O_RDONLY)
     except OSError:
         return None
     try:
@@ -119,6 +154,21 @@ def _await_workers(directory: Path, wait_s: float, on_wait: Callable[[str], None
             )
     finally:
         os.close(workers)
+
+
+def _marker_of(command: str) -> str:
+    return f".mixtune-{command}.json"
+
+
+def _take_and_sign(file: int, folder: Path, doing: str) -> None:
+    """Take a folder's lock and say who has it. Raises RequestError where another process has it, and _NoLocksError."""
+    if not _take_within(file, _GLANCE_S):
+        by = _read_holder(file)
+        who = f"{by[0]} ({by[1]} since {by[2]})" if by else "another process"
+        is_own_study = by is not None and by[:2] == (f"process {os.getpid()} on {platform.node()}", "study")
+        close = "; it is this process: close() its study first" if is_own_study else ""
+        raise RequestError(f"{folder} is in use by {who}{close}")
+    _sign(file, doing)
 
 
 def _take_within(file: int, seconds: float) -> bool:
@@ -161,7 +211,7 @@ def _read_holder(file: int) -> tuple[str, str, str] | None:
 
 def _open_or_refuse(directory: Path, name: str) -> int:
     try:
-        return os.open(directory / name, os.O_RDWR | os.O_CREAT, 0o666)
+        return open_regular(directory / name, os.O_RDWR | os.O_CREAT)
     except (FileNotFoundError, NotADirectoryError):
         raise RequestError(f"there is no run directory {directory}") from None
     except OSError as error:

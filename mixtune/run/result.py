@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from mixtune import plugins
-from mixtune.errors import RequestError, suggest
+from mixtune.errors import RequestError, show, suggest
 from mixtune.files import write_whole
 from mixtune.metrics import METHODS, find_metric
 from mixtune.run import front
@@ -31,10 +31,11 @@ from mixtune.run.recommendation import Recommendation, recommend
 from mixtune.run.reference import derive_reference, given_reference
 from mixtune.space.constraints import Constraint
 from mixtune.space.effective import effective, find_method, idle_settings
-from mixtune.space.recipe import flatten
+from mixtune.space.recipe import BASELINES, flatten
 from mixtune.space.space import SearchSpace
 
 _DECISIVE = {"epochs.ssl", "epochs.sl", "rho"}  # of a recipe's method
+_OF_BASELINES = ("epochs.sl", *(path for values in BASELINES.values() for path in values))
 STATES = ("complete", "stopped", "failed", "rejected", "known", "paused", "running")
 
 
@@ -79,6 +80,25 @@ class Result:
         """The dotted recipe paths that the search varies."""
         asked = (name for record in self.records.values() if record.baseline is None for name in record.params)
         return tuple(dict.fromkeys([*self.space.space, *asked]))
+
+    def params_to_train(self, trial: str) -> dict[str, Any]:
+        """Return the parameters that a trial or baseline is trained again with.
+
+        Raises RequestError where the ledger sets a field of the recipe that no space of the run varied.
+        """
+        record = self.records[trial]
+        for path in self._foreign(record):
+            given = f"{path} {show(record.params[path])}"
+            raise RequestError(f"{self.directory}: {trial} has {given} in its ledger, which no space of the run varies")
+        return record.params
+
+    def _foreign(self, record: TrialRecord) -> list[str]:
+        """Return the paths of a record's parameters that no space of the run varied and the recipe does not have so."""
+        if self.state.varied is None:  # an older version edited the space, and did not say what the former one varied
+            return []
+        known = {*self.space.space, *self.space.ties, *self.state.varied, *(_OF_BASELINES if record.baseline else ())}
+        own, none = flatten(self.space.values), object()
+        return [path for path, value in record.params.items() if path not in known and own.get(path, none) != value]
 
     @cached_property
     def trials(self) -> pd.DataFrame:
@@ -239,7 +259,13 @@ class Result:
                 space = space.with_recipe(space.recipe)
             except RequestError:
                 return {trial: {} for trial in self.records}
-        return {trial: space.values_at(record.params) for trial, record in self.records.items()}
+        found = {}
+        for trial, record in self.records.items():
+            params = dict(record.params)
+            if "ssl.objective" in self._foreign(record):  # which would be imported
+                del params["ssl.objective"]
+            found[trial] = space.values_at(params)
+        return found
 
     def idle(self, trial: str) -> frozenset[str]:
         """Return the dotted paths of the settings that have no effect in a trial's recipe, or are not its own."""

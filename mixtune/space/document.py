@@ -15,6 +15,7 @@ import yaml
 from mixtune.errors import RequestError, show, suggest
 
 KeyPath = tuple[str, ...]
+MAX_BYTES = 2**24  # of a document
 MAX_VALUES = 50_000  # of a document whose aliases are written out: nine lines of them can stand for a billion
 
 _READY = Path(__file__).parents[1] / "search_spaces"
@@ -84,18 +85,22 @@ def read_document(path: str | PathLike[str]) -> Document:
     """Read a YAML mapping with its line numbers; a bare name, such as ``digits``, stands for a ready space.
 
     Raises RequestError, naming file and line, for a missing or empty file, tabs, duplicate keys, aliases that stand
-    for more than MAX_VALUES, and what is not a YAML mapping.
+    for more than MAX_VALUES, more than MAX_BYTES, and what is not a YAML mapping.
     """
     file = Path(path)
     if file.name == str(path) and not file.exists():
         file = ready_spaces().get(str(path), file)
     try:
-        text = file.read_text(encoding="utf-8")
+        with file.open("rb") as opened:
+            content = opened.read(MAX_BYTES + 1)
+        text = content.decode()
     except FileNotFoundError as error:
         raise RequestError(f"{path}: no such file{_nearby(file) or suggest(str(path), ready_spaces())}") from error
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
         raise RequestError(f"{path}: cannot be read as YAML: {reason}") from error
+    if len(content) > MAX_BYTES:
+        raise RequestError(f"{path}: cannot be read as YAML: it has more than {MAX_BYTES:,} bytes")
     return parse_document(text, str(file))
 
 

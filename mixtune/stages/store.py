@@ -1,6 +1,7 @@
 """States on disk by their keys: whole or absent, shared by processes, bounded in size, never needed.
 
-A file is ``<key>.state``: a line with a digest of the key and of what follows, then the state as torch.save wrote it.
+A file is ``<key>.state``, of 40 hexadecimal digits: a line with a digest of the key and of what follows, then the state
+as torch.save wrote it. Other files of the folder, and a folder that is a link, are someone else's and stay as they are.
 A damaged file, a full disk or a folder that cannot be made costs time alone, since epochs are trained again: no method
 raises for them.
 """
@@ -12,6 +13,7 @@ import io
 import logging
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -21,12 +23,12 @@ from typing import Any
 import torch
 
 from mixtune.errors import DataError, RequestError
-from mixtune.files import make_folder, remove_temporary, write_whole
+from mixtune.files import make_folder, read_regular, refuse_link, remove_temporary, write_whole
 
 MAX_BYTES = 20 * 10**9  # of all states of a run
 KEPT_FREE = 64 * 2**20  # bytes of the disk that a state leaves to others: a search's ledger has to continue
 
-_SUFFIX = ".state"
+_NAME = re.compile(r"[0-9a-f]{40}\.state")
 _HEADER = 2 * hashlib.sha256().digest_size + 1  # bytes
 
 _log = logging.getLogger("mixtune.training")
@@ -46,7 +48,8 @@ class StateStore:
         self.warnings: list[str] = []
         self._warned = False
         with suppress(OSError):
-            remove_temporary(self.folder)
+            if not self.folder.is_symlink():
+                remove_temporary(self.folder)
 
     def save(self, key: str, state: dict[str, Any]) -> bool:
         """Store a state, unless its key is there; return whether it is there now. The first False is in the log."""
@@ -70,6 +73,7 @@ class StateStore:
             return True
         source = StateStore(folder)
         try:
+            refuse_link(self.folder)
             make_folder(self.folder)
             os.link(source.path(key), self.path(key))  # no file of states is ever written to a second time
         except (OSError, RequestError):
@@ -81,12 +85,13 @@ class StateStore:
     def read(self, key: str) -> bytes | None:
         """Return a state's file, None where it is absent or cannot be read."""
         try:
-            return self.path(key).read_bytes()
+            return read_regular(self.path(key), MAX_BYTES)
         except OSError:
             return None
 
     def _write(self, key: str, content: bytes | memoryview) -> bool:
         try:
+            refuse_link(self.folder)
             make_folder(self.folder)
             free = shutil.disk_usage(self.folder).free
             if free < len(content) + KEPT_FREE:
@@ -106,13 +111,13 @@ class StateStore:
         A damaged file is removed, with a warning in the log.
         """
         try:
-            with self.path(key).open("rb") as file:
-                header, content = file.read(_HEADER), file.read()
+            whole = memoryview(read_regular(self.path(key), MAX_BYTES))
         except FileNotFoundError:
             return None
         except OSError as error:
             self._warn_once(f"{self.path(key)} cannot be read: {error.strerror}")
             return None
+        header, content = whole[:_HEADER], whole[_HEADER:]
         damage = "its digest is not that of its content"
         if header == _header(key, content):
             try:
@@ -147,25 +152,29 @@ class StateStore:
     def remove(self, key: str) -> None:
         """Remove a state, if it is there and can be removed."""
         with suppress(OSError):
-            self.path(key).unlink()
+            if not self.folder.is_symlink():
+                self.path(key).unlink()
 
     def sizes(self) -> dict[str, int]:
         """Return the bytes of each checkpoint by its key, the one not used for longest first."""
         found = []
         with suppress(OSError):
-            for path in self.folder.glob(f"*{_SUFFIX}"):
+            for path in [] if self.folder.is_symlink() else self.folder.iterdir():
                 with suppress(OSError):  # another process has removed it
-                    found.append((path.stat(), path.stem))
+                    if _NAME.fullmatch(path.name):
+                        found.append((path.lstat(), path.stem))
         return {key: status.st_size for status, key in sorted(found, key=lambda file: file[0].st_mtime_ns)}
 
     def path(self, key: str) -> Path:
         """Return where a state is, or would be."""
-        assert key.isalnum(), key
-        return self.folder / f"{key}{_SUFFIX}"
+        name = f"{key}.state"
+        assert _NAME.fullmatch(name), name
+        return self.folder / name
 
     def _touch(self, key: str) -> None:
         with suppress(OSError):
-            os.utime(self.path(key))
+            if not self.folder.is_symlink():
+                os.utime(self.path(key), follow_symlinks=False)
 
     def _evict(self, written: str) -> None:
         if self.max_bytes is None:

@@ -18,7 +18,7 @@ from torch import nn
 from mixtune._version import __version__
 from mixtune.backbone import Backbone
 from mixtune.errors import DataError, RequestError, one_line, show, suggest
-from mixtune.files import make_folder, write_whole
+from mixtune.files import make_folder, read_regular, write_whole
 from mixtune.objectives import Objective
 from mixtune.run.ledger import finite_or_none
 from mixtune.space.document import parse_document
@@ -33,6 +33,7 @@ RECIPE, WEIGHTS, METRICS = "recipe.yaml", "model.safetensors", "metrics.json"
 DATA = "data"  # a folder: what `mixtune.train` was given as data=
 
 _END = "..."  # YAML's end of a document: a recipe that breaks off would be read with defaults for what it lacks
+_MAX_TEXT = 2**24  # bytes of a recipe or of metrics
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,15 @@ def saved_metrics(directory: str | os.PathLike[str], recipe: Recipe) -> dict[str
     return _read_metrics(folder / METRICS)
 
 
+def is_saved(directory: str | os.PathLike[str]) -> bool:
+    """Return whether a folder has a recipe as save_trained() writes it, whole or not."""
+    try:
+        text = read_regular(Path(directory) / RECIPE, _MAX_TEXT)
+    except OSError:
+        return False
+    return text.rstrip().endswith(f"\n{_END}".encode())
+
+
 def _clear(folder: Path) -> None:
     """Make a folder that holds no whole training any more. Raises RequestError or DataError."""
     make_folder(folder)
@@ -190,7 +200,7 @@ def _require_files(folder: Path) -> None:
 
 def _read_recipe(path: Path, version: str) -> Recipe:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path, _MAX_TEXT).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {one_line(error)}") from error
     if not text.rstrip().endswith(f"\n{_END}"):
@@ -205,6 +215,6 @@ def _read_recipe(path: Path, version: str) -> Recipe:
 
 def _read_metrics(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(json.loads(read_regular(path, _MAX_TEXT)))
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{path} is damaged: {one_line(error)}") from error

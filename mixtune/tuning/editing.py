@@ -84,6 +84,7 @@ def edit_run(run: RunDirectory, edited: SearchSpace, most_expensive: Mapping[str
         "edited",
         document=document,
         kept={trial: values for trial, values in kept.items() if values},
+        varied=[*before.space, *before.ties],
         **budget,
     )
     write_whole(run.space_file, space_text(event["document"]))

@@ -36,6 +36,9 @@ def small_recipe(small_space_values: dict[str, Any]) -> mixtune.Recipe:
     return parse_recipe({**small_space_values["recipe"], "epochs": {"ssl": 2, "sl": 2}})
 
 
+MARKER = ".mixtune-compare.json"
+
+
 @pytest.fixture
 def run_mixtune(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, small_recipe: mixtune.Recipe
@@ -157,6 +160,46 @@ def test_seconds_of_another_machine_are_not_mixed_with_ours(copied: Path, small_
         compare(small_recipe, seeds=1, out=copied)
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", ["stages/deep/thesis.txt", "notes.txt", "space.yaml", "sl-seed0/recipe.yaml"])
+def test_a_folder_that_no_comparison_wrote_is_refused_and_stays_as_it_was(
+    small_recipe: mixtune.Recipe, tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("three years of work")
+    with pytest.raises(mixtune.RequestError, match=r"holds a search|which no compare wrote: choose another folder"):
+        compare(small_recipe, seeds=1, out=tmp_path)
+    assert contents(tmp_path) == {name: b"three years of work"}
+
+
+def test_a_comparison_removes_its_own_states_alone_and_writes_through_no_link(
+    copied: Path, small_recipe: mixtune.Recipe, tmp_path: Path
+) -> None:
+    (copied / MARKER).unlink()  # as an older version left it
+    (copied / "sl-seed0" / "metrics.json").unlink()
+    mine = {"stages/deep/thesis.txt": b"work", "stages/thesis.tmp": b"work", "stages/georgia.state": b"work"}
+    for name, content in mine.items():
+        (copied / name).parent.mkdir(parents=True, exist_ok=True)
+        (copied / name).write_bytes(content)
+    compare(small_recipe, seeds=1, out=copied)
+    assert mine.items() <= contents(copied).items()
+    assert len(contents(copied / "stages")) == len(mine)
+    assert load_trained(copied / "sl-seed0").recipe.epochs.ssl == 0
+
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    for name in ("stages", "sl-seed0"):
+        shutil.rmtree(copied / name)
+        (copied / name).symlink_to(elsewhere)
+        with pytest.raises(mixtune.RequestError, match=f"{name} is a link to .*, and nothing is written through it"):
+            compare(small_recipe, seeds=1, out=copied)
+        (copied / name).unlink()
+    assert contents(elsewhere) == {}
+
+
 def test_training_into_the_folder_of_something_else_is_refused_before_it_begins(
     compared: Compared, small_recipe: mixtune.Recipe, tmp_path: Path
 ) -> None:
@@ -165,6 +208,11 @@ def test_training_into_the_folder_of_something_else_is_refused_before_it_begins(
     (tmp_path / "space.yaml").write_text("")
     with pytest.raises(mixtune.RequestError, match="holds a search"):
         mixtune.train(small_recipe, out=tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_text("of another tool")
+    with pytest.raises(mixtune.RequestError, match=r"holds model\.safetensors, which no train wrote: choose another"):
+        mixtune.train(small_recipe, out=tmp_path / "model")
+    assert contents(tmp_path / "model") == {"model.safetensors": b"of another tool"}
 
 
 def test_the_papers_rows_stand_beside_its_settings_and_say_what_differs(small_recipe: mixtune.Recipe) -> None:
@@ -250,8 +298,8 @@ def test_a_mistake_is_one_line(run_mixtune: Command, compared: Compared) -> None
         ("compare small.yaml --format html", "--format html: should be table, markdown or csv"),
         ("compare small.yaml --set rho=0", "mix no epoch"),
         ("compare small.yaml --set data.val_fraction=0", "data.val_fraction is 0"),
-        ("compare small.yaml --out small.yaml", "small.yaml cannot be made: File exists"),
-        ("train small.yaml --out small.yaml", "small.yaml cannot be made: File exists"),
+        ("compare small.yaml --out small.yaml", "small.yaml cannot be written to: Not a directory"),
+        ("train small.yaml --out small.yaml", "small.yaml cannot be written to: Not a directory"),
     ):
         status, _, err = run_mixtune(words)
         assert (status, len(err.splitlines())) == (2, 1), words

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -114,6 +115,16 @@ def test_files_that_cannot_be_read_are_all_named_at_once_or_skipped(tmp_path, wr
     assert {name for name, _ in dataset.account.bad} == {str(path) for path in bad}
     counts = np.bincount(np.concatenate([dataset.train.labels, dataset.test.labels]))
     assert counts.tolist() == [7, 9]
+
+
+def test_a_pipe_or_a_device_is_no_image_and_nothing_waits_for_it(tmp_path, write_photos):
+    write_photos(tmp_path, 10)
+    os.mkfifo(pipe := tmp_path / "flower/pipe.jpg")
+    (device := tmp_path / "flower/zero.jpg").symlink_to("/dev/zero")
+    with pytest.raises(DataError, match="2 of 22 images cannot be read") as told:
+        load_dataset("image_folder", str(tmp_path))
+    for path in (pipe, device):
+        assert f"{path} (it is not a regular file" in str(told.value)
 
 
 def test_orientation_is_read_from_its_tag_alone_however_odd_the_others_are(tmp_path, crop):

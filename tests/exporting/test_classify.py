@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 
 import numpy as np
 import pillow_heif
@@ -107,3 +108,11 @@ def test_a_turned_camera_is_turned_back(tmp_path, orientation):
     photo().save(path, exif=exif)
     reading = READINGS["crop"]
     assert np.array_equal(read_image(str(path), 3, 32, reading_config(reading)), as_in_training(path, 32, 3, reading))
+
+
+def test_a_pipe_or_a_device_is_no_image_and_nothing_waits_for_it(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+    for name in ("pipe.jpg", "zero.jpg"):
+        with pytest.raises(ValueError, match="it is not a regular file"):
+            read_image(tmp_path / name, 3, 8, {"reduce": True})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -24,10 +25,10 @@ from safetensors.torch import load_file
 import mixtune
 from mixtune.datasets._decode import Layout, decode
 from mixtune.errors import DataError, RequestError, TrainingError
-from mixtune.exporting import MARKER, export
+from mixtune.exporting import export
 from mixtune.meter.times import StepTimes
 from mixtune.run.ledger import Ledger, finite_or_none
-from mixtune.run.lock import hold_run
+from mixtune.run.lock import hold_folder, hold_run
 from mixtune.single import Trained, train_recipe
 from mixtune.space.recipe import change_recipe, parse_recipe
 from mixtune.space.space import space_from_dict
@@ -38,6 +39,7 @@ from mixtune.training.data import load_training_data
 from mixtune.training.measure import measure
 from mixtune.training.state import TrainState, start_state
 
+MARKER = ".mixtune-export.json"
 FILES = ["README.md", "classify.py", "config.json", "metrics.json", "model.safetensors", "recipe.yaml"]
 TRIALS: dict[str, dict[str, Any]] = {
     "t0001": {"alpha": 0.2, "rho": 0.5, "epochs.sl": 3},
@@ -247,16 +249,69 @@ def test_a_folder_that_no_export_made_is_refused_and_stays_as_it_was(run: Path) 
     with pytest.raises(RequestError, match=r"digits holds ledger\.jsonl, which no export wrote: choose another folder"):
         export(run, "t0001", run)
     for path in (run / "space.yaml", run / "space.yaml" / "below"):
-        with pytest.raises(RequestError, match=f"{path} cannot be written to .Not a directory.: choose another folder"):
+        with pytest.raises(RequestError, match=f"{path} cannot be written to: Not a directory$"):
             export(run, "t0001", path)
-    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == held
-    (run.parent / "empty").mkdir()
-    assert visible(export(run, "t0001", run.parent / "empty")) == FILES
+    (elsewhere := run.parent / "elsewhere").mkdir()
+    (run / "models").symlink_to(elsewhere)
+    with pytest.raises(RequestError, match=r"models is a link to .*, and nothing is written through it: remove it$"):
+        export(run, "t0001")
+    (run / "models").unlink()
+    (run / "models").mkdir()
+    (run / "models" / "t0001").symlink_to(elsewhere)
+    with pytest.raises(RequestError, match=r"models/t0001 is a link to .*, and nothing is written through it: "):
+        export(run, "t0001")
+    assert list(elsewhere.iterdir()) == []
+    assert {path: path.read_bytes() for path in held} == held
+    (run / "models" / "t0001").unlink()
+    (run / "models").rmdir()
+    (run.parent / "link").symlink_to(elsewhere)  # of one's own
+    assert visible(export(run, "t0001", run.parent / "link")) == visible(elsewhere) == FILES
 
 
-def test_a_run_that_is_in_use_is_refused(run: Path) -> None:
+def test_a_trial_whose_name_is_a_path_is_not_exported(run: Path) -> None:
+    ledger = run / "ledger.jsonl"
+    ledger.write_text(ledger.read_text().replace('"t0001"', '"../../elsewhere/model"'))
+    with pytest.raises(
+        RequestError, match=r'ledger.jsonl, line \d+ is damaged: "\.\./\.\./elsewhere/model" should be a trial'
+    ):
+        export(run, "../../elsewhere/model")
+    assert [path.name for path in run.parent.iterdir()] == ["digits"]
+
+
+def test_a_run_or_a_folder_that_is_in_use_is_refused(run: Path) -> None:
     with hold_run(run, "search"), pytest.raises(RequestError, match="is in use by process"):
         export(run, "t0001")
+    folder = run.parent / "model"
+    with hold_folder(folder, "export"), pytest.raises(RequestError, match="model is in use by process"):
+        export(run, "t0001", folder)
+
+
+def test_code_that_a_run_directory_names_beside_its_recipe_is_not_imported(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "evilmod.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'RAN')!r})\nx = None")
+    monkeypatch.syspath_prepend(tmp_path)
+    space = yaml.safe_load((run / "space.yaml").read_text())
+    space["search"] |= {"sampler": "evilmod:x", "scheduler": "evilmod:x"}
+    (run / "space.yaml").write_text(yaml.safe_dump(space, sort_keys=False))
+    export(run, "t0001")
+    mixtune.confirm(run, seeds=1)
+    ledger, whole = run / "ledger.jsonl", (run / "ledger.jsonl").read_text()
+    for params in ('"ssl.objective": "evilmod:x"', '"data.root": "/"'):
+        ledger.write_text(whole.replace('"params": {', f'"params": {{{params}, '))
+        assert mixtune.load(run).pareto_front().size
+        for command in (lambda: export(run, "t0001"), lambda: mixtune.confirm(run, seeds=1)):
+            with pytest.raises(RequestError, match=r"has .* in its ledger, which no space of the run varies$"):
+                command()
+    space["search"]["sampler"] = "random"  # a space that was edited: what the former one varied counts
+    del space["search"]["scheduler"], space["space"]["alpha"]
+    (run / "space.yaml").write_text(yaml.safe_dump(space, sort_keys=False))
+    ledger.write_text(whole)
+    with pytest.raises(RequestError, match=r"t0001 has alpha 0\.2 in its ledger, which no space of the run varies$"):
+        export(run, "t0001")
+    Ledger(ledger).append("edited", document=space, kept={}, varied=["alpha"])
+    export(run, "t0001")
+    assert not (tmp_path / "RAN").exists()
 
 
 def test_another_accuracy_than_the_recorded_one_is_said_and_the_measured_one_written(run: Path) -> None:
@@ -324,6 +379,36 @@ def test_several_tasks_have_a_folder_each(train_one: Callable[..., Trained], tmp
     weights = [load_file(folder / name / "model.safetensors") for name in ("digits", "digits_2")]
     assert torch.equal(weights[0]["norm.weight"], weights[1]["norm.weight"])
     assert not torch.equal(weights[0]["head.weight"], weights[1]["head.weight"])
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    shutil.rmtree(folder / "digits_2")
+    (folder / "digits_2").symlink_to(elsewhere)
+    with pytest.raises(RequestError, match=r"digits_2 is a link to .*, and nothing is written through it: "):
+        export(tmp_path / "one")
+    assert list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.parametrize("writes", [0, 1, 3, 5])
+def test_an_export_that_is_killed_is_no_model_and_is_made_again(run: Path, writes: int) -> None:
+    folder = export(run, "t0001")
+    killed = f"""
+import os
+from pathlib import Path
+from mixtune import files
+from mixtune.exporting import export
+replace, done = os.replace, []
+def replace_until_killed(source, target):
+    if len(done) == {writes}:
+        os._exit(9)
+    done.append(target)
+    replace(source, target)
+files.os.replace = replace_until_killed
+export({str(run)!r}, "t0002", {str(folder)!r})
+"""
+    assert subprocess.run([sys.executable, "-c", killed], check=False).returncode == 9
+    assert "config.json" not in os.listdir(folder)
+    assert export(run, "t0002", folder) == folder
+    assert sorted(os.listdir(folder)) == [MARKER, *FILES]
+    assert figures(folder)["name"] == "t0002"
 
 
 def test_the_script_classifies_a_file_as_we_do(

@@ -23,6 +23,8 @@ RECIPE = {
     "optim": {"batch_size": 128, "ssl": {"base_lr": 0.004}},
 }
 
+MARKER = ".mixtune-gradient-error.json"
+
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
@@ -79,13 +81,15 @@ def test_the_command_measures_and_prints(tmp_path, monkeypatch, capsys):
     assert err.startswith("mixtune: no schedule: after ")
     assert "CA-MSE" in out
     assert "schedule: auto" not in out
-    assert sorted(path.name for path in folder.iterdir()) == ["profile.csv", "profile.html"]
+    assert sorted(path.name for path in folder.iterdir()) == [MARKER, "profile.csv", "profile.html"]
     status, out, _ = run("--points", "2", "--batches", "32")
     assert status == 0
     assert "schedule: auto" in out
     epochs = yaml.safe_load((folder / "stages.yaml").read_text())["epochs"]["ssl"]
     assert f"epochs.ssl {epochs} spends with it what 3 uncompressed epochs do" in out
-    assert sorted(path.name for path in folder.iterdir()) == ["profile.csv", "profile.html", "stages.yaml"]
+    names = [MARKER, "profile.csv", "profile.html", "stages.yaml"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    (folder / MARKER).unlink()  # as an older version left it, and as that left stages.yaml of an earlier time
     status, out, _ = run("--points", "2", "--batches", "4", "--strategy", "token_dropout=0.75,patch_size=4")
     frame = pd.read_csv(folder / "profile.csv")
     assert frame.groupby("epoch").size().tolist() == [2, 2]
@@ -98,6 +102,14 @@ def test_the_command_measures_and_prints(tmp_path, monkeypatch, capsys):
         status, _, err = run("--strategy", given)
         assert (status, err.count("\n")) == (2, 1)
         assert said in err
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "stages.yaml").write_text("mine")
+    status, _, err = run("--out", "mine")
+    assert (status, err) == (
+        2,
+        "mixtune: mine holds stages.yaml, which no gradient-error wrote: choose another folder\n",
+    )
+    assert {path.name: path.read_text() for path in (tmp_path / "mine").iterdir()} == {"stages.yaml": "mine"}
     status, _, err = run("--set", "ssl.objective=mae")
     assert (status, err.count("\n")) == (2, 1)
     assert "choose simclr, mocov3 or dino" in err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from mixtune.errors import RequestError
-from mixtune.run.ledger import Ledger, RunState, finite_or_none, fold, read_ledger
+from mixtune.run.ledger import MAX_BYTES, Ledger, RunState, finite_or_none, fold, read_ledger
 
 
 def event(kind: str, trial: str = "t0001", **fields: Any) -> dict[str, Any]:
@@ -70,6 +71,62 @@ def test_a_missing_ledger_is_told_by_its_directory_and_a_damaged_line_by_its_num
     path.write_text('{"event": "asked"}\n{"event": "star\n{"event": "started"}\n')
     with pytest.raises(RequestError, match=r"ledger\.jsonl, line 2 is damaged"):
         read_ledger(path)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *(
+            {"trial": name}
+            for name in ("../../elsewhere/model", "/abs", "..", "", "x" * 65, "a\0b", "t\n", "ü", 5, ["t"])
+        ),
+        {"same_as": "../t0001"},
+        {"follows": ["../t0001", 1]},
+        {"baseline": "../sl"},
+        {"method": "mine"},
+        {"state": "a-b"},
+        {"stage": f"../{'0' * 40}"},
+        {"stored": {"1": "../../key"}},
+    ],
+)
+def test_a_name_that_could_be_a_path_is_named_with_its_line_and_the_line_stays(
+    tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.append("asked", trial="t0001", baseline="sl", stage="0" * 40)
+    ledger.append("complete", **{"trial": "t0001", **fields})
+    with pytest.raises(RequestError, match=r"ledger\.jsonl, line 2 is damaged: .* should be ") as told:
+        read_ledger(ledger.path)
+    assert "\n" not in str(told.value)
+    before = ledger.path.read_bytes()
+    Ledger(ledger.path).append("extended", trials=3)
+    assert ledger.path.read_bytes().startswith(before)
+
+
+def test_a_ledger_is_written_through_no_link_and_read_from_a_file_alone(tmp_path: Path) -> None:
+    (victim := tmp_path / "victim").write_text("my-api-token\n")
+    path = tmp_path / "ledger.jsonl"
+    for target in (victim, tmp_path / "new", tmp_path / "space.yaml"):
+        path.symlink_to(target)
+        with pytest.raises(RequestError, match=r"ledger\.jsonl cannot be written: it is a link$"):
+            Ledger(path).append("extended", trials=1)
+        path.unlink()
+    assert [item.name for item in tmp_path.iterdir()] == ["victim"]
+    assert victim.read_text() == "my-api-token\n"
+
+    for make in (os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero"), make_large):
+        make(path)
+        with pytest.raises(RequestError, match=r"ledger\.jsonl cannot be read: it (is not a regular|has .* bytes)"):
+            read_ledger(path)
+        if make is not make_large:
+            with pytest.raises(RequestError, match=r"ledger\.jsonl cannot be written: "):
+                Ledger(path).append("extended", trials=1)
+        path.rmdir() if make is os.mkdir else path.unlink()
+
+
+def make_large(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(MAX_BYTES + 1)  # no block of it is on the disk
 
 
 def test_a_number_that_is_not_finite_is_refused_and_finite_or_none_makes_any_metrics_fit(tmp_path: Path) -> None:
@@ -132,7 +189,7 @@ def test_events_of_later_versions_are_skipped() -> None:
 def test_lost_nodes_are_no_crashes_and_states_that_came_home_have_no_node(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.jsonl")
     ledger.append("asked", trial="t1", params={})
-    ledger.append("epoch", trial="t1", metrics={"epoch": 1}, state="key", node="10.0.0.2")
+    ledger.append("epoch", trial="t1", metrics={"epoch": 1}, state="0" * 40, node="10.0.0.2")
     for cause in ("node lost", "node lost", "crash"):
         ledger.append("retried", trial="t1", reason="gone", cause=cause)
     record = fold(read_ledger(ledger.path)).records["t1"]
@@ -140,4 +197,4 @@ def test_lost_nodes_are_no_crashes_and_states_that_came_home_have_no_node(tmp_pa
     ledger.append("brought", trial="t1", epoch=1)
     ledger.append("epoch", trial="t1", metrics={"epoch": 2})
     record = fold(read_ledger(ledger.path)).records["t1"]
-    assert (record.losses, record.crashes, record.nodes, record.stored) == (0, 1, {}, {1: "key"})
+    assert (record.losses, record.crashes, record.nodes, record.stored) == (0, 1, {}, {1: "0" * 40})

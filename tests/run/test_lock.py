@@ -17,13 +17,16 @@ from pathlib import Path
 import pytest
 
 from mixtune.errors import RequestError
-from mixtune.run.lock import DRIVER_LOCK, TRIALS_LOCK, hold_run, holder, share_run
+from mixtune.run.lock import DRIVER_LOCK, TRIALS_LOCK, hold_folder, hold_run, holder, share_run
+from mixtune.stages.clean import clean_run
 
 Start = Callable[[str, Path], subprocess.Popen[str]]
 HEAD = "import os, subprocess, sys, time; from mixtune.run.lock import hold_run, share_run; directory = sys.argv[1]\n"
 REST = "print('here', flush=True); sys.stdin.readline()"
 
 DRIVER = f"{HEAD}with hold_run(directory, doing='search'): {REST}"
+WRITER = f"import pathlib; from mixtune.run.lock import hold_folder; {HEAD}"
+WRITER += f"with hold_folder(pathlib.Path(directory), 'train'): {REST}"
 WORKER = f"{HEAD}assert share_run(directory) is not None; {REST}"
 # a program that is started, says who it is and outlives its parent
 START = """
@@ -44,7 +47,7 @@ def start() -> Iterator[Start]:
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         process = subprocess.Popen([sys.executable, "-c", code, str(directory)], text=True, **pipes)
         started.append(process)
-        if code in (DRIVER, WORKER):
+        if code in (DRIVER, WORKER, WRITER):
             assert read(process) == "here"
         return process
 
@@ -207,3 +210,65 @@ def test_a_file_system_without_locks_gives_one_warning_and_goes_on(
         assert holder(tmp_path) is None
     assert [record.name for record in caplog.records] == ["mixtune"]
     assert f"{tmp_path} is not protected" in caplog.text
+
+
+@pytest.mark.parametrize("name", [DRIVER_LOCK, TRIALS_LOCK])
+def test_a_lock_is_a_regular_file_and_no_link(tmp_path: Path, name: str) -> None:
+    (victim := tmp_path / "victim").write_text("precious")
+    (run := tmp_path / "run").mkdir()
+    (run / "space.yaml").write_text("objectives: {val_accuracy: max}")
+    (run / "ledger.jsonl").touch()
+    lock = run / name
+
+    def open_all() -> None:
+        with pytest.raises(RequestError, match=rf"run/{re.escape(name)} cannot be opened: \w"):
+            hold_run(run, "confirm").__enter__()
+        with pytest.raises(RequestError, match=rf"run/{re.escape(name)} cannot be opened: \w"):
+            clean_run(run, None)
+        assert name == DRIVER_LOCK or share_run(run) is None
+        assert holder(run) is None
+
+    for target in (victim, tmp_path / "new"):
+        lock.symlink_to(target)
+        open_all()
+        lock.unlink()
+    os.mkfifo(lock)
+    open_all()
+    lock.unlink()
+    lock.mkdir()
+    open_all()
+    assert victim.read_text() == "precious"
+    assert not (tmp_path / "new").exists()
+
+
+# --- folders of other commands
+
+
+def test_a_folder_is_held_by_one_process_and_known_again(start: Start, tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "folder"
+    writer = start(WRITER, folder)
+    said = re.escape(f"{folder} is in use by process {writer.pid} on {platform.node()} (train since ")
+    with pytest.raises(RequestError, match=said), hold_folder(folder, "train"):
+        pass
+    with pytest.raises(RequestError, match=r"holds \.mixtune-train\.json, which no export wrote: choose another"):
+        hold_folder(folder, "export").__enter__()
+    kill(writer)
+    (folder / ".recipe.yaml.0123abcd.999999.tmp").touch()
+    (folder / "notes.txt").touch()
+    for _ in range(2):
+        with hold_folder(folder, "train"):
+            assert sorted(os.listdir(folder)) == [".mixtune-train.json", "notes.txt"]
+
+
+def test_a_marker_that_is_no_file_is_not_opened(tmp_path: Path) -> None:
+    (victim := tmp_path / "victim").write_text("precious")
+    (folder := tmp_path / "folder").mkdir()
+    marker = folder / ".mixtune-train.json"
+    marker.symlink_to(victim)
+    with pytest.raises(RequestError, match=r"mixtune-train\.json cannot be opened: it is a link$"):
+        hold_folder(folder, "train").__enter__()
+    marker.unlink()
+    os.mkfifo(marker)
+    with pytest.raises(RequestError, match=r"mixtune-train\.json cannot be opened: it is not a regular file$"):
+        hold_folder(folder, "train").__enter__()
+    assert victim.read_text() == "precious"

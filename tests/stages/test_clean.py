@@ -8,8 +8,9 @@ import time
 import pytest
 import torch
 
+from mixtune.errors import RequestError
 from mixtune.run.ledger import fold
-from mixtune.stages.clean import clean_states, needed_states
+from mixtune.stages.clean import clean_run, clean_states, needed_states
 from mixtune.stages.store import StateStore
 
 KEYS = [f"{number:040x}" for number in range(5)]
@@ -80,3 +81,29 @@ def test_an_ended_trial_needs_no_state_unless_it_is_retried(ending):
     assert needed_states(fold(events)) == {"a", "b"}
     events += [epoch("t1", "c"), {"event": ending, "trial": "t1"}]
     assert needed_states(fold(events)) == {"b"}
+
+
+def test_what_has_another_name_or_lies_behind_a_link_stays(store, tmp_path):
+    others = {"thesis.tmp", ".cache.tmp", "georgia.state", "a-b.state", "notes.damaged"}
+    for name in others:
+        (store.folder / name).write_text("precious")
+    assert clean_states(store.folder, (), None)[0] == len(KEYS)
+    assert {path.name for path in store.folder.iterdir()} == others
+
+    (run := tmp_path / "run").mkdir()
+    (run / "space.yaml").write_text("objectives: {val_accuracy: max}")
+    store.save(KEYS[0], {"weights": torch.zeros(10)})
+    (store.folder / f".{KEYS[0]}.state.999999.tmp").touch()
+    before = {path.name: path.stat().st_mtime_ns for path in store.folder.iterdir()}
+    with pytest.raises(RequestError, match=r"run holds no ledger\.jsonl, which says what its trials need$"):
+        clean_run(run, None)
+    (run / "ledger.jsonl").touch()
+    (run / "stages").symlink_to(store.folder)
+    with pytest.raises(RequestError, match=r"run/stages is a link to .*, and nothing is written through it: "):
+        clean_run(run, None)
+    linked = StateStore(run / "stages", max_bytes=1000)
+    linked.remove(KEYS[0])
+    assert linked.load(KEYS[0]) is not None
+    assert not linked.save(KEYS[1], {"weights": torch.zeros(1)})
+    assert "is a link" in linked.warnings[0]
+    assert {path.name: path.stat().st_mtime_ns for path in store.folder.iterdir()} == before

@@ -88,7 +88,7 @@ class Driven:
             metrics = {"epoch": epoch, "epochs_asked": len(plan), "device": "a CPU", "val_accuracy": score}
             metrics |= {"val_macro_f1": score, "train_flops": float(epoch), "epochs_trained": epoch}
             windows = [(plan[epoch - 1].phase, 1.0, True, {"device": "a CPU"}), ("inference", 1e-3, True, {})]
-            report = EpochReport([metrics], metrics, windows, bill, stored="key" if epoch in ends else None)
+            report = EpochReport([metrics], metrics, windows, bill, stored="0" * 40 if epoch in ends else None)
             if not self.search.report(trial, report):
                 break
         self.search.end(trial)
