@@ -18,7 +18,8 @@ from mixtune.cli import main
 from mixtune.datasets import Account, Dataset, ImageSet, Survey, find_data
 from mixtune.datasets._types import INDEX
 from mixtune.errors import RequestError
-from mixtune.proposal import Draft, propose_space, refuse_existing
+from mixtune.files import refuse_existing
+from mixtune.proposal import Draft, propose_space
 from mixtune.proposal._choice import MAX_EPOCHS, MAX_TRIALS, SHAPES, _choose_budget, _fill_with_trials
 from mixtune.proposal._text import wall_seconds
 from mixtune.tuning.forecast import SearchForecast

@@ -102,7 +102,7 @@ SAME = TrialPath("abcdef", {3, 5})
 def train_epochs(search: RunningSearch, trial: str, *epochs: int, stored: tuple[int, ...] = ()) -> None:
     for epoch in epochs:
         metrics = {"epoch": epoch, "phase": "sl", "epochs_asked": 5, "val_accuracy": 0.9}
-        key = f"key{epoch}" if epoch in stored else None
+        key = f"{epoch:040x}" if epoch in stored else None
         search.report(trial, EpochReport([metrics], metrics, WINDOWS, BILL, stored=key))
 
 
