@@ -89,9 +89,12 @@ def recommend(result: Result) -> Recommendation:
     front, confirmation = result.pareto_front(), result.confirmed
     if front.empty:
         return _nothing(result)
-    if confirmation is not None:  # a recipe that diverged on a seed may do so again
-        diverged = confirmation.frame.set_index("trial")["diverged"]
-        finished = front[[not diverged[trial] for trial in front["trial"]]]
+    if confirmation is not None:
+        known = confirmation.frame.set_index("trial")
+        # one that diverged on a seed may do so again; one that a race left is unlikely, and its error large for want of
+        # seeds, not because it is good
+        able = (known["diverged"] == 0) & (known["seeds"] >= known["seeds"].max() - 1)
+        finished = front[[bool(able[trial]) for trial in front["trial"]]]
         front = front if finished.empty else finished
     accuracy, cost = accuracy_of(result), _cost_of(result)
     cheapest_first = _sorted(front, [cost], result)

@@ -186,6 +186,16 @@ def test_after_fresh_seeds_these_decide_everywhere(make_judged: Any) -> None:
     assert "fell off the front on fresh seeds: t0002" in found.lines()
 
 
+def test_what_a_race_has_left_is_not_recommended_for_its_large_error(make_judged: Any) -> None:
+    """With two seeds that differ by 6 points t0001 is within one standard error of a recipe that has five."""
+    directory = make_judged({"t0001": (range(70), 10.0), "t0002": (range(50), 20.0)})
+    close = [range(n) for n in (50, 52, 49, 51, 50)]
+    confirm(directory, {"t0001": ([range(40), range(100)], 10.0), "t0002": (close, 20.0)})
+    assert chosen(directory) == "t0002"
+    confirm(directory, {"t0001": ([range(n) for n in (40, 80, 40, 80, 50)], 10.0)})
+    assert chosen(directory) == "t0001"  # with as many seeds it is
+
+
 def test_a_line_says_what_the_validation_images_cannot_tell_apart(make_judged: Any) -> None:
     """Two points apart with 443 disagreements: 1.8 * 2 = 4.2 points would be seen, and one of 17 times the images."""
     close = load(make_judged({"t0001": (range(500, 731), 10.0), "t0002": (range(211), 20.0)}))
