@@ -39,7 +39,7 @@ SEEDS = (3, 5, 10)
 RECIPES = 24  # of a search, and half as many far worse ones
 IMAGE, BOTH, SEED = 1.5, 0.7, 0.016  # standard deviations of a probit: image, recipe and image, seed
 EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0 + 1e-9)
-TOLERANCE, UNTIL, MOST_SEEDS = 0.01, 0.95, 10
+TOLERANCE, UNTIL, MAX_SEEDS = 0.01, 0.95, 10
 
 
 @dataclass
@@ -148,7 +148,7 @@ def race(field: Field, leaves: bool) -> Race:
     racing = np.ones(len(field.front), dtype=bool)
     seeds = np.zeros(len(field.front), dtype=int)
     said, place = 0.0, 0
-    for number in range(MOST_SEEDS):
+    for number in range(MAX_SEEDS):
         seeds[racing] += 1
         if number < 1:
             continue
@@ -207,7 +207,7 @@ def races(fields: int) -> Iterator[str]:
     pooled: dict[str, list[Race]] = {}
     for kind in KINDS:
         rng = np.random.default_rng(KINDS.index(kind))
-        made = [make_field(kind, IMAGES[n % len(IMAGES)], MOST_SEEDS, rng) for n in range(fields)]
+        made = [make_field(kind, IMAGES[n % len(IMAGES)], MAX_SEEDS, rng) for n in range(fields)]
         rows = np.mean([len(field.front) for field in made])
         run: Callable[[Field, bool], Race] = race
         for name, leaves in (("all rows train", False), ("decided rows are left", True)):
@@ -249,7 +249,7 @@ def main() -> None:
 
 
 def _race_words() -> Iterator[str]:
-    yield f"Races until {100 * UNTIL:.0f} % certain, at most {MOST_SEEDS} seeds: right is what is within a point of the"
+    yield f"Races until {100 * UNTIL:.0f} % certain, at most {MAX_SEEDS} seeds: right is what is within a point of the"
     yield "best while nothing cheaper is within half a point."
     yield ""
 

@@ -13,7 +13,7 @@ c. searches of 20 trials, four at once: waiting for quiet windows takes under 3 
    the loop without;
 d. fresh processes, alone: the meter within 3 % of the clock of later epochs, by the number of steps of an epoch, and
    the fewest WARM_UP_STEPS that bring it there;
-e. a reference step beside each kind of step: whether scaling by it lowers the error of a step time that is read again
+e. a reference step alongside each kind of step: whether scaling by it lowers the error of a step time read again
    later (`--only reference` measures that alone and writes latency_reference.md).
 
 Processes have one thread each. Alone and packed take turns in the same processes, seconds apart, so a machine that

@@ -1,4 +1,4 @@
-"""Part e of latency_meter.py: does a reference step beside each new kind of step take the machine's drift out of it?
+"""Part e of latency_meter.py: does a reference step alongside each new kind of step take the machine's drift out of it?
 
 In each round, rounds being apart, every kind of step is timed as the meter does, right after a window of one reference
 step. What a step time says of another round's is its error: as it is; divided by the reference's of the same moment;
@@ -44,12 +44,12 @@ Timer = Callable[[], tuple[float, bool]]
 
 
 def measure_reference(bench: Bench) -> Section:
-    """Time all kinds of steps in rounds that are apart, each beside the reference."""
+    """Time all kinds of steps in rounds that are apart, each alongside the reference."""
     torch.set_num_threads(1)
     rounds = 2 * bench.scale.rounds
     with_reference = {"reference": REFERENCE, **KINDS}
     timers = {name: make_timer(bench, changes) for name, changes in with_reference.items()}
-    quiet, seconds = [], np.empty((len(KINDS), 2, rounds))  # a kind's own, the reference's beside it
+    quiet, seconds = [], np.empty((len(KINDS), 2, rounds))  # a kind's own, the reference's alongside it
     for round_ in range(rounds):
         for i, name in enumerate(KINDS):
             for j, timer in enumerate((timers[name], timers["reference"])):
@@ -73,7 +73,7 @@ def measure_reference(bench: Bench) -> Section:
         f"step time. Scaling {helps} the held-out error: {pooled[2]:.1%} instead of {pooled[0]:.1%}.\n\n"
         f"{format_table(HEAD, lines)}"
     )
-    return Section("A reference step beside each kind of step", text, [])
+    return Section("A reference step alongside each kind of step", text, [])
 
 
 def held_out_errors(own: Floats, reference: Floats) -> tuple[Floats, Floats]:

@@ -286,7 +286,7 @@ def confirm(
         typer.Option(metavar="PROBABILITY", help="stop where the answer is so certain, and train what may be it alone"),
     ] = None,
     fresh_images: Annotated[
-        bool, typer.Option("--fresh-images", help="draw labelled and validation images anew with each seed")
+        bool, typer.Option("--fresh-images", help="draw labelled and validation images again with each seed")
     ] = False,
 ) -> None:
     """Train the front and the baselines again on fresh seeds, which decide from then on; test accuracies are reported.

@@ -36,7 +36,7 @@ from mixtune.training.loop import DivergedError
 from mixtune.training.measure import measure, score_metrics
 from mixtune.training.state import start_state
 
-SEEDS, MOST_SEEDS = 4, 10  # of each recipe by default, and where they race
+SEEDS, MAX_SEEDS = 4, 10  # of each recipe by default, and where they race
 FIRST_SEEDS = 2  # that all recipes have before one is left: without a second there is no spread
 
 
@@ -67,7 +67,7 @@ def confirm(
         raise RequestError(f"seeds: should be at least 1, got {seeds}")
     if until is not None and not 0 < until < 1:
         raise RequestError(f"until: should be a probability between 0 and 1, such as 0.95, got {until:g}")
-    count = seeds or (SEEDS if until is None else MOST_SEEDS)
+    count = seeds or (SEEDS if until is None else MAX_SEEDS)
     load(directory)  # says what is wrong with a directory that holds no run
     with hold_run(directory, "confirm", on_wait=on_line):
         result = load(directory)

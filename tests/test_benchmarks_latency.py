@@ -34,7 +34,7 @@ def test_processes_alone_and_packed_are_compared(latency_meter: ModuleType) -> N
         latency_meter.measure_reference(bench),
     ]
     text = latency_meter.write_report(sections, ["about"])
-    for title in ("Four recipes, alone and packed", "Fresh processes, alone", "A reference step beside"):
+    for title in ("Four recipes, alone and packed", "Fresh processes, alone", "A reference step alongside"):
         assert f"## {title}" in text
     goals = sum(len(section.goals) for section in sections)
     assert goals > 1

@@ -42,7 +42,7 @@ FELL_OFF = 0.05  # a row whose probability of being on the front is below this f
 CERTAIN = 0.95  # one whose probability is at least this is on it; in between it is undecided
 NEAR = 0.1  # of the best figure: recipes of the search that are further below are no like of the confirmed ones
 FRESH = "fresh"  # an event's ``images`` where a seed has labelled and validation images of its own
-MOST_ROWS = 64  # confirmed ones and those near them, of one posterior
+MAX_ROWS = 64  # confirmed ones and those near them, of one posterior
 _SEARCHED = ("val_accuracy", "val_accuracy_se", "train_latency_s", "disturbed")
 _COLUMNS = [
     "trial",
@@ -351,7 +351,7 @@ def _near(result: Result, confirmed: Mapping[str, Runs], name: str) -> list[str]
         return []
     near = frame[(frame[name] >= frame[name].max() - NEAR) & ~frame["trial"].isin(list(confirmed))]
     near = near.sort_values("train_latency_s", kind="stable")
-    most = max(0, MOST_ROWS - len(confirmed))
+    most = max(0, MAX_ROWS - len(confirmed))
     places = np.unique(np.linspace(0, len(near) - 1, min(most, len(near))).astype(int))
     return [str(trial) for trial in near["trial"].iloc[places]]
 
