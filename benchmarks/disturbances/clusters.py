@@ -234,25 +234,31 @@ def kill_node(cluster: Cluster, undisturbed: Undisturbed, epochs: int = 40) -> l
     return driver.finish() + check_equal(cluster, driver, undisturbed)
 
 
-def kill_driver(cluster: Cluster, undisturbed: Undisturbed, epochs: int = 40, also: str | None = None) -> list[str]:
-    """Kill the driver after so many epochs and resume at once; ``also``: a worker that is killed once it trains."""
+def kill_driver(cluster: Cluster, undisturbed: Undisturbed, epochs: int = 40, also_a_worker: bool = False) -> list[str]:
+    """Kill the driver after so many epochs and resume at once; also, if asked, the worker that trains first then."""
     driver = Driver(cluster, undisturbed.space, "driver-killed")
     driver.wait_for_epochs(epochs)
     driver.command.kill()
     ended = read_endings(driver.events())
     before = len(driver.events())
     driver.resume()
-    if also is not None:
-        node = cluster.nodes[also]
-        driver.command.wait_until(
-            lambda: any(event.get("node") == node.address for event in driver.events()[before:]), f"an epoch on {also}"
-        )
-        node.kill()
+    if also_a_worker:
+        wait_for_worker(cluster, driver, before).kill()
     problems = driver.finish() + check_equal(cluster, driver, undisturbed)
     now = read_endings(driver.events())
     return problems + [
         f"{trial} had ended, and ends otherwise now" for trial in ended if now.get(trial) != ended[trial]
     ]
+
+
+def wait_for_worker(cluster: Cluster, driver: Driver, events: int) -> Node:
+    """Return the first node to store a state after so many events: Ray gives trials to whoever is ready first."""
+
+    def storing() -> list[str]:
+        return [event["node"] for event in driver.events()[events:] if "node" in event]
+
+    driver.command.wait_until(lambda: bool(storing()), "a stored state")
+    return next(node for node in cluster.nodes.values() if node.address == storing()[0])
 
 
 def kill_head(cluster: Cluster, undisturbed: Undisturbed) -> list[str]:

@@ -41,7 +41,7 @@ def test_a_killed_driver_and_a_killed_node_change_no_bit(
     disturbances: SimpleNamespace, cluster: Any, undisturbed: Any
 ) -> None:
     """The driver first; its search is resumed at once, on the same cluster."""
-    assert disturbances.clusters.kill_driver(cluster, undisturbed, epochs=9, also="n3") == []
+    assert disturbances.clusters.kill_driver(cluster, undisturbed, epochs=9, also_a_worker=True) == []
 
 
 def test_other_and_lost_weights_are_reported(disturbances: SimpleNamespace, undisturbed: Any, tmp_path: Path) -> None:
