@@ -14,7 +14,8 @@ c. searches of 20 trials, four at once: waiting for quiet windows takes under 3 
 d. fresh processes, alone: the meter within 3 % of the clock of later epochs, by the number of steps of an epoch, and
    the fewest WARM_UP_STEPS that bring it there;
 e. a reference step alongside each kind of step: whether scaling by it lowers the error of a step time read again
-   later (`--only reference` measures that alone and writes latency_reference.md).
+   later (`--only reference` measures that alone and writes latency_reference.md);
+f. only with `--only coverage`: whether stated errors hold what the same recipes take hours later (latency_coverage.md).
 
 Processes have one thread each. Alone and packed take turns in the same processes, seconds apart, so a machine that
 drifts hits both: a ratio is of one turn and the next. Who has measured trains on until all have. The naive clock is of
@@ -41,6 +42,7 @@ from typing import Any
 import torch
 from meter_bench import BASE, CSV_HEAD, PACKED_GOAL, SMALL, Bench, Ratio, Scale, Section, met, note
 from meter_cost import measure_cost
+from meter_coverage import measure_coverage
 from meter_fresh import measure_fresh
 from meter_processes import ALONE, PACKED_TURN, Training, run_alone, run_together, share_windows, train_in_turns
 from meter_reference import measure_reference
@@ -49,6 +51,7 @@ from training_report import count_cores, cpu_model, format_table
 import mixtune
 
 RESULTS = Path(__file__).parent / "results"
+PARTS = {"reference": measure_reference, "coverage": measure_coverage}  # that can be measured alone
 
 # Two epochs of each phase: the meter's windows lie in the first, the clock is the second's.
 RECIPES: dict[str, dict[str, Any]] = {
@@ -241,7 +244,7 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--small", action="store_true", help="only see that it runs: its figures say nothing")
-    parser.add_argument("--only", choices=["reference"], help="measure one part alone")
+    parser.add_argument("--only", choices=list(PARTS), help="measure one part alone")
     return parser.parse_args()
 
 
@@ -255,7 +258,7 @@ def main() -> None:
     bench = Bench(options.device, SMALL if options.small else Scale(), [], say)
     name = f"latency_{options.only or 'meter'}"
     if options.only:
-        sections = [measure_reference(bench)]
+        sections = [PARTS[options.only](bench)]
     else:
         alone, packed = measure_packed(bench)
         sections = [
