@@ -24,7 +24,7 @@ from mixtune.run.confirmed import FRESH, Confirmation, counted_trainings
 from mixtune.run.directory import RunDirectory
 from mixtune.run.ledger import Ledger, TrialRecord, finite_or_none
 from mixtune.run.lock import hold_run
-from mixtune.run.result import Result, load
+from mixtune.run.result import Result, load, load_to_train
 from mixtune.single import Planned, Shared, train_each
 from mixtune.space.recipe import Recipe, change_recipe
 from mixtune.stages.opened import Opened
@@ -68,9 +68,9 @@ def confirm(
     if until is not None and not 0 < until < 1:
         raise RequestError(f"until: should be a probability between 0 and 1, such as 0.95, got {until:g}")
     count = seeds or (SEEDS if until is None else MAX_SEEDS)
-    load(directory)  # says what is wrong with a directory that holds no run
+    load_to_train(directory)  # says what is wrong with a directory that holds no run
     with hold_run(directory, "confirm", on_wait=on_line):
-        result = load(directory)
+        result = load_to_train(directory)
         if result.searched_front.empty:
             raise RequestError(f"{directory} has no front to confirm: no trial is complete")
         with as_in_search(result.space.recipe, result.facts.machine) as (base, device):

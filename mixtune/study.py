@@ -188,7 +188,7 @@ class Study:
                 self._search.extend(trials)
             if not self._search.is_done:
                 forecast = forecast_trials(space, prepared.data, costs, self._search.step_times)
-                self._search.open({**opened.to_dict(), "slots": 1, "forecast_s": forecast})
+                self._search.open({**opened.to_dict(), **self._run.new_document, "slots": 1, "forecast_s": forecast})
 
     def ask(self) -> Trial | None:
         """Return the next trial; None where there is none, and ``stop_reason`` says why.

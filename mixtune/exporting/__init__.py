@@ -29,7 +29,7 @@ from mixtune.run.directory import RunDirectory
 from mixtune.run.frames import plain
 from mixtune.run.ledger import TrialRecord, finite_or_none
 from mixtune.run.lock import hold_folder, hold_run, refuse_foreign
-from mixtune.run.result import Result, load
+from mixtune.run.result import Result, load_to_train
 from mixtune.space.recipe import Recipe, flatten, with_absolute_paths, with_portable_paths
 from mixtune.stages.checkpoint import CHECKPOINT, read_checkpoint, recipe_of, restore
 from mixtune.stages.opened import refuse_other_data
@@ -145,7 +145,7 @@ def _export_checkpoint(
 def _export_trial(
     directory: Path, trial: str, out: str | os.PathLike[str] | None, on_line: Callable[[str], None]
 ) -> Path:
-    known = load(directory)
+    known = load_to_train(directory)
     record, choice = _choose(known, trial)
     if record.trial in known.fallen:
         on_line(f"{record.trial} fell off the front on fresh seeds: {known.recommendation().trial} is recommended")
@@ -154,7 +154,7 @@ def _export_trial(
         refuse_link(models)
     folder = _folder_of(models / record.trial, out)
     with hold_run(directory, "export", on_wait=on_line):
-        result = load(directory)
+        result = load_to_train(directory)
         for line in refuse_other_data(result.state, result.space.recipe):
             on_line(line)
         with as_in_search(result.space.recipe, result.facts.machine) as (base, device):

@@ -12,6 +12,7 @@ from mixtune.metrics import disturbed_note, find_metric, is_disturbed, metric_te
 from mixtune.render import fits, terminal_table
 from mixtune.run.frames import csv_text
 from mixtune.run.latency import close_neighbours
+from mixtune.run.ledger import describe_damage
 from mixtune.run.recommendation import resolution
 from mixtune.run.result import Result
 
@@ -35,8 +36,8 @@ def front_table(result: Result, width: int = WIDTH, baselines: bool = True) -> T
 
 
 def front_notes(result: Result) -> list[str]:
-    """Return a line each: equal recipes, knee and hypervolume with its reference point, constraints that are broken."""
-    notes = []
+    """Return a line each: damage, equal recipes, knee and hypervolume, constraints that are broken."""
+    notes = [f"damaged ledger: {describe_damage(result.state)}"] if result.state.damaged else []
     if result.confirmed is not None:
         notes.append("means over fresh seeds; the search's own figures of one seed decide nothing any more")
     if merged := [trial for trial in result.pareto_front()["trial"] if result.same_recipes.get(trial)]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -13,11 +14,13 @@ import yaml
 
 from mixtune.errors import RequestError, suggest
 from mixtune.files import is_temporary
-from mixtune.run.ledger import RunState, fold, read_ledger
+from mixtune.run.ledger import RunState, finite_or_none, read_state
 from mixtune.run.lock import DRIVER_LOCK, TRIALS_LOCK
 from mixtune.space.document import Document, read_document
 from mixtune.space.recipe import follow_arrays
 from mixtune.space.space import SearchSpace, read_run_space
+
+_log = logging.getLogger("mixtune")
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ class RunDirectory:
     @cached_property
     def space(self) -> SearchSpace:
         """What was searched, as the run's own version of mixtune understood it. Raises RequestError."""
+        if self.is_edited_by_hand:
+            _log.warning("%s was edited by hand: its trials are of what it held before", self.space_file)
         values = self.document.values
         recipe = values.get("recipe")
         if isinstance(recipe, dict):
@@ -89,8 +94,27 @@ class RunDirectory:
 
     @cached_property
     def state(self) -> RunState:
-        """What the ledger says; a run may have ended before its first word. Raises RequestError where it is damaged."""
-        return fold(read_ledger(self.ledger_file)) if self.ledger_file.exists() else RunState()
+        """What the ledger says; a run may have ended before its first word. Raises RequestError where it is no file."""
+        return read_state(self.ledger_file) if self.ledger_file.exists() else RunState()
+
+    @property
+    def new_document(self) -> dict[str, Any]:
+        """The field of the ledger's first ``opened`` that holds space.yaml, so that an edit by hand is seen."""
+        return {} if self.state.opened else {"document": finite_or_none(self.document.values)}
+
+    @cached_property
+    def is_edited_by_hand(self) -> bool:
+        """Whether space.yaml holds what no start and no edit of the search wrote there; False where none noted it."""
+        known = self.state.documents if len(self.state.documents) > (self.state.edited is not None) else []
+        return bool(known) and self.document.values not in known
+
+    def refuse_edited_by_hand(self) -> None:
+        """Raise RequestError where space.yaml is not what the trials were trained by."""
+        if self.is_edited_by_hand:
+            raise RequestError(
+                f"{self.space_file} was edited by hand, and its trials are of what it held before: mixtune resume "
+                f"{self.path} --space {self.space_file} takes the edit over for those to come"
+            )
 
     def refuse_occupied(self) -> None:
         """Raise RequestError unless the folder is new or empty: a run is never overwritten."""

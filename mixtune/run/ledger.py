@@ -2,27 +2,28 @@
 
 Everything else in a run directory is derived from it. A line counts once its newline is on the disk; what a
 crash leaves after the last newline, or as an unreadable last line, was never acknowledged to anyone: readers
-skip it and the next writer cuts it off.
+skip it and the next writer moves it to ledger.torn. A line that is damaged does not count, and costs no other one.
 """
 
 from __future__ import annotations
 
 import errno
 import json
+import logging
 import math
 import os
-import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from mixtune.errors import RequestError, show
+from mixtune.errors import RequestError
 from mixtune.files import open_regular, read_regular
 from mixtune.meter.times import StepTimes
+from mixtune.run.events import why_wrong
+from mixtune.run.lines import DAMAGED, Lines, read_lines, seal
 from mixtune.run.predictions import HeldOut
-from mixtune.space.recipe import BASELINES
 
 _STATE_AFTER = {
     "complete": "complete",
@@ -33,10 +34,11 @@ _STATE_AFTER = {
     "failed": "failed",
 }
 _OF_A_TRIAL = {"asked", "started", "epoch", "paused", "continued", "retried", "brought", *_STATE_AFTER}
+_ASKING = {"asked", "known", "rejected"}
 ENDED = frozenset(_STATE_AFTER.values())
 MAX_BYTES = 2**30  # of a ledger that is read
-_NAME = re.compile(r"(?!\.+$)[A-Za-z0-9_.-]{1,64}")  # of a trial: folders are called so
-_KEY = re.compile(r"[0-9a-f]{40}")  # of a state: its file is called so
+_TOLD = 3  # damaged lines that are named
+_log = logging.getLogger("mixtune")
 COUNTED = frozenset({"complete", "stopped", "failed"})  # in a search's budget
 
 
@@ -45,31 +47,33 @@ class Ledger:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._sound = False
+        self._before: Lines | None = None  # what the file holds, as long as it is known to be whole
 
     def append(self, event: str, *, durable: bool = True, **fields: Any) -> dict[str, Any]:
-        """Write one line and return it, as a reader will see it, once it is on the disk.
+        """Write one line and return its event, as a reader will see it, once it is on the disk.
 
         ``time`` (unix seconds) is added if not given. durable: whether the line must outlive a power cut by itself;
         else it does so with the next line that must, and outlives the end of this process in any case.
-        Raises ValueError for a NaN or an infinity (see ``finite_or_none``) and TypeError for what is not JSON;
-        neither writes anything. After an OSError (a full disk) the next call first cuts off what was left. Raises
-        RequestError where the file is a link or no file at all.
+        Raises ValueError for a NaN or an infinity (see ``finite_or_none``) and for what the table of events denies, and
+        TypeError for what is not JSON; neither writes anything. After an OSError (a full disk) the next call first cuts
+        off what was left. Raises RequestError where the file is a link or no file at all.
         """
-        line = json.dumps({"event": event, "time": time.time(), **fields}, allow_nan=False)
-        if not self._sound:
-            _cut_torn_line(self.path)
-        self._sound = False
+        content = {"event": event, "time": time.time(), **fields}
+        written: dict[str, Any] = json.loads(json.dumps(content, allow_nan=False))
+        if wrong := why_wrong(written):
+            raise ValueError(f"{event}: {wrong}")
+        before = self._before or _cut_torn_line(self.path)
+        self._before = None
+        line = seal(written, before)
         is_new = not self.path.exists()
         with _open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT) as file:
-            file.write(line.encode() + b"\n")
+            file.write(line + b"\n")
             file.flush()
             if durable:
                 os.fsync(file.fileno())
         if is_new:
             _sync_folder(self.path.parent)
-        self._sound = True
-        written: dict[str, Any] = json.loads(line)
+        self._before = before.followed_by(line)
         return written
 
 
@@ -150,7 +154,9 @@ class RunState:
     of ``--try``; learned: results of other runs, by where they are from, as records whose state is "learned"; sources:
     what was copied in full, by its name in ``search.learn_from``; edited: what space.yaml holds since it was edited
     last, and before_edit how many records there were then; None and 0 where it never was; varied: the dotted paths that
-    the spaces before its edits varied, None where an older version did not note them.
+    the spaces before its edits varied, None where an older version did not note them; documents: all that space.yaml
+    held, the present one last, as far as it was noted; damaged: places in the file that do not count (see
+    mixtune.run.lines), and unasked the trials that were asked for in one of them.
     """
 
     records: dict[str, TrialRecord] = field(default_factory=dict)
@@ -170,17 +176,25 @@ class RunState:
     learned: dict[str, TrialRecord] = field(default_factory=dict)
     sources: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     edited: Mapping[str, Any] | None = None
+    documents: list[Mapping[str, Any]] = field(default_factory=list)
     before_edit: int = 0
     varied: frozenset[str] | None = frozenset()
+    damaged: list[Mapping[str, Any]] = field(default_factory=list)
+    unasked: set[str] = field(default_factory=set)
 
     def apply(self, event: Mapping[str, Any]) -> None:
         """Fold one more event in; the first ending of a trial counts, a later one only after ``retried``."""
         kind = event["event"]
         self.last_time = event.get("time", self.last_time)
         self.memory = (event.get("sampler") or {}).get("memory", self.memory)
-        if kind in _OF_A_TRIAL and event.get("trial") is not None:
+        if kind == DAMAGED:
+            self.damaged.append(event)
+        elif kind in _OF_A_TRIAL and event.get("trial") is not None:
             trial = str(event["trial"])
-            _apply(self.records.setdefault(trial, TrialRecord(trial)), event)
+            if self.damaged and trial not in self.records and kind not in _ASKING:
+                self.unasked.add(trial)  # nobody knows its recipe
+            else:
+                _apply(self.records.setdefault(trial, TrialRecord(trial)), event)
         elif kind == "extended":
             self.budget, self.exhausted, self.converged = int(event["trials"]), None, None
         elif kind == "exhausted":
@@ -209,6 +223,7 @@ class RunState:
             self.confirmed.append(event)
         elif kind == "opened":
             self.opened.append(event)
+            self.documents += [event["document"]] if event.get("document") is not None else []
         elif kind == "validation":
             held_out = HeldOut.read(event)
             self.held_out[held_out.digest] = held_out
@@ -216,6 +231,7 @@ class RunState:
     def _edit(self, event: Mapping[str, Any]) -> None:
         """Take another space: what the sampler noted of the former one is of no use, and something may be left."""
         self.edited, self.before_edit = event["document"], len(self.records)
+        self.documents.append(self.edited)
         varied = event.get("varied")
         self.varied = None if self.varied is None or varied is None else self.varied.union(varied)
         self.budget = event.get("trials", self.budget)
@@ -227,28 +243,41 @@ class RunState:
 def read_ledger(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Return every event of the file in order, without a torn last line; safe while a search writes.
 
-    Raises RequestError where the file is missing, no regular file or longer than MAX_BYTES, where a line before the
-    last is damaged, and where a name in a line is none of ours: names become those of files.
+    In place of lines that are damaged, missing or not what the table of events says stands an event ``damaged``.
+    Raises RequestError where the file is missing, no regular file or longer than MAX_BYTES.
     """
     path = Path(path)
     try:
-        lines = read_regular(path, MAX_BYTES).split(b"\n")
+        data = read_regular(path, MAX_BYTES)
     except FileNotFoundError:
         raise RequestError(f"{path.parent} holds no run: {path.name} is missing") from None
     except OSError as error:
         raise RequestError(f"{path} cannot be read: {error.strerror}") from error
-    whole = lines[:-1]
-    nothing_torn_after = lines[-1] == b""
-    events = []
-    for number, line in enumerate(whole, start=1):
-        event = _parse(line)
-        if event is not None:
-            if wrong := _find_wrong_name(event):
-                raise RequestError(f"{path}, line {number} is damaged: {wrong}")
-            events.append(event)
-        elif number < len(whole) or not nothing_torn_after:
-            raise RequestError(f"{path}, line {number} is damaged: expected a JSON object with an 'event'")
-    return events
+    return read_lines(data).events
+
+
+def read_state(path: str | os.PathLike[str]) -> RunState:
+    """Return what a ledger's events come to; a line in the log names damage. Raises RequestError, as read_ledger()."""
+    state = fold(read_ledger(path))
+    if state.damaged:
+        _log.warning("%s: %s", path, describe_damage(state))
+    return state
+
+
+def describe_damage(state: RunState) -> str:
+    """Return in a line which places of a ledger do not count, and why."""
+    lines = [_describe(event) for event in state.damaged[:_TOLD]]
+    if more := len(state.damaged) - _TOLD:
+        lines += [f"{more} more"] * (more > 0)
+    lost = f"; of {', '.join(sorted(state.unasked))} the recipe is not known" if state.unasked else ""
+    return f"{', '.join(lines)}: what is damaged does not count{lost}"
+
+
+def _describe(event: Mapping[str, Any]) -> str:
+    last = event["line"] + event["count"] - 1
+    if event["count"] > 1:
+        return f"lines {event['line']} to {last} are missing"
+    return f"line {event['line']} {event['reason']}"
 
 
 def fold(events: Iterable[Mapping[str, Any]]) -> RunState:
@@ -350,30 +379,6 @@ def _keep_epoch(epochs: list[dict[str, Any]], metrics: dict[str, Any]) -> None:
     epochs.append(metrics)
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        event = json.loads(line.decode())
-    except (ValueError, RecursionError):
-        return None
-    return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
-
-
-def _find_wrong_name(event: Mapping[str, Any]) -> str | None:
-    """Return what is wrong with the names in an event, or None."""
-    follows = event.get("follows")
-    for name in (event.get("trial"), event.get("same_as"), *(follows[:1] if isinstance(follows, list) else ())):
-        if name is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):
-            return f"{show(name)} should be a trial's name: 1 to 64 letters, digits, '_', '-' and '.', not dots alone"
-    for name in (event.get("baseline"), event.get("method")):
-        if name is not None and name not in tuple(BASELINES):
-            return f"{show(name)} should be a baseline: {', '.join(BASELINES)}"
-    stored = event.get("stored")
-    for key in (event.get("stage"), event.get("state"), *(stored.values() if isinstance(stored, dict) else ())):
-        if key is not None and not (isinstance(key, str) and _KEY.fullmatch(key)):
-            return f"{show(key)} should be the key of a state: 40 hexadecimal digits"
-    return None
-
-
 def _open(path: Path, flags: int) -> IO[bytes]:
     """Open a ledger to write. Raises RequestError where it is a link or no file, else OSError."""
     try:
@@ -384,20 +389,23 @@ def _open(path: Path, flags: int) -> IO[bytes]:
         raise
 
 
-def _cut_torn_line(path: Path) -> None:
+def _cut_torn_line(path: Path) -> Lines:
+    """Move what was never acknowledged from a ledger's end to ledger.torn; return what the file holds then."""
     try:
         file = _open(path, os.O_RDWR)
     except FileNotFoundError:
-        return
+        return Lines()
     with file:
         data = file.read()
-        end = data.rfind(b"\n") + 1
-        if end == len(data) and end > 0:
-            start = data.rfind(b"\n", 0, end - 1) + 1
-            end = end if _parse(data[start:end]) is not None else start
-        if end < len(data):
-            file.truncate(end)
+        found = read_lines(data)
+        if torn := data[found.size :]:
+            kept = path.with_suffix(".torn")
+            with _open(kept, os.O_WRONLY | os.O_APPEND | os.O_CREAT) as aside:
+                aside.write(torn + b"\n")
+            file.truncate(found.size)
             os.fsync(file.fileno())
+            _log.warning("%s: %d bytes of a line that was never finished are moved to %s", path, len(torn), kept.name)
+    return found
 
 
 def _sync_folder(folder: Path) -> None:

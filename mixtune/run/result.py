@@ -475,6 +475,14 @@ def load(directory: str | os.PathLike[str]) -> Result:
     return result_of(RunDirectory(Path(directory)))
 
 
+def load_to_train(directory: str | os.PathLike[str]) -> Result:
+    """Return load() of a run whose recipes are trained again; raises RequestError, too, where it was edited by hand."""
+    run = RunDirectory(Path(directory))
+    if run.holds_run:
+        run.refuse_edited_by_hand()
+    return result_of(run)
+
+
 def result_of(run: RunDirectory) -> Result:
     """Return the result of a run; see load()."""
     return Result(run.path, run.space, run.facts, run.state, run.space.objectives)

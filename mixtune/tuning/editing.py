@@ -22,19 +22,31 @@ EDITABLE = ("space", "constraints", "search", "resources")
 _log = logging.getLogger("mixtune.tuning")
 
 
-def current_run(path: Path) -> RunDirectory:
-    """Return a run whose space.yaml is that of its latest edit; it is written where that was interrupted."""
+def current_run(path: Path, space: AnySpace | None = None) -> RunDirectory:
+    """Return a run whose space.yaml is that of its latest edit; it is written where that was interrupted.
+
+    space: what the run's space is to be from now on. Where that is its own space.yaml, which was edited by hand, the
+    run's is what the file held before. Raises RequestError where it was edited by hand, and is not ``space``.
+    """
     run = RunDirectory(path)
+    if run.holds_run and run.is_edited_by_hand:
+        if not _is_own(space, run):
+            run.refuse_edited_by_hand()
+        run.document = replace(run.document, values=dict(run.state.documents[-1]))
+        run.is_edited_by_hand = False
+        return run
     if run.holds_run and (edited := run.state.edited) is not None and run.document.values != edited:
         _log.warning("%s was not as the run was edited last: it is written again", run.space_file)
         write_whole(run.space_file, space_text(edited))
     return RunDirectory(path)
 
 
+def _is_own(space: AnySpace | None, run: RunDirectory) -> bool:
+    return isinstance(space, str | os.PathLike) and Path(space).resolve() == run.space_file.resolve()
+
+
 def read_edited(space: AnySpace, run: RunDirectory) -> SearchSpace:
     """Return the edited space of a run. Raises RequestError."""
-    if isinstance(space, str | os.PathLike) and Path(space).resolve() == run.space_file.resolve():
-        raise RequestError(f"--space {os.fspath(space)}: is the run's own record: edit a copy of it")
     if (run.data / "meta.json").is_file():
         return space_on_arrays(space, os.path.abspath(run.data), {})
     return resolve_space(space, {})

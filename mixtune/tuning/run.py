@@ -181,7 +181,7 @@ def resume(
     console = console or Console()
     seconds, wait_s = parse_duration(time_budget), parse_duration(wait, "wait")
     address = session_address(address)
-    run = current_run(Path(directory))
+    run = current_run(Path(directory), space)
     machine = known_machine(run)
     loggers = find_loggers(log_to, run)
     if gpus is None and address is None and machine.gpu_bytes is None:
@@ -301,7 +301,7 @@ def _run(
             _say(console, _what_is_left(search, slots, again))
             forecast = forecast_trials(space, prepared.data, costs, search.step_times)
             with saying_that_the_ledger_is_full(search, run):
-                search.open({**opened.to_dict(), "slots": slots.count, "forecast_s": forecast})
+                search.open({**opened.to_dict(), **run.new_document, "slots": slots.count, "forecast_s": forecast})
                 progress.begin(search)
                 study.copy(search.suggester.study, search.records)
                 foreign = None if is_ours else scheduler

@@ -28,7 +28,7 @@ from mixtune.cost.model import Cost
 from mixtune.meter.times import StepTimes
 from mixtune.metrics import METRICS, epoch_metrics, significant
 from mixtune.run.convergence import latest_gain
-from mixtune.run.ledger import COUNTED, ENDED, Ledger, RunState, TrialRecord, finite_or_none, fold, read_ledger
+from mixtune.run.ledger import COUNTED, ENDED, Ledger, RunState, TrialRecord, finite_or_none, read_state
 from mixtune.run.remaining import wanted_trials
 from mixtune.space.recipe import SAME_TIME
 from mixtune.space.space import SearchSpace
@@ -109,7 +109,7 @@ class RunningSearch:
         self._scheduler = scheduler
         self._ledger = Ledger(ledger)
         if state is None:
-            state = fold(read_ledger(ledger)) if ledger.exists() else RunState()
+            state = read_state(ledger) if ledger.exists() else RunState()
         self.state = state
         self.stages = StageTable(paths)
         self._advice, self.asking = _Advice(self, costs, reference), Asking(self, fault)
@@ -450,8 +450,9 @@ class RunningSearch:
 
     @property
     def next_number(self) -> int:
-        """The number of the next suggestion, from 1."""
-        return 1 + sum(name not in self.baselines for name in self.records)
+        """The number of the next suggestion, from 1: never one that a damaged line may have given."""
+        lost = sum(int(event["count"]) for event in self.state.damaged) + len(self.state.unasked)
+        return 1 + lost + sum(name not in self.baselines for name in self.records)
 
     def cost(self, params: Mapping[str, Any], untimed: float = 1.0) -> Cost | None:
         """Return what is known of dotted parameters' costs, trained from their start."""

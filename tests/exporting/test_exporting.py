@@ -19,6 +19,7 @@ import pytest
 import timm
 import torch
 import yaml
+from forgery import forge
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -27,7 +28,7 @@ from mixtune.datasets._decode import Layout, decode
 from mixtune.errors import DataError, RequestError, TrainingError
 from mixtune.exporting import export
 from mixtune.meter.times import StepTimes
-from mixtune.run.ledger import Ledger, finite_or_none
+from mixtune.run.ledger import Ledger, describe_damage, finite_or_none
 from mixtune.run.lock import hold_folder, hold_run
 from mixtune.single import Trained, train_recipe
 from mixtune.space.recipe import change_recipe, parse_recipe
@@ -269,12 +270,11 @@ def test_a_folder_that_no_export_made_is_refused_and_stays_as_it_was(run: Path) 
 
 
 def test_a_trial_whose_name_is_a_path_is_not_exported(run: Path) -> None:
-    ledger = run / "ledger.jsonl"
-    ledger.write_text(ledger.read_text().replace('"t0001"', '"../../elsewhere/model"'))
-    with pytest.raises(
-        RequestError, match=r'ledger.jsonl, line \d+ is damaged: "\.\./\.\./elsewhere/model" should be a trial'
-    ):
-        export(run, "../../elsewhere/model")
+    name = "../../elsewhere/model"
+    forge(run / "ledger.jsonl", lambda event: event.update(trial=name) if event.get("trial") == "t0001" else None)
+    assert "should be a trial's name" in describe_damage(mixtune.load(run).state)
+    with pytest.raises(RequestError, match=r"has no trial '\.\./\.\./elsewhere/model': known are "):
+        export(run, name)
     assert [path.name for path in run.parent.iterdir()] == ["digits"]
 
 
@@ -297,8 +297,9 @@ def test_code_that_a_run_directory_names_beside_its_recipe_is_not_imported(
     export(run, "t0001")
     mixtune.confirm(run, seeds=1)
     ledger, whole = run / "ledger.jsonl", (run / "ledger.jsonl").read_text()
-    for params in ('"ssl.objective": "evilmod:x"', '"data.root": "/"'):
-        ledger.write_text(whole.replace('"params": {', f'"params": {{{params}, '))
+    for params in ({"ssl.objective": "evilmod:x"}, {"data.root": "/"}):
+        ledger.write_text(whole)
+        forge(ledger, lambda event, params=params: event["params"].update(params) if "params" in event else None)
         assert mixtune.load(run).pareto_front().size
         for command in (lambda: export(run, "t0001"), lambda: mixtune.confirm(run, seeds=1)):
             with pytest.raises(RequestError, match=r"has .* in its ledger, which no space of the run varies$"):
@@ -316,11 +317,13 @@ def test_code_that_a_run_directory_names_beside_its_recipe_is_not_imported(
 
 def test_another_accuracy_than_the_recorded_one_is_said_and_the_measured_one_written(run: Path) -> None:
     ledger = run / "ledger.jsonl"
-    events = [json.loads(line) for line in ledger.read_text().splitlines()]
-    for event in events:
+    measured = float(mixtune.load(run).records["t0001"].metrics["val_accuracy"])
+
+    def improve(event: dict[str, Any]) -> None:
         if event["event"] == "complete" and event["trial"] == "t0001":
-            measured, event["metrics"]["val_accuracy"] = event["metrics"]["val_accuracy"], 0.99
-    ledger.write_text("".join(f"{json.dumps(event)}\n" for event in events))
+            event["metrics"]["val_accuracy"] = 0.99
+
+    forge(ledger, improve)
     lines: list[str] = []
     folder = export(run, "t0001", on_line=lines.append)
     assert lines[2].startswith(f"t0001: the val_accuracy of these weights is {measured:.4f}, not 0.9900 as after the ")

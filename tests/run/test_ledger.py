@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from mixtune.errors import RequestError
-from mixtune.run.ledger import MAX_BYTES, Ledger, RunState, finite_or_none, fold, read_ledger
+from mixtune.run.ledger import MAX_BYTES, Ledger, RunState, describe_damage, finite_or_none, fold, read_ledger
+from mixtune.run.lines import read_lines, seal
 
 
 def event(kind: str, trial: str = "t0001", **fields: Any) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def test_records_kept_event_by_event_are_those_of_the_whole_ledger(tmp_path: Pat
     ledger = Ledger(tmp_path / "ledger.jsonl")
     state = RunState()
     for kind in ("asked", "started", "epoch", "failed", "retried", "started", "complete", "confirmed"):
-        state.apply(ledger.append(kind, trial="t0001", metrics={"epoch": 1}, reason="why"))
+        state.apply(ledger.append(kind, trial="t0001", metrics={"epoch": 1}, reason="why", seed=1))
         assert state.records == fold(read_ledger(ledger.path)).records
 
 
@@ -68,9 +69,14 @@ def test_a_missing_ledger_is_told_by_its_directory_and_a_damaged_line_by_its_num
     path = tmp_path / "ledger.jsonl"
     with pytest.raises(RequestError, match=rf"{tmp_path} holds no run: ledger\.jsonl is missing"):
         read_ledger(path)
-    path.write_text('{"event": "asked"}\n{"event": "star\n{"event": "started"}\n')
-    with pytest.raises(RequestError, match=r"ledger\.jsonl, line 2 is damaged"):
-        read_ledger(path)
+    path.write_text('{"event": "asked", "trial": "t0001"}\n{"event": "star\n{"event": "started", "trial": "t0001"}\n')
+    assert kinds(path) == ["asked", "damaged", "started"]
+    damage = describe_damage(fold(read_ledger(path)))
+    assert damage == "line 2 is not a JSON object with an 'event': what is damaged does not count"
+
+
+def kinds(path: Path) -> list[str]:
+    return [event["event"] for event in read_ledger(path)]
 
 
 @pytest.mark.parametrize(
@@ -80,27 +86,105 @@ def test_a_missing_ledger_is_told_by_its_directory_and_a_damaged_line_by_its_num
             {"trial": name}
             for name in ("../../elsewhere/model", "/abs", "..", "", "x" * 65, "a\0b", "t\n", "ü", 5, ["t"])
         ),
-        {"same_as": "../t0001"},
-        {"follows": ["../t0001", 1]},
-        {"baseline": "../sl"},
-        {"method": "mine"},
-        {"state": "a-b"},
+        {"same_as": "../t0001", "of": ["known"]},
+        {"follows": ["../t0001", 1], "of": ["started"]},
+        {"baseline": "../sl", "of": ["asked"]},
+        {"method": "mine", "of": ["baseline"]},
+        {"state": "a-b", "metrics": {}, "of": ["epoch"]},
         {"stage": f"../{'0' * 40}"},
-        {"stored": {"1": "../../key"}},
+        {"stored": {"1": "../../key"}, "of": ["learned"]},
     ],
 )
 def test_a_name_that_could_be_a_path_is_named_with_its_line_and_the_line_stays(
     tmp_path: Path, fields: dict[str, Any]
 ) -> None:
     ledger = Ledger(tmp_path / "ledger.jsonl")
-    ledger.append("asked", trial="t0001", baseline="sl", stage="0" * 40)
-    ledger.append("complete", **{"trial": "t0001", **fields})
-    with pytest.raises(RequestError, match=r"ledger\.jsonl, line 2 is damaged: .* should be ") as told:
-        read_ledger(ledger.path)
-    assert "\n" not in str(told.value)
+    ledger.append("asked", trial="t0001", baseline="sl")
+    (kind,) = fields.pop("of", ["complete"])
+    event = {"event": kind, "trial": "t0001", **fields}
+    with pytest.raises(ValueError, match="should be"):
+        ledger.append(**event)
+    with ledger.path.open("ab") as file:
+        file.write(seal(event, read_lines(ledger.path.read_bytes())) + b"\n")
+    damage = describe_damage(fold(read_ledger(ledger.path)))
+    assert damage.startswith("line 2 "), damage
+    assert " should be " in damage
+    assert "\n" not in damage
     before = ledger.path.read_bytes()
     Ledger(ledger.path).append("extended", trials=3)
     assert ledger.path.read_bytes().startswith(before)
+    assert kinds(ledger.path) == ["asked", "damaged", "extended"]
+
+
+@pytest.fixture
+def sound(tmp_path: Path) -> Path:
+    """A ledger of twelve lines."""
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    for number in (1, 2, 3):
+        name = f"t{number:04d}"
+        ledger.append("asked", trial=name, params={"rho": number / 10}, time=1)
+        ledger.append("started", trial=name, time=2)
+        ledger.append("epoch", trial=name, metrics={"epoch": 1, "val_accuracy": 0.5 + number / 100}, time=3)
+        ledger.append("complete", trial=name, metrics={"epoch": 1, "val_accuracy": 0.5 + number / 100}, time=4)
+    return ledger.path
+
+
+def test_a_changed_byte_costs_its_own_line_and_is_named(sound: Path) -> None:
+    data, events = sound.read_bytes(), read_ledger(sound)
+    ends = [i for i, byte in enumerate(data) if byte == 10]
+    for place in (i for i in range(len(data)) if i not in ends):
+        line = sum(end < place for end in ends)
+        sound.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        found = read_ledger(sound)
+        if line == 0 and found[0]["event"] != "damaged":  # without a sum it is of an older ledger
+            assert events[0].items() <= found[0].items(), place
+            continue
+        assert found[:line] + found[line + 1 :] == events[:line] + events[line + 1 :], place
+        is_torn = line == len(ends) - 1 and len(found) == line
+        assert is_torn or (found[line]["event"], found[line]["line"]) == ("damaged", line + 1), place
+
+
+def test_missing_doubled_moved_and_foreign_lines_are_seen_and_the_others_count(sound: Path, tmp_path: Path) -> None:
+    lines = sound.read_bytes().splitlines(keepends=True)
+    other = Ledger(tmp_path / "other.jsonl")
+    for _ in lines:
+        other.append("extended", trials=999)
+    foreign = other.path.read_bytes().splitlines(keepends=True)
+    cases = {
+        "line 5 is missing": lines[:4] + lines[5:],
+        "lines 5 to 7 are missing": lines[:4] + lines[7:],
+        "line 5 is there twice, or out of place": lines[:5] + lines[4:],
+        "line 5 is missing, line 5 is there twice, or out of place": [*lines[:4], lines[5], lines[4], *lines[6:]],
+        "line 5 does not follow the line before it": [*lines[:4], foreign[4], *lines[5:]],
+        "line 5 has no sum": [*lines[:4], b'{"event": "extended", "trials": 999}\n', *lines[5:]],
+    }
+    for told, changed in cases.items():
+        sound.write_bytes(b"".join(changed))
+        state = fold(read_ledger(sound))
+        lost = "" if "twice" in told and "missing" not in told else "; of t0002 the recipe is not known"
+        assert describe_damage(state) == f"{told}: what is damaged does not count{lost}"
+        assert state.budget is None
+        assert {name: record.params for name, record in state.records.items()}["t0003"] == {"rho": 0.3}
+        appended = Ledger(sound).append("extended", trials=12)
+        assert read_ledger(sound)[-1] == appended
+
+
+def test_an_older_ledger_goes_on_with_sums_and_then_each_line_must_have_one(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    path.write_text('{"event": "asked", "trial": "t0001"}\n' * 3)
+    Ledger(path).append("extended", trials=3)
+    assert kinds(path) == ["asked"] * 3 + ["extended"]
+    assert b'"line": 4, "sum": "' in path.read_bytes()
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[1:], lines[0]]))
+    assert describe_damage(fold(read_ledger(path))).startswith("line 3 is missing, line 5 has no sum: ")
+
+
+def test_what_a_crash_left_is_kept_aside(sound: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sound.write_bytes(sound.read_bytes() + b'{"event": "ask')
+    Ledger(sound).append("extended", trials=3)
+    assert sound.with_suffix(".torn").read_bytes() == b'{"event": "ask\n'
+    assert caplog.messages == [f"{sound}: 14 bytes of a line that was never finished are moved to ledger.torn"]
 
 
 def test_a_ledger_is_written_through_no_link_and_read_from_a_file_alone(tmp_path: Path) -> None:
@@ -140,7 +224,7 @@ def test_a_number_that_is_not_finite_is_refused_and_finite_or_none_makes_any_met
     assert plain == {"a": 0.5, "b": [3, None, [None, True]], "c": rest}
     assert (type(plain["b"][0]), type(plain["c"]["f"])) == (int, bool)
     ledger = Ledger(tmp_path / "ledger.jsonl")
-    ledger.append("epoch", metrics=plain)
+    ledger.append("epoch", trial="t0001", metrics=plain)
     before = ledger.path.read_bytes()
     for value in (float("nan"), float("inf"), -float("inf")):
         with pytest.raises(ValueError, match="JSON"):

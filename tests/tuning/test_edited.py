@@ -208,8 +208,32 @@ def test_what_else_is_edited_is_refused_and_a_new_search_is_named(
     assert end.replace(" and ", ", ") in str(error.value)
     assert str(error.value).endswith(f"a new search learns from it by search.learn_from: [{run}]")
     assert (run / "ledger.jsonl").read_bytes() == before
-    with pytest.raises(RequestError, match="is the run's own record: edit a copy of it"):
-        resume(run, space=run / "space.yaml", gpus=0)
+
+
+def test_a_space_that_was_edited_by_hand_trains_nothing_before_the_ledger_has_taken_it_over(
+    run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, space = run / "space.yaml", yaml.safe_load((run / "space.yaml").read_text())
+    file.write_text(f"# a note\n{yaml.safe_dump(space)}")  # the same values
+    assert current_run(run).space.space["rho"].values == (0.5, 1.0)
+    space["space"]["rho"] = {"choice": [0.0, 1.0]}
+    file.write_text(yaml.safe_dump(space))
+    says = rf"space.yaml was edited by hand, .*: mixtune resume {run} --space {file} takes the edit over"
+    for command in (
+        lambda: resume(run, gpus=0),
+        lambda: continue_here(run),
+        lambda: mixtune.confirm(run),
+        lambda: mixtune.export(run),
+    ):
+        with pytest.raises(RequestError, match=says):
+            command()
+    mixtune.load(run)
+    assert caplog.messages == [f"{file} was edited by hand: its trials are of what it held before"]
+    edited = prepare(read_edited(file, before := current_run(run, file)), gpus=0)
+    assert edit_run(before, edited.space, {}) == "edited: space.rho"
+    after = current_run(run)
+    assert after.space.space["rho"].values == (0.0, 1.0)
+    assert yaml.safe_load(file.read_text()) == after.state.edited
 
 
 def test_resume_trains_the_edited_space_and_says_what_was_edited(

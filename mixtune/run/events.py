@@ -1,0 +1,192 @@
+"""The table of a ledger's events: which fields each has, of which kind and range.
+
+Whoever reads an event may rely on it: what breaks the table is never written, and does not count where it is read. More
+fields and events of other names may be there, and are left alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+
+from mixtune.errors import show
+from mixtune.metrics import METRICS
+from mixtune.space.recipe import BASELINES
+
+_TEXTS = ("method", "phase", "precision", "device", "protocol")  # of the metrics
+_COUNTS = ("epoch", "epochs_asked", "epochs_trained", "epochs_reused", "threads", "train_images")
+_DEEPEST = 4  # of a parameter's lists and mappings
+
+_NAME = re.compile(r"(?!\.+$)[A-Za-z0-9_.-]{1,64}")
+_KEY = re.compile(r"[0-9a-f]{40}")
+_PATH = re.compile(r"[A-Za-z0-9_.:-]{1,200}")
+
+
+def _name(value: Any) -> Any:
+    if not (isinstance(value, str) and _NAME.fullmatch(value)):
+        raise ValueError("should be a trial's name: 1 to 64 letters, digits, '_', '-' and '.', not dots alone")
+    return value
+
+
+def _baseline(value: Any) -> Any:
+    if value not in tuple(BASELINES):
+        raise ValueError(f"should be a baseline: {', '.join(BASELINES)}")
+    return value
+
+
+def _key(value: Any) -> Any:
+    if not (isinstance(value, str) and _KEY.fullmatch(value)):
+        raise ValueError("should be the key of a state: 40 hexadecimal digits")
+    return value
+
+
+def _metrics(values: dict[str, Any]) -> dict[str, Any]:
+    for name, value in values.items():
+        if value is None or name not in METRICS:
+            continue
+        if name in _TEXTS:
+            if not isinstance(value, str):
+                raise ValueError(f"{name} should be text, got {show(value)}")
+            continue
+        row, is_number = METRICS[name], isinstance(value, int | float) and not isinstance(value, bool)
+        if name in _COUNTS and not (is_number and value == int(value) >= 0):
+            raise ValueError(f"{name} should be a whole number from 0, got {show(value)}")
+        low, high = (0.0, float("inf")) if row.unit or name.endswith("_se") else (-float("inf"), float("inf"))
+        high = 1.0 if row.is_share else high
+        if not is_number or not low <= value <= high or abs(value) == float("inf"):
+            allowed = "from 0 to 1" if row.is_share else "from 0" if low == 0.0 else "that is finite"
+            raise ValueError(f"{name} should be a number {allowed}, got {show(value)}")
+    return values
+
+
+def _params(values: dict[str, Any]) -> dict[str, Any]:
+    for path, value in values.items():
+        if not _PATH.fullmatch(path) or path in METRICS:
+            raise ValueError(f"{show(path)} should be a parameter's dotted path")
+        if not _is_plain(value, _DEEPEST):
+            raise ValueError(f"{path} should be a value of a recipe, got {show(value)}")
+    return values
+
+
+def _is_plain(value: Any, depth: int) -> bool:
+    """Return whether a value can stand in a recipe: finite, and not nested without end."""
+    if isinstance(value, list | dict):
+        inside = value.values() if isinstance(value, dict) else value
+        return depth > 0 and all(_is_plain(item, depth - 1) for item in inside)
+    return not isinstance(value, float) or abs(value) < float("inf")
+
+
+Name = Annotated[str, BeforeValidator(_name)]
+Baseline = Annotated[str, BeforeValidator(_baseline)]
+Key = Annotated[str, BeforeValidator(_key)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Seconds = Annotated[float, Field(allow_inf_nan=False, ge=0.0)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Texts = dict[str, str]
+Metrics = Annotated[dict[str, Any], AfterValidator(_metrics)]
+Params = Annotated[dict[str, Any], AfterValidator(_params)]
+Sampler = dict[str, Any]
+
+_ASKED: dict[str, Any] = {
+    "params": Params,
+    "sampler": Sampler,
+    "given": bool,
+    "baseline": Baseline,
+    "forecast_s": Seconds,
+    "epochs": Count,
+}
+_ENDED: dict[str, Any] = {
+    "metrics": Metrics,
+    "reason": str,
+    "cause": str,
+    "stage": Key,
+    "steps": dict[str, dict[str, Count]],
+    "validation": str,
+    "predictions": Texts,
+}
+_OF_A_TRIAL: dict[str, dict[str, Any]] = {
+    "asked": _ASKED,
+    "known": {**_ASKED, "same_as!": Name},
+    "rejected": {**_ASKED, "reason": str, "metrics": Metrics},
+    "continued": {"sampler": Sampler, "given": bool},
+    "started": {"follows": Annotated[tuple[Name, Count], Field(strict=False)]},
+    "epoch": {"metrics!": Metrics, "state": Key, "reused": Count, "node": str},
+    "paused": {"metrics": Metrics},
+    "retried": {"reason": str, "cause": str, "gpus_per_trial": Seconds},
+    "brought": {"epoch!": Count},
+    "complete": _ENDED,
+    "baseline": {**_ENDED, "method": Baseline},
+    "stopped": _ENDED,
+    "failed": _ENDED,
+    "confirmed": {
+        "seed!": Count,
+        "metrics!": Metrics,
+        "windows": dict[str, list[Seconds]],
+        "validation": str,
+        "predictions": Texts,
+        "reason": str,
+        "images": str,
+    },
+}
+_OF_A_RUN: dict[str, dict[str, Any]] = {
+    "opened": {
+        **dict.fromkeys(("source", "labels", "classes", "pixels", "code", "versions"), Texts),
+        "device": str,
+        "threads": Count,
+        "slots": Count,
+        "forecast_s": dict[str, Seconds | None],
+        "document": dict[str, Any],
+    },
+    "extended": {"trials!": Count},
+    "given": {"recipes!": list[Params]},
+    "edited": {"document!": dict[str, Any], "kept!": dict[str, Params], "varied": list[str], "trials": Count},
+    "learned": {
+        "source": str,
+        "count": Count,
+        "left_out": dict[str, Count],
+        "from": Annotated[list[str], Field(min_length=2, max_length=2)],
+        "params": Params,
+        "metrics": Metrics,
+        "epochs": list[Metrics],
+        "stored": dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], Key],
+    },
+    "waited": {"seconds!": Seconds},
+    "step_time": {"signature": str, "seconds": Seconds, "quiet": bool, "factors": dict[str, Any]},
+    "step_time_fixed": {"signature!": str},
+    "fitted": {"sampler": Sampler},
+    "exhausted": {"reason!": str},
+    "converged": {"trials!": Count, "reason": str},
+    "validation": {"digest!": str, "classes!": dict[str, Count], "labels!": Texts},
+}
+FIELDS = {name: {"trial!": Name, **fields} for name, fields in _OF_A_TRIAL.items()} | _OF_A_RUN
+"""The fields of each event and their kinds; those with ``!`` must be there, others may be null."""
+
+
+def _model(event: str, fields: Mapping[str, Any]) -> type[BaseModel]:
+    known: dict[str, Any] = {"time": (Number | None, None)}
+    for i, (name, kind) in enumerate(fields.items()):
+        must, alias = name.endswith("!"), name.removesuffix("!")
+        known[f"field_{i}"] = (kind, Field(alias=alias)) if must else (kind | None, Field(None, alias=alias))
+    return create_model(event, __config__=ConfigDict(extra="allow", strict=True), **known)
+
+
+_MODELS = {event: _model(event, fields) for event, fields in FIELDS.items()}
+
+
+def why_wrong(event: Mapping[str, Any]) -> str | None:
+    """Return in a line how an event breaks the table, None where it does not."""
+    model = _MODELS.get(event["event"])
+    if model is None:
+        return None
+    try:
+        model.model_validate(event)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        given = "" if first["type"] == "missing" or "got" in message else f", got {show(first['input'])}"
+        return f"{where}: {message[:1].lower()}{message[1:]}{given}"
+    return None
