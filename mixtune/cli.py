@@ -66,6 +66,7 @@ LogTo = Annotated[
 Threads = Annotated[
     int | None, typer.Option(min=1, help="on a CPU (default: what is fastest, measured; a kept run's own)")
 ]
+Trust = Annotated[bool, typer.Option("--trust", help="import what the folder names as package.module:name")]
 ConfirmToo = Annotated[
     bool, typer.Option("--confirm", help="then confirm, as mixtune confirm --until 0.95 does, where the search is done")
 ]
@@ -210,6 +211,7 @@ def resume(
     time_budget: TimeBudget = None,
     log_to: LogTo = None,
     confirm: ConfirmToo = False,
+    trust: Trust = False,
 ) -> None:
     """Continue a search: after a crash, Ctrl-C or a spent time budget, or with more trials.
 
@@ -237,6 +239,7 @@ def resume(
             wait=wait,
             time_budget=time_budget,
             log_to=log_to or (),
+            trust=trust,
             console=console,
         ),
         confirm,
@@ -288,12 +291,14 @@ def confirm(
     fresh_images: Annotated[
         bool, typer.Option("--fresh-images", help="draw labelled and validation images again with each seed")
     ] = False,
+    trust: Trust = False,
 ) -> None:
     """Train the front and the baselines again on fresh seeds, which decide from then on; test accuracies are reported.
 
     What was confirmed is kept, so the same command continues after an interruption, and more seeds add to it.
     """
-    _confirm(_console(), directory, {"seeds": seeds, "until": until, "fresh_images": fresh_images})
+    options = {"seeds": seeds, "until": until, "fresh_images": fresh_images, "trust": trust}
+    _confirm(_console(), directory, options)
 
 
 @app.command(epilog="Example: `mixtune train digits --set alpha=0.3 --out runs/one`")
@@ -423,12 +428,13 @@ def export(
         Path | None,
         typer.Option("-o", "--out", metavar="FOLDER", help="default: DIR/models/NAME; DIR/export for one recipe"),
     ] = None,
+    trust: Trust = False,
 ) -> None:
     """Write a trained recipe as a folder: weights and config for timm, a script that classifies, a model card."""
     from mixtune.exporting import export as run
 
     with _interruptible("the same command continues"):
-        folder = run(directory, trial, out, on_line=lambda line: print(line, flush=True))
+        folder = run(directory, trial, out, on_line=lambda line: print(line, flush=True), trust=trust)
     folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     script = min(folder.rglob("classify.py"))  # of several tasks the first one's
     print(f"exported to {folder}\nnext: python {shlex.quote(str(script))} IMAGE")
@@ -440,6 +446,7 @@ def reconstruct(
     out: Annotated[Path, typer.Option("-o", "--out", metavar="PNG")] = Path("reconstructions.png"),
     images: Annotated[int, typer.Option(min=1, max=32, help="columns of the picture")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="of the choice of images and masks")] = 0,
+    trust: Trust = False,
 ) -> None:
     """Draw held-out images, masked, and what trained runs make of them (the paper's Fig. 4)."""
     from mixtune.reconstruction import draw_reconstructions, reconstruct_images, refuse_foreign
@@ -448,7 +455,7 @@ def reconstruct(
     if not out.name or out.is_dir():
         raise RequestError(f"--out {out} is a folder: give the name of a PNG file")
     refuse_foreign(out)
-    made = [(path.name, reconstruct_images(load_trained(path), images, seed)) for path in directories]
+    made = [(path.name, reconstruct_images(load_trained(path, trust=trust), images, seed)) for path in directories]
     draw_reconstructions(made, out)
     for name, reconstruction in made:
         print(f"{name}: mean squared error {reconstruction.error:.3f} on the masked patches")
@@ -635,7 +642,7 @@ def _print_search(console: Console, run: Callable[[], Result], confirm: bool) ->
         from mixtune.run.status import run_status
 
         if run_status(result, None).state == "finished" and not result.searched_front.empty:
-            _confirm(console, result.directory, {"until": CERTAIN})
+            _confirm(console, result.directory, {"until": CERTAIN, "trust": True})
             return
         _say(console, "not confirmed: the search is not finished, or nothing is complete")
     _say(console, f"report: {RunDirectory(result.directory).report_file}")
@@ -648,7 +655,8 @@ def _confirm(console: Console, directory: Path, options: Mapping[str, Any]) -> N
     from mixtune.report.page import write_report
     from mixtune.run.result import load
 
-    with _interruptible(f"mixtune confirm {shlex.quote(str(directory))} continues"):
+    trust = " --trust" if options.get("trust") else ""
+    with _interruptible(f"mixtune confirm {shlex.quote(str(directory))}{trust} continues"):
         found = confirm(directory, **options, on_line=lambda line: print(line, flush=True))
     _print_table(console, found.table(console.width))
     for note in found.notes:

@@ -46,6 +46,7 @@ def confirm(
     seeds: int | None = None,
     until: float | None = None,
     fresh_images: bool = False,
+    trust: bool = False,
     on_line: Callable[[str], None] = lambda _: None,
 ) -> Confirmation:
     """Train the search's front and the complete baselines of a run on fresh seeds; needs no Ray.
@@ -58,7 +59,8 @@ def confirm(
     kept in the run's ledger before the next one starts, those that it holds of this device are not repeated, and a
     diverged one is kept as such. Of one seed, epochs that recipes have in common are trained once, and step times are
     measured once, so that a seed's seconds differ by recipes alone. Seeds are taken in turn, so that a machine that
-    slows down slows all members. Where the search trained on CPU, so does this, with as many threads. on_line: receives
+    slows down slows all members. Where the search trained on CPU, so does this, with as many threads. trust: import
+    what the run names of other code. on_line: receives
     progress, line by line. Raises RequestError, also while a search runs there, DataError, or TrainingError where a
     GPU's memory is full.
     """
@@ -68,9 +70,9 @@ def confirm(
     if until is not None and not 0 < until < 1:
         raise RequestError(f"until: should be a probability between 0 and 1, such as 0.95, got {until:g}")
     count = seeds or (SEEDS if until is None else MAX_SEEDS)
-    load_to_train(directory)  # says what is wrong with a directory that holds no run
+    load_to_train(directory, trust)  # says what is wrong with a directory that holds no run
     with hold_run(directory, "confirm", on_wait=on_line):
-        result = load_to_train(directory)
+        result = load_to_train(directory, trust)
         if result.searched_front.empty:
             raise RequestError(f"{directory} has no front to confirm: no trial is complete")
         with as_in_search(result.space.recipe, result.facts.machine) as (base, device):

@@ -30,6 +30,7 @@ from mixtune.run.lock import hold_run
 from mixtune.run.reference import derive_reference
 from mixtune.run.remaining import ended_early
 from mixtune.run.result import Result, result_of
+from mixtune.space.foreign import foreign_in_space, refuse_foreign_code
 from mixtune.space.recipe import Recipe, flatten
 from mixtune.space.space import space_on_arrays
 from mixtune.stages.opened import Opened
@@ -130,6 +131,7 @@ class Study:
         data: Any = None,
         trials: int | None = None,
         overrides: Mapping[str, Any] | None = None,
+        trust: bool = False,
     ) -> None:
         if space is None and out is None:
             raise RequestError("a study needs a space, or the directory of a run that it continues: out=")
@@ -142,6 +144,8 @@ class Study:
             if run.holds_run or space is None:
                 stack.enter_context(hold())
                 run = current_run(run.path)
+                if space is None:  # of one that is given it has to be the same
+                    refuse_foreign_code(run.path, foreign_in_space(run.space, searches=True), trust)
                 prepared, machine = _continue(run, space, data, trials, overrides or {})
                 sources = read_sources(prepared.space, run.state.sources)
             else:

@@ -30,6 +30,7 @@ from mixtune.run.frames import plain
 from mixtune.run.ledger import TrialRecord, finite_or_none
 from mixtune.run.lock import hold_folder, hold_run, refuse_foreign
 from mixtune.run.result import Result, load_to_train
+from mixtune.space.foreign import foreign_in_recipe, refuse_foreign_code
 from mixtune.space.recipe import Recipe, flatten, with_absolute_paths, with_portable_paths
 from mixtune.stages.checkpoint import CHECKPOINT, read_checkpoint, recipe_of, restore
 from mixtune.stages.opened import refuse_other_data
@@ -71,6 +72,7 @@ def export(
     out: str | os.PathLike[str] | None = None,
     on_line: Callable[[str], None] = lambda _: None,
     data: Any = None,
+    trust: bool = False,
 ) -> Path:
     """Write a trained recipe as a folder with weights, config, script and model card; return the folder.
 
@@ -78,8 +80,9 @@ def export(
     ``ray.tune.Checkpoint`` of MixTrainable or its folder. trial: of a search, its id, a baseline's name,
     ``recommended`` (the default), ``knee`` or ``best:<objective>``. out: by default ``models/<trial>`` in the run, else
     ``export`` in the folder; in one that an earlier export made, its files are replaced and others stay. data: what
-    MixTrainable was given in place of a dataset. timm reads the folder as
-    ``timm.create_model("local-dir:FOLDER", pretrained=True)``; of several tasks each has a folder of its own in it.
+    MixTrainable was given in place of a dataset. trust: import what the source names of other code. timm reads the
+    folder as ``timm.create_model("local-dir:FOLDER", pretrained=True)``; of several tasks each has a folder of its own
+    in it.
 
     A trial's weights are what its search has stored; what is not there any more is trained again, on the same kind of
     machine to the same bits. Figures are measured now, on the validation images or under ``protocol: paper`` on the
@@ -94,16 +97,16 @@ def export(
         with checkpoint.as_directory() as folder:
             if out is None and str(folder) != str(checkpoint.path):
                 raise RequestError(f"{checkpoint.path} is not on this machine's disk: say where to write with out=")
-            return _export_checkpoint(Path(folder), out, on_line, data)
+            return _export_checkpoint(Path(folder), out, on_line, data, trust)
     directory = Path(source)
     if RunDirectory(directory).holds_run:
-        return _export_trial(directory, trial or RECOMMENDED, out, on_line)
+        return _export_trial(directory, trial or RECOMMENDED, out, on_line, trust)
     if trial is not None:
         raise RequestError(f"{directory} holds no search, so there is no trial {trial!r} to choose: drop --trial")
     if (directory / CHECKPOINT).is_file():
-        return _export_checkpoint(directory, out, on_line, data)
+        return _export_checkpoint(directory, out, on_line, data, trust)
     folder = _folder_of(directory / "export", out)
-    return _write(_read_saved(directory), folder, on_line)
+    return _write(_read_saved(directory, trust), folder, on_line)
 
 
 def _folder_of(default: Path, out: str | os.PathLike[str] | None) -> Path:
@@ -127,10 +130,11 @@ def _checkpoint_of(source: Any) -> Any:
 
 
 def _export_checkpoint(
-    directory: Path, out: str | os.PathLike[str] | None, on_line: Callable[[str], None], given: Any
+    directory: Path, out: str | os.PathLike[str] | None, on_line: Callable[[str], None], given: Any, trust: bool
 ) -> Path:
     folder = _folder_of(directory / "export", out)
     saved, device = read_checkpoint(directory), choose_device()
+    refuse_foreign_code(directory, foreign_in_recipe(saved.get("recipe", {})), trust)
     recipe = recipe_of(saved, directory)
     dataset = None if given is None else hold_dataset(given, recipe.data.image_size, reading_of(recipe))
     data = load_training_data(recipe, device, dataset)
@@ -143,9 +147,9 @@ def _export_checkpoint(
 
 
 def _export_trial(
-    directory: Path, trial: str, out: str | os.PathLike[str] | None, on_line: Callable[[str], None]
+    directory: Path, trial: str, out: str | os.PathLike[str] | None, on_line: Callable[[str], None], trust: bool
 ) -> Path:
-    known = load_to_train(directory)
+    known = load_to_train(directory, trust)
     record, choice = _choose(known, trial)
     if record.trial in known.fallen:
         on_line(f"{record.trial} fell off the front on fresh seeds: {known.recommendation().trial} is recommended")
@@ -154,7 +158,7 @@ def _export_trial(
         refuse_link(models)
     folder = _folder_of(models / record.trial, out)
     with hold_run(directory, "export", on_wait=on_line):
-        result = load_to_train(directory)
+        result = load_to_train(directory, trust)
         for line in refuse_other_data(result.state, result.space.recipe):
             on_line(line)
         with as_in_search(result.space.recipe, result.facts.machine) as (base, device):
@@ -232,9 +236,9 @@ def _restore(
     )
 
 
-def _read_saved(directory: Path) -> _Trained:
+def _read_saved(directory: Path, trust: bool) -> _Trained:
     """Return what `mixtune train --out` has left in a folder, with the images that it was trained on."""
-    saved = load_trained(directory, choose_device())
+    saved = load_trained(directory, choose_device(), trust)
     data = saved.load_data()
     name = directory.resolve().name
     return _Trained(name, saved.recipe, data, saved.backbone, saved.classifiers, saved.metrics)

@@ -16,6 +16,7 @@ from mixtune.run.latency import TIMED, is_distinguishable, latency_difference
 from mixtune.run.recommendation import describe_figures
 from mixtune.run.result import Result
 from mixtune.run.status import RunStatus
+from mixtune.space.foreign import to_train
 from mixtune.space.recipe import with_values
 from mixtune.space.space import SearchSpace
 
@@ -43,7 +44,7 @@ def state(result: Result, status: RunStatus) -> str:
         return f"A finished search: {done}."
     if status.state == "running":
         return f"A search that is still running: {done}."
-    return f"An interrupted search: {done}. mixtune resume {_quoted(result)} continues it."
+    return f"An interrupted search: {done}. mixtune resume {to_train(result.directory, result.space)} continues it."
 
 
 def facts(result: Result, status: RunStatus) -> Iterator[tuple[str, str]]:
@@ -90,7 +91,7 @@ def choices(result: Result) -> Iterator[dict[str, Any]]:
 
 def commands(result: Result, status: RunStatus) -> Iterator[tuple[str, str]]:
     """Yield (what it does, command): what is to be done next, the export, and how to search on."""
-    export = f"mixtune export {_quoted(result)}"
+    export = f"mixtune export {to_train(result.directory, result.space)}"
     found = result.recommendation()
     if status.state == "running":
         yield "keep this page up to date", f"mixtune report {_quoted(result)} --watch"

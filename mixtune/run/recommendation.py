@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import pandas as pd
 
 from mixtune.metrics import COST_UNITS, METHODS, find_metric, metric_value, setting, significant
 from mixtune.run.paired import WITH_ERRORS, Difference, Judged, Runs, compare_with, images_needed
+from mixtune.space.foreign import to_train
 
 if TYPE_CHECKING:
     from mixtune.run.result import Result
@@ -192,7 +192,8 @@ def _describe(
         said.append(_describe_gain(result, trial, gain, over, cost, is_any_shown))
     certainty = None if confirmed is None else confirmed.certainty(trial)
     certainty = None if certainty is None or math.isnan(certainty) else certainty
-    name, following = shlex.quote(str(result.directory)), f"mixtune confirm {shlex.quote(str(result.directory))}"
+    name = to_train(result.directory, result.space)
+    following = f"mixtune confirm {name}"
     if confirmed is None:
         said.append("One seed, with which about a point can be luck; not confirmed.")
     else:

@@ -31,6 +31,7 @@ from mixtune.run.recommendation import Recommendation, recommend
 from mixtune.run.reference import derive_reference, given_reference
 from mixtune.space.constraints import Constraint
 from mixtune.space.effective import effective, find_method, idle_settings
+from mixtune.space.foreign import foreign_in_space, refuse_foreign_code
 from mixtune.space.recipe import BASELINES, flatten
 from mixtune.space.space import SearchSpace
 
@@ -475,11 +476,15 @@ def load(directory: str | os.PathLike[str]) -> Result:
     return result_of(RunDirectory(Path(directory)))
 
 
-def load_to_train(directory: str | os.PathLike[str]) -> Result:
-    """Return load() of a run whose recipes are trained again; raises RequestError, too, where it was edited by hand."""
+def load_to_train(directory: str | os.PathLike[str], trust: bool) -> Result:
+    """Return load() of a run whose recipes are trained again.
+
+    Raises RequestError, too, where it was edited by hand, and where it names other code and is not trusted.
+    """
     run = RunDirectory(Path(directory))
     if run.holds_run:
         run.refuse_edited_by_hand()
+        refuse_foreign_code(run.path, foreign_in_space(run.space, searches=False), trust)
     return result_of(run)
 
 

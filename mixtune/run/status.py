@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -20,6 +19,7 @@ from mixtune.run.ledger import COUNTED, ENDED, TrialRecord
 from mixtune.run.recommendation import Recommendation
 from mixtune.run.remaining import ended_early, time_left, wanted_trials
 from mixtune.run.result import Result
+from mixtune.space.foreign import to_train
 from mixtune.space.space import SearchSpace
 
 MORE_TRIALS = 20  # suggested for a finished search
@@ -47,18 +47,19 @@ class Failure:
 class RunStatus:
     """Where a run stands; trials and baselines are counted apart, by state.
 
-    ``state``: running while somebody drives it (``holder``), else finished when as many trials have ended as the
-    ``budget`` says, or it ended ``early``, for this reason, and nothing is unfinished, else interrupted; trials that
-    began or wait are "unfinished" where nobody drives them.
-    ``last_event``: unix seconds; ``wall_s``: seconds from start to end, of all ended trials and baselines together;
-    ``train_latency_s``: their sum of it; ``account``: what of it was trained; ``stages_mb``: of all files
-    in stages/, ``stages``: how many are states; ``confirmed``: how many seeds, by trial; ``extend_to``: a larger
-    budget to suggest, None where a grid has no more; ``recommendation``: by what is known so far; of a search that runs
+    ``to_train``: the folder as the arguments of a command that trains; ``state``: running while somebody drives it
+    (``holder``), else finished when as many trials have ended as the ``budget`` says, or it ended ``early``, for this
+    reason, and nothing is unfinished, else interrupted; trials that began or wait are "unfinished" where nobody drives
+    them. ``last_event``: unix seconds; ``wall_s``: seconds from start to end, of all ended trials and baselines
+    together; ``train_latency_s``: their sum of it; ``account``: what of it was trained; ``stages_mb``: of all files in
+    stages/, ``stages``: how many are states; ``confirmed``: how many seeds, by trial; ``extend_to``: a larger budget to
+    suggest, None where a grid has no more; ``recommendation``: by what is known so far; of a search that runs
     ``running`` says how far its trials are, as in "7/30", and ``left_s`` the wall seconds that it will still take, None
     where that is not known.
     """
 
     directory: Path
+    to_train: str
     state: Literal["running", "interrupted", "finished"]
     holder: str | None
     budget: int
@@ -87,7 +88,7 @@ class RunStatus:
 
     def commands(self) -> list[str]:
         """Return the commands that continue from here; none while the run continues by itself."""
-        name = shlex.quote(str(self.directory))
+        name = self.to_train
         if self.state == "running":
             return []
         if self.state == "interrupted":
@@ -155,6 +156,7 @@ def run_status(result: Result, holder: str | None) -> RunStatus:
     searches = holder is not None and not holder.startswith("confirm")
     return RunStatus(
         directory=result.directory,
+        to_train=to_train(result.directory, result.space),
         state="running" if holder else "finished" if is_met and not is_left else "interrupted",
         holder=holder,
         budget=budget,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from mixtune.objectives import Objective
 from mixtune.run.ledger import finite_or_none
 from mixtune.space.document import parse_document
 from mixtune.space.effective import resolve_auto
+from mixtune.space.foreign import foreign_in_recipe, refuse_foreign_code
 from mixtune.space.recipe import Recipe, RecipeError, flatten, follow_arrays, parse_recorded, with_absolute_paths
 from mixtune.training.data import TrainingData, load_training_data
 from mixtune.training.measure import Metrics
@@ -102,8 +103,10 @@ def save_diverged(directory: str | os.PathLike[str], recipe: Recipe, metrics: Ma
     _write_metrics(folder, metrics)
 
 
-def load_trained(directory: str | os.PathLike[str], device: torch.device | str = "cpu") -> SavedRun:
-    """Read a trained recipe back, its weights on a device.
+def load_trained(
+    directory: str | os.PathLike[str], device: torch.device | str = "cpu", trust: bool = False
+) -> SavedRun:
+    """Read a trained recipe back, its weights on a device; trust: import what it names of other code.
 
     Raises RequestError for a folder that holds none and for a recipe that this version does not know, and DataError
     for one that is not whole: a file missing or damaged, weights of another recipe.
@@ -119,7 +122,7 @@ def load_trained(directory: str | os.PathLike[str], device: torch.device | str =
         digests = dict(json.loads(metadata.get("data", "{}")))
     except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
         raise DataError(f"{mistake}: {one_line(error)}") from error
-    recipe = _read_recipe(folder / RECIPE, version)
+    recipe = _read_recipe(folder / RECIPE, version, trust)
     tasks = [task.name for task in recipe.data.tasks]
     if tasks != list(classes):
         raise DataError(f"{mistake}: the recipe's tasks are {', '.join(tasks)}, the weights' {', '.join(classes)}")
@@ -146,9 +149,10 @@ def saved_metrics(directory: str | os.PathLike[str], recipe: Recipe) -> dict[str
     folder = Path(directory)
     if not all((folder / name).is_file() for name in (RECIPE, METRICS)):
         return None
+    known = foreign_in_recipe(recipe.to_dict())  # the user's word
     held, wanted = (
         resolve_auto(flatten(each.to_dict()))
-        for each in (_read_recipe(folder / RECIPE, __version__), with_absolute_paths(recipe))
+        for each in (_read_recipe(folder / RECIPE, __version__, known), with_absolute_paths(recipe))
     )
     for path, asked in wanted.items():
         if path not in held or held[path] != asked:
@@ -198,7 +202,7 @@ def _require_files(folder: Path) -> None:
         raise mistake(f"{folder} holds no whole trained recipe: {', '.join(missing)} is missing")
 
 
-def _read_recipe(path: Path, version: str) -> Recipe:
+def _read_recipe(path: Path, version: str, trust: bool | Container[str]) -> Recipe:
     try:
         text = read_regular(path, _MAX_TEXT).decode()
     except (OSError, UnicodeDecodeError) as error:
@@ -206,6 +210,7 @@ def _read_recipe(path: Path, version: str) -> Recipe:
     if not text.rstrip().endswith(f"\n{_END}"):
         raise DataError(f"{path} is damaged: it does not end with {_END!r}")
     document = parse_document(text, str(path))
+    refuse_foreign_code(path.parent, foreign_in_recipe(document.values), trust)
     try:
         return parse_recorded(follow_arrays(document.values, path.parent / DATA))
     except RecipeError as error:

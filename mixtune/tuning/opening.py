@@ -14,6 +14,7 @@ from mixtune.cost.machine import Machine, device_here, look_at_machine
 from mixtune.datasets import to_parts, write_parts
 from mixtune.errors import DataError
 from mixtune.run.directory import RunDirectory
+from mixtune.space.foreign import to_train
 from mixtune.space.space import SearchSpace, space_on_arrays
 from mixtune.stages.opened import refuse_other_device
 from mixtune.tuning.prepare import AnySpace
@@ -70,5 +71,5 @@ def saying_that_the_ledger_is_full(search: RunningSearch, run: RunDirectory) -> 
 
 
 def quoted(run: RunDirectory) -> str:
-    """Return a run's folder as a shell reads it."""
-    return shlex.quote(str(run.path))
+    """Return a run's folder as a shell reads it, for a command that trains."""
+    return to_train(run.path, run.space) if run.holds_run else shlex.quote(str(run.path))

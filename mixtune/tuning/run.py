@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import shlex
 import signal
 import threading
 import time
@@ -28,6 +29,7 @@ from mixtune.run.lock import hold_run
 from mixtune.run.reference import derive_reference
 from mixtune.run.remaining import ended_early, most_trials
 from mixtune.run.result import Result, result_of
+from mixtune.space.foreign import foreign_in_space, refuse_foreign_code
 from mixtune.space.placing import complete_params
 from mixtune.space.space import SearchSpace
 from mixtune.stages.opened import Opened
@@ -168,6 +170,7 @@ def resume(
     time_budget: float | str | None = None,
     log_to: Sequence[str] = (),
     callbacks: Sequence[tune.Callback] = (),
+    trust: bool = False,
     console: Console | None = None,
 ) -> Result:
     """Continue a search after a crash, an interruption or a spent budget; the same as ``mixtune resume``.
@@ -175,13 +178,16 @@ def resume(
     trials: how many may end in all, from now on: more than before extends a finished search; first: recipes to try
     before what the sampler suggests, ``[{"alpha": 0.3}]``, as ``search.first`` of a space; space: the run's with other
     ``space``, ``constraints``, ``search`` or ``resources``, for the trials to come; retry_failed: train the failed
-    trials once more; the other options as for :func:`search`, but each trial keeps the threads that the search began
-    with, because its bits and its seconds depend on them. Raises as ``search`` does.
+    trials once more; trust: import what the run names of other code; the other options as for :func:`search`, but each
+    trial keeps the threads that the search began with, because its bits and its seconds depend on them. Raises as
+    ``search`` does.
     """
     console = console or Console()
     seconds, wait_s = parse_duration(time_budget), parse_duration(wait, "wait")
     address = session_address(address)
     run = current_run(Path(directory), space)
+    if space is None:  # one that is given is the user's word
+        refuse_foreign_code(run.path, foreign_in_space(run.space, searches=True), trust)
     machine = known_machine(run)
     loggers = find_loggers(log_to, run)
     if gpus is None and address is None and machine.gpu_bytes is None:
@@ -325,7 +331,7 @@ def _judge(search: RunningSearch, result: Result, console: Console) -> Result:
     """Return the result, or raise SearchError where there is none, or none that can be trusted to be all."""
     run = RunDirectory(result.directory)
     if search.stop_reason:
-        raise SearchError(f"{search.stop_reason}; what is done is kept: mixtune pareto {quoted(run)}")
+        raise SearchError(f"{search.stop_reason}; what is done is kept: mixtune pareto {shlex.quote(str(run.path))}")
     if (early := ended_early(search.state, search.space)) is not None:
         done = f"{search.done} of {search.budget} trials done; mixtune resume {quoted(run)} --trials N trains up to N"
         _say(console, early if search.state.exhausted else f"{early}: {done}")

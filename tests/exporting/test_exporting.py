@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import importlib.util
 import json
@@ -31,6 +32,7 @@ from mixtune.meter.times import StepTimes
 from mixtune.run.ledger import Ledger, describe_damage, finite_or_none
 from mixtune.run.lock import hold_folder, hold_run
 from mixtune.single import Trained, train_recipe
+from mixtune.space.foreign import to_train
 from mixtune.space.recipe import change_recipe, parse_recipe
 from mixtune.space.space import space_from_dict
 from mixtune.stages.keys import stage_keys
@@ -313,6 +315,47 @@ def test_code_that_a_run_directory_names_beside_its_recipe_is_not_imported(
     Ledger(ledger).append("edited", document=space, kept={}, varied=["alpha"])
     export(run, "t0001")
     assert not (tmp_path / "RAN").exists()
+
+
+def test_code_that_a_run_directory_names_is_imported_only_where_it_is_trusted(
+    run: Path, train_one: Callable[..., Trained], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "evilmod.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'RAN')!r})\nx = None")
+    monkeypatch.syspath_prepend(tmp_path)
+    train_one({})
+    one, whole = tmp_path / "one", yaml.safe_load((run / "space.yaml").read_text())
+    for path, kind in {
+        "recipe.data.dataset": "dataset",
+        "recipe.data.ssl_dataset": "dataset",
+        "recipe.ssl.objective": "objective",
+        "space.ssl.objective": "objective",
+        "search.sampler": "sampler",
+        "search.scheduler": "scheduler",
+    }.items():
+        section, name = path.split(".", 1)
+        values = copy.deepcopy(whole)
+        if path.startswith("recipe."):
+            _, below, name = path.split(".")
+            values["recipe"].setdefault(below, {})[name] = "evilmod:x"
+        else:
+            values[section][name] = {"choice": ["mae", "evilmod:x"]} if section == "space" else "evilmod:x"
+        (run / "space.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+        says = rf"{run} names code that is not mixtune's: evilmod:x \({kind}\): --trust imports and runs it"
+        trains = [lambda: mixtune.resume(run), lambda: mixtune.Study(out=run)]
+        if section != "search":
+            trains += [lambda: mixtune.confirm(run), lambda: export(run, "t0001")]
+        for command in trains:
+            with pytest.raises(RequestError, match=says):
+                command()
+        assert to_train(run, mixtune.load(run).space).endswith(" --trust")
+    recipe = (one / "recipe.yaml").read_text()
+    (one / "recipe.yaml").write_text(recipe.replace("objective: mae", "objective: evilmod:x", 1))
+    with pytest.raises(RequestError, match=r"one names code that is not mixtune's: evilmod:x \(objective\): --trust"):
+        export(one)
+    assert not (tmp_path / "RAN").exists()
+    with pytest.raises(RequestError, match="evilmod:x needs Settings"):
+        export(one, trust=True)
+    assert (tmp_path / "RAN").exists()
 
 
 def test_another_accuracy_than_the_recorded_one_is_said_and_the_measured_one_written(run: Path) -> None:
