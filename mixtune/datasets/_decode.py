@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
+from mixtune.datasets._files import known_formats
 from mixtune.datasets._types import Images, Parts, Reading
 from mixtune.errors import RequestError
 from mixtune.files import read_regular
@@ -114,7 +115,7 @@ def _open_content(content: bytes) -> Image.Image:
     with suppress(UnidentifiedImageError):
         return Image.open(io.BytesIO(content), formats=_COMMON)
     try:
-        return Image.open(io.BytesIO(content))
+        return Image.open(io.BytesIO(content), formats=known_formats())
     except UnidentifiedImageError as error:
         raise ValueError(_what_else(content)) from error
 

@@ -26,7 +26,12 @@ _PART = re.compile(
 )
 
 HEIC = frozenset({".heic", ".heics", ".heif", ".heifs", ".hif"})
-_NOT_PICTURES = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "PALM", "PDF", "WMF"})  # of Pillow's formats
+# Pillow's formats that are read, each in this process alone: PostScript, for one, would start another program
+FORMATS = (
+    *("AVIF", "BLP", "BMP", "CUR", "DCX", "DDS", "DIB", "FITS", "FLI", "FTEX", "GBR", "GIF", "HEIF", "ICNS", "ICO"),
+    *("IM", "IMT", "JPEG", "JPEG2000", "MCIDAS", "MPO", "MSP", "PCD", "PCX", "PIXAR", "PNG", "PPM", "PSD", "QOI"),
+    *("SGI", "SPIDER", "SUN", "TGA", "TIFF", "WEBP", "XBM", "XPM", "XVTHUMB"),
+)
 _KNOWN_OTHERS = re.compile(  # never opened to see whether they are images after all
     r"\.(?:7z|aac|arrow|aux|avi|bib|bz2|c|cfg|conf|cpp|css|csv|db|dcm|docx?|eps|gz|h|h5|hdf5?|html?|ini|ipynb|jar|js|json"
     r"|jsonl|lnk|lock|log|m4a|m4v|mat|md|md5|mkv|mov|mp[34]|mpe?g|ndjson|nii|np[yz]|odt|old|onnx|parquet|part|pdf|pickle"
@@ -201,12 +206,21 @@ def name_some(names: Iterable[str], limit: int = 20) -> str:
 
 
 @functools.cache
+def known_formats() -> tuple[str, ...]:
+    """Return FORMATS as far as this Pillow has them."""
+    from PIL import Image
+
+    reads_heic()
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+@functools.cache
 def _image_suffixes() -> frozenset[str]:
     from PIL import Image
 
     Image.init()
-    readable = {*Image.OPEN, "MPO"} - _NOT_PICTURES  # an MPO is opened as the JPEG that it begins with
-    return frozenset(suffix for suffix, form in Image.EXTENSION.items() if form in readable) - HEIC
+    return frozenset(suffix for suffix, form in Image.EXTENSION.items() if form in FORMATS) - HEIC
 
 
 def _suffix(name: str) -> str:

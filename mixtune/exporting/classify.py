@@ -5,6 +5,7 @@ It needs torch, timm, Pillow and safetensors alone, pillow-heif for HEIC, and pr
 
 import argparse
 import csv
+import functools
 import json
 import os
 import signal
@@ -28,7 +29,12 @@ with suppress(ImportError):  # HEIC, where pip install pillow-heif was done
 
 SHOWN = 5  # classes
 BATCH = 32  # images
-NO_IMAGES = ("EPS", "MPEG", "PDF")  # of the formats that Pillow has
+# Pillow's formats that are read, each in this process alone: PostScript, for one, would start another program
+FORMATS = (
+    *("AVIF", "BLP", "BMP", "CUR", "DCX", "DDS", "DIB", "FITS", "FLI", "FTEX", "GBR", "GIF", "HEIF", "ICNS", "ICO"),
+    *("IM", "IMT", "JPEG", "JPEG2000", "MCIDAS", "MPO", "MSP", "PCD", "PCX", "PIXAR", "PNG", "PPM", "PSD", "QOI"),
+    *("SGI", "SPIDER", "SUN", "TGA", "TIFF", "WEBP", "XBM", "XPM", "XVTHUMB"),
+)
 TURNS = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -40,6 +46,13 @@ TURNS = {  # by EXIF orientation
 }
 
 
+@functools.cache
+def known_formats() -> tuple[str, ...]:
+    """Return FORMATS as far as this Pillow has them."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
 def read_image(path: str | Path, channels: int, size: int, reading: Mapping[str, Any]) -> torch.Tensor:
     """Return an image file as uint8 (channels, size, size), read as the training images were.
 
@@ -49,7 +62,7 @@ def read_image(path: str | Path, channels: int, size: int, reading: Mapping[str,
     try:
         if os.path.exists(path) and not os.path.isfile(path):
             raise ValueError("it is not a regular file")  # a pipe would wait for ever
-        with Image.open(path) as image:
+        with Image.open(path, formats=known_formats()) as image:
             if reading["reduce"] and image.format in ("JPEG", "MPO"):
                 image.draft(None, (2 * size, 2 * size))
             image.load()
@@ -134,7 +147,7 @@ def find_images(given: list[Path]) -> Iterator[Path]:
         yield from [
             file
             for file in below
-            if suffixes.get(file.suffix.lower(), "PDF") not in NO_IMAGES
+            if suffixes.get(file.suffix.lower()) in FORMATS
             and not any(part.startswith(".") for part in file.relative_to(path).parts)
             and file.is_file()
         ] or [path]

@@ -74,9 +74,7 @@ class RunDirectory:
     @cached_property
     def space(self) -> SearchSpace:
         """What was searched, as the run's own version of mixtune understood it. Raises RequestError."""
-        if self.is_edited_by_hand:
-            _log.warning("%s was edited by hand: its trials are of what it held before", self.space_file)
-        values = self.document.values
+        values = self._values
         recipe = values.get("recipe")
         if isinstance(recipe, dict):
             values = values | {"recipe": follow_arrays(recipe, self.data)}
@@ -85,7 +83,7 @@ class RunDirectory:
     @cached_property
     def facts(self) -> RunFacts:
         """What the search wrote of itself. Raises RequestError."""
-        run = self._mapping(self.document.values, "run")
+        run = self._mapping(self._values, "run")
         given = {fact.name: self._mapping(run, fact.name) for fact in fields(RunFacts)}
         for fact in ("most_expensive", "reference_point"):
             numbers = {name: self._number(f"{fact}.{name}", value) for name, value in given[fact].items()}
@@ -96,6 +94,14 @@ class RunDirectory:
     def state(self) -> RunState:
         """What the ledger says; a run may have ended before its first word. Raises RequestError where it is no file."""
         return read_state(self.ledger_file) if self.ledger_file.exists() else RunState()
+
+    @cached_property
+    def _values(self) -> dict[str, Any]:
+        """What space.yaml held for its trials: of one that was edited by hand the ledger knows it."""
+        if self.is_edited_by_hand:
+            _log.warning("%s was edited by hand: its trials are of what it held before", self.space_file)
+            return dict(self.state.documents[-1])
+        return self.document.values
 
     @property
     def new_document(self) -> dict[str, Any]:

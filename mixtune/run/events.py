@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from mixtune.errors import show
 from mixtune.metrics import METRICS
+from mixtune.run.predictions import decode_classes
 from mixtune.space.recipe import BASELINES
 
 _TEXTS = ("method", "phase", "precision", "device", "protocol")  # of the metrics
@@ -71,6 +72,27 @@ def _params(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
+def _sampler(values: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(values.get("memory") or {}, dict):
+        raise ValueError(f"memory should be a mapping, got {show(values['memory'])}")
+    return values
+
+
+def _factors(values: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(values.get("device") or "", str):
+        raise ValueError(f"device should be text, got {show(values['device'])}")
+    return values
+
+
+def _classes(values: dict[str, str]) -> dict[str, str]:
+    for task, text in values.items():
+        try:
+            decode_classes(text)
+        except ValueError as error:
+            raise ValueError(f"{task} should be encoded classes of images: {error}") from error
+    return values
+
+
 def _is_plain(value: Any, depth: int) -> bool:
     """Return whether a value can stand in a recipe: finite, and not nested without end."""
     if isinstance(value, list | dict):
@@ -86,9 +108,12 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 Seconds = Annotated[float, Field(allow_inf_nan=False, ge=0.0)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Texts = dict[str, str]
+Classes = Annotated[dict[str, str], AfterValidator(_classes)]
 Metrics = Annotated[dict[str, Any], AfterValidator(_metrics)]
 Params = Annotated[dict[str, Any], AfterValidator(_params)]
-Sampler = dict[str, Any]
+Sampler = Annotated[dict[str, Any], AfterValidator(_sampler)]
+
+Factors = Annotated[dict[str, Any], AfterValidator(_factors)]
 
 _ASKED: dict[str, Any] = {
     "params": Params,
@@ -105,7 +130,7 @@ _ENDED: dict[str, Any] = {
     "stage": Key,
     "steps": dict[str, dict[str, Count]],
     "validation": str,
-    "predictions": Texts,
+    "predictions": Classes,
 }
 _OF_A_TRIAL: dict[str, dict[str, Any]] = {
     "asked": _ASKED,
@@ -126,7 +151,7 @@ _OF_A_TRIAL: dict[str, dict[str, Any]] = {
         "metrics!": Metrics,
         "windows": dict[str, list[Seconds]],
         "validation": str,
-        "predictions": Texts,
+        "predictions": Classes,
         "reason": str,
         "images": str,
     },
@@ -154,12 +179,17 @@ _OF_A_RUN: dict[str, dict[str, Any]] = {
         "stored": dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], Key],
     },
     "waited": {"seconds!": Seconds},
-    "step_time": {"signature": str, "seconds": Seconds, "quiet": bool, "factors": dict[str, Any]},
+    "step_time": {
+        "signature": str,
+        "seconds": Seconds,
+        "quiet": bool,
+        "factors": Annotated[dict[str, Any], AfterValidator(_factors)],
+    },
     "step_time_fixed": {"signature!": str},
     "fitted": {"sampler": Sampler},
     "exhausted": {"reason!": str},
     "converged": {"trials!": Count, "reason": str},
-    "validation": {"digest!": str, "classes!": dict[str, Count], "labels!": Texts},
+    "validation": {"digest!": str, "classes!": dict[str, Count], "labels!": Classes},
 }
 FIELDS = {name: {"trial!": Name, **fields} for name, fields in _OF_A_TRIAL.items()} | _OF_A_RUN
 """The fields of each event and their kinds; those with ``!`` must be there, others may be null."""
@@ -176,8 +206,17 @@ def _model(event: str, fields: Mapping[str, Any]) -> type[BaseModel]:
 _MODELS = {event: _model(event, fields) for event, fields in FIELDS.items()}
 
 
+_TOGETHER = {  # fields of which all are there, or none
+    "step_time": ("signature", "seconds"),
+    "learned": ("from", "params", "metrics", "epochs", "stored"),
+}
+
+
 def why_wrong(event: Mapping[str, Any]) -> str | None:
     """Return in a line how an event breaks the table, None where it does not."""
+    together = _TOGETHER.get(event["event"], ())
+    if 0 < sum(event.get(name) is not None for name in together) < len(together):
+        return f"should have all of {', '.join(together)}, or none"
     model = _MODELS.get(event["event"])
     if model is None:
         return None

@@ -205,18 +205,18 @@ class RunState:
             self.given, self.exhausted = [*self.given, *event["recipes"]], None
         elif kind == "edited":
             self._edit(event)
-        elif kind == "learned" and "source" in event:
+        elif kind == "learned" and event.get("source") is not None:
             self.sources[event["source"]] = event
-        elif kind == "learned":
+        elif kind == "learned" and event.get("from") is not None:
             name = "/".join(event["from"])
             copied = {field: event[field] for field in ("params", "metrics", "epochs")}
             stored = {int(epoch): key for epoch, key in event["stored"].items()}
             self.learned[name] = TrialRecord(name, "learned", stored=stored, **copied)
         elif kind == "waited":
             self.waited_s += float(event["seconds"])
-        elif kind == "step_time" and "signature" in event:
+        elif kind == "step_time" and event.get("signature") is not None:  # of the first versions it has none
             self.step_times.add(event["signature"], float(event["seconds"]), event.get("quiet", True))
-            self.device = self.device or event.get("factors", {}).get("device")
+            self.device = self.device or (event.get("factors") or {}).get("device")
         elif kind == "step_time_fixed":
             self.step_times.fix([event["signature"]])
         elif kind == "confirmed":
@@ -337,7 +337,7 @@ def _apply(record: TrialRecord, event: Mapping[str, Any]) -> None:
         if record.metrics.get("epoch", 0) > max((epoch.get("epoch") or 0 for epoch in record.epochs), default=0):
             record.losses = 0  # it gets on
         _keep_epoch(record.epochs, record.metrics)
-        record.epoch_time, record.reused = moment, int(event.get("reused", record.reused))
+        record.epoch_time, record.reused = moment, int(event.get("reused") or record.reused)
         if "state" in event:
             epoch = int(record.metrics["epoch"])
             record.stored[epoch] = str(event["state"])

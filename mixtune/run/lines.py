@@ -43,7 +43,12 @@ class Lines:
 
 def seal(event: Mapping[str, Any], before: Lines) -> bytes:
     """Return the line of an event that follows others, without its end. Raises TypeError and ValueError, as JSON."""
-    text = f'{json.dumps(event, allow_nan=False)[:-1]}, "line": {before.next}'.encode()
+    return seal_text(json.dumps(event, allow_nan=False), before)
+
+
+def seal_text(event: str, before: Lines) -> bytes:
+    """Return the line of an event in JSON, see seal()."""
+    text = f'{event[:-1]}, "line": {before.next}'.encode()
     return text + b', "sum": "' + _sum(text, before.sum) + b'"}'
 
 

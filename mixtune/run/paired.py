@@ -213,7 +213,10 @@ def _image_variance(pairs: Sequence[tuple[Judged, Judged]], metric: str, held_ou
 
 
 def _is_known(run: Judged, held_out: Mapping[str, HeldOut]) -> bool:
-    return run.validation in held_out and bool(run.predictions)
+    known = held_out.get(str(run.validation))
+    if known is None or not run.predictions or run.predictions.keys() != known.labels.keys():
+        return False
+    return all(len(_decode(run.predictions[task])) == len(_decode(own)) for task, own in known.labels.items())
 
 
 def _right(run: Judged, task: str, held_out: Mapping[str, HeldOut]) -> Floats:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+MAX_BYTES = 2**28  # of class numbers, inflated
 Classes = npt.NDArray[np.int64]  # (images,), class numbers
 
 
@@ -50,6 +51,11 @@ def encode_classes(classes: npt.NDArray[Any]) -> str:
 
 
 def decode_classes(text: str) -> Classes:
-    """Return the class numbers that encode_classes() wrote."""
-    content = zlib.decompress(base64.b64decode(text))
+    """Return the class numbers that encode_classes() wrote. Raises ValueError for what it did not."""
+    try:
+        content = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), MAX_BYTES)
+    except zlib.error as error:
+        raise ValueError(f"not deflated: {error}") from error
+    if not content or content[0] not in (1, 2, 4) or (len(content) - 1) % content[0]:
+        raise ValueError("no class numbers")
     return np.frombuffer(content[1:], dtype=f"<u{content[0]}").astype(np.int64)
