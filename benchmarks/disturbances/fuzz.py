@@ -183,7 +183,9 @@ def fuzz_runs(runs: Sequence[Path], count: int, seed: int, say: Say) -> list[Row
                 path.write_bytes(damage_bytes(content, [], rng)[1])
             names = {item.relative_to(folder) for item in Path(folder).rglob("*")}
             rows[kind].times += 1
-            wanted = None if kind.endswith("forged") else fronts[which]
+            # a forger may write any front, and a ledger that is cut is that of an earlier moment
+            is_true = kind.endswith("forged") or (kind == "ledger.jsonl" and content.startswith(whole_lines(path)))
+            wanted = None if is_true else fronts[which]
             watch(rows[kind], f"run {number}", functools.partial(read_all, run, wanted, number))
             made = {item.relative_to(folder) for item in Path(folder).rglob("*")} - names
             rows[kind].problems += [f"run {number}: {name} was made" for name in sorted(made) if name.name not in OURS]
@@ -194,6 +196,12 @@ def fuzz_runs(runs: Sequence[Path], count: int, seed: int, say: Say) -> list[Row
 
 CHECKED = "read by load, tables, status, report, clean: the front is the same, or the damage is named in a line"
 OURS = ("report.html", ".driver.lock", "ledger.torn")
+
+
+def whole_lines(path: Path) -> bytes:
+    """Return a file up to its last newline."""
+    content = path.read_bytes()
+    return content[: content.rfind(b"\n") + 1]
 
 
 def link_or_copy(source: str, target: str) -> None:
@@ -212,7 +220,7 @@ def read_all(run: Path, wanted: list[str] | None, number: int) -> None:
         result = mixtune.load(run)
         front = result.pareto_front()["trial"].tolist()
         status = run_status(result, None)
-        if wanted is not None and front != wanted and not said and status.state == "finished":
+        if wanted is not None and front != wanted and not said:
             raise AssertionError(f"the front is {front}, not {wanted}")
         front_table(result, 80), front_notes(result), front_csv(result)
         result.recommendation().lines(), result.to_json_dict(), result.trials, result.confirmed
