@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 
 from mixtune._version import __version__
-from mixtune.errors import DataError, RequestError, TrainingError
+from mixtune.errors import DataError, RequestError, TrainingError, printable
 from mixtune.metrics import disturbed_note, is_disturbed
 from mixtune.run.directory import RunDirectory
 
@@ -608,7 +608,7 @@ class CurrentStderrHandler(logging.Handler):
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    print(f"mixtune: {message}", file=sys.stderr)
+    print(f"mixtune: {printable(message)}", file=sys.stderr)
     sys.exit(status)
 
 
@@ -622,7 +622,7 @@ def _interruptible(what_then: str) -> Iterator[None]:
 
 
 def _say(console: Console, line: str) -> None:
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print("\n".join(map(printable, line.split("\n"))), highlight=False, markup=False, soft_wrap=True)
 
 
 def _console() -> Console:

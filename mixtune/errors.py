@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
 _SHOWN = 80  # characters, of a value
 _LONGEST = 200  # characters, of another library's error
+# control characters, ends of lines, overrides of the direction, lone surrogates
+_COMMANDS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class RequestError(ValueError):
@@ -43,6 +46,14 @@ def suggest(given: str, allowed: Iterable[str]) -> str:
     """Return the tail of an error line: ``"; did you mean 'rho'?"``, or nothing where no name is close."""
     name = closest(given, list(allowed))
     return f"; did you mean {name!r}?" if name else ""
+
+
+def printable(text: str) -> str:
+    """Return text without what commands a terminal, ends a line or turns its direction: ``\\x1b`` in its place.
+
+    Names of files and classes, and what somebody else's run directory says, may hold anything.
+    """
+    return _COMMANDS.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), text)
 
 
 def show(value: Any) -> str:

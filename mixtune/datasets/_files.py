@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mixtune.errors import RequestError, suggest
+from mixtune.errors import RequestError, printable, suggest
 
 PARTS = ("train", "val", "test")
 TABLES = (".csv", ".jsonl", ".parquet", ".tsv")
@@ -200,7 +200,7 @@ def name_some(names: Iterable[str], limit: int = 20) -> str:
 
     Bytes that are not UTF-8 are shown as ``\\xe9``.
     """
-    known = [name.encode(errors="surrogateescape").decode(errors="backslashreplace") for name in names]
+    known = [printable(name.encode(errors="surrogateescape").decode(errors="backslashreplace")) for name in names]
     more = f" and {len(known) - limit:,} more" if len(known) > limit else ""
     return ", ".join(f"'{name}'" for name in known[:limit]) + more
 

@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 import yaml
 
+from mixtune.errors import printable
 from mixtune.metrics import describe_channels, find_metric, significant
 from mixtune.space.effective import resolve_auto
 from mixtune.space.recipe import Recipe, flatten
@@ -129,7 +130,9 @@ def model_card(facts: ModelFacts) -> str:
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["cell"] = lambda text: " ".join(text.split()).replace("|", "\\|")
+    environment.filters["cell"] = lambda text: _plain(text).replace("|", "\\|")
+    environment.filters["plain"] = _plain
+    environment.filters["line"] = printable
     scores = []
     for name, title in _SCORES.items():
         of = find_metric(f"{facts.split}_{name}")
@@ -152,6 +155,11 @@ def model_card(facts: ModelFacts) -> str:
         MAX_CLASSES=MAX_CLASSES,
         LOWEST=LOWEST,
     )
+
+
+def _plain(text: str) -> str:
+    """Return a name as text of a line of Markdown, which holds no HTML."""
+    return printable(" ".join(text.split())).replace("&", "&amp;").replace("<", "&lt;")
 
 
 def _front_matter(facts: ModelFacts) -> dict[str, Any]:

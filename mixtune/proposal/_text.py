@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from mixtune.cost.flops import Size, recipe_bill, recipe_flops
 from mixtune.cost.machine import Machine
 from mixtune.datasets import Survey
+from mixtune.errors import printable
 from mixtune.files import refuse_existing, write_whole
 from mixtune.meter.times import StepTimes
 from mixtune.metrics import describe_channels, duration
@@ -54,17 +56,17 @@ class Proposal:
         """Return the commented space; ``path`` is where it will be."""
         found, comments = self.forecast, self._comments()
         head = [
-            f"mixtune search {path}",
+            f"mixtune search {shlex.quote(str(path))}",
             f"{describe_data(self.draft.survey)}.",
             f"{found.trials} trials and {found.baselines} baselines, {found.slots}: about {say_time(self.wall_s)} on",
             f"{found.device}; less where trials have epochs in common, which are trained once.",
             "After a change, --dry-run forecasts again.",
         ]
         body = [
-            f"{line:<{COLUMN - 2}}  # {comments[name]}" if comments.get(name) else line
+            f"{line:<{COLUMN - 2}}  # {printable(comments[name])}" if comments.get(name) else line
             for name, line in self.draft.lines().items()
         ]
-        return "\n".join([*(f"# {line}" for line in head), *body]) + "\n"
+        return "\n".join([*(f"# {printable(line)}" for line in head), *body]) + "\n"
 
     def _comments(self) -> dict[str, str]:
         """Return what is said alongside the draft's lines, by their names."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ import pandas as pd
 
 from mixtune.metrics import last_columns
 from mixtune.run.ledger import TrialRecord
+
+_FORMULA = re.compile(r"[=+@\t\r]|-[^0-9.]")
 
 
 def trial_frame(
@@ -39,8 +42,17 @@ def trial_frame(
 
 
 def csv_text(frame: pd.DataFrame) -> str:
-    """Return the table as CSV with a header, without the index, numbers in full precision."""
+    """Return the table as CSV with a header, without the index, numbers in full precision.
+
+    Text that a spreadsheet would take for a formula has ``'`` before it.
+    """
+    texts = frame.select_dtypes(include=["object", "string"])
+    frame = frame.assign(**{str(name): column.map(_guarded) for name, column in texts.items()})
     return frame.to_csv(index=False, lineterminator="\n")
+
+
+def _guarded(cell: Any) -> Any:
+    return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
 
 
 def plain(value: Any) -> Any:

@@ -22,7 +22,7 @@ from mixtune.errors import RequestError
 from mixtune.files import open_regular, read_regular
 from mixtune.meter.times import StepTimes
 from mixtune.run.events import why_wrong
-from mixtune.run.lines import DAMAGED, Lines, read_lines, seal
+from mixtune.run.lines import DAMAGED, Lines, read_lines, seal, with_printable_text
 from mixtune.run.predictions import HeldOut
 
 _STATE_AFTER = {
@@ -59,7 +59,8 @@ class Ledger:
         off what was left. Raises RequestError where the file is a link or no file at all.
         """
         content = {"event": event, "time": time.time(), **fields}
-        written: dict[str, Any] = json.loads(json.dumps(content, allow_nan=False))
+        text = json.dumps(content, allow_nan=False)
+        written = with_printable_text(json.loads(text), text.encode())
         if wrong := why_wrong(written):
             raise ValueError(f"{event}: {wrong}")
         before = self._before or _cut_torn_line(self.path)

@@ -15,9 +15,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mixtune.errors import printable
 from mixtune.run.events import why_wrong
 
 _SEAL = re.compile(rb', "line": (?P<line>[0-9]{1,15})(?P<end>, "sum": "(?P<sum>[0-9a-f]{16})"\}$)')
+_ESCAPED = re.compile(rb"\\[bfrnu]|[\x7f\xc2\xe2]")  # of what printable() replaces JSON has no other form
 DAMAGED = "damaged"  # the event that a reader is given in place of lines that do not count
 
 
@@ -74,7 +76,7 @@ def read_lines(data: bytes) -> Lines:
         if reason is None and event is not None:
             event.pop("line", None)
             event.pop("sum", None)
-            found.events.append(event)
+            found.events.append(with_printable_text(event, line))
         else:
             found.events.append({"event": DAMAGED, "line": at, "reason": reason, "count": 1})
         found.next = max(found.next, at + 1)
@@ -108,6 +110,19 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
+
+
+def with_printable_text(event: dict[str, Any], line: bytes) -> dict[str, Any]:
+    """Return an event whose texts command no terminal; line: its JSON."""
+    return dict(_printable(event)) if _ESCAPED.search(line) else event
+
+
+def _printable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {printable(name): _printable(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_printable(item) for item in value]
+    return "\n".join(map(printable, value.split("\n"))) if isinstance(value, str) else value
 
 
 def _sum(text: bytes, before: bytes) -> bytes:

@@ -158,3 +158,12 @@ def test_what_it_began_from_and_what_differs_is_said() -> None:
     assert "self-supervised objective" not in card
     assert "inference time" not in card
     assert "peak rates: sl 0.00100 |" in card
+
+
+def test_names_end_no_code_and_are_no_markup() -> None:
+    odd = ("```\n# not a title", "<script>alert(1)</script>", "\x1b[2Jx")
+    card = model_card(facts(tasks=(replace(PETS, title="<b>\npets", classes=odd),)))
+    assert not any(line.startswith(("```\n", "# not")) or "\x1b" in line for line in card.splitlines()[20:])
+    assert card.count("\n```") == 4  # the two examples
+    assert "<script>" not in card.split("```")[-1]
+    assert "vision transformer for &lt;b> pets" in card

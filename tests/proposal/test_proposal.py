@@ -219,3 +219,16 @@ def test_classes_that_a_mirror_swaps_are_not_flipped_and_bad_files_stay_out() ->
     assert not {"on_bad_file", "class_weights"} & DRAFT.lines().keys()
     rare = replace(DRAFT, survey=survey_of({"a": 950, "b": 50}))
     assert rare.lines()["class_weights"].strip() == "class_weights: balanced"
+
+
+def test_a_folder_whose_name_has_a_line_break_stays_in_its_comment(
+    digit_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = digit_folder({0: 40, 1: 40}, "a\nsearch: {trials: 1000}\x1b[2J")
+    monkeypatch.chdir(tmp_path)
+    assert command(monkeypatch, "init", str(folder), "--out", "new.yaml") == 0
+    text = (tmp_path / "new.yaml").read_text()
+    assert "\x1b" not in text
+    values = yaml.safe_load(text)
+    assert values["search"]["trials"] != 1000
+    assert values["recipe"]["data"]["root"] == str(folder)

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from mixtune.errors import RequestError
+from mixtune.run.frames import csv_text
 from mixtune.run.ledger import MAX_BYTES, Ledger, RunState, describe_damage, finite_or_none, fold, read_ledger
 from mixtune.run.lines import read_lines, seal_text
 
@@ -198,6 +200,19 @@ def test_an_older_ledger_goes_on_with_sums_and_then_each_line_must_have_one(tmp_
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[1:], lines[0]]))
     assert describe_damage(fold(read_ledger(path))).startswith("line 3 is missing, line 5 has no sum: ")
+
+
+def test_text_of_a_ledger_commands_no_terminal(sound: Path) -> None:
+    event = {"event": "failed", "trial": "t0003", "reason": "\x1b[2J\u202etxt\x9b1m\nü 😀", "metrics": {}}
+    with sound.open("ab") as file:
+        file.write(seal_text(json.dumps(event), read_lines(sound.read_bytes())) + b"\n")
+    assert read_ledger(sound)[-1]["reason"] == "\\x1b[2J\\u202etxt\\x9b1m\nü 😀"
+    assert (
+        Ledger(sound).append(**event)["reason"] == read_ledger(sound)[-1]["reason"] == "\\x1b[2J\\u202etxt\\x9b1m\nü 😀"
+    )
+    frame = pd.DataFrame({"reason": ["=cmd|' /C calc'!A0", "-5", "-x", "@a", None], "n": [-1.5, 2, 3, 4, 5]})
+    texts = ["'=cmd|' /C calc'!A0,-1.5", "-5,2.0", "'-x,3.0", "'@a,4.0", ",5.0"]
+    assert csv_text(frame) == "\n".join(["reason,n", *texts, ""])
 
 
 def test_what_a_crash_left_is_kept_aside(sound: Path, caplog: pytest.LogCaptureFixture) -> None:
