@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from mixtune.cost.machine import as_in_search
-from mixtune.errors import RequestError
+from mixtune.errors import DataError, RequestError
 from mixtune.meter.times import StepTimes
 from mixtune.metrics import DISTURBED, duration, is_disturbed
 from mixtune.run.confirmed import FRESH, Confirmation, counted_trainings
@@ -26,6 +26,7 @@ from mixtune.run.ledger import Ledger, TrialRecord, finite_or_none
 from mixtune.run.lock import hold_run
 from mixtune.run.result import Result, load, load_to_train
 from mixtune.single import Planned, Shared, train_each
+from mixtune.space.foreign import to_train
 from mixtune.space.recipe import Recipe, change_recipe
 from mixtune.stages.opened import Opened
 from mixtune.stages.resume import train_shared
@@ -152,13 +153,20 @@ class _Rivals:
             if self._held(each) is None:
                 held_out = fields.get("held_out")
                 if held_out is not None and held_out.digest not in state.held_out:
-                    state.apply(self._ledger.append("validation", **vars(held_out)))
+                    state.apply(self._append("validation", **vars(held_out)))
                 written = {name: value for name, value in fields.items() if name != "held_out"}
-                event = self._ledger.append(
-                    "confirmed", trial=each.name, seed=each.recipe.seed, **self._images, **written
-                )
+                event = self._append("confirmed", trial=each.name, seed=each.recipe.seed, **self._images, **written)
                 state.apply(event)
                 self._known[each.name, each.recipe.seed] = event
+
+    def _append(self, event: str, **fields: Any) -> Mapping[str, Any]:
+        try:
+            return self._ledger.append(event, **fields)
+        except OSError as error:
+            raise DataError(
+                f"{self._ledger.path} cannot be written ({error.strerror}): what it holds is kept; make room, then "
+                f"mixtune confirm {to_train(self.result.directory, self.result.space)}"
+            ) from error
 
     def _plan(self, record: TrialRecord, seed: int) -> Planned:
         """Return a training run of a trial's recipe from another seed, on its own split or on that seed's."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import resource
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,6 +66,25 @@ def confirmed(make_run: MakeRun) -> Confirmed:
     """A run confirmed on two seeds: its folder, what was returned, and the lines that were told."""
     directory, lines = make_run(), []
     return directory, confirm(directory, seeds=2, on_line=lines.append), lines
+
+
+def test_a_full_disk_ends_it_in_a_line_and_the_same_command_continues(make_run: MakeRun) -> None:
+    directory = make_run(seed=11)
+    load_training_data(load(directory).space.recipe, "cpu")  # the decoded images are there
+    ledger = directory / "ledger.jsonl"
+    before, room = ledger.read_bytes(), ledger.stat().st_size + 900  # so a file has no room for the third event
+
+    def fill_disk() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+
+    command = [sys.executable, "-m", "mixtune", "confirm", str(directory), "--seeds", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=fill_disk)
+    assert done.returncode == 1
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("mixtune: "))
+    says = f"{ledger} cannot be written (File too large): what it holds is kept; make room, then mixtune confirm "
+    assert line == f"mixtune: {says}{directory}"
+    assert ledger.read_bytes().startswith(before)
+    assert sorted(confirm(directory, seeds=1).runs) == ["sl", "t0001", "t0002"]
 
 
 def test_members_and_baselines_are_trained_in_turn_on_fresh_seeds_and_kept(confirmed: Confirmed) -> None:

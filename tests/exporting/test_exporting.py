@@ -288,6 +288,18 @@ def test_a_run_or_a_folder_that_is_in_use_is_refused(run: Path) -> None:
         export(run, "t0001", folder)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="a file system is mounted for reading alone as root only")
+def test_a_run_that_can_only_be_read_is_exported_elsewhere(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    script = (
+        f"mount --bind {run} {run} && mount -o remount,ro,bind {run} && exec {sys.executable} -m mixtune export {run}"
+    )
+    command = ["unshare", "-m", "sh", "-c", f"{script} --trial t0001 --out {out}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert visible(out) == FILES
+
+
 def test_code_that_a_run_directory_names_beside_its_recipe_is_not_imported(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
