@@ -15,6 +15,7 @@ import os
 import pickle
 import re
 import shutil
+import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -121,10 +122,12 @@ class StateStore:
         damage = "its digest is not that of its content"
         if header == _header(key, content):
             try:
-                state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-                self._touch(key)
-                return state
-            except (pickle.UnpicklingError, RuntimeError):
+                state = torch.load(_not_inflated(content), map_location="cpu", weights_only=True)
+                if isinstance(state, dict):
+                    self._touch(key)
+                    return state
+                damage = "it is no state"
+            except (pickle.UnpicklingError, RuntimeError, zipfile.BadZipFile):
                 damage = "this PyTorch does not read it as tensors and plain values"
         self._warn(f"{self.path(key)} was damaged ({damage}): it is removed, and its epochs are trained again")
         self.remove(key)
@@ -194,6 +197,16 @@ class StateStore:
     def _warn(self, text: str) -> None:
         self.warnings.append(text)
         _log.warning(text)
+
+
+def _not_inflated(content: memoryview) -> io.BytesIO:
+    """Return what torch.save() wrote, which deflates nothing. Raises BadZipFile for what would grow in memory."""
+    file = io.BytesIO(content)
+    with zipfile.ZipFile(file) as archive:
+        if sum(item.file_size for item in archive.infolist()) > len(content):
+            raise zipfile.BadZipFile("it is deflated")
+    file.seek(0)
+    return file
 
 
 def _header(key: str, content: bytes | memoryview) -> bytes:

@@ -10,6 +10,7 @@ import resource
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,26 @@ def test_a_damaged_file_is_dropped_with_a_warning(tmp_path, caplog):
     assert store.load(KEYS[1]) is None
     assert store.save(KEYS[0], made(0))
     assert_equal_bits(store.load(KEYS[0]), made(0))
+
+
+def test_a_state_of_another_kind_or_that_would_grow_in_memory_is_set_aside(tmp_path, caplog):
+    store = StateStore(tmp_path)
+    for key, content in ((KEYS[1], [1, 2]), (KEYS[2], {"zeros": torch.zeros(10**6)})):
+        packed = io.BytesIO()
+        torch.save(content, packed)
+        if key == KEYS[2]:
+            whole, packed = zipfile.ZipFile(packed), io.BytesIO()
+            with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as small:
+                for item in whole.infolist():
+                    small.writestr(item.filename, whole.read(item))
+            assert len(packed.getvalue()) < 10**5
+        assert store.receive(key, store_module._header(key, packed.getvalue()) + packed.getvalue())
+        assert store.load(key) is None
+        assert key not in store
+    assert [message.split("(")[1].split(")")[0] for message in caplog.messages] == [
+        "it is no state",
+        "this PyTorch does not read it as tensors and plain values",
+    ]
 
 
 def test_what_is_neither_tensor_nor_plain_value_does_not_come_back(tmp_path, caplog):
