@@ -1,0 +1,84 @@
+"""The README and docs/: links lead somewhere, messages are the program's, every field is described, the site builds."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mixtune.space.fields import find_fields
+
+ROOT = Path(__file__).parents[1]
+README, DOCS = ROOT / "README.md", sorted((ROOT / "docs").rglob("*.md"))
+MAX_README = 12_000  # bytes
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"^```.*?^```|`[^`\n]*`", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(path: Path) -> set[str]:
+    """Return the places in a page that a link may lead to, by its headings, as code hosts and mkdocs name them."""
+    headings = re.findall(r"^#+ (.+)$", without_code(path.read_text()), re.MULTILINE)
+    return {re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", heading.lower()).strip()) for heading in headings}
+
+
+@pytest.mark.parametrize("page", [README, *DOCS], ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", without_code(page.read_text())):
+        file, _, anchor = link.partition("#")
+        if re.match(r"https?:|mailto:", link):
+            continue
+        target = (page.parent / file).resolve() if file else page
+        assert target.exists(), link
+        assert target.is_relative_to(ROOT), link
+        # a page's own headings do not hold what mkdocs fills in from commands
+        assert not anchor or anchor in anchors(target) or target.name == "fields.md", link
+
+
+def test_the_readme_is_short_and_shows_a_small_picture() -> None:
+    text = README.read_text()
+    assert len(text.encode()) <= MAX_README
+    (picture,) = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
+    assert (ROOT / picture).stat().st_size < 150_000
+
+
+def test_every_field_is_described() -> None:
+    assert [field.path for field in find_fields() if not (field.about.endswith(".") and field.values)] == []
+
+
+def test_every_message_of_the_troubleshooting_page_is_the_programs() -> None:
+    texts = {
+        node.value
+        for path in (ROOT / "mixtune").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    messages = [m for row in re.findall(r"^\| (`.+?) \|", page, re.MULTILINE) for m in re.findall(r"`([^`]+)`", row)]
+    assert len(messages) > 70
+    for message in messages:
+        parts = [part for part in message.split("…") if len(part.strip()) > 3]
+        assert all(any(part.strip() in text for text in texts) for part in parts), message
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="no mkdocs: pip install -e '.[docs]'")
+def test_the_site_builds_without_a_warning_and_without_a_network(tmp_path: Path) -> None:
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    quiet = {**os.environ, **nowhere, "NO_MKDOCS_2_WARNING": "1"}
+    built = subprocess.run(command, cwd=ROOT, env=quiet, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    fields = (tmp_path / "site" / "reference" / "fields" / "index.html").read_text()
+    assert all(field.path in fields for field in find_fields())
+    pages = [path.read_text() for path in (tmp_path / "site").rglob("*.html")]
+    loaded = (
+        r"<(?:script|img|iframe)[^>]+src=\"https?:|<link[^>]+rel=\"(?:stylesheet|preconnect|icon)\"[^>]+href=\"https?:"
+    )
+    assert not any(re.search(loaded, page) for page in pages)
