@@ -113,7 +113,7 @@ class RunStatus:
         if self.front:
             lines.append(f"front: {_number(self.front, 'member')}")
         lines += [
-            f"best {name}: {find_metric(name).text(best.value, best.error)} ({best.trial})"
+            f"best {find_metric(name).title}: {find_metric(name).text(best.value, best.error)} ({best.trial})"
             for name, best in self.best.items()
         ]
         for failure in self.failures:
