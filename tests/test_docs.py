@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import os
 import re
 import subprocess
@@ -68,8 +67,8 @@ def test_every_message_of_the_troubleshooting_page_is_the_programs() -> None:
         assert all(any(part.strip() in text for text in texts) for part in parts), message
 
 
-@pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="no mkdocs: pip install -e '.[docs]'")
 def test_the_site_builds_without_a_warning_and_without_a_network(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="no mkdocs: pip install -e '.[docs]'")
     nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     quiet = {**os.environ, **nowhere, "NO_MKDOCS_2_WARNING": "1"}
