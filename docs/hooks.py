@@ -43,6 +43,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return COMMAND.sub(lambda command: printed(command[1]), markdown)
 
 
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Leave out Sphinx's roles, which docstrings have before names."""
+    return re.sub(r":(?:class|func|meth):(?=<code>)", "", html)
+
+
 def printed(command: str) -> str:
     """Return what a command of mixtune prints, as Markdown."""
     words = command.split()

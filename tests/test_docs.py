@@ -9,9 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from mixtune import plugins
+from mixtune.datasets import load_dataset
 from mixtune.space.fields import find_fields
+from mixtune.space.space import space_from_dict
+from mixtune.tuning.suggestions import Suggester
 
 ROOT = Path(__file__).parents[1]
 README, DOCS = ROOT / "README.md", sorted((ROOT / "docs").rglob("*.md"))
@@ -81,3 +86,30 @@ def test_the_site_builds_without_a_warning_and_without_a_network(tmp_path: Path)
         r"<(?:script|img|iframe)[^>]+src=\"https?:|<link[^>]+rel=\"(?:stylesheet|preconnect|icon)\"[^>]+href=\"https?:"
     )
     assert not any(re.search(loaded, page) for page in pages)
+
+
+def test_the_guides_plugins_can_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each block of the page goes to the file that its first line names."""
+    page = (ROOT / "docs" / "guides" / "plugins.md").read_text()
+    for name, code in re.findall(r"^```python\n# (\w+\.py); (?:[^\n]*)\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        (tmp_path / name).write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "scans").mkdir()
+    images = np.arange(40 * 64).reshape(40, 8, 8) % 251
+    np.savez(tmp_path / "scans" / "scans.npz", x=images.astype(np.uint8), y=np.arange(40) % 2)
+    monkeypatch.setenv("MIXTUNE_DATA", str(tmp_path / "cache"))
+    read = load_dataset("my_scans:Scans", str(tmp_path / "scans"))
+    assert (read.train.classes, len(read.train.images)) == (("benign", "malignant"), 32)
+    space = space_from_dict(
+        {
+            "recipe": {"data": {"dataset": "digits"}},
+            "space": {"alpha": {"uniform": [0, 1]}},
+            "search": {"sampler": "my_samplers:Small", "scheduler": "my_schedulers:Floor"},
+        }
+    )
+    suggester = Suggester(space)
+    drawn = [suggester.ask(f"t{i}", i)["alpha"] for i in range(2, 10)]
+    assert len(set(drawn)) == 8
+    assert all(0 <= alpha <= 1 for alpha in drawn)
+    floor = plugins.find("tuning.schedulers", space.search.scheduler, "scheduler").build(space)
+    assert not floor.continues("t0001", {"sl_progress": 0.5, "val_accuracy": 0.2})
