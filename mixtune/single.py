@@ -166,7 +166,7 @@ def train_each(
         yield each, found
         to_come = sum(later.forecast_s for later in planned[number:] if held(later) is None)
         left = f"; about {duration((took / forecast if forecast else 1.0) * to_come)} left" if to_come else ""
-        said = f"{each.name}, seed {each.recipe.seed}: {describe(found)}{' (held)' * is_held}"
+        said = f"{each.name}, seed {each.recipe.seed}: {describe(found)}{' (already trained)' * is_held}"
         on_line(f"[{number}/{len(planned)}] {said}{left}")
 
 

@@ -156,7 +156,7 @@ def _find_tables(source: Source) -> tuple[list[tuple[Path, str]], list[str]]:
         if not source.root.is_file():
             require_folder(source.root)
         elif source.root.suffix.lower() not in TABLES:
-            raise RequestError(f"data.root {source.root} is no table: known are {', '.join(TABLES)}")
+            raise RequestError(f"data.root {source.root} is not a table: known are {', '.join(TABLES)}")
         tables = [(source.root, "")] if source.root.is_file() else _tables_in(source.root, notes)
         tables = [(path, split) for path, split in tables if split not in given and path not in given.values()]
     for name, path in given.items():
@@ -239,7 +239,7 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
             if line.strip():
                 entry = json.loads(line)
                 if not isinstance(entry, dict):
-                    raise ValueError(f"line {number} is no JSON object")
+                    raise ValueError(f"line {number} is not a JSON object")
                 lines.append(entry)
     return lines
 

@@ -118,8 +118,8 @@ def warn_of_few_images(images: int) -> list[str]:
     if least <= MAX_VISIBLE:
         return []
     return [
-        f"{images:,} validation images: with one seed they tell recipes apart from about {100 * least:.0f} points of "
-        "accuracy on (a larger data.val_fraction, or mixtune confirm afterwards, tells more)"
+        f"{images:,} validation images: with one seed they tell recipes apart that differ by about {100 * least:.0f} "
+        "points of accuracy or more (less with a larger data.val_fraction, or with mixtune confirm afterwards)"
     ]
 
 
@@ -182,7 +182,7 @@ def _refuse_unimportable(space: SearchSpace) -> None:
             instead = "; or give its images to mixtune.search as data=" if path == "data.dataset" else ""
             raise RequestError(
                 f"{path} {name}: trials run in other processes, which cannot import from this script or notebook: put "
-                f"it into a file beside it, such as plugin.py, and name plugin:{name.partition(':')[2]}{instead}"
+                f"it into a file next to it, such as plugin.py, and name plugin:{name.partition(':')[2]}{instead}"
             )
 
 
