@@ -44,8 +44,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Leave out Sphinx's roles, which docstrings have before names."""
-    return re.sub(r":(?:class|func|meth):(?=<code>)", "", html)
+    """Leave out what docstrings have for Sphinx: roles before names, and two colons before code."""
+    html = re.sub(r":(?:class|func|meth):(?=<code>)", "", html)
+    return re.sub(r"::</p>", ":</p>", html.replace("<p>::</p>", ""))
 
 
 def printed(command: str) -> str:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import typer
 
-from mixtune import plugins
+from mixtune import cli, plugins
 from mixtune.datasets import load_dataset
 from mixtune.space.fields import find_fields
 from mixtune.space.space import space_from_dict
@@ -44,6 +47,29 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         assert target.is_relative_to(ROOT), link
         # a page's own headings do not hold what mkdocs fills in from commands
         assert not anchor or anchor in anchors(target) or target.name == "fields.md", link
+
+
+@pytest.mark.parametrize("page", [README, *DOCS], ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_command_can_be_typed_as_it_stands(page: Path) -> None:
+    """Names and options are the program's; a command in a block has all that it needs, one within a sentence may not."""
+    text = page.read_text()
+    blocks = re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    typed = [
+        line for block in blocks for line in re.findall(r"^(?:.*&& |\$ |.*-- )?mixtune (\S.*)$", block, re.MULTILINE)
+    ]
+    named = re.findall(r"`mixtune ([a-z][^`\n]*)`", text)
+    app = typer.main.get_command(cli.app)
+    for line in [*typed, *named]:
+        command: Any = app
+        context, words = typer.Context(app, info_name="mixtune"), shlex.split(line, comments=True)
+        while words and hasattr(command, "commands"):
+            name, *words = words
+            assert name in command.commands, line
+            command = command.commands[name]
+        options = {option for parameter in command.get_params(context) for option in parameter.opts}
+        assert {word for word in words if word.startswith("-")} <= options, line
+        if line in typed:
+            command.make_context(command.name, words, parent=context)
 
 
 def test_the_readme_is_short_and_shows_a_small_picture() -> None:
