@@ -51,7 +51,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", [README, *DOCS], ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_command_can_be_typed_as_it_stands(page: Path) -> None:
-    """Names and options are the program's; a command in a block has all that it needs, one within a sentence may not."""
+    """Names and options are the program's; a command in a block has all that it needs, one in a sentence may not."""
     text = page.read_text()
     blocks = re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     typed = [
