@@ -7,7 +7,7 @@ out of docs/, as on a code host (``../benchmarks/results/decoding.md``); the fil
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +50,10 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
 
 
 def printed(command: str) -> str:
-    """Return what a command of mixtune prints, as Markdown."""
-    words = command.split()
-    pages: dict[str, Callable[[], str]] = {"--help": help_pages, "fields": field_tables}
-    return listed(words[1]) if words[0] == "list" else pages[words[0]]()
+    """Return what ``mixtune --help``, ``fields`` or ``list KIND`` prints, as Markdown."""
+    if command == "--help":
+        return help_pages()
+    return field_tables() if command == "fields" else listed(command.removeprefix("list "))
 
 
 def listed(kind: str) -> str:
@@ -62,39 +62,35 @@ def listed(kind: str) -> str:
 
 
 def field_tables() -> str:
-    """Return ``mixtune fields``, a table for each section, in which every field is a place to link to."""
+    """Return ``mixtune fields``, a table for each section."""
     sections: dict[str, list[Described]] = {}
     for field in find_fields():
         sections.setdefault(field.path.rpartition(".")[0] or "recipe", []).append(field)
-    return "\n\n".join(f"## {name}\n\n{_fields(fields)}" for name, fields in sections.items())
-
-
-def _fields(fields: Iterable[Described]) -> str:
-    rows = ((f"`{f.path}`", f.meaning, f.values, f"`{f.default}`") for f in fields)
-    return table(("field", "meaning", "values", "default"), rows)
+    columns = ("field", "meaning", "values", "default")
+    rows = {
+        name: [(f"`{f.path}`", f.meaning, f.values, f"`{f.default}`") for f in found]
+        for name, found in sections.items()
+    }
+    return "\n\n".join(f"## {name}\n\n{table(columns, found)}" for name, found in rows.items())
 
 
 def help_pages() -> str:
-    """Return ``mixtune COMMAND --help`` of every command: what it does, its arguments and options, an example."""
-    context = typer.Context(typer.main.get_command(app), info_name="mixtune")
-    return "\n\n".join(_help(context, name) for name in context.command.list_commands(context))  # type: ignore
+    """Return ``mixtune COMMAND --help`` of every command: what it does, an example, its arguments and options."""
+    return "\n\n".join(_help(typer.Context(typer.main.get_command(app), info_name="mixtune")))
 
 
-def _help(context: Any, name: str) -> str:
-    command = context.command.get_command(context, name)
-    here = typer.Context(command, info_name=name, parent=context)
-    if hasattr(command, "list_commands"):
-        return "\n\n".join(_help(here, below) for below in command.list_commands(here))
-    usage = " ".join(command.collect_usage_pieces(here))
-    rows = []
-    for parameter in command.get_params(here):
-        if (record := parameter.get_help_record(here)) and parameter.name != "help":
-            rows.append((f"`{record[0]}`", record[1]))
-    said = (command.help or "").strip()
-    example = (command.epilog or "").strip()
-    return f"## {here.command_path}\n\n```\n{here.command_path} {usage}\n```\n\n{said}\n\n{example}\n\n" + (
-        table(("argument or option", "meaning"), rows)
-    )
+def _help(above: Any) -> Iterator[str]:
+    """Yield a section for each command below one."""
+    for name, command in above.command.commands.items():
+        here = typer.Context(command, info_name=name, parent=above)
+        if hasattr(command, "commands"):
+            yield from _help(here)
+            continue
+        usage = f"{here.command_path} {' '.join(command.collect_usage_pieces(here))}"
+        records = [p.get_help_record(here) for p in command.get_params(here) if p.name != "help"]
+        rows = [(f"`{record[0]}`", record[1]) for record in records if record]
+        options = table(("argument or option", "meaning"), rows)
+        yield f"## {here.command_path}\n\n```\n{usage}\n```\n\n{command.help}\n\n{command.epilog}\n\n{options}"
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
