@@ -174,7 +174,7 @@ def _with_timm_weights(
         return create(pretrained=True)
     except Exception as error:
         raise DataError(
-            f"model.pretrained: timm's weights for {name} are not available ({one_line(error)}): "
+            f"model.pretrained: timm's weights for {name} could not be had ({one_line(error)}): "
             "model.pretrained takes the path of a file of them too"
         ) from error
 

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from mixtune._version import __version__
 from mixtune.errors import DataError, RequestError, TrainingError
-from mixtune.metrics import disturbed_note, is_disturbed
+from mixtune.metrics import counted, disturbed_note, is_disturbed
 from mixtune.run.directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -274,12 +274,12 @@ def clean(
         from mixtune.datasets import cache_folder, clean_cache
 
         removed, freed = clean_cache(most or 0)
-        print(f"{removed} datasets removed from {cache_folder()}, {freed / 1e9:.3g} GB freed")
+        print(f"{counted(removed, 'dataset')} removed from {cache_folder()}, {freed / 1e9:.3g} GB freed")
         return
     from mixtune.stages.clean import clean_run
 
     removed, freed = clean_run(directory, most)
-    print(f"{removed} files removed, {freed / 1e9:.3g} GB freed")
+    print(f"{counted(removed, 'file')} removed, {freed / 1e9:.3g} GB freed")
 
 
 @app.command(epilog="Example: `mixtune confirm runs/digits --until 0.95`")

@@ -183,7 +183,7 @@ def test_a_hub_that_does_not_answer_is_asked_once(tmp_path, monkeypatch, capfd):
     for name in ("HTTPS_PROXY", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
     huggingface_hub.close_session()
-    expected = r"^model\.pretrained: timm's weights for test_vit are not available \(\[Errno .*takes the path of a file"
+    expected = r"^model\.pretrained: timm's weights for test_vit could not be had \(\[Errno .*takes the path of a file"
     with pytest.raises(DataError, match=expected):
         build_backbone(Model(**WHOLE, pretrained=True), 32, 3)
     assert capfd.readouterr().err == ""

@@ -49,6 +49,7 @@ from mixtune.datasets._parquet import ParquetImages
 from mixtune.datasets._split import Chosen
 from mixtune.datasets._types import Images, Part, Parts, Source
 from mixtune.errors import RequestError, one_line
+from mixtune.metrics import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -455,7 +456,9 @@ def _resolve(values: list[Any], folder: Path, name: str, notes: list[str]) -> li
             value = path
         found.append(value)
     if empty:
-        raise RequestError(f"{name} has {empty:,} rows without an image: fill in their paths or remove the rows")
+        raise RequestError(
+            f"{name} has {counted(empty, 'row')} without an image: fill in their paths or remove the rows"
+        )
     if absent:
         known: dict[str, list[Path]] = {}
         for path in read_folder(folder).all_images():

@@ -21,7 +21,7 @@ from mixtune.cost.flops import Size, recipe_bill
 from mixtune.cost.machine import Machine
 from mixtune.cost.model import forecast_most_expensive
 from mixtune.errors import RequestError
-from mixtune.metrics import describe_channels, significant
+from mixtune.metrics import counted, describe_channels, significant
 from mixtune.run.directory import RunDirectory, RunFacts
 from mixtune.run.paired import visible_difference
 from mixtune.space.checks import MAX_WAYS
@@ -69,7 +69,7 @@ class Prepared:
         ]
         read = [line for survey in survey_tasks(space.recipe).values() for line in survey.short_lines()]
         passes = [line for task in data.tasks for line in describe_passes(space.recipe, data, task)]
-        budget = f"{space.budget} trials and {len(space.baselines)} baselines, {self.sampler}"
+        budget = f"{counted(space.budget, 'trial')} and {counted(len(space.baselines), 'baseline')}, {self.sampler}"
         return "\n".join(
             [
                 *(["no GPU on this machine: training on its CPU"] if self.no_gpu_here else []),
