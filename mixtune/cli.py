@@ -19,7 +19,7 @@ from rich.console import Console
 
 from mixtune._version import __version__
 from mixtune.errors import DataError, RequestError, TrainingError, printable
-from mixtune.metrics import disturbed_note, is_disturbed
+from mixtune.metrics import counted, disturbed_note, is_disturbed
 from mixtune.run.directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -54,23 +54,29 @@ SearchOverrides = Annotated[
 ]
 
 Gpus = Annotated[int | None, typer.Option(min=0, help="GPUs of this machine to use (default: all)")]
-GpuShare = Annotated[str | None, typer.Option(metavar="SHARE", help="such as 0.25, or auto")]
-CpuShare = Annotated[float | None, typer.Option(help="CPU cores of each trial, and in a new search its threads")]
+GpuShare = Annotated[
+    str | None, typer.Option(metavar="FRACTION", help="of a GPU for each trial, such as 0.25, or auto")
+]
+CpuShare = Annotated[float | None, typer.Option(help="CPU cores of each trial, and its threads in a new search")]
 Address = Annotated[str | None, typer.Option(help="a Ray cluster's address, or auto")]
-MostSlots = Annotated[int | None, typer.Option(min=1, help="trials at once on a cluster, which may grow for them")]
-Wait = Annotated[str | None, typer.Option(metavar="TIME", help="for a node, then the search ends, as in 30m")]
+MostSlots = Annotated[int | None, typer.Option(min=1, help="trials at once on a cluster at most; it may grow for them")]
+Wait = Annotated[
+    str | None, typer.Option(metavar="TIME", help="how long to wait for a node before the search ends, such as 30m")
+]
 LogTo = Annotated[
     list[str] | None,
     typer.Option(metavar="LOGGER", help="log curves below DIR/logs, such as tensorboard; repeatable"),
 ]
 Threads = Annotated[
-    int | None, typer.Option(min=1, help="on a CPU (default: what is fastest, measured; a kept run's own)")
+    int | None, typer.Option(min=1, help="threads on a CPU (default: what is fastest, measured; those of a kept run)")
 ]
 Trust = Annotated[bool, typer.Option("--trust", help="import what the folder names as package.module:name")]
 ConfirmToo = Annotated[
-    bool, typer.Option("--confirm", help="then confirm, as mixtune confirm --until 0.95 does, where the search is done")
+    bool, typer.Option("--confirm", help="confirm when the search is done, as mixtune confirm --until 0.95 does")
 ]
-TimeBudget = Annotated[str | None, typer.Option(metavar="TIME", help="such as 2h or 30m; resume continues after it")]
+TimeBudget = Annotated[
+    str | None, typer.Option(metavar="TIME", help="begin no trial after this, such as 2h or 30m; resume continues")
+]
 
 
 def _print_version(asked: bool) -> None:
@@ -93,7 +99,7 @@ def init(
     data: Annotated[str, typer.Argument(metavar="DATA", help="a folder of images, or a dataset such as CIFAR10")],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="SPACE.yaml", help="a new file")] = Path("space.yaml"),
     root: Annotated[str | None, typer.Option(metavar="DIR", help="where the files of a named dataset are")] = None,
-    hours: Annotated[float, typer.Option(help="that the search should take on this machine")] = 1.0,
+    hours: Annotated[float, typer.Option(help="how long the search should take on this machine")] = 1.0,
 ) -> None:
     """Look at images and machine, and write a commented search space that fits both.
 
@@ -115,9 +121,10 @@ def inspect(
         str, typer.Argument(metavar="DATA", help="a folder or table of images, a dataset, or a space file")
     ],
     root: Annotated[str | None, typer.Option(metavar="DIR", help="where the files of a named dataset are")] = None,
-    format_: Annotated[Literal["text", "json"], typer.Option("--format", help="of what is printed")] = "text",
+    format_: Annotated[Literal["text", "json"], typer.Option("--format", help="what to print")] = "text",
     sheet: Annotated[
-        Path | None, typer.Option(metavar="SHEET.png", help="draw a few images a class: file, as read, augmented")
+        Path | None,
+        typer.Option(metavar="SHEET.png", help="draw a few images of each class: the file, as read, augmented"),
     ] = None,
 ) -> None:
     """Say how images are read: their parts, classes and files, what is left out, and what deserves a look."""
@@ -136,7 +143,7 @@ def search(
     gpus: Gpus = None,
     gpus_per_trial: GpuShare = None,
     cpus_per_trial: CpuShare = None,
-    trials: Annotated[int | None, typer.Option(min=1, help="how many trials may end")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="how many trials to run, failed ones included")] = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="DIR", help="run directory (default: below runs/)")
     ] = None,
@@ -192,7 +199,7 @@ def search(
 @app.command(epilog="Example: `mixtune resume runs/digits --trials 40`")
 def resume(
     directory: RunFolder,
-    trials: Annotated[int | None, typer.Option(min=1, help="how many trials may end in all: more extend it")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="how many trials in all; more extend the search")] = None,
     try_: Annotated[
         list[str] | None,
         typer.Option("--try", metavar="PATH=VALUE,...", help="try a recipe next (alpha=0.3,epochs.sl=20); repeatable"),
@@ -259,7 +266,7 @@ def status(directory: RunFolder) -> None:
 @app.command(epilog="Example: `mixtune clean runs/digits --max-gb 5`")
 def clean(
     directory: Annotated[Path | None, typer.Argument(metavar="DIR", help="the run directory of a search")] = None,
-    max_gb: Annotated[float | None, typer.Option(min=0, help="keep up to so much, the latest used")] = None,
+    max_gb: Annotated[float | None, typer.Option(min=0, help="keep up to so many gigabytes, the latest used")] = None,
     cache: Annotated[bool, typer.Option("--cache", help="remove decoded images, of all datasets")] = False,
 ) -> None:
     """Remove stored training states that no unfinished trial needs, or decoded images; both are made again."""
@@ -270,12 +277,12 @@ def clean(
         from mixtune.datasets import cache_folder, clean_cache
 
         removed, freed = clean_cache(most or 0)
-        print(f"{removed} datasets removed from {cache_folder()}, {freed / 1e9:.3g} GB freed")
+        print(f"{counted(removed, 'dataset')} removed from {cache_folder()}, {freed / 1e9:.3g} GB freed")
         return
     from mixtune.stages.clean import clean_run
 
     removed, freed = clean_run(directory, most)
-    print(f"{removed} files removed, {freed / 1e9:.3g} GB freed")
+    print(f"{counted(removed, 'file')} removed, {freed / 1e9:.3g} GB freed")
 
 
 @app.command(epilog="Example: `mixtune confirm runs/digits --until 0.95`")
@@ -286,7 +293,7 @@ def confirm(
     ] = None,
     until: Annotated[
         float | None,
-        typer.Option(metavar="PROBABILITY", help="stop where the answer is so certain, and train what may be it alone"),
+        typer.Option(metavar="PROBABILITY", help="stop when the answer is this certain, and train only what may be it"),
     ] = None,
     fresh_images: Annotated[
         bool, typer.Option("--fresh-images", help="draw labelled and validation images again with each seed")
@@ -336,7 +343,7 @@ def train(
 def compare(
     space: SpaceFile,
     seeds: Annotated[int, typer.Option(min=1, help="training runs of each method")] = 4,
-    paper: Annotated[bool, typer.Option("--paper", help="the paper's protocol, and with its figures")] = False,
+    paper: Annotated[bool, typer.Option("--paper", help="follow the paper's protocol, and show its figures")] = False,
     set_: Overrides = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", metavar="DIR", help="default: runs/compare-SPACE")] = None,
     format_: Annotated[str, typer.Option("--format", metavar="FORMAT", help="table, markdown or csv")] = "table",
@@ -378,11 +385,13 @@ def compare(
 @app.command(epilog="Example: `mixtune gradient-error accelerated`")
 def gradient_error(
     space: SpaceFile,
-    points: Annotated[int, typer.Option(min=2, help="of the SSL budget at which gradients are compared")] = 5,
-    batches: Annotated[int, typer.Option(min=4, help="compared at each point, for each strategy")] = 16,
+    points: Annotated[int, typer.Option(min=2, help="points of the SSL budget at which gradients are compared")] = 5,
+    batches: Annotated[int, typer.Option(min=4, help="batches compared at each point, for each strategy")] = 16,
     strategy: Annotated[
         list[str] | None,
-        typer.Option(metavar="FIELD=VALUE,...", help="compare token_dropout=0.5,patch_size=4, say; repeatable"),
+        typer.Option(
+            metavar="FIELD=VALUE,...", help="compare this one, such as token_dropout=0.5,patch_size=4; repeatable"
+        ),
     ] = None,
     set_: Overrides = None,
     out: Annotated[
@@ -419,10 +428,12 @@ def gradient_error(
 
 @app.command(epilog="Example: `mixtune export runs/digits`")
 def export(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="of a search, or of mixtune train --out")],
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="the run directory of a search, or a folder of mixtune train --out")
+    ],
     trial: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="recommended (default), t0007, sl, knee, best:val_accuracy"),
+        typer.Option(metavar="NAME", help="what to export: recommended (default), t0007, sl, knee, best:val_accuracy"),
     ] = None,
     out: Annotated[
         Path | None,
@@ -443,9 +454,11 @@ def export(
 @app.command(epilog="Example: `mixtune reconstruct runs/compare-digits/mixtraining-full-seed0`")
 def reconstruct(
     directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="folders of mixtune train --out")],
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="PNG")] = Path("reconstructions.png"),
-    images: Annotated[int, typer.Option(min=1, max=32, help="columns of the picture")] = 8,
-    seed: Annotated[int, typer.Option(min=0, help="of the choice of images and masks")] = 0,
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="PNG", help="where to draw")] = Path(
+        "reconstructions.png"
+    ),
+    images: Annotated[int, typer.Option(min=1, max=32, help="how many images to draw")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="seed of the choice of images and masks")] = 0,
     trust: Trust = False,
 ) -> None:
     """Draw held-out images, masked, and what trained runs make of them (the paper's Fig. 4)."""
@@ -466,11 +479,13 @@ def reconstruct(
 def pareto(
     directory: RunFolder,
     format_: Annotated[str, typer.Option("--format", metavar="FORMAT", help="table, json or csv")] = "table",
-    objectives: Annotated[str | None, typer.Option(help="other ones, such as val_accuracy:max,train_flops:min")] = None,
-    reference: Annotated[
-        str | None, typer.Option(help="the hypervolume's, such as val_accuracy=0.1,train_latency_s=60")
+    objectives: Annotated[
+        str | None, typer.Option(help="other objectives, such as val_accuracy:max,train_flops:min")
     ] = None,
-    no_baselines: Annotated[bool, typer.Option("--no-baselines", help="leave their rows out")] = False,
+    reference: Annotated[
+        str | None, typer.Option(help="another reference point of the hypervolume: val_accuracy=0.1,train_latency_s=60")
+    ] = None,
+    no_baselines: Annotated[bool, typer.Option("--no-baselines", help="leave the baselines out")] = False,
 ) -> None:
     """Print the front of a run, the recipes that no other beats in every objective, and the recommended one."""
     from mixtune.report.tables import front_csv
@@ -526,7 +541,9 @@ def report(
 
 @app.command(epilog="Example: `mixtune fields optim.ssl`")
 def fields(
-    path: Annotated[str | None, typer.Argument(metavar="PATH", help="such as ssl.mask_ratio (default: all)")] = None,
+    path: Annotated[
+        str | None, typer.Argument(metavar="PATH", help="a field or a section, such as ssl.mask_ratio (default: all)")
+    ] = None,
 ) -> None:
     """Say what a recipe's field means, or each of a section or of all: meaning, values, default, source."""
     from mixtune.render import terminal_table
@@ -570,7 +587,7 @@ def _spaces() -> None:
 
 @spaces.command("copy", epilog="Example: `mixtune spaces copy digits`")
 def copy_space(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="as mixtune list spaces has it")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="a ready space, as mixtune list spaces names it")],
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="SPACE.yaml", help="a new file (default: NAME.yaml)")
     ] = None,

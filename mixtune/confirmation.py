@@ -142,7 +142,7 @@ class _Rivals:
         planned = [self._plan(record, self._seed + 1 + number) for number in numbers for record in records]
         missing = [each for each in planned if self._held(each) is None]
         self._on_line(
-            f"{len(planned)} training runs ({self._device.type}), {len(planned) - len(missing)} of them held already; "
+            f"{len(planned)} training runs ({self._device.type}), {len(planned) - len(missing)} of them there already; "
             f"about {duration(sum(each.forecast_s for each in missing))} of training steps, by the search's"
         )
         trained = train_each(

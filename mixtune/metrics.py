@@ -285,6 +285,11 @@ def significant(value: float, digits: int = 3) -> str:
     return f"{rounded:.{max(0, digits - 1 - magnitude)}f}"
 
 
+def counted(count: int, noun: str) -> str:
+    """Return "1 trial", "2 trials", "1,200 trials"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def setting(value: Any) -> str:
     """Return a parameter's value in short: a float with three significant digits, "" for None."""
     if value is None:

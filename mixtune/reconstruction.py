@@ -196,7 +196,9 @@ def refuse_foreign(path: Path) -> None:
     except OSError as error:
         raise RequestError(f"{path} cannot be written: {error.strerror}") from error
     if "\0".join(_MADE_BY).encode() not in start:
-        raise RequestError(f"{path} is there already, and no picture of ours: give another --out, or move it away")
+        raise RequestError(
+            f"{path} is there already, and not a picture that mixtune drew: give another --out, or move it away"
+        )
 
 
 def _caption(runs: Sequence[tuple[str, Reconstruction]]) -> Iterator[str]:

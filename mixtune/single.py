@@ -20,7 +20,7 @@ import torch
 from mixtune.datasets import hold_dataset, to_parts, write_parts
 from mixtune.errors import RequestError, TrainingError, one_line
 from mixtune.meter.times import StepTimes
-from mixtune.metrics import DISTURBED, duration, is_disturbed
+from mixtune.metrics import DISTURBED, duration, find_metric, is_disturbed
 from mixtune.run.directory import RunDirectory
 from mixtune.run.lock import hold_folder
 from mixtune.space.recipe import Recipe, parse_recipe
@@ -166,7 +166,7 @@ def train_each(
         yield each, found
         to_come = sum(later.forecast_s for later in planned[number:] if held(later) is None)
         left = f"; about {duration((took / forecast if forecast else 1.0) * to_come)} left" if to_come else ""
-        said = f"{each.name}, seed {each.recipe.seed}: {describe(found)}{' (held)' * is_held}"
+        said = f"{each.name}, seed {each.recipe.seed}: {describe(found)}{' (already trained)' * is_held}"
         on_line(f"[{number}/{len(planned)}] {said}{left}")
 
 
@@ -192,7 +192,7 @@ def epoch_line(metrics: Metrics) -> str:
     """Return one line for the latest epoch."""
     figures = {"ssl loss": metrics.ssl_loss, "sl loss": metrics.sl_loss}
     losses = [f"{name} {value:.4f}" for name, value in figures.items() if not math.isnan(value)]
-    accuracy = [] if math.isnan(metrics.accuracy) else [f"{metrics.split}_accuracy {metrics.accuracy:.3f}"]
+    accuracy = [] if math.isnan(metrics.accuracy) else [_score(f"{metrics.split}_accuracy", metrics.accuracy)]
     seconds = f"{_mark(metrics)}{metrics.train_latency_s:.1f} s"
     counted = f"epoch {metrics.epoch}/{metrics.epochs_asked}"
     return "  ".join([counted, f"{metrics.phase:<3}", *losses, *accuracy, seconds])
@@ -202,17 +202,22 @@ def final_line(metrics: Metrics) -> str:
     """Return one line for the whole training."""
     phases = {"ssl": metrics.latency_ssl_s, "mix": metrics.latency_mix_s, "sl": metrics.latency_sl_s}
     parts = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in phases.items() if seconds)
-    tasks = ", ".join(f"{task} {accuracy:.3f}" for task, accuracy in metrics.task_accuracies.items())
-    accuracy = f"{metrics.split}_accuracy {metrics.accuracy:.3f} ± {metrics.accuracy_se:.3f}"
+    tasks = ", ".join(f"{task} {100 * accuracy:.1f} %" for task, accuracy in metrics.task_accuracies.items())
+    accuracy = _score(f"{metrics.split}_accuracy", metrics.accuracy, metrics.accuracy_se)
     compiled = f" after {metrics.compile_s:.1f} s of compilation" if metrics.compile_s else ""
     judged = ("ssl_knn_accuracy", "ssl_probe_accuracy", "knn_accuracy", "probe_accuracy")
-    shown = [f"; {name} {metrics[name]:.3f} ± {metrics[f'{name}_se']:.3f}" for name in judged if name in metrics]
+    shown = [f"; {_score(name, metrics[name], metrics[f'{name}_se'])}" for name in judged if name in metrics]
     return (
         f"{metrics.method}: {accuracy} {f'({tasks}) ' if tasks else ''}in "
         f"{_mark(metrics)}{metrics.train_latency_s:.1f} s of training "
         f"({parts}){compiled}{''.join(shown)}; peak learning rates: ssl {metrics.lr_ssl:.2g}, sl {metrics.lr_sl:.2g}; "
         f"{metrics.precision}, {metrics.threads} {'thread' if metrics.threads == 1 else 'threads'}"
     )
+
+
+def _score(name: str, value: float, error: float | None = None) -> str:
+    """Return a score by its title: "validation accuracy 95.3 ± 1.8 %"."""
+    return f"{find_metric(name).title} {find_metric(name).text(value, error)}"
 
 
 def _mark(metrics: Metrics) -> str:

@@ -26,7 +26,7 @@ def test_every_member_is_listed_and_explained() -> None:
     assert found["metrics"]["train_flops"].endswith("a goal: min")
     spaces = [path.stem for path in sorted((ROOT / "search_spaces").glob("*.yaml"))]
     assert list(found["spaces"]) == spaces
-    digits = "scikit-learn's 1,797 handwritten digits, 8x8 pixels: nothing to download."
+    digits = "How much accuracy for how much training time, on scikit-learn's 1,797 handwritten digits?"
     assert found["spaces"]["digits"] == digits
 
 

@@ -97,7 +97,7 @@ def test_members_and_baselines_are_trained_in_turn_on_fresh_seeds_and_kept(confi
     assert (found.frame["train_latency_s"] > 0).all()
     assert found.frame["p_front"].between(0, 1).all()
     assert lines[0].endswith("that they are the same cannot be checked")  # nothing says what the run was begun with
-    assert lines[1].startswith("6 training runs (cpu), 0 of them held already; about 0:07 of training steps")
+    assert lines[1].startswith("6 training runs (cpu), 0 of them there already; about 0:07 of training steps")
     assert lines[2].startswith("[1/6] sl, seed 6: validation accuracy 0.")
     assert "left" in lines[2]
     assert len(lines) == 8
@@ -167,7 +167,7 @@ def test_what_is_held_is_not_trained_again_and_more_seeds_are_added(make_run: Ma
     assert len(before) == 2  # kept before it is told
     lines: list[str] = []
     confirm(directory, seeds=2, on_line=lines.append)
-    assert lines[1].startswith("4 training runs (cpu), 2 of them held already")
+    assert lines[1].startswith("4 training runs (cpu), 2 of them there already")
     assert confirmed_events(directory)[:2] == before
     order = [(event["trial"], event["seed"]) for event in confirmed_events(directory)]
     assert order == [(trial, seed) for seed in (6, 7) for trial in ("sl", "t0001")]

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from mixtune.metrics import METRICS, Metric, find_metric, setting, significant
+from mixtune.metrics import METRICS, Metric, counted, find_metric, setting, significant
 from mixtune.report.page import write_report
 from mixtune.run.directory import RunDirectory, RunFacts, space_document, space_text
 from mixtune.run.result import result_of
@@ -84,3 +84,7 @@ def test_axes_carry_their_units() -> None:
         "loss": "loss",
     }.items():
         assert find_metric(name).axis_title == title
+
+
+def test_a_count_has_its_plural() -> None:
+    assert [counted(n, "trial") for n in (0, 1, 1200)] == ["0 trials", "1 trial", "1,200 trials"]

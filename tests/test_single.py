@@ -37,7 +37,7 @@ def test_progress_is_a_line_an_epoch_on_a_terminal_and_nothing_elsewhere(
 
     first, last = lines(Terminal())
     assert first.startswith("epoch 1/2  ssl")
-    assert "val_accuracy" in last
+    assert "validation accuracy" in last
     assert lines(Terminal(), progress=False) == []
     assert lines(Terminal(), on_epoch=lambda _: None) == []
     assert lines(io.StringIO()) == []

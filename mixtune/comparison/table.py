@@ -193,6 +193,14 @@ def comparison_notes(
     notes = list(dict.fromkeys(notes))  # the fastest may have the same encoding
     if predicted:
         notes.append(f"speed-up measured / predicted by FLOPs, at the same encoding: {', '.join(predicted)}")
+    slower = [
+        f"{row['label']} takes {1 / row[name]:.2f}x as long as {rival['label']}"
+        for row in rows
+        for name in _SPEEDUPS[::2]
+        if row[name] < 1.0 and (rival := _rival(rows, row, name)) is not None
+    ]
+    if slower:
+        notes.append(f"a speed-up below 1x is a slow-down: {', '.join(dict.fromkeys(slower))}")
     accuracy = find_metric("best_accuracy")
     best = [
         f"{row['label']} {accuracy.text(row['best_accuracy_mean'])}" for row in rows if row["best_accuracy_mean"] > 0

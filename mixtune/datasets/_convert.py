@@ -238,9 +238,9 @@ def _with_bands(images: Images, where: str, notes: list[str]) -> Images:
     chosen = np.unique(np.linspace(0, len(images) - 1, num=min(_SAMPLE, len(images)), dtype=int)).tolist()
     some = [image for index in chosen if _may_be_transparent(image := images[index])]
     if np.mean([np.isin(image[..., 3], (0, 255)).mean() for image in some]) >= _CLEAR_OR_OPAQUE:
-        notes.append(f"{where}: the fourth of 4 channels is taken for transparency, since it is 0 or 255")
+        notes.append(f"{where}: the fourth of 4 channels is read as transparency, since it is 0 or 255")
         return images
-    notes.append(f"{where}: 4 channels are taken for bands: as transparency the fourth would be 0 or 255")
+    notes.append(f"{where}: 4 channels are read as bands: as transparency the fourth would be 0 or 255")
     return _Mapped(images, lambda image: image.astype(np.uint16) if _may_be_transparent(image) else image)
 
 

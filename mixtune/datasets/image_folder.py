@@ -184,7 +184,7 @@ def _guess(found: _Found, root: Folder) -> dict[str, Folder]:
     certain = Counter(name for name in named.values() if name)
     if not others and "train" in certain and all(count == 1 for count in certain.values()):
         found.left_out += root.without([folder.path for folder in parts]).all_left_out()
-        found.left_out["image beside the parts"] += len(root.images)
+        found.left_out["image outside the parts"] += len(root.images)
         for folder in root.folders:
             if part_of(folder.name) == "unused" or not folder.total:
                 found.notes.append(f"{found.name(folder)} is not used: {folder.total:,} images")
@@ -260,8 +260,8 @@ def _flat(found: _Found, train: Folder) -> Parts:
     tables = sorted({*_tables(train.path), *_tables(found.root)})
     if tables:
         raise RequestError(
-            f"{train.path} has no class folders, but {tables[0].name} beside the images: set data.dataset: manifest to "
-            "read the classes from it"
+            f"{train.path} has no class folders, but {tables[0].name} next to the images: set data.dataset: manifest "
+            "to read the classes from it"
         )
     for name, folder in found.parts.items():
         if name != "train" and folder is not train:

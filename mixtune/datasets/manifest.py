@@ -49,6 +49,7 @@ from mixtune.datasets._parquet import ParquetImages
 from mixtune.datasets._split import Chosen
 from mixtune.datasets._types import Images, Part, Parts, Source
 from mixtune.errors import RequestError, one_line
+from mixtune.metrics import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -156,7 +157,7 @@ def _find_tables(source: Source) -> tuple[list[tuple[Path, str]], list[str]]:
         if not source.root.is_file():
             require_folder(source.root)
         elif source.root.suffix.lower() not in TABLES:
-            raise RequestError(f"data.root {source.root} is no table: known are {', '.join(TABLES)}")
+            raise RequestError(f"data.root {source.root} is not a table: known are {', '.join(TABLES)}")
         tables = [(source.root, "")] if source.root.is_file() else _tables_in(source.root, notes)
         tables = [(path, split) for path, split in tables if split not in given and path not in given.values()]
     for name, path in given.items():
@@ -239,7 +240,7 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
             if line.strip():
                 entry = json.loads(line)
                 if not isinstance(entry, dict):
-                    raise ValueError(f"line {number} is no JSON object")
+                    raise ValueError(f"line {number} is not a JSON object")
                 lines.append(entry)
     return lines
 
@@ -455,7 +456,9 @@ def _resolve(values: list[Any], folder: Path, name: str, notes: list[str]) -> li
             value = path
         found.append(value)
     if empty:
-        raise RequestError(f"{name} has {empty:,} rows without an image: fill in their paths or remove the rows")
+        raise RequestError(
+            f"{name} has {counted(empty, 'row')} without an image: fill in their paths or remove the rows"
+        )
     if absent:
         known: dict[str, list[Path]] = {}
         for path in read_folder(folder).all_images():

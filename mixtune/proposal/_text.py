@@ -47,7 +47,7 @@ class Proposal:
             *draft.survey.short_lines(),
             f"machine: {found.device}; trials: {found.slots}",
             f"model: a ViT of width {draft.shape.width} and depth {draft.shape.depth}, {draft.tokens} patches an image",
-            f"search: {found.trials} trials and {found.baselines} baselines{share}: about {say_time(self.wall_s)}",
+            f"search: {found.counts}{share}: about {say_time(self.wall_s)}",
             *warn_of_few_images(draft.val_images),
             *([found.possible] if found.possible else []),
         ]
@@ -58,7 +58,7 @@ class Proposal:
         head = [
             f"mixtune search {shlex.quote(str(path))}",
             f"{describe_data(self.draft.survey)}.",
-            f"{found.trials} trials and {found.baselines} baselines, {found.slots}: about {say_time(self.wall_s)} on",
+            f"{found.counts}, {found.slots}: about {say_time(self.wall_s)} on",
             f"{found.device}; less where trials have epochs in common, which are trained once.",
             "After a change, --dry-run forecasts again.",
         ]

@@ -44,7 +44,8 @@ def front_notes(result: Result) -> list[str]:
         same = (f"{trial} is also {', '.join(result.same_recipes[trial])}" for trial in merged)
         notes.append(f"one recipe, several trials: {'; '.join(same)}")
     if (volume := result.hypervolume()) is not None and not result.candidates.empty:
-        point = ", ".join(f"{name} {setting(value)}" for name, value in result.reference_point.items())
+        corner = ((find_metric(name), value) for name, value in result.reference_point.items())
+        point = ", ".join(f"{metric.title} {metric.text(value)}" for metric, value in corner)
         notes.append(f"knee {result.knee()}; hypervolume {significant(volume)} against the reference point {point}")
         if beyond := result.beyond_reference:
             is_beyond, adds = ("is", "adds") if len(beyond) == 1 else ("are", "add")

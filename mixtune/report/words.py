@@ -186,8 +186,9 @@ def baselines(result: Result) -> Iterator[str]:
 
 
 def _times_as_fast(result: Result, slow: pd.Series[Any], fast: pd.Series[Any], cost: str) -> str:
-    """Return "1.25x as fast", and that it may not be, where a row's cost is within the error of the difference."""
-    said = f"{significant(slow[cost] / fast[cost])}x as fast"
+    """Return "1.25x as fast", or "1.37x as long", and that it may be neither, within the error of the difference."""
+    ratio = slow[cost] / fast[cost]
+    said = f"{significant(ratio)}x as fast" if ratio >= 1 else f"{significant(1 / ratio)}x as long"
     if cost != TIMED or result.confirmed is not None:
         return said
     records = [result.records[str(row["trial"])] for row in (slow, fast)]

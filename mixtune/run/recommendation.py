@@ -170,9 +170,9 @@ def resolution(result: Result) -> str | None:
     error, seeds = statistics.median(errors), "more seeds" if result.confirmed else "fresh seeds"
     needed = float(f"{images_needed(images, error, POINT):.2g}")
     return (
-        f"{images:,} validation images tell recipes apart from about {200 * error:.1f} points on: {len(close)} of "
-        f"{len(gaps)} neighbours on the front are closer; one point takes about {needed:,.0f} images "
-        f"(data.val_fraction) or {seeds} (mixtune confirm)"
+        f"{images:,} validation images tell recipes apart that differ by about {200 * error:.1f} points or more: "
+        f"{len(close)} of {len(gaps)} neighbours on the front {'is' if len(close) == 1 else 'are'} closer; one point "
+        f"takes about {needed:,.0f} images (data.val_fraction) or {seeds} (mixtune confirm)"
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mixtune.metrics import duration, find_metric
+from mixtune.metrics import counted, duration, find_metric
 from mixtune.run.accounting import Account
 from mixtune.run.directory import RunDirectory
 from mixtune.run.frames import plain
@@ -112,9 +112,9 @@ class RunStatus:
         if self.left_s is not None:
             lines.append(f"about {duration(self.left_s)} left")
         if self.front:
-            lines.append(f"front: {_number(self.front, 'member')}")
+            lines.append(f"front: {counted(self.front, 'member')}")
         lines += [
-            f"best {name}: {find_metric(name).text(best.value, best.error)} ({best.trial})"
+            f"best {find_metric(name).title}: {find_metric(name).text(best.value, best.error)} ({best.trial})"
             for name, best in self.best.items()
         ]
         for failure in self.failures:
@@ -122,15 +122,15 @@ class RunStatus:
             lines.append(f"failed: {len(failure.trials)} x {failure.reason} ({', '.join(trials)})")
         if self.confirmed:
             few, many = min(self.confirmed.values()), max(self.confirmed.values())
-            seeds = f"{few} to {many} seeds" if few < many else _number(many, "seed")
-            lines.append(f"confirmed: {_number(len(self.confirmed), 'trial')} with {seeds} each")
+            seeds = f"{few} to {many} seeds" if few < many else counted(many, "seed")
+            lines.append(f"confirmed: {counted(len(self.confirmed), 'trial')} with {seeds} each")
         if self.wall_s:
             training = duration(self.train_latency_s)
             lines.append(f"ended trials took {duration(self.wall_s)}; training time of their recipes: {training}")
         if self.account.epochs_asked:
             lines.append(str(self.account))
         if self.stages_mb:
-            lines.append(f"stages: {_number(self.stages, 'state')}, {self.stages_mb:,.1f} MB")
+            lines.append(f"stages: {counted(self.stages, 'state')}, {self.stages_mb:,.1f} MB")
         if self.last_event is not None:
             lines.append(f"last event: {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(self.last_event))}")
         lines += [f"continue: {command}" for command in self.commands()]
@@ -230,7 +230,3 @@ def _measure_stages(folder: Path) -> tuple[int, float]:
             with suppress(FileNotFoundError):
                 total += path.stat().st_size
     return sum(1 for _ in folder.glob("*.state")), total / 1e6
-
-
-def _number(count: int, word: str) -> str:
-    return f"{count} {word}" if count == 1 else f"{count} {word}s"

@@ -52,7 +52,7 @@ def quick_space(space: SearchSpace) -> tuple[SearchSpace, str]:
     changes = [f"{trials} of {space.budget} trials", f"at most {epochs} of {largest} epochs in a budget"]
     changes += [f"no constraint on {name}" for name in dropped]
     changes += [f"no search.{name}" for name in ("first", "learn_from") if getattr(space.search, name)]
-    return small, f"--quick: {', '.join(changes)}; this shows whether everything works: its figures are no answer"
+    return small, f"--quick: {', '.join(changes)}; this shows whether everything works: its figures are not an answer"
 
 
 def _scale(epochs: int, factor: float) -> int:

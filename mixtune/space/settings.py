@@ -58,7 +58,7 @@ class Search(Section):
     base recipe's values, or the closest that the space holds."""
     learn_from: list[str] = Field(default_factory=list)
     """Whose results the sampler learns from: run directories, Optuna storages (sqlite:///old.db#study-name). They are
-    copied at the first start, and are no trials of this search."""
+    copied at the first start, and are not trials of this search."""
 
     @model_validator(mode="before")
     @classmethod

@@ -17,7 +17,7 @@ from mixtune.cost.machine import Machine, look_at_machine
 from mixtune.cost.model import CostModel
 from mixtune.errors import RequestError
 from mixtune.meter.times import StepTimes
-from mixtune.metrics import duration
+from mixtune.metrics import counted, duration
 from mixtune.space.points import points
 from mixtune.space.recipe import SAME_TIME, Recipe
 from mixtune.space.space import SearchSpace
@@ -57,9 +57,14 @@ class SearchForecast:
         """Device-seconds of the training steps of the whole search."""
         return self.trials * self.trial_s + self.baselines_s
 
+    @property
+    def counts(self) -> str:
+        """How many recipes that is: "20 trials and 4 baselines"."""
+        return f"{counted(self.trials, 'trial')} and {counted(self.baselines, 'baseline')}"
+
     def __str__(self) -> str:
         return (
-            f"forecast: {self.trials} trials and {self.baselines} baselines, about {self.epochs:,.0f} epochs, "
+            f"forecast: {self.counts}, about {self.epochs:,.0f} epochs, "
             f"{duration(self.device_s)} of training steps on {self.device}\n"
             f"trials: {self.slots}: {duration(self.device_s / self.slots.count)} or more\n"
             f"disk: up to {min(self.stored_bytes, MAX_BYTES) / 1e9:.2g} GB of training states"

@@ -256,7 +256,8 @@ def spread(members: Sequence[str], knee: str | None) -> list[str]:
 def ended_line(search: RunningSearch, record: TrialRecord) -> str:
     """Return the line of a trial that has ended."""
     if record.state == "complete":
-        said = "  ".join(f"{name} {record.metrics[name]:.4g}" for name in search.space.objectives)
+        named = search.space.objectives
+        said = ", ".join(f"{find_metric(name).title} {metric_text(record.metrics, name)}" for name in named)
     else:
         said = f"{record.state}: {record.reason}"
     kind = "baseline" if record.baseline else "trial"

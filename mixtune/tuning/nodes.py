@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mixtune.cost.machine import Machine, look_at_machine
 from mixtune.errors import RequestError, one_line, suggest
-from mixtune.metrics import duration, find_metric
+from mixtune.metrics import counted, duration, find_metric
 from mixtune.space.space import SearchSpace
 from mixtune.training.plan import Phase
 from mixtune.training.sources import count_images
@@ -391,7 +391,7 @@ class Cluster:
             return f"{known.node.name}: left out: {known.problem}"
         assert known.machine is not None
         count = self._count([known.node.id])
-        return f"{known.node.name}: ok, {known.machine.device}, {count} slot{'s' * (count != 1)}"
+        return f"{known.node.name}: ok, {known.machine.device}, {counted(count, 'slot')}"
 
 
 def group_machines(machines: Mapping[str, Machine]) -> list[list[str]]:

@@ -21,7 +21,7 @@ from mixtune.cost.flops import Size, recipe_bill
 from mixtune.cost.machine import Machine
 from mixtune.cost.model import forecast_most_expensive
 from mixtune.errors import RequestError
-from mixtune.metrics import describe_channels, significant
+from mixtune.metrics import counted, describe_channels, significant
 from mixtune.run.directory import RunDirectory, RunFacts
 from mixtune.run.paired import visible_difference
 from mixtune.space.checks import MAX_WAYS
@@ -69,7 +69,7 @@ class Prepared:
         ]
         read = [line for survey in survey_tasks(space.recipe).values() for line in survey.short_lines()]
         passes = [line for task in data.tasks for line in describe_passes(space.recipe, data, task)]
-        budget = f"{space.budget} trials and {len(space.baselines)} baselines, {self.sampler}"
+        budget = f"{counted(space.budget, 'trial')} and {counted(len(space.baselines), 'baseline')}, {self.sampler}"
         return "\n".join(
             [
                 *(["no GPU on this machine: training on its CPU"] if self.no_gpu_here else []),
@@ -118,8 +118,8 @@ def warn_of_few_images(images: int) -> list[str]:
     if least <= MAX_VISIBLE:
         return []
     return [
-        f"{images:,} validation images: with one seed they tell recipes apart from about {100 * least:.0f} points of "
-        "accuracy on (a larger data.val_fraction, or mixtune confirm afterwards, tells more)"
+        f"{images:,} validation images: with one seed they tell recipes apart that differ by about {100 * least:.0f} "
+        "points of accuracy or more (less with a larger data.val_fraction, or with mixtune confirm afterwards)"
     ]
 
 
@@ -182,7 +182,7 @@ def _refuse_unimportable(space: SearchSpace) -> None:
             instead = "; or give its images to mixtune.search as data=" if path == "data.dataset" else ""
             raise RequestError(
                 f"{path} {name}: trials run in other processes, which cannot import from this script or notebook: put "
-                f"it into a file beside it, such as plugin.py, and name plugin:{name.partition(':')[2]}{instead}"
+                f"it into a file next to it, such as plugin.py, and name plugin:{name.partition(':')[2]}{instead}"
             )
 
 

@@ -118,7 +118,7 @@ def test_what_is_trained_is_kept_and_not_trained_again(
     (copied / "sl-seed1" / "metrics.json").unlink()  # as if the run had been killed while it was saved
     lines: list[str] = []
     again = compare(small_recipe, seeds=2, out=copied, on_line=lines.append)
-    (trained,) = (line for line in lines[1:] if "(held)" not in line)
+    (trained,) = (line for line in lines[1:] if "(already trained)" not in line)
     assert "sl, seed 1" in trained
     for before, after in zip(compared[1].runs, again.runs, strict=True):
         assert (before.accuracy, before.flops) == (after.accuracy, after.flops)
@@ -147,7 +147,7 @@ def test_a_diverged_training_is_told_spoils_its_mean_and_is_not_repeated(
     for held in (False, True):
         lines: list[str] = []
         comparison = compare(small_recipe, seeds=1, overrides=changes, out=tmp_path, on_line=lines.append)
-        assert all("diverged" in line and ("(held)" in line) == held for line in lines[1:])
+        assert all("diverged" in line and ("(already trained)" in line) == held for line in lines[1:])
         assert all(math.isnan(accuracy) for accuracy in comparison.frame.accuracy_mean)
     with pytest.raises(mixtune.DataError, match="sl-seed0"):
         load_trained(tmp_path / "sl-seed0")
@@ -280,7 +280,7 @@ def test_the_commands_compare_train_and_reconstruct(run_mixtune: Command, tmp_pa
     assert all(label in out for label in LABELS)
     assert "tables and trained recipes: runs/compare-small" in out
     status, out, err = run_mixtune("compare small.yaml --seeds 1 --format csv")
-    assert (status, len(out.splitlines()), err.count("(held)")) == (0, 6, 5)
+    assert (status, len(out.splitlines()), err.count("(already trained)")) == (0, 6, 5)
 
     status, out, _ = run_mixtune("train small.yaml --set rho=0 --out one")
     assert (status, out.splitlines()[-1]) == (0, "saved to one")

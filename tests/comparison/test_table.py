@@ -109,6 +109,11 @@ def test_what_is_missing_leaves_gaps_and_never_divides_by_zero() -> None:
         assert printed(frame)[0].strip() == ("one seed" if runs else "no training is complete yet")
 
 
+def test_a_speedup_below_one_is_called_a_slow_down() -> None:
+    note = "a speed-up below 1x is a slow-down: SSL+SL (full) takes 1.40x as long as SSL+SL (visible)"
+    assert note in comparison_notes(summarise(five()))
+
+
 def test_seeds_that_are_missing_or_single_are_counted_and_have_no_deviation() -> None:
     frame = summarise(five(seeds=1))
     assert frame[["accuracy_std", "latency_std_s"]].isna().all(axis=None)

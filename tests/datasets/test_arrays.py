@@ -145,7 +145,7 @@ def test_transparency_stays_where_it_is_and_bad_pixels_are_named(digits):
     clear = np.stack([x, x, x, np.full_like(x, 255)], axis=3)
     held = hold_dataset((clear, y))
     assert held.train.images.shape[1] == 3
-    assert "taken for transparency" in held.account.notes[0]
+    assert "read as transparency" in held.account.notes[0]
     broken = x / 255
     broken[7, 2, 2] = np.nan
     with pytest.raises(

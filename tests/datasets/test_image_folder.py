@@ -279,7 +279,7 @@ def test_a_folder_of_images_of_mixed_sizes_is_unlabelled_and_has_no_test_part(tm
         assert dataset.train.labels is dataset.train.tensors()[1] is dataset.test is None
         assert dataset.train.classes == ()
     (tmp_path / "a/metadata.csv").write_text("file_name,label\n")
-    refused(tmp_path / "a", r"no class folders, but metadata\.csv beside the images: set data\.dataset: manifest")
+    refused(tmp_path / "a", r"no class folders, but metadata\.csv next to the images: set data\.dataset: manifest")
 
 
 def test_unlabelled_images_may_be_in_any_folders(tmp_path, write_classes):

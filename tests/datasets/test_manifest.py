@@ -247,7 +247,7 @@ def test_what_is_wrong_is_told_all_at_once(tmp_path, rows):
     (tmp_path / "odd.jsonl").write_text('{"path": "img/00.png"\n')
     refused(tmp_path / "odd.jsonl", "odd.jsonl cannot be read as a table")
     refused(tmp_path, "holds several tables, 'again.csv', .*: name one by data.root, or one for each part")
-    refused(tmp_path / "img/00.png", r"is no table: known are \.csv, \.jsonl, \.parquet, \.tsv")
+    refused(tmp_path / "img/00.png", r"is not a table: known are \.csv, \.jsonl, \.parquet, \.tsv")
     refused(tmp_path / "img", "holds no table .*: name the file itself, or set data.dataset: image_folder")
     refused(tmp_path, "lists 27 images several times with different .* splits", train="again.csv", test="few.csv")
     table("later", rows[20:])

@@ -94,7 +94,9 @@ def test_a_baseline_stands_on_the_front_by_its_own_merit_and_can_be_left_out(mak
 
 def test_knee_and_hypervolume_are_noted_with_the_reference_point(make_run: MakeRun) -> None:
     notes = front_notes(load(make_run([(0.5, 50.0), (0.6, 55.0)])))
-    assert notes[0] == ("knee t0002; hypervolume 4.50 against the reference point val_accuracy 0.1, train_latency_s 60")
+    assert notes[0] == (
+        "knee t0002; hypervolume 4.50 against the reference point validation accuracy 10.0 %, training time 60.0 s"
+    )
     assert front_notes(load(make_run([], name="empty"))) == []
 
 

@@ -200,8 +200,8 @@ def test_a_line_says_what_the_validation_images_cannot_tell_apart(make_judged: A
     """Two points apart with 443 disagreements: 1.8 * 2 = 4.2 points would be seen, and one of 17 times the images."""
     close = load(make_judged({"t0001": (range(500, 731), 10.0), "t0002": (range(211), 20.0)}))
     assert resolution(close) == (
-        "1,000 validation images tell recipes apart from about 4.2 points on: 1 of 1 neighbours on the front are "
-        "closer; one point takes about 18,000 images (data.val_fraction) or fresh seeds (mixtune confirm)"
+        "1,000 validation images tell recipes apart that differ by about 4.2 points or more: 1 of 1 neighbours on the "
+        "front is closer; one point takes about 18,000 images (data.val_fraction) or fresh seeds (mixtune confirm)"
     )
     assert resolution(load(make_judged({"t0001": (range(70), 10.0), "t0002": (range(50), 20.0)}, name="far"))) is None
     assert resolution(load(make_judged({"t0001": (range(70), 10.0)}, name="alone"))) is None

@@ -271,8 +271,9 @@ def refuses(message: str, **sections: Any) -> None:
     assert "\n" not in str(refused.value)
 
 
-def test_the_readmes_example_is_a_space() -> None:
-    text = (Path(__file__).parents[2] / "README.md").read_text().partition("that a space can say:")[2]
+def test_the_references_example_is_a_space() -> None:
+    page = Path(__file__).parents[2] / "docs" / "reference" / "space.md"
+    text = page.read_text().partition("## Conditions, ties, priors")[2]
     given = yaml.safe_load(text.split("```")[1].removeprefix("yaml"))
     space = make_space(given["space"], constraints=given["constraints"])
     assert [*space.ties] == ["optim.sl.warmup_epochs", "optim.ssl.warmup_epochs"]

@@ -83,11 +83,11 @@ def test_the_lines_of_a_report_show_what_was_measured(mixed):
     trained, seen = mixed
     lines = [epoch_line(metrics) for metrics in seen]
     assert lines[0].startswith("epoch 1/4  ssl  ssl loss ")
-    assert "val_accuracy" not in lines[0]
+    assert "accuracy" not in lines[0]
     assert lines[1].startswith("epoch 2/4  mix  ssl loss ")
     assert "  sl loss " in lines[1]
-    assert f"val_accuracy {trained.metrics.val_accuracy:.3f}" in lines[3]
-    assert final_line(trained.metrics).startswith("mixtraining: val_accuracy ")
+    assert f"validation accuracy {100 * trained.metrics.val_accuracy:.1f} %" in lines[3]
+    assert final_line(trained.metrics).startswith("mixtraining: validation accuracy ")
 
 
 def test_nested_values_and_overrides_are_trained_too():

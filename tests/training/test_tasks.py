@@ -113,7 +113,7 @@ def test_accuracies_are_reported_by_task_with_their_mean(make_recipe, three_task
     values = metrics.to_dict()
     assert values["val_accuracy_image_folder_2"] == accuracies["image_folder_2"]
     assert "task_accuracies" not in values
-    assert f"image_folder_2 {accuracies['image_folder_2']:.3f}" in final_line(metrics)
+    assert f"image_folder_2 {100 * accuracies['image_folder_2']:.1f} %" in final_line(metrics)
 
 
 def test_three_tasks_are_learnt_by_one_backbone(make_recipe, three_tasks):
@@ -189,4 +189,4 @@ def test_the_papers_protocol_trains_on_all_and_reports_the_last_test_and_the_bes
     assert 0 < metrics.test_accuracy_se < 0.2
     assert 0 < metrics.test_balanced_accuracy < 1
     assert math.isnan(metrics.val_balanced_accuracy)
-    assert final_line(measure(trained.state)).startswith("mixtraining: test_accuracy ")
+    assert final_line(measure(trained.state)).startswith("mixtraining: test accuracy ")

@@ -87,7 +87,7 @@ def test_a_comparison_has_one_number_and_continues_with_it(make_recipe: MakeReci
     mixtune.compare(recipe, seeds=1, out=tmp_path / "out", threads=1)
     lines: list[str] = []
     mixtune.compare(recipe, seeds=2, out=tmp_path / "out", on_line=lines.append)
-    assert sum("(held)" in line for line in lines) == 5
+    assert sum("(already trained)" in line for line in lines) == 5
     found = {json.loads(path.read_text())["threads"] for path in (tmp_path / "out").glob("*/metrics.json")}
     assert found == {1}
     with pytest.raises(mixtune.RequestError, match=r"1 thread, not on .* 2 threads: give another --out"):

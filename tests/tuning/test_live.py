@@ -106,7 +106,10 @@ def test_a_log_gets_one_plain_line_for_each_ended_trial(small_space: Any, tmp_pa
         ["[0/6]", "baseline", "ssl_sl"],
         *([f"[{i}/6]", "trial", f"t{i:04d}"] for i in range(1, 7)),
     ]
-    assert lines[2] == "[1/6] trial t0001  val_accuracy 0.82  train_latency_s 2  (alpha=0.5 rho=0.5 epochs.sl=3)"
+    assert (
+        lines[2]
+        == "[1/6] trial t0001  validation accuracy 82.0 %, training time 2.00 ± 0.14 s  (alpha=0.5 rho=0.5 epochs.sl=3)"
+    )
     assert "failed: OSError: [/data/x.png] is gone" in lines[4]  # brackets are text, not markup
     assert [line.split()[2] for line in log.getvalue().splitlines()[8:]] == ["t0003"]  # that of another attempt, again
     assert "\x1b" not in log.getvalue()

@@ -253,7 +253,7 @@ def test_the_command_prints_its_own_lines_and_nothing_of_rays(
     assert lines[0] == "digits: 259 training and 144 validation images, 8x8 grayscale, 10 classes"
     assert lines[1] == "test images from a fifth of the training images"
     assert lines[2].startswith(
-        "144 validation images: with one seed they tell recipes apart from about 5 points of acc"
+        "144 validation images: with one seed they tell recipes apart that differ by about 5 points"
     )
     assert lines[3].startswith("6 trials and 2 baselines, sampler cost_aware: ")
     assert lines[4] == f"run directory: {run.directory}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 import plotly.graph_objects as go
 
-from mixtune.metrics import Metric, find_metric
+from mixtune.metrics import Metric, counted, find_metric
 from mixtune.report.figures._style import (
     NOTHING_COMPLETE,
     Heading,
@@ -61,7 +61,7 @@ def compute(result: Result) -> BudgetsData:
     counts = frame.groupby(["ssl", "sl"]).size()
     cells["trials"] = [int(counts.loc[pair]) for pair in zip(cells["ssl"], cells["sl"], strict=True)]
     hover = [
-        f"{count} trial{'' if count == 1 else 's'} with {ssl:g} + {sl:g} epochs; the best:<br>{text}"
+        f"{counted(count, 'trial')} with {ssl:g} + {sl:g} epochs; the best:<br>{text}"
         for count, ssl, sl, text in zip(
             cells["trials"], cells["ssl"], cells["sl"], hover_texts(result, cells["trial"]), strict=True
         )

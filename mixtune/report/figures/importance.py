@@ -70,7 +70,7 @@ def compute(result: Result) -> ImportanceData:
     missing = None if np.isfinite(shares.to_numpy()).any() else "the objectives do not vary"
     caption = (
         f"By fANOVA over {len(rows):,} complete trials, of each objective's variance. A bar's whisker is the standard "
-        f"deviation over {RESAMPLINGS} resamplings of the trials: what differs by less than that is not told apart."
+        f"deviation over {RESAMPLINGS} resamplings of the trials: smaller differences may be chance."
     )
     heading = Heading(title, run_subtitle(result, *notes), missing, caption)
     return ImportanceData(heading, shares.loc[order], spreads.loc[order])
