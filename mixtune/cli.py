@@ -129,6 +129,32 @@ def inspect(
         print(f"drawn: {sheet}", file=sys.stderr)
 
 
+@app.command(epilog="Example: `mixtune doctor --json`")
+def doctor(
+    json_: Annotated[
+        bool, typer.Option("--json", help="for a bug report: versions and checks, no home folder")
+    ] = False,
+    no_ray: Annotated[bool, typer.Option("--no-ray", help="do not start Ray, which takes some seconds")] = False,
+) -> None:
+    """Look whether this machine has what a search needs, and say what to change.
+
+    A line each: Python, packages, devices, CPUs, memory, limits, folders, locks, loopback, Ray (it is started, in a
+    process of its own, and runs a task), clock. A warning costs time or figures; a fault would end a search, and the
+    exit status is 1.
+    """
+    from mixtune.doctor import examine, to_json
+
+    checks = []
+    for check in examine(start_ray=not no_ray):
+        checks.append(check)
+        if not json_:
+            print(check.line(), flush=True)
+    if json_:
+        print(to_json(checks))
+    if any(check.state == "fault" for check in checks):
+        raise typer.Exit(1)
+
+
 @app.command(epilog="Example: `mixtune search digits --gpus 1 --gpus-per-trial 0.25`")
 def search(
     space: SpaceFile,

@@ -7,14 +7,17 @@ import logging
 import os
 import re
 import secrets
+import shutil
 import socket
 import sys
 import sysconfig
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray._private.ray_logging import stdout_deduplicator
@@ -22,6 +25,7 @@ from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-d
 
 from mixtune.errors import RequestError, one_line
 
+_log = logging.getLogger("mixtune.tuning")
 _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0 the old one is silent, the new one prints a table
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
@@ -35,6 +39,10 @@ _QUIET = {
 _OURS = ("RAY_", "TUNE_", "PYTHONBREAKPOINT")  # how variables begin that a session may set
 _HOST_PORT = re.compile(r"\[?([^\[\]]+)\]?:(\d+)")
 _TOKEN_SOURCES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+SHARED_MEMORY = Path("/dev/shm")
+STORE_BYTES = 100_000_000  # of objects that processes hand to each other, where there is no shared memory
+# of a folder for sessions: a socket's path has 107 characters, and below it Ray's are as long as this
+MAX_FOLDER = 107 - len(f"/ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store")
 ALIVE_S = 2.0  # to take a connection
 HEAD_S = 45.0  # Ray itself gives up after a minute
 POLL_S = 2.0  # between two looks at a cluster
@@ -122,18 +130,83 @@ def answers(host: str, port: int) -> bool:
 def _own_session(address: str | None, cpus: int, gpus: int) -> Iterator[None]:
     if address is not None and (found := _HOST_PORT.fullmatch(address)) and not answers(found[1], int(found[2])):
         raise RequestError(f"--address {address}: no Ray cluster there: nothing answers")  # Ray would try for minutes
-    own = {} if address else {"num_cpus": cpus, "num_gpus": gpus, "include_dashboard": False}
+    own: dict[str, Any] = {}
+    if address is None:
+        if (problem := loopback_problem()) is not None:
+            raise RequestError(f"Ray did not start here: {problem}")
+        folder, line = session_folder()
+        if line is not None:
+            _log.warning(line)
+        os.environ["RAY_TMPDIR"] = str(folder)
+        own = {"num_cpus": cpus, "num_gpus": gpus, "include_dashboard": False}
+        own |= {} if shared_memory_bytes() else {"_plasma_directory": str(folder), "object_store_memory": STORE_BYTES}
     _authenticate(address)
     try:
         with _importing_alike():
             ray.init(address=address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **own)
-    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
-        where = "Ray did not start here" if address is None else f"--address {address}"
-        raise RequestError(f"{where}: {_why_not(error)}") from error
+    except Exception as error:  # whatever Ray raises, of a machine that it does not like
+        if address is None:
+            said = "a folder or file of it: " if isinstance(error, OSError) else ""
+            raise RequestError(f"Ray did not start here: {said}{one_line(error)}; mixtune doctor looks why") from error
+        raise RequestError(f"--address {address}: {_why_not(error)}") from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def session_folder() -> tuple[Path, str | None]:
+    """Return where Ray keeps the files of a session of our own: RAY_TMPDIR, or TMPDIR, or /tmp where that will not do.
+
+    The second is a line where it is not the folder that was named. Raises RequestError with the variable to set.
+    """
+    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)), "TMPDIR")
+    folder = Path(os.environ.get(name) or "/tmp")
+    problem = folder_problem(folder)
+    if problem is None:
+        return folder, None
+    if name == "RAY_TMPDIR" or folder_problem(Path("/tmp")) is not None:
+        raise RequestError(
+            f"{name}: {folder} {problem}: set {name} to a folder of yours, for Ray's session, of at most {MAX_FOLDER} "
+            "characters"
+        )
+    return Path("/tmp"), f"TMPDIR: {folder} {problem}: Ray's session is in /tmp; RAY_TMPDIR gives it another folder"
+
+
+def folder_problem(folder: Path, longest: int = MAX_FOLDER) -> str | None:
+    """Return why files cannot be written in a folder, or sockets below it, None where they can."""
+    if not folder.is_dir():
+        return "is not a folder" if folder.exists() else "is not there"
+    if len(os.fsencode(folder.resolve())) > longest:
+        return f"is {len(os.fsencode(folder.resolve()))} characters long, and a socket's path has room for {longest}"
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"a word")
+            file.flush()
+    except OSError as error:
+        return f"cannot be written to: {error.strerror}"
+    return None
+
+
+def loopback_problem() -> str | None:
+    """Return why this machine's processes cannot reach each other, None where they can; Ray would try for minutes."""
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=ALIVE_S).close()
+    except OSError as error:
+        return f"127.0.0.1 does not answer ({error.strerror or error}): bring it up, as by ip link set lo up"
+    return None
+
+
+def shared_memory_bytes() -> int:
+    """Return the bytes that are free in /dev/shm; 0 where it is not there, cannot be written to or is as good as full.
+
+    Ray wants it, and a search does without: what its processes hand to each other is small.
+    """
+    if folder_problem(SHARED_MEMORY) is not None:
+        return 0
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    return free if free >= STORE_BYTES else 0
 
 
 @contextmanager
