@@ -41,6 +41,14 @@ def memory_limit() -> int | None:
     return min(found, default=None)
 
 
+def killed_for_memory() -> int:
+    """Return how many processes the kernel has ended so far because memory was full, of a control group or in all."""
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/vmstat").read_text().splitlines()
+        return int(next(line.split()[1] for line in lines if line.startswith("oom_kill ")))
+    return 0
+
+
 def _groups(controller: str) -> Iterator[tuple[Path, int]]:
     """Yield the folders of this process's control groups, the innermost first, and their version.
 

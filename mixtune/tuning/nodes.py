@@ -119,6 +119,7 @@ class Cluster:
         self._known: dict[str, Visited] = {}
         self._group: set[str] = set()
         self._slots = Slots(space.resources.cpus_per_trial, 0.0, 0)
+        self._room: int | None = None  # trials at once at most, once memory was full
         self._polled = 0.0
         self.home = own_node_id()
         alive = alive_nodes()
@@ -169,6 +170,21 @@ class Cluster:
         self.machine, self._group = machine, {node.id}
         self._known[node.id] = Visited(node, machine=machine)
 
+    def take_fewer(self, active: int) -> int | None:
+        """Let fewer trials run at once than did when memory was full; return how many, None where it was one alone.
+
+        active: how many were running.
+        """
+        count = self.slots.count
+        self._room = max(1, min(count, active) - 1)
+        return self._room if self._room < count else None
+
+    def renew(self) -> None:
+        """Go over to the session that was started on this one machine in place of the one that was lost."""
+        self.home = own_node_id()
+        self._known.clear()
+        self.take(self.machine)
+
     def close(self) -> None:
         """Let an autoscaler take back what it brought."""
         self._request(0)
@@ -195,7 +211,8 @@ class Cluster:
         # trials that were handed out keep their share: it is chosen once
         auto = self._slots.gpus or self.machine.auto_fraction(trials_for_a_gpu(resources, nodes))
         planned = plan_slots(resources, nodes, auto)
-        self._slots = replace(planned, count=min(planned.count, self._most or planned.count))
+        least = min(filter(None, (self._most, self._room)), default=planned.count)
+        self._slots = replace(planned, count=min(planned.count, least))
         return self._slots
 
     @property

@@ -28,14 +28,19 @@ from mixtune.cost.memory import allowed_bytes
 from mixtune.errors import DataError, RequestError, TrainingError, one_line
 from mixtune.stages.paths import RecipePaths
 from mixtune.stages.store import MAX_BYTES
+from mixtune.tuning.limits import killed_for_memory
 from mixtune.tuning.nodes import PENDING_S, Cluster
 from mixtune.tuning.search import Asked, RunningSearch
-from mixtune.tuning.session import head_watched
+from mixtune.tuning.session import Session, head_watched, lost_process, ray_words
 from mixtune.tuning.states import digest_space
 from mixtune.tuning.trainable import REPORT, MixTrainable
 from mixtune.tuning.trial import SearchContext, failure_cause
 
 _log = logging.getLogger("mixtune.tuning")
+
+
+class LostRound(BaseException):  # as KeyboardInterrupt is: of an Exception Tune would make a dead Ray clean up
+    """Ray broke down under the trials; in words. Whoever called may go round again, from the ledger."""
 
 
 class _DrivenBySearch:
@@ -128,6 +133,7 @@ class SearchCallback(_DrivenBySearch, Callback):  # type: ignore[misc]
         """The trial raised, or its worker died."""
         error = read_error(trial)
         reason, cause = failure_reason(trial, error), failure_cause(error)
+        reason = self._watch.note_memory(error) or reason
         if isinstance(error, ray.exceptions.RayActorError) and self._watch.is_lost(
             (trial.last_result or {}).get("node_ip")
         ):
@@ -147,6 +153,7 @@ class Watch:
     ) -> None:
         self._search, self._cluster, self._wait_s, self._say = search, cluster, wait_s, say
         self._trained, self._told = time.monotonic(), 0.0
+        self._killed = killed_for_memory()
         self.has_given_up = False
         self._has_stranded = False  # ClusterScheduler takes such trials back, anyone else's does not
 
@@ -168,8 +175,29 @@ class Watch:
         """Note whether one of these trials waits for nodes that are gone."""
         self._has_stranded = not self._cluster.is_one and any(map(self.is_stranded, trials))
 
+    def note_memory(self, error: BaseException | None = None) -> str | None:
+        """Let fewer trials run at once where the machine's memory was full; return so in words, None where it was not.
+
+        error: what Ray says of a process that has ended, None for one of its own.
+        """
+        killed, before = killed_for_memory(), self._killed
+        self._killed = killed
+        if isinstance(error, ray.exceptions.OutOfMemoryError):
+            words = ray_words(error)
+        elif killed > before and (error is None or isinstance(error, ray.exceptions.RayActorError)):
+            words = "the machine's memory is full: the system ended the worker process"
+        else:
+            return None
+        if (fewer := self._cluster.take_fewer(len(self._search.active))) is not None:
+            self._search.slots = fewer
+            self._say(f"the machine's memory is full: {fewer} trial{'s' * (fewer != 1)} at once from now on")
+        return words
+
     def look(self, now: bool = False) -> None:
-        """Take in what has changed."""
+        """Take in what has changed. Raises LostRound."""
+        if (words := lost_process()) is not None:
+            self.note_memory()
+            raise LostRound(words)
         if self._cluster.poll(now):
             self._follow()
         if self._cluster.is_one or self._search.is_training or self._search.is_over:
@@ -254,16 +282,15 @@ def failure_reason(trial: Trial, error: BaseException | None) -> str:
     if error is None:
         lines = Path(trial.error_file).read_text().strip().splitlines()
         return lines[-1].strip() if lines else "unknown"
-    if isinstance(error, ray.exceptions.OutOfMemoryError):
-        return "the machine's memory is full: Ray ended the worker process"
-    if isinstance(error, ray.exceptions.RayActorError):
-        return "the worker process died"
+    if (words := ray_words(error)) is not None:
+        return words
     name, said = type(error).__name__, one_line(error)
     return name if said == name else f"{name}: {said}"
 
 
 def train_trials(
     search: RunningSearch,
+    session: Session,
     cluster: Cluster,
     directory: Path,
     paths: RecipePaths,
@@ -274,7 +301,8 @@ def train_trials(
 ) -> bool:
     """Let Ray Tune train the search's trials; return whether a signal ended it.
 
-    wait_s, say: see Watch; callbacks, scheduler: anyone's, for Ray as they are.
+    wait_s, say: see Watch; callbacks, scheduler: anyone's, for Ray as they are. Raises LostRound where Ray breaks
+    down; what it raises of ours, such as a ledger that cannot be written, comes as it is.
     """
     slots, machine = cluster.slots, cluster.machine
     watch = Watch(search, cluster, wait_s, say)
@@ -325,7 +353,7 @@ def train_trials(
                 verbose=0,
             ),
         )
-        interrupted = False
+        interrupted, lost = False, None
         kept = f"what is done is kept: mixtune resume {shlex.quote(str(directory))} continues on another"
         try:
             with nullcontext() if cluster.is_one else head_watched(kept):
@@ -333,11 +361,32 @@ def train_trials(
             interrupted = not (search.is_over or watch.has_given_up)  # Ray takes SIGUSR1 for a request to end
         except KeyboardInterrupt:
             interrupted = True
+        except LostRound as error:
+            lost = str(error)
+        except Exception as error:
+            lost = _why_lost(error)
+            if lost is None or search.error is not None:
+                raise
+            watch.note_memory()
+            _log.debug("Ray broke down", exc_info=True)
         # outside of the except, which keeps the trials' actors: in a session that is not ours they live on
-        if interrupted:
+        if interrupted or lost is not None:
+            if lost is not None and session.start is not None:
+                ray.shutdown()  # a head that is gone would be waited for, for each actor
             del tuner
             gc.collect()
+    if lost is not None:
+        raise LostRound(lost)
     return interrupted
+
+
+def _why_lost(error: BaseException | None) -> str | None:
+    """Return in our words how Ray broke down; None where what it raised is not Ray's. Tune wraps what others raise."""
+    while error is not None:
+        if (words := ray_words(error)) is not None:
+            return lost_process() or words
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def run_here(function: Callable[..., Any], *arguments: Any, on_gpu: bool, cpus: float) -> Any:

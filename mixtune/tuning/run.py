@@ -49,9 +49,9 @@ from mixtune.tuning.prepare import (
     prepare,
     with_known_plugins,
 )
-from mixtune.tuning.ray import run_here, train_trials
+from mixtune.tuning.ray import LostRound, run_here, train_trials
 from mixtune.tuning.search import RunningSearch
-from mixtune.tuning.session import is_in_job_folder, ray_session, session_address
+from mixtune.tuning.session import Session, is_in_job_folder, lost_process, ray_session, session_address
 from mixtune.tuning.slots import Slots, double_fraction
 from mixtune.tuning.states import collect_states
 from mixtune.tuning.study_file import StudyFile
@@ -139,7 +139,7 @@ def search(
         make_folder(run.path)
         with interruptible(run), hold_run(run.path, "search", on_wait=lambda line: _say(console, line)):
             run.refuse_occupied()  # by another that began meanwhile
-            with ray_session(address, prepared.cpus, prepared.gpus):
+            with ray_session(address, prepared.cpus, prepared.gpus) as session:
                 catch_signals()  # again: Ray's start puts a handler of its own in place
                 threads = max(1, int(prepared.space.resources.cpus_per_trial))
                 grows = address is not None or slots is not None
@@ -149,7 +149,7 @@ def search(
                     cluster.settle(wait_s)
                     document = space_document(prepared.space, facts_of(prepared, cluster.machine))
                     write_whole(run.space_file, space_text(document))
-                    return _run(prepared, run, cluster, seconds, wait_s, console, loggers, callbacks, sources)
+                    return _run(prepared, run, session, cluster, seconds, wait_s, console, loggers, callbacks, sources)
 
 
 def resume(
@@ -198,7 +198,7 @@ def resume(
     with (
         interruptible(run),
         hold_run(run.path, "resume", on_wait=lambda line: _say(console, line)),
-        ray_session(address, prepared.cpus, prepared.gpus),
+        ray_session(address, prepared.cpus, prepared.gpus) as session,
     ):
         catch_signals()  # again: Ray's start puts a handler of its own in place
         say, grows = say_to(console), address is not None or slots is not None
@@ -214,6 +214,7 @@ def resume(
             return _run(
                 prepared,
                 run,
+                session,
                 cluster,
                 seconds,
                 wait_s,
@@ -238,6 +239,7 @@ def _to_try(space: SearchSpace, given: Mapping[str, Any]) -> dict[str, Any]:
 def _run(
     prepared: Prepared,
     run: RunDirectory,
+    session: Session,
     cluster: Cluster,
     seconds: float | None,
     wait_s: float | None,
@@ -293,7 +295,7 @@ def _run(
             again = search.retry_failed() if retry_failed else 0
             if first:
                 search.give(first)
-        interrupted = False
+        interrupted, lost = False, None
         if search.is_done:
             waits = ", and what is to be tried waits for that" if search.asking.next_given() is not None else ""
             _say(console, f"finished already; mixtune resume {quoted(run)} --trials N extends it{waits}")
@@ -306,8 +308,12 @@ def _run(
                 study.copy(search.suggester.study, search.records)
                 foreign = None if is_ours else scheduler
                 say = say_to(console)
-                interrupted = train_trials(search, cluster, run.path, paths, say, wait_s, callbacks, foreign)
-    if not cluster.is_one and not interrupted:
+
+                def train() -> bool:
+                    return train_trials(search, session, cluster, run.path, paths, say, wait_s, callbacks, foreign)
+
+                interrupted, lost = _train_in_rounds(train, search, session, cluster, say)
+    if not cluster.is_one and not interrupted and lost is None:
         front = {*result_of(run).pareto_front()["trial"], *search.baselines}
         wanted = [record for record in search.records.values() if record.trial in front or record.state not in ENDED]
         for trial, epoch in collect_states(run.path, wanted):
@@ -317,8 +323,35 @@ def _run(
     _write_tables(result, report=not interrupted)
     if interrupted:
         raise KeyboardInterrupt
+    if lost is not None:
+        raise SearchError(f"{lost}; what is done is kept: mixtune resume {quoted(run)} continues")
     _say(console, str(result.account()))
     return _judge(search, result, console)
+
+
+def _train_in_rounds(
+    train: Callable[[], bool], search: RunningSearch, session: Session, cluster: Cluster, say: Callable[[str], None]
+) -> tuple[bool, str | None]:
+    """Train until the search is over; go round again where Ray breaks down, in a session that is started in its place.
+
+    Returns whether a signal ended it, and why it could not go round once more.
+    """
+    idle_rounds = 0
+    while True:
+        try:
+            return train(), None
+        except LostRound as error:
+            lost = str(error)
+        idle_rounds = 0 if search.active else idle_rounds + 1
+        if not search.lose(lost) or idle_rounds > search.space.search.max_failures:
+            return False, f"{lost}, again and again"
+        if session.start is None and lost_process() is not None:
+            return False, f"{lost}: start Ray again"
+        say(f"{lost}: the search goes round again from what is stored")
+        if session.start is not None:
+            session.start()
+            catch_signals()  # again: see above
+            cluster.renew()
 
 
 def _judge(search: RunningSearch, result: Result, console: Console) -> Result:

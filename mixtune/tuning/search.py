@@ -409,6 +409,20 @@ class RunningSearch:
             metrics = self.figures(trial) if trial in self._active else {}
             self._end("failed", trial, reason=reason, cause=cause, metrics=metrics)
 
+    def lose(self, reason: str) -> bool:
+        """Note that what ran the trials broke down: each that was handed out has crashed, and is to be tried again.
+
+        False where one has crashed ``search.max_failures`` times before; it stays unfinished.
+        """
+        again = True
+        for record in reversed(self.active):
+            if record.crashes < self.space.search.max_failures:
+                self.fail(record.trial, reason, "crash")
+            else:
+                self._leave(record.trial)
+                again = False
+        return again
+
     def _note_predictions(self, report: EpochReport) -> dict[str, Any]:
         """Return an ending's fields on what was predicted; the true classes are noted once."""
         held_out = report.held_out

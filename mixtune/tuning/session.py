@@ -14,8 +14,9 @@ import sysconfig
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import ray
 from ray._private.ray_logging import stdout_deduplicator
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
-from mixtune.errors import RequestError, one_line
+from mixtune.errors import RequestError, TrainingError, one_line
 
 _log = logging.getLogger("mixtune.tuning")
 _QUIET = {
@@ -43,6 +44,27 @@ SHARED_MEMORY = Path("/dev/shm")
 STORE_BYTES = 100_000_000  # of objects that processes hand to each other, where there is no shared memory
 # of a folder for sessions: a socket's path has 107 characters, and below it Ray's are as long as this
 MAX_FOLDER = 107 - len(f"/ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store")
+_PROCESSES = {  # of a session, without which it is none
+    "gcs_server": "Ray's head process (gcs_server) has ended",
+    "raylet": "Ray's process for this machine (raylet) has ended",
+}
+_WORDS: dict[type[BaseException], str] = {  # the first that fits
+    ray.exceptions.OutOfMemoryError: "the machine's memory is full: Ray ended the worker process",
+    ray.exceptions.OutOfDiskError: "the disk with Ray's session is full",
+    ray.exceptions.ObjectStoreFullError: "the memory that Ray's processes share is full",
+    ray.exceptions.LocalRayletDiedError: _PROCESSES["raylet"],
+    ray.exceptions.NodeDiedError: "its node was lost",
+    ray.exceptions.ObjectLostError: "what a lost process held for others is gone",
+    ray.exceptions.RuntimeEnvSetupError: "Ray could not set up a worker process",
+    ray.exceptions.AuthenticationError: "Ray's processes have another token",
+    ray.exceptions.RpcError: "Ray's head process (gcs_server) does not answer",
+    ray.exceptions.GetTimeoutError: "Ray has not answered in time",
+    ray.exceptions.TaskUnschedulableError: "Ray finds no node for a task",
+    ray.exceptions.ActorUnschedulableError: "Ray finds no node for a trial",
+    ray.exceptions.WorkerCrashedError: "the worker process died",
+    ray.exceptions.RayActorError: "the worker process died",
+    ray.exceptions.RaySystemError: "Ray's processes have lost each other",
+}
 ALIVE_S = 2.0  # to take a connection
 HEAD_S = 45.0  # Ray itself gives up after a minute
 POLL_S = 2.0  # between two looks at a cluster
@@ -69,20 +91,29 @@ def is_in_job_folder(path: Path) -> bool:
     return "runtime_resources" in path.resolve().parts
 
 
+@dataclass(frozen=True)
+class Session:
+    """A Ray session; ``start`` starts another one once it is shut down, None where it is not ours to shut down."""
+
+    start: Callable[[], None] | None = None
+
+
 @contextmanager
-def ray_session(address: str | None, cpus: int, gpus: int) -> Iterator[None]:
+def ray_session(address: str | None, cpus: int, gpus: int) -> Iterator[Session]:
     """Run with Ray: the cluster at ``address``, the session that is there already, or one of our own.
 
     Only a session of our own is shut down, and the environment is then as it was before. Raises RequestError for an
-    address that does not answer, or is another version's.
+    address that does not answer, or is another version's, and TrainingError in our words for what Ray raises meanwhile.
     """
     before = {name: value for name, value in os.environ.items() if name.startswith(_OURS)}
     is_there = ray.is_initialized()
     try:
         os.environ.update({name: value for name, value in _QUIET.items() if name not in before})
-        session = nullcontext() if is_there else _own_session(address, cpus, gpus)
-        with _silenced("ray"), _silenced("ray.tune"), _without_raylets_logs(), session:
-            yield
+        session = nullcontext(Session()) if is_there else _own_session(address, cpus, gpus)
+        with _silenced("ray"), _silenced("ray.tune"), _without_raylets_logs(), session as opened:
+            yield opened
+    except ray.exceptions.RayError as error:
+        raise TrainingError(ray_words(error) or one_line(error)) from error
     finally:
         for name in [name for name in os.environ if name.startswith(_OURS) and name not in before]:
             del os.environ[name]
@@ -126,8 +157,31 @@ def answers(host: str, port: int) -> bool:
     return True
 
 
+def lost_process() -> str | None:
+    """Return which process of a session on this machine has ended, in words; None where all run, or it is a cluster's.
+
+    Ray notices neither, or after a minute, when it ends this process without a word that helps.
+    """
+    node = ray._private.worker._global_node
+    ended = {kind for kind, _ in node.dead_processes()} if node is not None else set()
+    return next((words for kind, words in _PROCESSES.items() if kind in ended), None)
+
+
+def ray_words(error: BaseException) -> str | None:
+    """Return in our words what went wrong in Ray, None for what is not Ray's."""
+    return next((words for kind, words in _WORDS.items() if isinstance(error, kind)), None)
+
+
 @contextmanager
-def _own_session(address: str | None, cpus: int, gpus: int) -> Iterator[None]:
+def _own_session(address: str | None, cpus: int, gpus: int) -> Iterator[Session]:
+    _start(address, cpus, gpus)
+    try:
+        yield Session(None if address else functools.partial(_start, None, cpus, gpus))
+    finally:
+        ray.shutdown()
+
+
+def _start(address: str | None, cpus: int, gpus: int) -> None:
     if address is not None and (found := _HOST_PORT.fullmatch(address)) and not answers(found[1], int(found[2])):
         raise RequestError(f"--address {address}: no Ray cluster there: nothing answers")  # Ray would try for minutes
     own: dict[str, Any] = {}
@@ -149,10 +203,6 @@ def _own_session(address: str | None, cpus: int, gpus: int) -> Iterator[None]:
             said = "a folder or file of it: " if isinstance(error, OSError) else ""
             raise RequestError(f"Ray did not start here: {said}{one_line(error)}; mixtune doctor looks why") from error
         raise RequestError(f"--address {address}: {_why_not(error)}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def session_folder() -> tuple[Path, str | None]:
