@@ -26,10 +26,12 @@ from ray.tune.search import Searcher
 
 from mixtune.cost.memory import allowed_bytes
 from mixtune.errors import DataError, RequestError, TrainingError, one_line
+from mixtune.meter import lock
 from mixtune.stages.paths import RecipePaths
 from mixtune.stages.store import MAX_BYTES
+from mixtune.tuning import nodes
 from mixtune.tuning.limits import killed_for_memory
-from mixtune.tuning.nodes import PENDING_S, Cluster
+from mixtune.tuning.nodes import Cluster
 from mixtune.tuning.search import Asked, RunningSearch
 from mixtune.tuning.session import Session, head_watched, lost_process, ray_words
 from mixtune.tuning.states import digest_space
@@ -154,6 +156,7 @@ class Watch:
         self._search, self._cluster, self._wait_s, self._say = search, cluster, wait_s, say
         self._trained, self._told = time.monotonic(), 0.0
         self._killed = killed_for_memory()
+        self._looked, self._stopped = time.monotonic(), set[int]()
         self.has_given_up = False
         self._has_stranded = False  # ClusterScheduler takes such trials back, anyone else's does not
 
@@ -200,17 +203,24 @@ class Watch:
             raise LostRound(words)
         if self._cluster.poll(now):
             self._follow()
-        if self._cluster.is_one or self._search.is_training or self._search.is_over:
+        if time.monotonic() - self._looked > lock.STOPPED_S:  # trials cannot say so while they wait
+            self._looked = time.monotonic()
+            for process, line in lock.stopped_holders().items():
+                if process not in self._stopped:
+                    self._stopped.add(process)
+                    self._say(line)
+        if self._search.is_training or self._search.is_over:
             self._trained, self._told = time.monotonic(), 0.0
             return
         waited = time.monotonic() - self._trained
-        if waited > max(PENDING_S, 2 * self._told):
+        if waited > max(nodes.PENDING_S, 2 * self._told):
             self._told = waited
-            self._say(self._cluster.describe_waiting(waited))
-        if (self._wait_s is not None and waited > self._wait_s) or (self._has_stranded and waited > PENDING_S):
+            self._cluster.tell_waiting(waited)
+        is_stranded = self._has_stranded and waited > nodes.PENDING_S
+        if (self._wait_s is not None and waited > self._wait_s) or is_stranded:
             self._search.stop_reason = self._cluster.describe_waiting(waited)
             self.has_given_up = True
-        self.has_given_up |= self._search.is_draining
+        self.has_given_up |= not self._cluster.is_one and self._search.is_draining
 
 
 class ClusterScheduler(FIFOScheduler):  # type: ignore[misc]
@@ -389,12 +399,21 @@ def _why_lost(error: BaseException | None) -> str | None:
     return None
 
 
-def run_here(function: Callable[..., Any], *arguments: Any, on_gpu: bool, cpus: float) -> Any:
-    """Call ``function(*arguments, on_gpu)``, on a GPU in a process of its own: none of its memory stays taken."""
+def run_here(
+    function: Callable[..., Any], *arguments: Any, on_gpu: bool, cpus: float, on_wait: Callable[[float], None]
+) -> Any:
+    """Call ``function(*arguments, on_gpu)``, on a GPU in a process of its own: none of its memory stays taken.
+
+    on_wait: receives the seconds for which it has been waited for, every nodes.PENDING_S.
+    """
     if not on_gpu:
         return function(*arguments, False)
+    task = ray.remote(num_gpus=1, num_cpus=cpus, max_calls=1)(function).remote(*arguments, True)
+    began = time.monotonic()
     try:
-        return ray.get(ray.remote(num_gpus=1, num_cpus=cpus, max_calls=1)(function).remote(*arguments, True))
+        while not ray.wait([task], timeout=nodes.PENDING_S)[0]:
+            on_wait(time.monotonic() - began)
+        return ray.get(task)
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None)
         if isinstance(cause, RequestError | DataError | TrainingError):

@@ -37,7 +37,7 @@ from mixtune.tuning.forecast import forecast_trials
 from mixtune.tuning.learning import Source, learn, read_sources, trial_keys
 from mixtune.tuning.live import Progress
 from mixtune.tuning.loggers import Logger
-from mixtune.tuning.nodes import Cluster
+from mixtune.tuning.nodes import Cluster, describe_session
 from mixtune.tuning.opening import kept_data, machine_to_continue_on, quoted, saying_that_the_ledger_is_full
 from mixtune.tuning.prepare import (
     AnySpace,
@@ -141,6 +141,8 @@ def search(
             run.refuse_occupied()  # by another that began meanwhile
             with ray_session(address, prepared.cpus, prepared.gpus) as session:
                 catch_signals()  # again: Ray's start puts a handler of its own in place
+                if address is not None:
+                    _say(console, describe_session())
                 threads = max(1, int(prepared.space.resources.cpus_per_trial))
                 grows = address is not None or slots is not None
                 with closing(Cluster(prepared.space, threads, say_to(console), most=slots, grows=grows)) as cluster:
@@ -201,6 +203,8 @@ def resume(
         ray_session(address, prepared.cpus, prepared.gpus) as session,
     ):
         catch_signals()  # again: Ray's start puts a handler of its own in place
+        if address is not None:
+            _say(console, describe_session())
         say, grows = say_to(console), address is not None or slots is not None
         with closing(Cluster(prepared.space, machine.threads, say, run=machine, most=slots, grows=grows)) as cluster:
             if cluster.is_one:
@@ -371,7 +375,8 @@ def _judge(search: RunningSearch, result: Result, console: Console) -> Result:
 
 
 def _measure_here(function: Callable[..., Any], *arguments: Any, cluster: Cluster) -> Any:
-    return run_here(function, *arguments, on_gpu=cluster.on_gpu, cpus=cluster.space.resources.cpus_per_trial)
+    cpus = cluster.space.resources.cpus_per_trial
+    return run_here(function, *arguments, on_gpu=cluster.on_gpu, cpus=cpus, on_wait=cluster.tell_waiting)
 
 
 def _extend(search: RunningSearch, trials: int | None) -> None:
