@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import logging
 import math
+import os
 import re
 import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -605,17 +608,66 @@ def copy_space(
 
 
 def main() -> None:
-    """Run a command; exit with 0 done, 1 failed, 2 the request was wrong, 130 interrupted."""
+    """Run a command; exit with 0 done, 1 failed, 2 the request was wrong, 130 interrupted.
+
+    Output may fail, and the command is done all the same; what a full disk did not take makes the status 1.
+    """
+    _open_standard_streams()
     handler = CurrentStderrHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(handlers=[handler])
     logging.getLogger("mixtune").setLevel(logging.INFO)
-    try:
-        app()
-    except RequestError as error:
-        _fail(str(error), 2)
-    except (DataError, TrainingError) as error:
-        _fail(str(error), 1)
+    output = Patient(sys.stdout or io.StringIO())  # None where it was closed
+    with redirect_stdout(output), redirect_stderr(Patient(sys.stderr or io.StringIO())):
+        try:
+            app()
+        except RequestError as error:
+            _fail(str(error), 2)
+        except (DataError, TrainingError) as error:
+            _fail(str(error), 1)
+        except SystemExit as ended:
+            output.flush()
+            if not ended.code and output.problem is not None:
+                _fail(f"done, but what was printed could not be written: {output.problem}", 1)
+            raise
+
+
+def _open_standard_streams() -> None:
+    """Open /dev/null where a standard stream is closed: a file of ours would take its number, and what is printed."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+class Patient:
+    """A stream whose first failure sends the rest to /dev/null; ``problem`` is it, but for a pipe that nobody reads."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.problem: str | None = None
+
+    def write(self, text: str) -> int:
+        """Write text, or leave it."""
+        self._try(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered, or leave it."""
+        self._try(self._stream.flush)
+
+    def _try(self, act: Callable[[], object]) -> None:
+        try:
+            act()
+        except OSError as error:
+            if error.errno != errno.EPIPE:
+                self.problem = error.strerror
+            with suppress(OSError), open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class CurrentStderrHandler(logging.Handler):
@@ -646,7 +698,7 @@ def _say(console: Console, line: str) -> None:
 
 def _console() -> Console:
     console = Console()
-    return console if console.is_terminal else Console(width=LOG_WIDTH)
+    return console if console.is_terminal and console.file.isatty() else Console(width=LOG_WIDTH)
 
 
 def _print_search(console: Console, run: Callable[[], Result], confirm: bool) -> None:

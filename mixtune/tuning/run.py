@@ -35,7 +35,7 @@ from mixtune.stages.paths import RecipePaths
 from mixtune.tuning.editing import current_run, edit_run, read_edited, refuse_other_recipe
 from mixtune.tuning.forecast import forecast_trials
 from mixtune.tuning.learning import Source, learn, read_sources, trial_keys
-from mixtune.tuning.live import Progress
+from mixtune.tuning.live import Progress, print_line
 from mixtune.tuning.loggers import Logger
 from mixtune.tuning.nodes import Cluster, describe_session
 from mixtune.tuning.opening import kept_data, machine_to_continue_on, quoted, saying_that_the_ledger_is_full
@@ -133,16 +133,16 @@ def search(
             address=address,
         )
         sources = read_sources(prepared.space)
-        _say(console, f"{prepared.describe()}\nrun directory: {run.path}")
+        print_line(console, f"{prepared.describe()}\nrun directory: {run.path}")
         if is_in_job_folder(run.path):
             _log.warning("%s is in the Ray job's own folder and goes with it: give --out a folder that stays", run.path)
         make_folder(run.path)
-        with interruptible(run), hold_run(run.path, "search", on_wait=lambda line: _say(console, line)):
+        with interruptible(run), hold_run(run.path, "search", on_wait=lambda line: print_line(console, line)):
             run.refuse_occupied()  # by another that began meanwhile
             with ray_session(address, prepared.cpus, prepared.gpus) as session:
                 catch_signals()  # again: Ray's start puts a handler of its own in place
                 if address is not None:
-                    _say(console, describe_session())
+                    print_line(console, describe_session())
                 threads = max(1, int(prepared.space.resources.cpus_per_trial))
                 grows = address is not None or slots is not None
                 with closing(Cluster(prepared.space, threads, say_to(console), most=slots, grows=grows)) as cluster:
@@ -196,15 +196,15 @@ def resume(
         refuse_other_recipe(f"--space {space}" if isinstance(space, str | PathLike) else "space", run, prepared.space)
     first = [_to_try(prepared.space, given) for given in first]
     sources = read_sources(prepared.space, RunDirectory(run.path).state.sources)
-    _say(console, "\n".join([*lines, prepared.describe(), f"run directory: {run.path}"]))
+    print_line(console, "\n".join([*lines, prepared.describe(), f"run directory: {run.path}"]))
     with (
         interruptible(run),
-        hold_run(run.path, "resume", on_wait=lambda line: _say(console, line)),
+        hold_run(run.path, "resume", on_wait=lambda line: print_line(console, line)),
         ray_session(address, prepared.cpus, prepared.gpus) as session,
     ):
         catch_signals()  # again: Ray's start puts a handler of its own in place
         if address is not None:
-            _say(console, describe_session())
+            print_line(console, describe_session())
         say, grows = say_to(console), address is not None or slots is not None
         with closing(Cluster(prepared.space, machine.threads, say, run=machine, most=slots, grows=grows)) as cluster:
             if cluster.is_one:
@@ -213,7 +213,9 @@ def resume(
             cluster.settle(wait_s)
             if space is not None:
                 most_expensive = forecast_most_expensive(prepared.space, prepared.data, machine)
-                _say(console, edit_run(run, replace(prepared.space, resources=searched.resources), most_expensive))
+                print_line(
+                    console, edit_run(run, replace(prepared.space, resources=searched.resources), most_expensive)
+                )
                 run = RunDirectory(run.path)
             return _run(
                 prepared,
@@ -263,7 +265,7 @@ def _run(
     is_ours = hasattr(scheduler, "continues")
     opened = Opened.of(space, machine.device, machine.threads)
     for line in opened.compare(run.state, space):
-        _say(console, line)
+        print_line(console, line)
     with Progress(console) as progress:
 
         def on_change(search: RunningSearch, record: TrialRecord) -> None:
@@ -278,7 +280,7 @@ def _run(
             run.ledger_file,
             on_change,
             state=run.state,
-            deadline=None if seconds is None else time.time() + seconds,
+            deadline=None if seconds is None else time.monotonic() + seconds,
             larger_fraction=lambda fraction: double_fraction(slots.gpus if fraction is None else fraction),
             paths=paths,
             slots=slots.count,
@@ -290,11 +292,13 @@ def _run(
         )
         if search.unheard:
             sampler, count = space.search.sampler, search.unheard
-            _say(console, f"complete trials outside of the edited space, of which {sampler} does not hear: {count}")
+            print_line(
+                console, f"complete trials outside of the edited space, of which {sampler} does not hear: {count}"
+            )
         keys_of = functools.partial(_measure_here, trial_keys, cluster, machine) if cluster.is_one else None
         with saying_that_the_ledger_is_full(search, run):
             for source in sources:
-                _say(console, learn(search, source, machine, run.stages, keys_of))
+                print_line(console, learn(search, source, machine, run.stages, keys_of))
             _extend(search, trials)
             again = search.retry_failed() if retry_failed else 0
             if first:
@@ -302,9 +306,9 @@ def _run(
         interrupted, lost = False, None
         if search.is_done:
             waits = ", and what is to be tried waits for that" if search.asking.next_given() is not None else ""
-            _say(console, f"finished already; mixtune resume {quoted(run)} --trials N extends it{waits}")
+            print_line(console, f"finished already; mixtune resume {quoted(run)} --trials N extends it{waits}")
         else:
-            _say(console, _what_is_left(search, slots, again))
+            print_line(console, _what_is_left(search, slots, again))
             forecast = forecast_trials(space, prepared.data, costs, search.step_times)
             with saying_that_the_ledger_is_full(search, run):
                 search.open({**opened.to_dict(), "slots": slots.count, "forecast_s": forecast})
@@ -329,7 +333,7 @@ def _run(
         raise KeyboardInterrupt
     if lost is not None:
         raise SearchError(f"{lost}; what is done is kept: mixtune resume {quoted(run)} continues")
-    _say(console, str(result.account()))
+    print_line(console, str(result.account()))
     return _judge(search, result, console)
 
 
@@ -365,10 +369,10 @@ def _judge(search: RunningSearch, result: Result, console: Console) -> Result:
         raise SearchError(f"{search.stop_reason}; what is done is kept: mixtune pareto {quoted(run)}")
     if (early := ended_early(search.state, search.space)) is not None:
         done = f"{search.done} of {search.budget} trials done; mixtune resume {quoted(run)} --trials N trains up to N"
-        _say(console, early if search.state.exhausted else f"{early}: {done}")
+        print_line(console, early if search.state.exhausted else f"{early}: {done}")
     if not search.is_done:
         done = f"{search.done} of {search.budget} trials done"
-        _say(console, f"time budget spent: {done}; mixtune resume {quoted(run)} continues")
+        print_line(console, f"time budget spent: {done}; mixtune resume {quoted(run)} continues")
     elif not result.counts()["complete"]:
         raise SearchError(_why_nothing_completed(result))
     return result
@@ -417,13 +421,9 @@ def _why_nothing_completed(result: Result) -> str:
     return f"no trial completed, and {len(failed)} failed; {failed[0].trial}: {failed[0].reason}"
 
 
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
 def say_to(console: Console) -> Callable[[str], None]:
     """Return what prints a line as it is."""
-    return functools.partial(_say, console)
+    return functools.partial(print_line, console)
 
 
 class InterruptedSearch(KeyboardInterrupt):

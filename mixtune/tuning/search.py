@@ -70,8 +70,8 @@ class Asked:
 class RunningSearch:
     """Baselines first, then trials t0001, t0002, ... until the budget has ended; unfinished ones before new ones.
 
-    ledger: its file; state: what it says, read from it by default; deadline: unix seconds, after which the search
-    drains; larger_fraction: of a GPU, larger than one which was too small (None: the search's), or None
+    ledger: its file; state: what it says, read from it by default; deadline: by time.monotonic(), after which the
+    search drains; larger_fraction: of a GPU, larger than one which was too small (None: the search's), or None
     where there is no larger one; paths: of dotted parameters through the stage tree, by which a trial waits for a stage
     that another one trains; slots: how many run at once, which may change; holds: whether a node, by its address, is
     there with its states (None: the run directory); costs: what is known of dotted parameters, of whose recipe so
@@ -238,7 +238,7 @@ class RunningSearch:
     @property
     def is_draining(self) -> bool:
         """Whether no more trials are requested, and running ones should stop at their next epoch, unfinished."""
-        return bool(self.stop_reason) or (self.deadline is not None and time.time() > self.deadline)
+        return bool(self.stop_reason) or (self.deadline is not None and time.monotonic() > self.deadline)
 
     def open(self, facts: Mapping[str, Any]) -> None:
         """Note what the stage keys of this start rest on; see mixtune.stages.opened."""
