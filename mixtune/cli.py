@@ -74,6 +74,15 @@ ConfirmToo = Annotated[
 ]
 TimeBudget = Annotated[str | None, typer.Option(metavar="TIME", help="such as 2h or 30m; resume continues after it")]
 
+Grace = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME",
+        help="from SIGTERM to the end, as 30s of Kubernetes or SLURM: running epochs are finished and stored, tables "
+        "written (default: they are left)",
+    ),
+]
+
 
 def _print_version(asked: bool) -> None:
     if asked:
@@ -175,6 +184,7 @@ def search(
     slots: MostSlots = None,
     wait: Wait = None,
     time_budget: TimeBudget = None,
+    grace: Grace = None,
     log_to: LogTo = None,
     confirm: ConfirmToo = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything, print space and cost")] = False,
@@ -211,7 +221,7 @@ def search(
         print(f"{prepared.to_yaml()}\n{prepared.describe()}")
         print(f"{forecast_search(prepared)}\nnothing was trained, no run directory written")
         return
-    options |= {"slots": slots, "wait": wait, "time_budget": time_budget, "log_to": log_to or ()}
+    options |= {"slots": slots, "wait": wait, "time_budget": time_budget, "grace": grace, "log_to": log_to or ()}
     _print_search(
         console, lambda: run.search(wanted, out=out or free_directory(name), console=console, **options), confirm
     )
@@ -237,6 +247,7 @@ def resume(
     slots: MostSlots = None,
     wait: Wait = None,
     time_budget: TimeBudget = None,
+    grace: Grace = None,
     log_to: LogTo = None,
     confirm: ConfirmToo = False,
 ) -> None:
@@ -265,6 +276,7 @@ def resume(
             slots=slots,
             wait=wait,
             time_budget=time_budget,
+            grace=grace,
             log_to=log_to or (),
             console=console,
         ),

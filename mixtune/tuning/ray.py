@@ -197,7 +197,9 @@ class Watch:
         return words
 
     def look(self, now: bool = False) -> None:
-        """Take in what has changed. Raises LostRound."""
+        """Take in what has changed. Raises LostRound, and KeyboardInterrupt once a search that ends has to."""
+        if self._search.ends_by is not None and time.monotonic() > self._search.ends_by:
+            raise KeyboardInterrupt
         if (words := lost_process()) is not None:
             self.note_memory()
             raise LostRound(words)
@@ -368,7 +370,8 @@ def train_trials(
         try:
             with nullcontext() if cluster.is_one else head_watched(kept):
                 tuner.fit()
-            interrupted = not (search.is_over or watch.has_given_up)  # Ray takes SIGUSR1 for a request to end
+            # Ray takes SIGUSR1 for a request to end
+            interrupted = search.ends_by is not None or not (search.is_over or watch.has_given_up)
         except KeyboardInterrupt:
             interrupted = True
         except LostRound as error:

@@ -7,11 +7,12 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
@@ -24,7 +25,7 @@ from mixtune.files import make_folder, write_whole
 from mixtune.report.page import write_report
 from mixtune.run.directory import RunDirectory, free_directory, space_document, space_text
 from mixtune.run.ledger import ENDED, TrialRecord
-from mixtune.run.lock import hold_run
+from mixtune.run.lock import ask_to_end, hold_run
 from mixtune.run.reference import derive_reference
 from mixtune.run.remaining import ended_early, most_trials
 from mixtune.run.result import Result, result_of
@@ -83,6 +84,7 @@ def search(
     slots: int | None = None,
     wait: float | str | None = None,
     time_budget: float | str | None = None,
+    grace: float | str | None = None,
     out: str | PathLike[str] | None = None,
     log_to: Sequence[str] = (),
     callbacks: Sequence[tune.Callback] = (),
@@ -99,8 +101,10 @@ def search(
     Ray job the job's by default; slots: trials at once there at most, for which an autoscaler may bring nodes; wait:
     seconds, or text such as "30m", for which no node may take a trial before the search ends (default: for ever);
     time_budget: the same, after which no trial is begun and running ones stop at their next epoch, to be continued by
-    ``resume``; out: the run directory (default: a new one below ``runs/``); log_to: loggers by name, such as
-    "tensorboard", with files below ``logs/`` in the run directory; callbacks: Ray Tune's or your own, such as
+    ``resume``; grace: seconds, or text, that a SIGTERM leaves before it is all over, as of a batch system: running
+    trials end and store their epoch, and the tables are written (default: they are left in their epoch); out: the
+    run directory (default: a new one below ``runs/``); log_to: loggers by name, such as "tensorboard", with files
+    below ``logs/`` in the run directory; callbacks: Ray Tune's or your own, such as
     ``ray.air.integrations.mlflow.MLflowLoggerCallback(tracking_uri, experiment_name="digits")`` or
     ``ray.air.integrations.wandb.WandbLoggerCallback(project="digits")``. An option that is None leaves the space's
     own value.
@@ -115,7 +119,7 @@ def search(
     with the run directory's tables written.
     """
     console = console or Console()
-    seconds, wait_s = parse_duration(time_budget), parse_duration(wait, "wait")
+    seconds, wait_s, grace_s = parse_duration(time_budget), parse_duration(wait, "wait"), parse_duration(grace, "grace")
     address = session_address(address)
     name = Path(space).stem if isinstance(space, str | PathLike) else "search"
     run = RunDirectory(Path(out) if out is not None else free_directory(name))
@@ -137,10 +141,13 @@ def search(
         if is_in_job_folder(run.path):
             _log.warning("%s is in the Ray job's own folder and goes with it: give --out a folder that stays", run.path)
         make_folder(run.path)
-        with interruptible(run), hold_run(run.path, "search", on_wait=lambda line: print_line(console, line)):
+        with (
+            Signals(run, grace_s) as signals,
+            hold_run(run.path, "search", on_wait=lambda line: print_line(console, line)),
+        ):
             run.refuse_occupied()  # by another that began meanwhile
             with ray_session(address, prepared.cpus, prepared.gpus) as session:
-                catch_signals()  # again: Ray's start puts a handler of its own in place
+                signals.catch()  # again: Ray's start puts a handler of its own in place
                 if address is not None:
                     print_line(console, describe_session())
                 threads = max(1, int(prepared.space.resources.cpus_per_trial))
@@ -151,7 +158,9 @@ def search(
                     cluster.settle(wait_s)
                     document = space_document(prepared.space, facts_of(prepared, cluster.machine))
                     write_whole(run.space_file, space_text(document))
-                    return _run(prepared, run, session, cluster, seconds, wait_s, console, loggers, callbacks, sources)
+                    return _run(
+                        prepared, run, signals, session, cluster, seconds, wait_s, console, loggers, callbacks, sources
+                    )
 
 
 def resume(
@@ -168,6 +177,7 @@ def resume(
     slots: int | None = None,
     wait: float | str | None = None,
     time_budget: float | str | None = None,
+    grace: float | str | None = None,
     log_to: Sequence[str] = (),
     callbacks: Sequence[tune.Callback] = (),
     console: Console | None = None,
@@ -181,7 +191,7 @@ def resume(
     with, because its bits and its seconds depend on them. Raises as ``search`` does.
     """
     console = console or Console()
-    seconds, wait_s = parse_duration(time_budget), parse_duration(wait, "wait")
+    seconds, wait_s, grace_s = parse_duration(time_budget), parse_duration(wait, "wait"), parse_duration(grace, "grace")
     address = session_address(address)
     run = current_run(Path(directory))
     machine = known_machine(run)
@@ -198,11 +208,11 @@ def resume(
     sources = read_sources(prepared.space, RunDirectory(run.path).state.sources)
     print_line(console, "\n".join([*lines, prepared.describe(), f"run directory: {run.path}"]))
     with (
-        interruptible(run),
+        Signals(run, grace_s) as signals,
         hold_run(run.path, "resume", on_wait=lambda line: print_line(console, line)),
         ray_session(address, prepared.cpus, prepared.gpus) as session,
     ):
-        catch_signals()  # again: Ray's start puts a handler of its own in place
+        signals.catch()  # again: Ray's start puts a handler of its own in place
         if address is not None:
             print_line(console, describe_session())
         say, grows = say_to(console), address is not None or slots is not None
@@ -220,6 +230,7 @@ def resume(
             return _run(
                 prepared,
                 run,
+                signals,
                 session,
                 cluster,
                 seconds,
@@ -245,6 +256,7 @@ def _to_try(space: SearchSpace, given: Mapping[str, Any]) -> dict[str, Any]:
 def _run(
     prepared: Prepared,
     run: RunDirectory,
+    signals: Signals,
     session: Session,
     cluster: Cluster,
     seconds: float | None,
@@ -320,7 +332,10 @@ def _run(
                 def train() -> bool:
                     return train_trials(search, session, cluster, run.path, paths, say, wait_s, callbacks, foreign)
 
-                interrupted, lost = _train_in_rounds(train, search, session, cluster, say)
+                signals.search = search
+                ask_to_end(run.path, asked=False)  # what a driver that was killed as it ended has left
+                interrupted, lost = _train_in_rounds(train, search, signals, session, cluster, say)
+                signals.search = None
     if not cluster.is_one and not interrupted and lost is None:
         front = {*result_of(run).pareto_front()["trial"], *search.baselines}
         wanted = [record for record in search.records.values() if record.trial in front or record.state not in ENDED]
@@ -338,7 +353,12 @@ def _run(
 
 
 def _train_in_rounds(
-    train: Callable[[], bool], search: RunningSearch, session: Session, cluster: Cluster, say: Callable[[str], None]
+    train: Callable[[], bool],
+    search: RunningSearch,
+    signals: Signals,
+    session: Session,
+    cluster: Cluster,
+    say: Callable[[str], None],
 ) -> tuple[bool, str | None]:
     """Train until the search is over; go round again where Ray breaks down, in a session that is started in its place.
 
@@ -350,6 +370,8 @@ def _train_in_rounds(
             return train(), None
         except LostRound as error:
             lost = str(error)
+        if search.ends_by is not None:  # the signal went to Ray's processes, too
+            return True, None
         idle_rounds = 0 if search.active else idle_rounds + 1
         if not search.lose(lost) or idle_rounds > search.space.search.max_failures:
             return False, f"{lost}, again and again"
@@ -358,7 +380,7 @@ def _train_in_rounds(
         say(f"{lost}: the search goes round again from what is stored")
         if session.start is not None:
             session.start()
-            catch_signals()  # again: see above
+            signals.catch()  # again: see above
             cluster.renew()
 
 
@@ -426,38 +448,55 @@ def say_to(console: Console) -> Callable[[str], None]:
     return functools.partial(print_line, console)
 
 
+TABLES_S = 10.0  # of a grace period at most, and no more than half of it
+
+
 class InterruptedSearch(KeyboardInterrupt):
     """A signal during a search, in words."""
 
 
-@contextmanager
-def interruptible(run: RunDirectory) -> Iterator[None]:
-    """Let SIGTERM and its like do what Ctrl-C does, and say of all how to continue."""
-    in_main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
-    catch_signals()
-    try:
-        yield
-    except KeyboardInterrupt:
-        done = f"to continue: mixtune resume {quoted(run)}" if run.holds_run else "nothing was trained yet"
-        raise InterruptedSearch(f"interrupted; {done}") from None
-    finally:
-        if in_main:
-            for number, handler in before.items():
-                signal.signal(number, handler or signal.SIG_DFL)
+class Signals:
+    """A context manager in which SIGTERM and its like do what Ctrl-C does, and all say how to continue.
 
-
-def catch_signals() -> None:
-    """Let signals raise KeyboardInterrupt, where they can be caught: in the main thread; an ignored one stays so.
-
-    A terminal that is closed sends SIGHUP (not to what nohup started), SLURM sends SIGTERM or SIGUSR1 before it ends a
-    job. While trials train Ray handles SIGUSR1 itself: see train_trials().
+    grace_s: how long a SIGTERM, and no other signal and no second one, leaves to running trials and to the tables; it
+    is for the ``search`` that is set meanwhile.
     """
 
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
+    def __init__(self, run: RunDirectory, grace_s: float | None) -> None:
+        self._run, self._grace_s = run, grace_s
+        self.search: RunningSearch | None = None
+        self._before = {number: signal.getsignal(number) for number in _SIGNALS}
 
-    if threading.current_thread() is threading.main_thread():
-        for number in _SIGNALS:
-            if signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, interrupt)
+    def __enter__(self) -> Signals:
+        self.catch()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self._before.items():
+                signal.signal(number, handler or signal.SIG_DFL)
+        if isinstance(error, KeyboardInterrupt):
+            run = self._run
+            done = f"to continue: mixtune resume {quoted(run)}" if run.holds_run else "nothing was trained yet"
+            raise InterruptedSearch(f"interrupted; {done}") from None
+
+    def catch(self) -> None:
+        """Let signals raise KeyboardInterrupt, where they can be caught: in the main thread; an ignored one stays so.
+
+        A terminal that is closed sends SIGHUP (not to what nohup started), SLURM sends SIGTERM or SIGUSR1 before it
+        ends a job. Ray's start puts handlers of its own in place, and while trials train Ray handles SIGUSR1 itself:
+        see train_trials().
+        """
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    signal.signal(number, self._end)
+
+    def _end(self, number: int, frame: Any) -> None:
+        search = self.search
+        if number != signal.SIGTERM or self._grace_s is None or search is None or search.ends_by is not None:
+            raise KeyboardInterrupt
+        search.end_within(self._grace_s - min(TABLES_S, self._grace_s / 2))
+        ask_to_end(self._run.path)

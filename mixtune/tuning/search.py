@@ -105,6 +105,7 @@ class RunningSearch:
         self.stop_reason: str | None = None
         self.error: Exception | None = None
         self.deadline = deadline
+        self.ends_by: float | None = None  # by time.monotonic(), whatever trains then: see end_within()
         self._larger_fraction, self._on_change, self._costs = larger_fraction, on_change, costs
         self._scheduler = scheduler
         self._ledger = Ledger(ledger)
@@ -240,6 +241,11 @@ class RunningSearch:
         """Whether no more trials are requested, and running ones should stop at their next epoch, unfinished."""
         return bool(self.stop_reason) or (self.deadline is not None and time.monotonic() > self.deadline)
 
+    def end_within(self, seconds: float) -> None:
+        """Drain from now on: running trials stop once they are stored, after their epoch, or are left in it."""
+        self.deadline = time.monotonic()
+        self.ends_by = self.deadline + seconds
+
     def open(self, facts: Mapping[str, Any]) -> None:
         """Note what the stage keys of this start rest on; see mixtune.stages.opened."""
         self._append("opened", **facts)
@@ -313,7 +319,7 @@ class RunningSearch:
             if self._scheduler is not None and trial not in self.baselines:
                 continues &= self._scheduler.continues(trial, metrics)
         self.stages.advance(trial, report.metrics["epoch"])
-        if self.stop_reason or (self.is_draining and report.after_deadline):
+        if self.stop_reason or (self.is_draining and (report.after_deadline or report.stored is not None)):
             return False
         if report.is_whole or not continues:
             return report.is_whole

@@ -19,7 +19,7 @@ from mixtune.meter.lock import DeviceLock
 from mixtune.meter.times import StepTimes
 from mixtune.metrics import epoch_metrics
 from mixtune.run.directory import RunDirectory
-from mixtune.run.lock import share_run
+from mixtune.run.lock import is_asked_to_end, share_run
 from mixtune.run.predictions import HeldOut
 from mixtune.space.recipe import Recipe, change_recipe, flatten, parse_recipe
 from mixtune.space.space import SearchSpace, load_space
@@ -158,7 +158,11 @@ def train_trial(
     stages = RunDirectory(context.directory).stages
     place = place or Place()
     limits = context.states_bytes, context.deadline, context.branches
-    recovery = Recovery(state, stages, *limits, place.fetch, place.is_leaving)
+
+    def is_leaving() -> bool:
+        return place.is_leaving() or is_asked_to_end(context.directory)
+
+    recovery = Recovery(state, stages, *limits, place.fetch, is_leaving)
     windows: list[tuple[str, float, bool, dict[str, Any]]] = []
 
     def keep_window(signature: str, seconds: float, quiet: bool) -> None:

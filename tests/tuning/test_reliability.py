@@ -40,7 +40,8 @@ def undisturbed(disturbances: SimpleNamespace, tmp_path_factory: pytest.TempPath
 def test_a_search_continues_whatever_ended_it(disturbances: SimpleNamespace, harness: Any, undisturbed: Any) -> None:
     """SIGKILL, then every checkpoint damaged; Ctrl-C; SIGTERM; SIGUSR1: at its end it is what the plain loop finds.
 
-    The last start goes round again by itself: two of Ray's own processes are killed under it.
+    SIGTERM has a grace period, in which the running trial's epoch is stored. The last start goes round again by itself:
+    two of Ray's own processes are killed under it.
     """
     folder = harness.new_run("ended")
     folder.mkdir()
@@ -48,7 +49,7 @@ def test_a_search_continues_whatever_ended_it(disturbances: SimpleNamespace, har
     run, words = folder / "run", ["search", "space.yaml", "--gpus", "0", "--out", "run"]
     for starts, end in enumerate((signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, None), start=1):
         driver = subprocess.Popen(
-            [str(Path(sys.executable).with_name("mixtune")), *words],
+            [str(Path(sys.executable).with_name("mixtune")), *words, "--grace", "4m"],
             cwd=folder,
             env=harness.environment | {"CUDA_VISIBLE_DEVICES": ""},
             text=True,
@@ -75,6 +76,11 @@ def test_a_search_continues_whatever_ended_it(disturbances: SimpleNamespace, har
             assert "Traceback" not in out + err
             assert "SIGTERM" not in out + err
             assert (run / "trials.csv").exists()
+            if end is signal.SIGTERM:  # every epoch that an unfinished trial has trained
+                records = [
+                    r for r in mixtune.load(run).records.values() if r.state in ("asked", "running") and r.epochs
+                ]
+                assert [max(r.stored) for r in records] == [r.epochs[-1]["epoch"] for r in records]
             status = run_status(mixtune.load(run), None)
             assert status.state == "interrupted"
             assert f"mixtune resume {run}" in status.commands()
