@@ -87,7 +87,7 @@ def check_packages() -> Check:
         try:
             importlib.import_module(name)
             found.append(f"{name} {version(name)}")
-        except (ImportError, OSError, RuntimeError, PackageNotFoundError) as error:
+        except Exception as error:  # noqa: BLE001  whatever packages raise that do not fit together
             broken.append(f"{name} ({one_line(error)})")
     if broken:
         return Check("packages", "fault", f"cannot be imported: {', '.join(broken)}", "pip install --upgrade mixtune")

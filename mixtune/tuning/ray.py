@@ -377,7 +377,7 @@ def train_trials(
         except LostRound as error:
             lost = str(error)
         except Exception as error:
-            lost = _why_lost(error)
+            lost = why_lost(error)
             if lost is None or search.error is not None:
                 raise
             watch.note_memory()
@@ -393,7 +393,7 @@ def train_trials(
     return interrupted
 
 
-def _why_lost(error: BaseException | None) -> str | None:
+def why_lost(error: BaseException | None) -> str | None:
     """Return in our words how Ray broke down; None where what it raised is not Ray's. Tune wraps what others raise."""
     while error is not None:
         if (words := ray_words(error)) is not None:

@@ -266,6 +266,25 @@ def test_a_crashed_trial_is_tried_again_at_once_and_not_for_ever(search: Running
     assert [e["event"] for e in read_ledger(search._ledger.path) if e["trial"] == trial].count("retried") == 2
 
 
+def test_what_runs_the_trials_may_break_down_as_often_as_a_trial_may_crash(
+    search: RunningSearch, tmp_path: Path
+) -> None:
+    """Then they stay unfinished, not failed: the fault is not theirs, and a search that continues trains them."""
+    trial = first_trial(search)
+    others = {record.trial for record in search.active} - {trial}
+    for _ in range(search.space.search.max_failures):
+        assert search.lose("Ray's head process has ended")
+        assert not search.active
+        while search.ask() is not None:
+            pass
+        assert {record.trial for record in search.active} >= {trial, *others}
+    assert not search.lose("Ray's head process has ended")
+    found = again(search, tmp_path)
+    assert {found.records[name].state for name in (trial, *others)} == {"asked"}
+    asked = list(iter(found.ask, None))
+    assert {trial, *others} <= {each.trial for each in asked}
+
+
 def test_a_trial_that_no_retry_can_help_fails_at_once(search: RunningSearch) -> None:
     trial = first_trial(search)
     search.fail(trial, "DivergedError: the loss is nan")
