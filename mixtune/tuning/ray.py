@@ -366,9 +366,13 @@ def train_trials(
             ),
         )
         interrupted, lost = False, None
-        kept = f"what is done is kept: mixtune resume {shlex.quote(str(directory))} continues on another"
+        head, where = (
+            ("Ray's head process has ended", "") if cluster.is_one else ("the cluster's head is gone", " on another")
+        )
+        kept = f"{head}: what is done is kept: mixtune resume {shlex.quote(str(directory))} continues{where}"
+        is_foreign = cluster.is_one and session.start is None  # a notebook's own, say, which is not ours to end
         try:
-            with nullcontext() if cluster.is_one else head_watched(kept):
+            with nullcontext() if is_foreign else head_watched(kept):
                 tuner.fit()
             # Ray takes SIGUSR1 for a request to end
             interrupted = search.ends_by is not None or not (search.is_over or watch.has_given_up)

@@ -333,7 +333,7 @@ def _run(
                     return train_trials(search, session, cluster, run.path, paths, say, wait_s, callbacks, foreign)
 
                 signals.search = search
-                ask_to_end(run.path, asked=False)  # what a driver that was killed as it ended has left
+                ask_to_end(run.path, asked=False)  # as a driver has left it that was killed
                 interrupted, lost = _train_in_rounds(train, search, signals, session, cluster, say)
                 signals.search = None
     if not cluster.is_one and not interrupted and lost is None:
@@ -477,8 +477,9 @@ class Signals:
         if threading.current_thread() is threading.main_thread():
             for number, handler in self._before.items():
                 signal.signal(number, handler or signal.SIG_DFL)
+        run = self._run
+        ask_to_end(run.path, asked=False)
         if isinstance(error, KeyboardInterrupt):
-            run = self._run
             done = f"to continue: mixtune resume {quoted(run)}" if run.holds_run else "nothing was trained yet"
             raise InterruptedSearch(f"interrupted; {done}") from None
 

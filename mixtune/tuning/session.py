@@ -124,7 +124,7 @@ def ray_session(address: str | None, cpus: int, gpus: int) -> Iterator[Session]:
 
 @contextmanager
 def head_watched(last_words: str) -> Iterator[None]:
-    """Say last words and end this process where the cluster's head is gone for HEAD_S; a head may come back before.
+    """Say last words and end this process where the session's head is gone for HEAD_S; a head may come back before.
 
     Ray ends a process whose head is gone for a minute in C++, without a word that helps, and raises nothing before.
     """
@@ -138,7 +138,7 @@ def head_watched(last_words: str) -> Iterator[None]:
             if answers(host, int(port)):
                 answered = time.monotonic()
             elif time.monotonic() - answered > HEAD_S:
-                print(f"mixtune: the cluster's head is gone: {last_words}", file=sys.stderr, flush=True)
+                print(f"mixtune: {last_words}", file=sys.stderr, flush=True)
                 os._exit(1)
 
     threading.Thread(target=watch, name="mixtune-head", daemon=True).start()
