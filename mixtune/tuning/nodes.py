@@ -187,8 +187,9 @@ class Cluster:
         self.take(self.machine)
 
     def close(self) -> None:
-        """Let an autoscaler take back what it brought."""
-        self._request(0)
+        """Let an autoscaler take back what it brought, where Ray is still there."""
+        if ray.is_initialized():
+            self._request(0)
 
     def _request(self, slots: int) -> None:
         """Tell an autoscaler, where there is one, for how many trials at once there should be nodes."""

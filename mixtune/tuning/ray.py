@@ -388,8 +388,8 @@ def train_trials(
             _log.debug("Ray broke down", exc_info=True)
         # outside of the except, which keeps the trials' actors: in a session that is not ours they live on
         if interrupted or lost is not None:
-            if lost is not None and session.start is not None:
-                ray.shutdown()  # a head that is gone would be waited for, for each actor
+            if session.start is not None:
+                ray.shutdown()  # a head that is gone, as where a signal went to a whole job, would be waited for
             del tuner
             gc.collect()
     if lost is not None:

@@ -379,9 +379,14 @@ def _train_in_rounds(
             return False, f"{lost}: start Ray again"
         say(f"{lost}: the search goes round again from what is stored")
         if session.start is not None:
-            session.start()
-            signals.catch()  # again: see above
-            cluster.renew()
+            try:
+                session.start()
+                signals.catch()  # again: see above
+                cluster.renew()
+            except KeyboardInterrupt:
+                return True, None
+            except RequestError as error:
+                return False, f"{lost}, and {error}"
 
 
 def _judge(search: RunningSearch, result: Result, console: Console) -> Result:
@@ -463,7 +468,7 @@ class Signals:
     """
 
     def __init__(self, run: RunDirectory, grace_s: float | None) -> None:
-        self._run, self._grace_s = run, grace_s
+        self._run, self._grace_s, self._has_asked = run, grace_s, False
         self.search: RunningSearch | None = None
         self._before = {number: signal.getsignal(number) for number in _SIGNALS}
 
@@ -478,7 +483,8 @@ class Signals:
             for number, handler in self._before.items():
                 signal.signal(number, handler or signal.SIG_DFL)
         run = self._run
-        ask_to_end(run.path, asked=False)
+        if self._has_asked:
+            ask_to_end(run.path, asked=False)
         if isinstance(error, KeyboardInterrupt):
             done = f"to continue: mixtune resume {quoted(run)}" if run.holds_run else "nothing was trained yet"
             raise InterruptedSearch(f"interrupted; {done}") from None
@@ -500,4 +506,5 @@ class Signals:
         if number != signal.SIGTERM or self._grace_s is None or search is None or search.ends_by is not None:
             raise KeyboardInterrupt
         search.end_within(self._grace_s - min(TABLES_S, self._grace_s / 2))
+        self._has_asked = True
         ask_to_end(self._run.path)

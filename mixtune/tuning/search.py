@@ -399,7 +399,8 @@ class RunningSearch:
         long as a larger fraction of a GPU is available; all continue from the last checkpoint.
         """
         record = self.records[trial]
-        if record.state in ENDED:  # what failed is not the trial, but something that heard of its end
+        is_ending = self.ends_by is not None and cause == "crash"  # a batch system's signal goes to workers, too
+        if record.state in ENDED or is_ending:  # what failed is not the trial, or something that heard of its end
             self._leave(trial)
             return
         fraction = self._larger_fraction(record.gpus) if cause == "out of memory" else None
