@@ -370,9 +370,14 @@ def train_trials(
             ("Ray's head process has ended", "") if cluster.is_one else ("the cluster's head is gone", " on another")
         )
         kept = f"{head}: what is done is kept: mixtune resume {shlex.quote(str(directory))} continues{where}"
+
+        def interrupted_words() -> str | None:
+            resume = f"mixtune resume {shlex.quote(str(directory))}"
+            return None if search.ends_by is None else f"interrupted; to continue: {resume}"
+
         is_foreign = cluster.is_one and session.start is None  # a notebook's own, say, which is not ours to end
         try:
-            with nullcontext() if is_foreign else head_watched(kept):
+            with nullcontext() if is_foreign else head_watched(kept, interrupted_words):
                 tuner.fit()
             # Ray takes SIGUSR1 for a request to end
             interrupted = search.ends_by is not None or not (search.is_over or watch.has_given_up)

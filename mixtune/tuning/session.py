@@ -66,6 +66,7 @@ _WORDS: dict[type[BaseException], str] = {  # the first that fits
     ray.exceptions.RaySystemError: "Ray's processes have lost each other",
 }
 ALIVE_S = 2.0  # to take a connection
+ENDING_S = 8.0  # for a search that a signal ends to see that its head is gone
 HEAD_S = 45.0  # Ray itself gives up after a minute
 POLL_S = 2.0  # between two looks at a cluster
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a job
@@ -123,8 +124,10 @@ def ray_session(address: str | None, cpus: int, gpus: int) -> Iterator[Session]:
 
 
 @contextmanager
-def head_watched(last_words: str) -> Iterator[None]:
+def head_watched(last_words: str, interrupted: Callable[[], str | None]) -> Iterator[None]:
     """Say last words and end this process where the session's head is gone for HEAD_S; a head may come back before.
+
+    interrupted: says so, and how to continue, where a signal ends the search anyway, and has ended the head too.
 
     Ray ends a process whose head is gone for a minute in C++, without a word that helps, and raises nothing before.
     """
@@ -137,6 +140,9 @@ def head_watched(last_words: str) -> Iterator[None]:
         while not ended.wait(POLL_S):
             if answers(host, int(port)):
                 answered = time.monotonic()
+            elif time.monotonic() - answered > ENDING_S and (words := interrupted()) is not None:
+                print(f"mixtune: {words}", file=sys.stderr, flush=True)
+                os._exit(130)
             elif time.monotonic() - answered > HEAD_S:
                 print(f"mixtune: {last_words}", file=sys.stderr, flush=True)
                 os._exit(1)
