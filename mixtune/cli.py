@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import logging
 import math
+import os
 import re
 import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -78,6 +81,15 @@ TimeBudget = Annotated[
     str | None, typer.Option(metavar="TIME", help="begin no trial after this, such as 2h or 30m; resume continues")
 ]
 
+Grace = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME",
+        help="from SIGTERM to the end, as 30s of Kubernetes or SLURM: running epochs are finished and stored, tables "
+        "written (default: they are left)",
+    ),
+]
+
 
 def _print_version(asked: bool) -> None:
     if asked:
@@ -137,6 +149,32 @@ def inspect(
         print(f"drawn: {sheet}", file=sys.stderr)
 
 
+@app.command(epilog="Example: `mixtune doctor --json`")
+def doctor(
+    json_: Annotated[
+        bool, typer.Option("--json", help="for a bug report: versions and checks, no home folder")
+    ] = False,
+    no_ray: Annotated[bool, typer.Option("--no-ray", help="do not start Ray, which takes some seconds")] = False,
+) -> None:
+    """Look whether this machine has what a search needs, and say what to change.
+
+    A line each: Python, packages, devices, CPUs, memory, limits, folders, locks, loopback, Ray (it is started, in a
+    process of its own, and runs a task), clock. A warning costs time or figures; a fault would end a search, and the
+    exit status is 1.
+    """
+    from mixtune.doctor import examine, to_json
+
+    checks = []
+    for check in examine(start_ray=not no_ray):
+        checks.append(check)
+        if not json_:
+            print(check.line(), flush=True)
+    if json_:
+        print(to_json(checks))
+    if any(check.state == "fault" for check in checks):
+        raise typer.Exit(1)
+
+
 @app.command(epilog="Example: `mixtune search digits --gpus 1 --gpus-per-trial 0.25`")
 def search(
     space: SpaceFile,
@@ -154,6 +192,7 @@ def search(
     slots: MostSlots = None,
     wait: Wait = None,
     time_budget: TimeBudget = None,
+    grace: Grace = None,
     log_to: LogTo = None,
     confirm: ConfirmToo = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything, print space and cost")] = False,
@@ -190,7 +229,7 @@ def search(
         print(f"{prepared.to_yaml()}\n{prepared.describe()}")
         print(f"{forecast_search(prepared)}\nnothing was trained, no run directory written")
         return
-    options |= {"slots": slots, "wait": wait, "time_budget": time_budget, "log_to": log_to or ()}
+    options |= {"slots": slots, "wait": wait, "time_budget": time_budget, "grace": grace, "log_to": log_to or ()}
     _print_search(
         console, lambda: run.search(wanted, out=out or free_directory(name), console=console, **options), confirm
     )
@@ -216,6 +255,7 @@ def resume(
     slots: MostSlots = None,
     wait: Wait = None,
     time_budget: TimeBudget = None,
+    grace: Grace = None,
     log_to: LogTo = None,
     confirm: ConfirmToo = False,
     trust: Trust = False,
@@ -245,6 +285,7 @@ def resume(
             slots=slots,
             wait=wait,
             time_budget=time_budget,
+            grace=grace,
             log_to=log_to or (),
             trust=trust,
             console=console,
@@ -603,17 +644,66 @@ def copy_space(
 
 
 def main() -> None:
-    """Run a command; exit with 0 done, 1 failed, 2 the request was wrong, 130 interrupted."""
+    """Run a command; exit with 0 done, 1 failed, 2 the request was wrong, 130 interrupted.
+
+    Output may fail, and the command is done all the same; what a full disk did not take makes the status 1.
+    """
+    _open_standard_streams()
     handler = CurrentStderrHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(handlers=[handler])
     logging.getLogger("mixtune").setLevel(logging.INFO)
-    try:
-        app()
-    except RequestError as error:
-        _fail(str(error), 2)
-    except (DataError, TrainingError) as error:
-        _fail(str(error), 1)
+    output = Patient(sys.stdout or io.StringIO())  # None where it was closed
+    with redirect_stdout(output), redirect_stderr(Patient(sys.stderr or io.StringIO())):
+        try:
+            app()
+        except RequestError as error:
+            _fail(str(error), 2)
+        except (DataError, TrainingError) as error:
+            _fail(str(error), 1)
+        except SystemExit as ended:
+            output.flush()
+            if not ended.code and output.problem is not None:
+                _fail(f"done, but what was printed could not be written: {output.problem}", 1)
+            raise
+
+
+def _open_standard_streams() -> None:
+    """Open /dev/null where a standard stream is closed: a file of ours would take its number, and what is printed."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+class Patient:
+    """A stream whose first failure sends the rest to /dev/null; ``problem`` is it, but for a pipe that nobody reads."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.problem: str | None = None
+
+    def write(self, text: str) -> int:
+        """Write text, or leave it."""
+        self._try(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered, or leave it."""
+        self._try(self._stream.flush)
+
+    def _try(self, act: Callable[[], object]) -> None:
+        try:
+            act()
+        except OSError as error:
+            if error.errno != errno.EPIPE:
+                self.problem = error.strerror
+            with suppress(OSError), open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class CurrentStderrHandler(logging.Handler):
@@ -644,7 +734,7 @@ def _say(console: Console, line: str) -> None:
 
 def _console() -> Console:
     console = Console()
-    return console if console.is_terminal else Console(width=LOG_WIDTH)
+    return console if console.is_terminal and console.file.isatty() else Console(width=LOG_WIDTH)
 
 
 def _print_search(console: Console, run: Callable[[], Result], confirm: bool) -> None:

@@ -87,6 +87,34 @@ def test_a_dry_run_shows_what_set_and_quick_made_of_the_space(run: Run, caplog: 
     assert not Path("runs").exists()
 
 
+def test_output_may_fail_and_the_command_is_done(tmp_path: Path, small_space: Callable[..., Any]) -> None:
+    """A pipe that is closed after a line, a full disk, a standard output that is closed: no file of ours takes it."""
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(small_space()))
+    mixtune_command = str(Path(sys.executable).with_name("mixtune"))
+    train = subprocess.Popen(
+        [mixtune_command, "train", "space.yaml", "-o", "one"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert train.stdout is not None
+    assert train.stdout.readline()
+    train.stdout.close()
+    _, said = train.communicate()
+    assert (train.returncode, b"Error" in said) == (0, False)
+    assert (tmp_path / "one" / "metrics.json").exists()
+    for where, said in (
+        (">/dev/full", "mixtune: done, but what was printed could not be written: No space left on device\n"),
+        (">/dev/full 2>&1", ""),
+        (">&-", ""),
+        ("| true", ""),
+    ):
+        words = ["sh", "-c", f'"$0" spaces copy digits -o "${{1}}" {where}', mixtune_command, f"{len(where)}.yaml"]
+        done = subprocess.run(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True, check=False)
+        assert (done.stderr, done.returncode) == (said, int("full" in where)), where
+        assert (tmp_path / words[-1]).read_bytes() == ready_space("digits").read_bytes()
+
+
 def test_a_field_is_explained_and_an_unknown_one_is_a_line(run: Run) -> None:
     status, out, _ = run("fields", "optim.ssl.base_lr")
     assert (status, "values   number above 0" in out, "default  0.00015" in out) == (0, True, True)

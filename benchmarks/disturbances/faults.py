@@ -8,7 +8,8 @@ import math
 import os
 import random
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,14 +41,14 @@ from mixtune.training.state import start_state
 class Fault:
     """What happens to a trial at a step of an epoch, once or every time that it comes there."""
 
-    kind: str  # nan, inf, exception, exit, kill, oom
+    kind: str  # nan, inf, exception, exit, kill, oom (a GPU's), full (the machine's)
     always: bool = True
 
     def __str__(self) -> str:
         return self.kind if self.kind in ("nan", "inf") else f"{self.kind}, {'always' if self.always else 'once'}"
 
 
-CRASHES = ("exception", "exit", "kill")
+CRASHES = ("exception", "exit", "kill", "full")
 REASONS = {
     "nan": "DivergedError: the loss is nan in epoch ",
     "inf": "DivergedError: the loss is ",
@@ -55,12 +56,15 @@ REASONS = {
     "exit": "the worker process died",
     "kill": "the worker process died",
     "oom": "OutOfMemoryError: CUDA out of memory: injected",
+    "full": "the machine's memory is full: the system ended the worker process",
 }
+FEWER = "the machine's memory is full: 1 trial at once from now on"  # where two ran
+GROUPS, GROUP, GROUP_BYTES = Path("/sys/fs/cgroup"), "mixtune-full", 50_000_000
 SIX_FAULTS: tuple[Fault | None, ...] = (
     None,
     Fault("nan"),
     Fault("inf"),
-    *(Fault(kind, always) for kind in (*CRASHES, "oom") for always in (False, True)),
+    *(Fault(kind, always) for kind in ("exception", "exit", "kill", "oom") for always in (False, True)),
     None,
 )
 MAX_RETRIES = 2  # search.max_failures
@@ -117,9 +121,36 @@ def strike(kind: str, state: Any) -> None:
         os._exit(1)
     if kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "full":
+        with memory_group() as group:
+            (group / "cgroup.procs").write_text(str(os.getpid()))
+            bytearray(4 * GROUP_BYTES)
     with torch.no_grad():
         for weight in state.backbone.parameters():
             weight.fill_(math.nan if kind == "nan" else math.inf)
+
+
+@contextmanager
+def memory_group() -> Iterator[Path]:
+    """Make a control group whose processes the kernel kills once they take GROUP_BYTES more; root may, on Linux.
+
+    The group of a process that was killed stays until remove_groups(). Raises OSError where none can be made.
+    """
+    old = (GROUPS / "memory").is_dir()
+    group = (GROUPS / "memory" if old else GROUPS) / f"{GROUP}-{os.getpid()}"
+    group.mkdir()
+    try:
+        (group / ("memory.limit_in_bytes" if old else "memory.max")).write_text(str(GROUP_BYTES))
+        yield group
+    finally:
+        group.rmdir()
+
+
+def remove_groups() -> None:
+    """Remove the control groups that killed processes have left."""
+    for group in [*GROUPS.glob(f"{GROUP}-*"), *GROUPS.glob(f"memory/{GROUP}-*")]:
+        with suppress(OSError):  # someone else's, whose process still runs
+            group.rmdir()
 
 
 def fault_space(faults: Sequence[Fault | None]) -> tuple[Values, dict[float, Fault | None]]:
@@ -129,7 +160,7 @@ def fault_space(faults: Sequence[Fault | None]) -> tuple[Values, dict[float, Fau
     space["recipe"]["epochs"] = {"ssl": 4, "sl": 4}
     space["recipe"]["rho"] = 0.5
     space["search"] = {"sampler": "grid", "max_failures": MAX_RETRIES}
-    space["resources"] = {"cpus_per_trial": 1, "gpus_per_trial": 0.25}
+    space["resources"] = {"cpus_per_trial": 0.5, "gpus_per_trial": 0.25}  # two at once
     return space, by_rate
 
 
@@ -171,8 +202,11 @@ def inject(
     directory = harness.new_run("faults")
     plan_file = harness.folder / f"plan-{directory.name}.json"
     plan_file.write_text(json.dumps(plan))
-    answers = harness.run(to_search(space, directory), faults=plan_file, gpus=1)
-    problems = [str(answer) for answer in answers if answer.error is not None]
+    driver = harness.start(to_search(space, directory), faults=plan_file, gpus=1)
+    problems = [str(answer) for answer in driver.finish() if answer.error is not None]
+    remove_groups()
+    if any(fault is not None and fault.kind == "full" for fault in faults) != (FEWER in driver.log()):
+        problems.append(f"of memory it says {driver.log()}")
     events = read_events(directory)
     endings, params = read_endings(events), read_params(events)
     for trial, given in params.items():

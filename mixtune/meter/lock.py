@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import fcntl
 import functools
+import logging
 import math
 import os
 import platform
 import tempfile
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 
 import torch
 
 from mixtune.errors import TrainingError
+
+STOPPED_S = 20.0  # of waiting for a device, after which it is looked whether who has it is stopped
+
+_log = logging.getLogger("mixtune")
 
 
 class DeviceLock:
@@ -126,9 +133,53 @@ class DeviceLock:
 
     def _wait(self, operation: int) -> None:
         started = time.perf_counter()
-        fcntl.flock(self._gate, operation)
-        fcntl.flock(self._device, operation)
+        for file in (self._gate, self._device):
+            try:
+                fcntl.flock(file, operation | fcntl.LOCK_NB)
+            except BlockingIOError:
+                with _saying_who_is_stopped():
+                    fcntl.flock(file, operation)
         self.waited += time.perf_counter() - started
+
+
+@contextmanager
+def _saying_who_is_stopped() -> Iterator[None]:
+    """Warn once, if this takes longer than STOPPED_S and a process that has the device is stopped."""
+
+    def say() -> None:
+        for line in stopped_holders().values():
+            _log.warning(line)
+
+    timer = threading.Timer(STOPPED_S, say)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def stopped_holders() -> dict[int, str]:
+    """Return a line for each process that has a device of this user's and is stopped, by its id, where Linux says so.
+
+    Whoever wants the device waits for such a process for ever: one that was suspended with Ctrl-Z, say.
+    """
+    found: dict[int, str] = {}
+    with suppress(OSError):
+        ours = {path.stat().st_ino for path in Path(tempfile.gettempdir()).glob(f"mixtune-{os.getuid()}-*.*")}
+        for line in Path("/proc/locks").read_text().splitlines():
+            fields = line.split()  # 1: FLOCK ADVISORY WRITE 1234 08:01:5678 0 EOF; who waits has -> as second field
+            if fields[1] != "FLOCK" or int(fields[5].rpartition(":")[2]) not in ours:
+                continue
+            with suppress(OSError):  # it has ended meanwhile
+                process, folder = int(fields[4]), Path("/proc", fields[4])
+                if (folder / "stat").read_text().rpartition(")")[2].split()[0] in "Tt":
+                    name = (folder / "comm").read_text().strip()
+                    found[process] = (
+                        f"process {process} ({name}) has the device and is stopped, and others wait for it: "
+                        f"kill -CONT {process} lets it continue, kill -KILL {process} ends it"
+                    )
+    return found
 
 
 def _open(path: str) -> int:

@@ -119,6 +119,22 @@ def share_run(directory: str | os.PathLike[str]) -> int | None:
     return file
 
 
+def ask_to_end(directory: str | os.PathLike[str], asked: bool = True) -> None:
+    """Let the run's workers store after each epoch, since each may be the last; not asked: as ever, again."""
+    with suppress(OSError):  # a full disk: they lose an epoch more
+        file = open_regular(Path(directory) / TRIALS_LOCK, os.O_WRONLY)
+        os.ftruncate(file, 1 if asked else 0)
+        os.close(file)
+
+
+def is_asked_to_end(directory: str | os.PathLike[str]) -> bool:
+    """Return whether the run's driver is about to end, as far as this host sees its folder."""
+    try:
+        return os.stat(Path(directory) / TRIALS_LOCK).st_size > 0
+    except OSError:
+        return False
+
+
 def holder(directory: str | os.PathLike[str]) -> str | None:
     """Return who drives the run now, "search, process 1234 on host", or None; nothing is written or waited for."""
     try:

@@ -36,9 +36,10 @@ class Recovery:
     """Brings a fresh state to the longest stored beginning of its recipe, and stores it as training continues.
 
     States are stored at phase boundaries, after ``branches`` epochs, since others may continue from there, and at the
-    end; and every SAVE_EVERY_S seconds between, where the one before is then removed; after ``deadline`` (unix seconds)
-    at each epoch's end: ``after_deadline`` says whether the latest epoch was one of these; where ``is_leaving()``, too,
-    since this machine will be taken away. folder, max_bytes: see StateStore; fetch: see StateStore.longest().
+    end; and every SAVE_EVERY_S seconds between, where the one before is then removed; after ``deadline``, by
+    time.monotonic(), at each epoch's end: ``after_deadline`` says whether the latest epoch was one of these; where
+    ``is_leaving()``, too, since this machine will be taken away. folder, max_bytes: see StateStore; fetch: see its
+    longest().
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Recovery:
         is_boundary |= done in self.branches
         now = time.monotonic()
         due = now - self._saved_at > max(SAVE_EVERY_S, self._took / SAVE_SHARE)
-        self.after_deadline = self._deadline is not None and time.time() > self._deadline
+        self.after_deadline = self._deadline is not None and now > self._deadline
         if not (is_boundary or due or self.after_deadline or self._is_leaving()):
             return None
         is_shared = is_boundary or self.keys[done] in self._store  # another trial's boundary, perhaps

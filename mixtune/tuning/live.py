@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -67,7 +68,7 @@ class Progress:
         """Count what has ended before as reported, and start the live view, or in a log its clock."""
         self._told = {trial: (record.state, record.started_time) for trial, record in search.records.items()}
         view = self._view = SearchView(search)
-        if self._console.is_interactive:
+        if self._console.is_interactive and self._console.file.isatty():  # FORCE_COLOR makes no terminal of a log
             self._live = Live(
                 console=self._console,
                 transient=True,
@@ -86,7 +87,7 @@ class Progress:
         if self._told.get(record.trial) != now and is_news:
             if self._view is not None:
                 self._view.settle()
-            self._console.print(Text(ended_line(search, record)), soft_wrap=self._live is None)
+            print_line(self._console, ended_line(search, record), soft_wrap=self._live is None)
             self._said.set()
         self._told[record.trial] = now
 
@@ -95,7 +96,13 @@ class Progress:
             if self._said.wait(self._quiet_s):
                 self._said.clear()
             else:
-                self._console.print(Text(view.line()), soft_wrap=True)
+                print_line(self._console, view.line())
+
+
+def print_line(console: Console, text: str, soft_wrap: bool = True) -> None:
+    """Print text as it is; a log that is full, or that nobody reads any more, ends no search."""
+    with suppress(OSError, ValueError):
+        console.print(Text(text), soft_wrap=soft_wrap)
 
 
 class SearchView:
@@ -106,7 +113,7 @@ class SearchView:
     """
 
     def __init__(self, search: RunningSearch) -> None:
-        self._search, self._began = search, time.time()
+        self._search, self._began = search, time.monotonic()
         self._base = flatten(search.space.values)
         self._plans: dict[str, tuple[str, list[Phase]]] = {}  # by trial: its method, and each epoch's phase
         self.settle()
@@ -160,13 +167,13 @@ class SearchView:
         search, now = self._search, time.time()
         left = time_left(search.state, search.space, now, search.slots)
         if search.deadline is not None and left.search is not None:
-            left = TimeLeft(min(left.search, max(0.0, search.deadline - now)), left.trials)
+            left = TimeLeft(min(left.search, max(0.0, search.deadline - time.monotonic())), left.trials)
         return [record for record in search.active if record.state == "running"], left
 
     def _where(self, left: TimeLeft) -> list[str]:
         said = "time left: not known yet" if left.search is None else f"about {duration(left.search)} left"
         done = f"{self._done}/{self._search.budget} trials done"
-        return [done, f"elapsed {duration(time.time() - self._began)}", said]
+        return [done, f"elapsed {duration(time.monotonic() - self._began)}", said]
 
     def _plan(self, record: TrialRecord) -> tuple[str, list[Phase]]:
         if record.trial not in self._plans:

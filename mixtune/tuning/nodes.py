@@ -29,6 +29,7 @@ ANSWER_S = 30.0  # in which a node should say what it has; a search begins witho
 ALIKE = 1.25  # of reference speeds; equal machines drift by 6 to 20 %
 NODE_ID = "ray.io/node-id"  # Ray's label
 REFERENCE: Phase = "sl"  # the phase whose step every recipe has
+MAX_HOLDERS = 3  # named in a line
 PENDING_S = 60.0  # after which a search says that no node takes its trials
 
 Say = Callable[[str], None]
@@ -119,6 +120,7 @@ class Cluster:
         self._known: dict[str, Visited] = {}
         self._group: set[str] = set()
         self._slots = Slots(space.resources.cpus_per_trial, 0.0, 0)
+        self._room: int | None = None  # trials at once at most, once memory was full
         self._polled = 0.0
         self.home = own_node_id()
         alive = alive_nodes()
@@ -154,7 +156,7 @@ class Cluster:
                     break
                 if waited > max(PENDING_S, 2 * told):
                     told = waited
-                    self._say(self.describe_waiting(waited))
+                    self.tell_waiting(waited)
             time.sleep(0.1)
         self._choose()
         for each in sorted(self._known.values(), key=lambda known: known.node.name):
@@ -169,9 +171,25 @@ class Cluster:
         self.machine, self._group = machine, {node.id}
         self._known[node.id] = Visited(node, machine=machine)
 
+    def take_fewer(self, active: int) -> int | None:
+        """Let fewer trials run at once than did when memory was full; return how many, None where it was one alone.
+
+        active: how many were running.
+        """
+        count = self.slots.count
+        self._room = max(1, min(count, active) - 1)
+        return self._room if self._room < count else None
+
+    def renew(self) -> None:
+        """Go over to the session that was started on this one machine in place of the one that was lost."""
+        self.home = own_node_id()
+        self._known.clear()
+        self.take(self.machine)
+
     def close(self) -> None:
-        """Let an autoscaler take back what it brought."""
-        self._request(0)
+        """Let an autoscaler take back what it brought, where Ray is still there."""
+        if ray.is_initialized():
+            self._request(0)
 
     def _request(self, slots: int) -> None:
         """Tell an autoscaler, where there is one, for how many trials at once there should be nodes."""
@@ -195,7 +213,8 @@ class Cluster:
         # trials that were handed out keep their share: it is chosen once
         auto = self._slots.gpus or self.machine.auto_fraction(trials_for_a_gpu(resources, nodes))
         planned = plan_slots(resources, nodes, auto)
-        self._slots = replace(planned, count=min(planned.count, self._most or planned.count))
+        least = min(filter(None, (self._most, self._room)), default=planned.count)
+        self._slots = replace(planned, count=min(planned.count, least))
         return self._slots
 
     @property
@@ -264,10 +283,14 @@ class Cluster:
             + (f" and {free.get(node.id, {}).get('GPU', 0):g} of {node.gpus} GPUs" if node.gpus else "")
             for node in alive_nodes()
         ]
-        there = f"free: {', '.join(has)}"
+        there = f"free: {', '.join(has)}{describe_holders()}"
         if not self._group:
             there = f"no node that may take trials is left; {there}"
         return f"no node has taken a trial for {duration(seconds)}: each asks for {asked}; {there}"
+
+    def tell_waiting(self, seconds: float) -> None:
+        """Say for how long no node has taken a trial, what is missing and who holds it."""
+        self._say(self.describe_waiting(seconds))
 
     def _look(self) -> None:
         """Begin to look at new nodes, take what came of it, and forget nodes that are gone."""
@@ -392,6 +415,30 @@ class Cluster:
         assert known.machine is not None
         count = self._count([known.node.id])
         return f"{known.node.name}: ok, {known.machine.device}, {counted(count, 'slot')}"
+
+
+def describe_session() -> str:
+    """Return a line on the session that is joined: where it is, and what it has."""
+    nodes, address = alive_nodes(), ray.get_runtime_context().gcs_address
+    has = f"{sum(node.cpus for node in nodes)} CPUs and {sum(node.gpus for node in nodes)} GPUs"
+    return f"joined the Ray session at {address}: {len(nodes)} node{'s' * (len(nodes) != 1)} with {has}"
+
+
+def describe_holders() -> str:
+    """Return who may hold what is not free, for a line: actors of others, or else their jobs; nothing where none is."""
+    own, jobs = ray.get_runtime_context().get_job_id(), {job["JobID"]: job for job in cluster_state.job_table()}
+    actors = [
+        f"{actor['ActorClassName']}{f' {name!r}' if (name := actor['Name']) else ''} (process {actor['Pid']}"
+        + (")" if actor["JobID"] == own else f" of {jobs.get(actor['JobID'], {}).get('Entrypoint') or 'another job'})")
+        for actor in cluster_state.actor_table(None, actor_state_name="ALIVE").values()
+        if not (actor["JobID"] == own and actor["ActorClassName"] == "MixTrainable")
+    ]
+    others = [
+        job["Entrypoint"] for name, job in jobs.items() if name != own and not job["IsDead"] and job["Entrypoint"]
+    ]
+    held = actors or others
+    more = f" and {len(held) - MAX_HOLDERS} more" if len(held) > MAX_HOLDERS else ""
+    return f"; held by {', '.join(held[:MAX_HOLDERS])}{more}" if held else ""
 
 
 def group_machines(machines: Mapping[str, Machine]) -> list[list[str]]:

@@ -32,8 +32,9 @@ from mixtune.space.space import SearchSpace, load_space, space_from_dict
 from mixtune.training.data import TaskData, TrainingData, load_training_data
 from mixtune.training.plan import Phase, cut_warmups, make_plan
 from mixtune.training.sources import survey_tasks
+from mixtune.tuning.limits import usable_cpus
 from mixtune.tuning.loggers import Logger
-from mixtune.tuning.slots import check_share, plan_slots, usable_cpus, usable_gpus
+from mixtune.tuning.slots import check_share, plan_slots, usable_gpus
 from mixtune.tuning.suggestions import draw, settle_sampler
 
 OF_SSL = (SAME_TIME, "paper")  # baselines that are sl where the base recipe has no SSL epochs

@@ -26,16 +26,23 @@ from ray.tune.search import Searcher
 
 from mixtune.cost.memory import allowed_bytes
 from mixtune.errors import DataError, RequestError, TrainingError, one_line
+from mixtune.meter import lock
 from mixtune.stages.paths import RecipePaths
 from mixtune.stages.store import MAX_BYTES
-from mixtune.tuning.nodes import PENDING_S, Cluster
+from mixtune.tuning import nodes
+from mixtune.tuning.limits import killed_for_memory
+from mixtune.tuning.nodes import Cluster
 from mixtune.tuning.search import Asked, RunningSearch
-from mixtune.tuning.session import head_watched
+from mixtune.tuning.session import Session, head_watched, lost_process, ray_words
 from mixtune.tuning.states import digest_space
 from mixtune.tuning.trainable import REPORT, MixTrainable
 from mixtune.tuning.trial import SearchContext, failure_cause
 
 _log = logging.getLogger("mixtune.tuning")
+
+
+class LostRound(BaseException):  # as KeyboardInterrupt is: of an Exception Tune would make a dead Ray clean up
+    """Ray broke down under the trials; in words. Whoever called may go round again, from the ledger."""
 
 
 class _DrivenBySearch:
@@ -128,6 +135,7 @@ class SearchCallback(_DrivenBySearch, Callback):  # type: ignore[misc]
         """The trial raised, or its worker died."""
         error = read_error(trial)
         reason, cause = failure_reason(trial, error), failure_cause(error)
+        reason = self._watch.note_memory(error) or reason
         if isinstance(error, ray.exceptions.RayActorError) and self._watch.is_lost(
             (trial.last_result or {}).get("node_ip")
         ):
@@ -147,6 +155,8 @@ class Watch:
     ) -> None:
         self._search, self._cluster, self._wait_s, self._say = search, cluster, wait_s, say
         self._trained, self._told = time.monotonic(), 0.0
+        self._killed = killed_for_memory()
+        self._looked, self._stopped = time.monotonic(), set[int]()
         self.has_given_up = False
         self._has_stranded = False  # ClusterScheduler takes such trials back, anyone else's does not
 
@@ -168,21 +178,51 @@ class Watch:
         """Note whether one of these trials waits for nodes that are gone."""
         self._has_stranded = not self._cluster.is_one and any(map(self.is_stranded, trials))
 
+    def note_memory(self, error: BaseException | None = None) -> str | None:
+        """Let fewer trials run at once where the machine's memory was full; return so in words, None where it was not.
+
+        error: what Ray says of a process that has ended, None for one of its own.
+        """
+        killed, before = killed_for_memory(), self._killed
+        self._killed = killed
+        if isinstance(error, ray.exceptions.OutOfMemoryError):
+            words = ray_words(error)
+        elif killed > before and (error is None or isinstance(error, ray.exceptions.RayActorError)):
+            words = "the machine's memory is full: the system ended the worker process"
+        else:
+            return None
+        if (fewer := self._cluster.take_fewer(len(self._search.active))) is not None:
+            self._search.slots = fewer
+            self._say(f"the machine's memory is full: {fewer} trial{'s' * (fewer != 1)} at once from now on")
+        return words
+
     def look(self, now: bool = False) -> None:
-        """Take in what has changed."""
+        """Take in what has changed. Raises LostRound, and KeyboardInterrupt once a search that ends has to."""
+        if self._search.ends_by is not None and time.monotonic() > self._search.ends_by:
+            raise KeyboardInterrupt
+        if (words := lost_process()) is not None:
+            self.note_memory()
+            raise LostRound(words)
         if self._cluster.poll(now):
             self._follow()
-        if self._cluster.is_one or self._search.is_training or self._search.is_over:
+        if time.monotonic() - self._looked > lock.STOPPED_S:  # trials cannot say so while they wait
+            self._looked = time.monotonic()
+            for process, line in lock.stopped_holders().items():
+                if process not in self._stopped:
+                    self._stopped.add(process)
+                    self._say(line)
+        if self._search.is_training or self._search.is_over:
             self._trained, self._told = time.monotonic(), 0.0
             return
         waited = time.monotonic() - self._trained
-        if waited > max(PENDING_S, 2 * self._told):
+        if waited > max(nodes.PENDING_S, 2 * self._told):
             self._told = waited
-            self._say(self._cluster.describe_waiting(waited))
-        if (self._wait_s is not None and waited > self._wait_s) or (self._has_stranded and waited > PENDING_S):
+            self._cluster.tell_waiting(waited)
+        is_stranded = self._has_stranded and waited > nodes.PENDING_S
+        if (self._wait_s is not None and waited > self._wait_s) or is_stranded:
             self._search.stop_reason = self._cluster.describe_waiting(waited)
             self.has_given_up = True
-        self.has_given_up |= self._search.is_draining
+        self.has_given_up |= not self._cluster.is_one and self._search.is_draining
 
 
 class ClusterScheduler(FIFOScheduler):  # type: ignore[misc]
@@ -254,16 +294,15 @@ def failure_reason(trial: Trial, error: BaseException | None) -> str:
     if error is None:
         lines = Path(trial.error_file).read_text().strip().splitlines()
         return lines[-1].strip() if lines else "unknown"
-    if isinstance(error, ray.exceptions.OutOfMemoryError):
-        return "the machine's memory is full: Ray ended the worker process"
-    if isinstance(error, ray.exceptions.RayActorError):
-        return "the worker process died"
+    if (words := ray_words(error)) is not None:
+        return words
     name, said = type(error).__name__, one_line(error)
     return name if said == name else f"{name}: {said}"
 
 
 def train_trials(
     search: RunningSearch,
+    session: Session,
     cluster: Cluster,
     directory: Path,
     paths: RecipePaths,
@@ -274,7 +313,8 @@ def train_trials(
 ) -> bool:
     """Let Ray Tune train the search's trials; return whether a signal ended it.
 
-    wait_s, say: see Watch; callbacks, scheduler: anyone's, for Ray as they are.
+    wait_s, say: see Watch; callbacks, scheduler: anyone's, for Ray as they are. Raises LostRound where Ray breaks
+    down; what it raises of ours, such as a ledger that cannot be written, comes as it is.
     """
     slots, machine = cluster.slots, cluster.machine
     watch = Watch(search, cluster, wait_s, say)
@@ -325,27 +365,67 @@ def train_trials(
                 verbose=0,
             ),
         )
-        interrupted = False
-        kept = f"what is done is kept: mixtune resume {shlex.quote(str(directory))} continues on another"
+        interrupted, lost = False, None
+        head, where = (
+            ("Ray's head process has ended", "") if cluster.is_one else ("the cluster's head is gone", " on another")
+        )
+        kept = f"{head}: what is done is kept: mixtune resume {shlex.quote(str(directory))} continues{where}"
+
+        def interrupted_words() -> str | None:
+            resume = f"mixtune resume {shlex.quote(str(directory))}"
+            return None if search.ends_by is None else f"interrupted; to continue: {resume}"
+
+        is_foreign = cluster.is_one and session.start is None  # a notebook's own, say, which is not ours to end
         try:
-            with nullcontext() if cluster.is_one else head_watched(kept):
+            with nullcontext() if is_foreign else head_watched(kept, interrupted_words):
                 tuner.fit()
-            interrupted = not (search.is_over or watch.has_given_up)  # Ray takes SIGUSR1 for a request to end
+            # Ray takes SIGUSR1 for a request to end
+            interrupted = search.ends_by is not None or not (search.is_over or watch.has_given_up)
         except KeyboardInterrupt:
             interrupted = True
+        except LostRound as error:
+            lost = str(error)
+        except Exception as error:
+            lost = why_lost(error)
+            if lost is None or search.error is not None:
+                raise
+            watch.note_memory()
+            _log.debug("Ray broke down", exc_info=True)
         # outside of the except, which keeps the trials' actors: in a session that is not ours they live on
-        if interrupted:
+        if interrupted or lost is not None:
+            if session.start is not None:
+                ray.shutdown()  # a head that is gone, as where a signal went to a whole job, would be waited for
             del tuner
             gc.collect()
+    if lost is not None:
+        raise LostRound(lost)
     return interrupted
 
 
-def run_here(function: Callable[..., Any], *arguments: Any, on_gpu: bool, cpus: float) -> Any:
-    """Call ``function(*arguments, on_gpu)``, on a GPU in a process of its own: none of its memory stays taken."""
+def why_lost(error: BaseException | None) -> str | None:
+    """Return in our words how Ray broke down; None where what it raised is not Ray's. Tune wraps what others raise."""
+    while error is not None:
+        if (words := ray_words(error)) is not None:
+            return lost_process() or words
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def run_here(
+    function: Callable[..., Any], *arguments: Any, on_gpu: bool, cpus: float, on_wait: Callable[[float], None]
+) -> Any:
+    """Call ``function(*arguments, on_gpu)``, on a GPU in a process of its own: none of its memory stays taken.
+
+    on_wait: receives the seconds for which it has been waited for, every nodes.PENDING_S.
+    """
     if not on_gpu:
         return function(*arguments, False)
+    task = ray.remote(num_gpus=1, num_cpus=cpus, max_calls=1)(function).remote(*arguments, True)
+    began = time.monotonic()
     try:
-        return ray.get(ray.remote(num_gpus=1, num_cpus=cpus, max_calls=1)(function).remote(*arguments, True))
+        while not ray.wait([task], timeout=nodes.PENDING_S)[0]:
+            on_wait(time.monotonic() - began)
+        return ray.get(task)
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None)
         if isinstance(cause, RequestError | DataError | TrainingError):

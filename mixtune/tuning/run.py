@@ -8,11 +8,12 @@ import shlex
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
@@ -25,7 +26,7 @@ from mixtune.files import make_folder, write_whole
 from mixtune.report.page import write_report
 from mixtune.run.directory import RunDirectory, free_directory, space_document, space_text
 from mixtune.run.ledger import ENDED, TrialRecord
-from mixtune.run.lock import hold_run
+from mixtune.run.lock import ask_to_end, hold_run
 from mixtune.run.reference import derive_reference
 from mixtune.run.remaining import ended_early, most_trials
 from mixtune.run.result import Result, result_of
@@ -37,9 +38,9 @@ from mixtune.stages.paths import RecipePaths
 from mixtune.tuning.editing import current_run, edit_run, read_edited, refuse_other_recipe
 from mixtune.tuning.forecast import forecast_trials
 from mixtune.tuning.learning import Source, learn, read_sources, trial_keys
-from mixtune.tuning.live import Progress
+from mixtune.tuning.live import Progress, print_line
 from mixtune.tuning.loggers import Logger
-from mixtune.tuning.nodes import Cluster
+from mixtune.tuning.nodes import Cluster, describe_session
 from mixtune.tuning.opening import kept_data, machine_to_continue_on, quoted, saying_that_the_ledger_is_full
 from mixtune.tuning.prepare import (
     AnySpace,
@@ -51,9 +52,9 @@ from mixtune.tuning.prepare import (
     prepare,
     with_known_plugins,
 )
-from mixtune.tuning.ray import run_here, train_trials
+from mixtune.tuning.ray import LostRound, run_here, train_trials
 from mixtune.tuning.search import RunningSearch
-from mixtune.tuning.session import is_in_job_folder, ray_session, session_address
+from mixtune.tuning.session import Session, is_in_job_folder, lost_process, ray_session, session_address
 from mixtune.tuning.slots import Slots, double_fraction
 from mixtune.tuning.states import collect_states
 from mixtune.tuning.study_file import StudyFile
@@ -85,6 +86,7 @@ def search(
     slots: int | None = None,
     wait: float | str | None = None,
     time_budget: float | str | None = None,
+    grace: float | str | None = None,
     out: str | PathLike[str] | None = None,
     log_to: Sequence[str] = (),
     callbacks: Sequence[tune.Callback] = (),
@@ -101,8 +103,10 @@ def search(
     Ray job the job's by default; slots: trials at once there at most, for which an autoscaler may bring nodes; wait:
     seconds, or text such as "30m", for which no node may take a trial before the search ends (default: for ever);
     time_budget: the same, after which no trial is begun and running ones stop at their next epoch, to be continued by
-    ``resume``; out: the run directory (default: a new one below ``runs/``); log_to: loggers by name, such as
-    "tensorboard", with files below ``logs/`` in the run directory; callbacks: Ray Tune's or your own, such as
+    ``resume``; grace: seconds, or text, that a SIGTERM leaves before it is all over, as of a batch system: running
+    trials end and store their epoch, and the tables are written (default: they are left in their epoch); out: the
+    run directory (default: a new one below ``runs/``); log_to: loggers by name, such as "tensorboard", with files
+    below ``logs/`` in the run directory; callbacks: Ray Tune's or your own, such as
     ``ray.air.integrations.mlflow.MLflowLoggerCallback(tracking_uri, experiment_name="digits")`` or
     ``ray.air.integrations.wandb.WandbLoggerCallback(project="digits")``. An option that is None leaves the space's
     own value.
@@ -117,7 +121,7 @@ def search(
     with the run directory's tables written.
     """
     console = console or Console()
-    seconds, wait_s = parse_duration(time_budget), parse_duration(wait, "wait")
+    seconds, wait_s, grace_s = parse_duration(time_budget), parse_duration(wait, "wait"), parse_duration(grace, "grace")
     address = session_address(address)
     name = Path(space).stem if isinstance(space, str | PathLike) else "search"
     run = RunDirectory(Path(out) if out is not None else free_directory(name))
@@ -135,14 +139,19 @@ def search(
             address=address,
         )
         sources = read_sources(prepared.space)
-        _say(console, f"{prepared.describe()}\nrun directory: {run.path}")
+        print_line(console, f"{prepared.describe()}\nrun directory: {run.path}")
         if is_in_job_folder(run.path):
             _log.warning("%s is in the Ray job's own folder and goes with it: give --out a folder that stays", run.path)
         make_folder(run.path)
-        with interruptible(run), hold_run(run.path, "search", on_wait=lambda line: _say(console, line)):
+        with (
+            Signals(run, grace_s) as signals,
+            hold_run(run.path, "search", on_wait=lambda line: print_line(console, line)),
+        ):
             run.refuse_occupied()  # by another that began meanwhile
-            with ray_session(address, prepared.cpus, prepared.gpus):
-                catch_signals()  # again: Ray's start puts a handler of its own in place
+            with ray_session(address, prepared.cpus, prepared.gpus) as session:
+                signals.catch()  # again: Ray's start puts a handler of its own in place
+                if address is not None:
+                    print_line(console, describe_session())
                 threads = max(1, int(prepared.space.resources.cpus_per_trial))
                 grows = address is not None or slots is not None
                 with closing(Cluster(prepared.space, threads, say_to(console), most=slots, grows=grows)) as cluster:
@@ -151,7 +160,9 @@ def search(
                     cluster.settle(wait_s)
                     document = space_document(prepared.space, facts_of(prepared, cluster.machine))
                     write_whole(run.space_file, space_text(document))
-                    return _run(prepared, run, cluster, seconds, wait_s, console, loggers, callbacks, sources)
+                    return _run(
+                        prepared, run, signals, session, cluster, seconds, wait_s, console, loggers, callbacks, sources
+                    )
 
 
 def resume(
@@ -168,6 +179,7 @@ def resume(
     slots: int | None = None,
     wait: float | str | None = None,
     time_budget: float | str | None = None,
+    grace: float | str | None = None,
     log_to: Sequence[str] = (),
     callbacks: Sequence[tune.Callback] = (),
     trust: bool = False,
@@ -183,7 +195,7 @@ def resume(
     ``search`` does.
     """
     console = console or Console()
-    seconds, wait_s = parse_duration(time_budget), parse_duration(wait, "wait")
+    seconds, wait_s, grace_s = parse_duration(time_budget), parse_duration(wait, "wait"), parse_duration(grace, "grace")
     address = session_address(address)
     run = current_run(Path(directory), space)
     if space is None:  # one that is given is the user's word
@@ -200,13 +212,15 @@ def resume(
         refuse_other_recipe(f"--space {space}" if isinstance(space, str | PathLike) else "space", run, prepared.space)
     first = [_to_try(prepared.space, given) for given in first]
     sources = read_sources(prepared.space, RunDirectory(run.path).state.sources)
-    _say(console, "\n".join([*lines, prepared.describe(), f"run directory: {run.path}"]))
+    print_line(console, "\n".join([*lines, prepared.describe(), f"run directory: {run.path}"]))
     with (
-        interruptible(run),
-        hold_run(run.path, "resume", on_wait=lambda line: _say(console, line)),
-        ray_session(address, prepared.cpus, prepared.gpus),
+        Signals(run, grace_s) as signals,
+        hold_run(run.path, "resume", on_wait=lambda line: print_line(console, line)),
+        ray_session(address, prepared.cpus, prepared.gpus) as session,
     ):
-        catch_signals()  # again: Ray's start puts a handler of its own in place
+        signals.catch()  # again: Ray's start puts a handler of its own in place
+        if address is not None:
+            print_line(console, describe_session())
         say, grows = say_to(console), address is not None or slots is not None
         with closing(Cluster(prepared.space, machine.threads, say, run=machine, most=slots, grows=grows)) as cluster:
             if cluster.is_one:
@@ -215,11 +229,15 @@ def resume(
             cluster.settle(wait_s)
             if space is not None:
                 most_expensive = forecast_most_expensive(prepared.space, prepared.data, machine)
-                _say(console, edit_run(run, replace(prepared.space, resources=searched.resources), most_expensive))
+                print_line(
+                    console, edit_run(run, replace(prepared.space, resources=searched.resources), most_expensive)
+                )
                 run = RunDirectory(run.path)
             return _run(
                 prepared,
                 run,
+                signals,
+                session,
                 cluster,
                 seconds,
                 wait_s,
@@ -244,6 +262,8 @@ def _to_try(space: SearchSpace, given: Mapping[str, Any]) -> dict[str, Any]:
 def _run(
     prepared: Prepared,
     run: RunDirectory,
+    signals: Signals,
+    session: Session,
     cluster: Cluster,
     seconds: float | None,
     wait_s: float | None,
@@ -263,7 +283,7 @@ def _run(
     is_ours = hasattr(scheduler, "continues")
     opened = Opened.of(space, machine.device, machine.threads)
     for line in opened.compare(run.state, space):
-        _say(console, line)
+        print_line(console, line)
     with Progress(console) as progress:
 
         def on_change(search: RunningSearch, record: TrialRecord) -> None:
@@ -278,7 +298,7 @@ def _run(
             run.ledger_file,
             on_change,
             state=run.state,
-            deadline=None if seconds is None else time.time() + seconds,
+            deadline=None if seconds is None else time.monotonic() + seconds,
             larger_fraction=lambda fraction: double_fraction(slots.gpus if fraction is None else fraction),
             paths=paths,
             slots=slots.count,
@@ -290,21 +310,23 @@ def _run(
         )
         if search.unheard:
             sampler, count = space.search.sampler, search.unheard
-            _say(console, f"complete trials outside of the edited space, of which {sampler} does not hear: {count}")
+            print_line(
+                console, f"complete trials outside of the edited space, of which {sampler} does not hear: {count}"
+            )
         keys_of = functools.partial(_measure_here, trial_keys, cluster, machine) if cluster.is_one else None
         with saying_that_the_ledger_is_full(search, run):
             for source in sources:
-                _say(console, learn(search, source, machine, run.stages, keys_of))
+                print_line(console, learn(search, source, machine, run.stages, keys_of))
             _extend(search, trials)
             again = search.retry_failed() if retry_failed else 0
             if first:
                 search.give(first)
-        interrupted = False
+        interrupted, lost = False, None
         if search.is_done:
             waits = ", and what is to be tried waits for that" if search.asking.next_given() is not None else ""
-            _say(console, f"finished already; mixtune resume {quoted(run)} --trials N extends it{waits}")
+            print_line(console, f"finished already; mixtune resume {quoted(run)} --trials N extends it{waits}")
         else:
-            _say(console, _what_is_left(search, slots, again))
+            print_line(console, _what_is_left(search, slots, again))
             forecast = forecast_trials(space, prepared.data, costs, search.step_times)
             with saying_that_the_ledger_is_full(search, run):
                 search.open({**opened.to_dict(), **run.new_document, "slots": slots.count, "forecast_s": forecast})
@@ -312,8 +334,15 @@ def _run(
                 study.copy(search.suggester.study, search.records)
                 foreign = None if is_ours else scheduler
                 say = say_to(console)
-                interrupted = train_trials(search, cluster, run.path, paths, say, wait_s, callbacks, foreign)
-    if not cluster.is_one and not interrupted:
+
+                def train() -> bool:
+                    return train_trials(search, session, cluster, run.path, paths, say, wait_s, callbacks, foreign)
+
+                signals.search = search
+                ask_to_end(run.path, asked=False)  # as a driver has left it that was killed
+                interrupted, lost = _train_in_rounds(train, search, signals, session, cluster, say)
+                signals.search = None
+    if not cluster.is_one and not interrupted and lost is None:
         front = {*result_of(run).pareto_front()["trial"], *search.baselines}
         wanted = [record for record in search.records.values() if record.trial in front or record.state not in ENDED]
         for trial, epoch in collect_states(run.path, wanted):
@@ -323,8 +352,47 @@ def _run(
     _write_tables(result, report=not interrupted)
     if interrupted:
         raise KeyboardInterrupt
-    _say(console, str(result.account()))
+    if lost is not None:
+        raise SearchError(f"{lost}; what is done is kept: mixtune resume {quoted(run)} continues")
+    print_line(console, str(result.account()))
     return _judge(search, result, console)
+
+
+def _train_in_rounds(
+    train: Callable[[], bool],
+    search: RunningSearch,
+    signals: Signals,
+    session: Session,
+    cluster: Cluster,
+    say: Callable[[str], None],
+) -> tuple[bool, str | None]:
+    """Train until the search is over; go round again where Ray breaks down, in a session that is started in its place.
+
+    Returns whether a signal ended it, and why it could not go round once more.
+    """
+    idle_rounds = 0
+    while True:
+        try:
+            return train(), None
+        except LostRound as error:
+            lost = str(error)
+        if search.ends_by is not None:  # the signal went to Ray's processes, too
+            return True, None
+        idle_rounds = 0 if search.active else idle_rounds + 1
+        if not search.lose(lost) or idle_rounds > search.space.search.max_failures:
+            return False, f"{lost}, again and again"
+        if session.start is None and lost_process() is not None:
+            return False, f"{lost}: start Ray again"
+        say(f"{lost}: the search goes round again from what is stored")
+        if session.start is not None:
+            try:
+                session.start()
+                signals.catch()  # again: see above
+                cluster.renew()
+            except KeyboardInterrupt:
+                return True, None
+            except RequestError as error:
+                return False, f"{lost}, and {error}"
 
 
 def _judge(search: RunningSearch, result: Result, console: Console) -> Result:
@@ -334,17 +402,18 @@ def _judge(search: RunningSearch, result: Result, console: Console) -> Result:
         raise SearchError(f"{search.stop_reason}; what is done is kept: mixtune pareto {shlex.quote(str(run.path))}")
     if (early := ended_early(search.state, search.space)) is not None:
         done = f"{search.done} of {search.budget} trials done; mixtune resume {quoted(run)} --trials N trains up to N"
-        _say(console, early if search.state.exhausted else f"{early}: {done}")
+        print_line(console, early if search.state.exhausted else f"{early}: {done}")
     if not search.is_done:
         done = f"{search.done} of {search.budget} trials done"
-        _say(console, f"time budget spent: {done}; mixtune resume {quoted(run)} continues")
+        print_line(console, f"time budget spent: {done}; mixtune resume {quoted(run)} continues")
     elif not result.counts()["complete"]:
         raise SearchError(_why_nothing_completed(result))
     return result
 
 
 def _measure_here(function: Callable[..., Any], *arguments: Any, cluster: Cluster) -> Any:
-    return run_here(function, *arguments, on_gpu=cluster.on_gpu, cpus=cluster.space.resources.cpus_per_trial)
+    cpus = cluster.space.resources.cpus_per_trial
+    return run_here(function, *arguments, on_gpu=cluster.on_gpu, cpus=cpus, on_wait=cluster.tell_waiting)
 
 
 def _extend(search: RunningSearch, trials: int | None) -> None:
@@ -385,47 +454,63 @@ def _why_nothing_completed(result: Result) -> str:
     return f"no trial completed, and {len(failed)} failed; {failed[0].trial}: {failed[0].reason}"
 
 
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
 def say_to(console: Console) -> Callable[[str], None]:
     """Return what prints a line as it is."""
-    return functools.partial(_say, console)
+    return functools.partial(print_line, console)
+
+
+TABLES_S = 10.0  # of a grace period at most, and no more than half of it
 
 
 class InterruptedSearch(KeyboardInterrupt):
     """A signal during a search, in words."""
 
 
-@contextmanager
-def interruptible(run: RunDirectory) -> Iterator[None]:
-    """Let SIGTERM and its like do what Ctrl-C does, and say of all how to continue."""
-    in_main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
-    catch_signals()
-    try:
-        yield
-    except KeyboardInterrupt:
-        done = f"to continue: mixtune resume {quoted(run)}" if run.holds_run else "nothing was trained yet"
-        raise InterruptedSearch(f"interrupted; {done}") from None
-    finally:
-        if in_main:
-            for number, handler in before.items():
-                signal.signal(number, handler or signal.SIG_DFL)
+class Signals:
+    """A context manager in which SIGTERM and its like do what Ctrl-C does, and all say how to continue.
 
-
-def catch_signals() -> None:
-    """Let signals raise KeyboardInterrupt, where they can be caught: in the main thread; an ignored one stays so.
-
-    A terminal that is closed sends SIGHUP (not to what nohup started), SLURM sends SIGTERM or SIGUSR1 before it ends a
-    job. While trials train Ray handles SIGUSR1 itself: see train_trials().
+    grace_s: how long a SIGTERM, and no other signal and no second one, leaves to running trials and to the tables; it
+    is for the ``search`` that is set meanwhile.
     """
 
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
+    def __init__(self, run: RunDirectory, grace_s: float | None) -> None:
+        self._run, self._grace_s, self._has_asked = run, grace_s, False
+        self.search: RunningSearch | None = None
+        self._before = {number: signal.getsignal(number) for number in _SIGNALS}
 
-    if threading.current_thread() is threading.main_thread():
-        for number in _SIGNALS:
-            if signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, interrupt)
+    def __enter__(self) -> Signals:
+        self.catch()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self._before.items():
+                signal.signal(number, handler or signal.SIG_DFL)
+        run = self._run
+        if self._has_asked:
+            ask_to_end(run.path, asked=False)
+        if isinstance(error, KeyboardInterrupt):
+            done = f"to continue: mixtune resume {quoted(run)}" if run.holds_run else "nothing was trained yet"
+            raise InterruptedSearch(f"interrupted; {done}") from None
+
+    def catch(self) -> None:
+        """Let signals raise KeyboardInterrupt, where they can be caught: in the main thread; an ignored one stays so.
+
+        A terminal that is closed sends SIGHUP (not to what nohup started), SLURM sends SIGTERM or SIGUSR1 before it
+        ends a job. Ray's start puts handlers of its own in place, and while trials train Ray handles SIGUSR1 itself:
+        see train_trials().
+        """
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    signal.signal(number, self._end)
+
+    def _end(self, number: int, frame: Any) -> None:
+        search = self.search
+        if number != signal.SIGTERM or self._grace_s is None or search is None or search.ends_by is not None:
+            raise KeyboardInterrupt
+        search.end_within(self._grace_s - min(TABLES_S, self._grace_s / 2))
+        self._has_asked = True
+        ask_to_end(self._run.path)

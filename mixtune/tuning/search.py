@@ -70,8 +70,8 @@ class Asked:
 class RunningSearch:
     """Baselines first, then trials t0001, t0002, ... until the budget has ended; unfinished ones before new ones.
 
-    ledger: its file; state: what it says, read from it by default; deadline: unix seconds, after which the search
-    drains; larger_fraction: of a GPU, larger than one which was too small (None: the search's), or None
+    ledger: its file; state: what it says, read from it by default; deadline: by time.monotonic(), after which the
+    search drains; larger_fraction: of a GPU, larger than one which was too small (None: the search's), or None
     where there is no larger one; paths: of dotted parameters through the stage tree, by which a trial waits for a stage
     that another one trains; slots: how many run at once, which may change; holds: whether a node, by its address, is
     there with its states (None: the run directory); costs: what is known of dotted parameters, of whose recipe so
@@ -105,6 +105,7 @@ class RunningSearch:
         self.stop_reason: str | None = None
         self.error: Exception | None = None
         self.deadline = deadline
+        self.ends_by: float | None = None  # by time.monotonic(), whatever trains then: see end_within()
         self._larger_fraction, self._on_change, self._costs = larger_fraction, on_change, costs
         self._scheduler = scheduler
         self._ledger = Ledger(ledger)
@@ -238,7 +239,12 @@ class RunningSearch:
     @property
     def is_draining(self) -> bool:
         """Whether no more trials are requested, and running ones should stop at their next epoch, unfinished."""
-        return bool(self.stop_reason) or (self.deadline is not None and time.time() > self.deadline)
+        return bool(self.stop_reason) or (self.deadline is not None and time.monotonic() > self.deadline)
+
+    def end_within(self, seconds: float) -> None:
+        """Drain from now on: running trials stop once they are stored, after their epoch, or are left in it."""
+        self.deadline = time.monotonic()
+        self.ends_by = self.deadline + seconds
 
     def open(self, facts: Mapping[str, Any]) -> None:
         """Note what the stage keys of this start rest on; see mixtune.stages.opened."""
@@ -313,7 +319,7 @@ class RunningSearch:
             if self._scheduler is not None and trial not in self.baselines:
                 continues &= self._scheduler.continues(trial, metrics)
         self.stages.advance(trial, report.metrics["epoch"])
-        if self.stop_reason or (self.is_draining and report.after_deadline):
+        if self.stop_reason or (self.is_draining and (report.after_deadline or report.stored is not None)):
             return False
         if report.is_whole or not continues:
             return report.is_whole
@@ -393,7 +399,8 @@ class RunningSearch:
         long as a larger fraction of a GPU is available; all continue from the last checkpoint.
         """
         record = self.records[trial]
-        if record.state in ENDED:  # what failed is not the trial, but something that heard of its end
+        is_ending = self.ends_by is not None and cause == "crash"  # a batch system's signal goes to workers, too
+        if record.state in ENDED or is_ending:  # what failed is not the trial, or something that heard of its end
             self._leave(trial)
             return
         fraction = self._larger_fraction(record.gpus) if cause == "out of memory" else None
@@ -408,6 +415,20 @@ class RunningSearch:
         else:
             metrics = self.figures(trial) if trial in self._active else {}
             self._end("failed", trial, reason=reason, cause=cause, metrics=metrics)
+
+    def lose(self, reason: str) -> bool:
+        """Note that what ran the trials broke down: each that was handed out has crashed, and is to be tried again.
+
+        False where one has crashed ``search.max_failures`` times before; it stays unfinished.
+        """
+        again = True
+        for record in reversed(self.active):
+            if record.crashes < self.space.search.max_failures:
+                self.fail(record.trial, reason, "crash")
+            else:
+                self._leave(record.trial)
+                again = False
+        return again
 
     def _note_predictions(self, report: EpochReport) -> dict[str, Any]:
         """Return an ending's fields on what was predicted; the true classes are noted once."""

@@ -7,21 +7,26 @@ import logging
 import os
 import re
 import secrets
+import shutil
 import socket
 import sys
 import sysconfig
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray._private.ray_logging import stdout_deduplicator
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
-from mixtune.errors import RequestError, one_line
+from mixtune.errors import RequestError, TrainingError, one_line
 
+_log = logging.getLogger("mixtune.tuning")
 _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0 the old one is silent, the new one prints a table
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
@@ -35,7 +40,33 @@ _QUIET = {
 _OURS = ("RAY_", "TUNE_", "PYTHONBREAKPOINT")  # how variables begin that a session may set
 _HOST_PORT = re.compile(r"\[?([^\[\]]+)\]?:(\d+)")
 _TOKEN_SOURCES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+SHARED_MEMORY = Path("/dev/shm")
+STORE_BYTES = 100_000_000  # of objects that processes hand to each other, where there is no shared memory
+# of a folder for sessions: a socket's path has 107 characters, and below it Ray's are as long as this
+MAX_FOLDER = 107 - len(f"/ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store")
+_PROCESSES = {  # of a session, without which it is none
+    "gcs_server": "Ray's head process (gcs_server) has ended",
+    "raylet": "Ray's process for this machine (raylet) has ended",
+}
+_WORDS: dict[type[BaseException], str] = {  # the first that fits
+    ray.exceptions.OutOfMemoryError: "the machine's memory is full: Ray ended the worker process",
+    ray.exceptions.OutOfDiskError: "the disk with Ray's session is full",
+    ray.exceptions.ObjectStoreFullError: "the memory that Ray's processes share is full",
+    ray.exceptions.LocalRayletDiedError: _PROCESSES["raylet"],
+    ray.exceptions.NodeDiedError: "its node was lost",
+    ray.exceptions.ObjectLostError: "what a lost process held for others is gone",
+    ray.exceptions.RuntimeEnvSetupError: "Ray could not set up a worker process",
+    ray.exceptions.AuthenticationError: "Ray's processes have another token",
+    ray.exceptions.RpcError: "Ray's head process (gcs_server) does not answer",
+    ray.exceptions.GetTimeoutError: "Ray has not answered in time",
+    ray.exceptions.TaskUnschedulableError: "Ray finds no node for a task",
+    ray.exceptions.ActorUnschedulableError: "Ray finds no node for a trial",
+    ray.exceptions.WorkerCrashedError: "the worker process died",
+    ray.exceptions.RayActorError: "the worker process died",
+    ray.exceptions.RaySystemError: "Ray's processes have lost each other",
+}
 ALIVE_S = 2.0  # to take a connection
+ENDING_S = 8.0  # for a search that a signal ends to see that its head is gone
 HEAD_S = 45.0  # Ray itself gives up after a minute
 POLL_S = 2.0  # between two looks at a cluster
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a job
@@ -61,20 +92,29 @@ def is_in_job_folder(path: Path) -> bool:
     return "runtime_resources" in path.resolve().parts
 
 
+@dataclass(frozen=True)
+class Session:
+    """A Ray session; ``start`` starts another one once it is shut down, None where it is not ours to shut down."""
+
+    start: Callable[[], None] | None = None
+
+
 @contextmanager
-def ray_session(address: str | None, cpus: int, gpus: int) -> Iterator[None]:
+def ray_session(address: str | None, cpus: int, gpus: int) -> Iterator[Session]:
     """Run with Ray: the cluster at ``address``, the session that is there already, or one of our own.
 
     Only a session of our own is shut down, and the environment is then as it was before. Raises RequestError for an
-    address that does not answer, or is another version's.
+    address that does not answer, or is another version's, and TrainingError in our words for what Ray raises meanwhile.
     """
     before = {name: value for name, value in os.environ.items() if name.startswith(_OURS)}
     is_there = ray.is_initialized()
     try:
         os.environ.update({name: value for name, value in _QUIET.items() if name not in before})
-        session = nullcontext() if is_there else _own_session(address, cpus, gpus)
-        with _silenced("ray"), _silenced("ray.tune"), _without_raylets_logs(), session:
-            yield
+        session = nullcontext(Session()) if is_there else _own_session(address, cpus, gpus)
+        with _silenced("ray"), _silenced("ray.tune"), _without_raylets_logs(), session as opened:
+            yield opened
+    except ray.exceptions.RayError as error:
+        raise TrainingError(ray_words(error) or one_line(error)) from error
     finally:
         for name in [name for name in os.environ if name.startswith(_OURS) and name not in before]:
             del os.environ[name]
@@ -84,8 +124,10 @@ def ray_session(address: str | None, cpus: int, gpus: int) -> Iterator[None]:
 
 
 @contextmanager
-def head_watched(last_words: str) -> Iterator[None]:
-    """Say last words and end this process where the cluster's head is gone for HEAD_S; a head may come back before.
+def head_watched(last_words: str, interrupted: Callable[[], str | None]) -> Iterator[None]:
+    """Say last words and end this process where the session's head is gone for HEAD_S; a head may come back before.
+
+    interrupted: says so, and how to continue, where a signal ends the search anyway, and has ended the head too.
 
     Ray ends a process whose head is gone for a minute in C++, without a word that helps, and raises nothing before.
     """
@@ -98,8 +140,11 @@ def head_watched(last_words: str) -> Iterator[None]:
         while not ended.wait(POLL_S):
             if answers(host, int(port)):
                 answered = time.monotonic()
+            elif time.monotonic() - answered > ENDING_S and (words := interrupted()) is not None:
+                print(f"mixtune: {words}", file=sys.stderr, flush=True)
+                os._exit(130)
             elif time.monotonic() - answered > HEAD_S:
-                print(f"mixtune: the cluster's head is gone: {last_words}", file=sys.stderr, flush=True)
+                print(f"mixtune: {last_words}", file=sys.stderr, flush=True)
                 os._exit(1)
 
     threading.Thread(target=watch, name="mixtune-head", daemon=True).start()
@@ -118,22 +163,106 @@ def answers(host: str, port: int) -> bool:
     return True
 
 
+def lost_process() -> str | None:
+    """Return which process of a session on this machine has ended, in words; None where all run, or it is a cluster's.
+
+    Ray notices neither, or after a minute, when it ends this process without a word that helps.
+    """
+    node = ray._private.worker._global_node
+    ended = {kind for kind, _ in node.dead_processes()} if node is not None else set()
+    return next((words for kind, words in _PROCESSES.items() if kind in ended), None)
+
+
+def ray_words(error: BaseException) -> str | None:
+    """Return in our words what went wrong in Ray, None for what is not Ray's."""
+    return next((words for kind, words in _WORDS.items() if isinstance(error, kind)), None)
+
+
 @contextmanager
-def _own_session(address: str | None, cpus: int, gpus: int) -> Iterator[None]:
+def _own_session(address: str | None, cpus: int, gpus: int) -> Iterator[Session]:
+    _start(address, cpus, gpus)
+    try:
+        yield Session(None if address else functools.partial(_start, None, cpus, gpus))
+    finally:
+        ray.shutdown()
+
+
+def _start(address: str | None, cpus: int, gpus: int) -> None:
     if address is not None and (found := _HOST_PORT.fullmatch(address)) and not answers(found[1], int(found[2])):
         raise RequestError(f"--address {address}: no Ray cluster there: nothing answers")  # Ray would try for minutes
-    own = {} if address else {"num_cpus": cpus, "num_gpus": gpus, "include_dashboard": False}
+    own: dict[str, Any] = {}
+    if address is None:
+        if (problem := loopback_problem()) is not None:
+            raise RequestError(f"Ray did not start here: {problem}")
+        folder, line = session_folder()
+        if line is not None:
+            _log.warning(line)
+        os.environ["RAY_TMPDIR"] = str(folder)
+        own = {"num_cpus": cpus, "num_gpus": gpus, "include_dashboard": False}
+        own |= {} if shared_memory_bytes() else {"_plasma_directory": str(folder), "object_store_memory": STORE_BYTES}
     _authenticate(address)
     try:
         with _importing_alike():
             ray.init(address=address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **own)
-    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
-        where = "Ray did not start here" if address is None else f"--address {address}"
-        raise RequestError(f"{where}: {_why_not(error)}") from error
+    except Exception as error:  # whatever Ray raises, of a machine that it does not like
+        if address is None:
+            said = "a folder or file of it: " if isinstance(error, OSError) else ""
+            raise RequestError(f"Ray did not start here: {said}{one_line(error)}; mixtune doctor looks why") from error
+        raise RequestError(f"--address {address}: {_why_not(error)}") from error
+
+
+def session_folder() -> tuple[Path, str | None]:
+    """Return where Ray keeps the files of a session of our own: RAY_TMPDIR, or TMPDIR, or /tmp where that will not do.
+
+    The second is a line where it is not the folder that was named. Raises RequestError with the variable to set.
+    """
+    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)), "TMPDIR")
+    folder = Path(os.environ.get(name) or "/tmp")
+    problem = folder_problem(folder)
+    if problem is None:
+        return folder, None
+    if name == "RAY_TMPDIR" or folder_problem(Path("/tmp")) is not None:
+        raise RequestError(
+            f"{name}: {folder} {problem}: set {name} to a folder of yours, for Ray's session, of at most {MAX_FOLDER} "
+            "characters"
+        )
+    return Path("/tmp"), f"TMPDIR: {folder} {problem}: Ray's session is in /tmp; RAY_TMPDIR gives it another folder"
+
+
+def folder_problem(folder: Path, longest: int = MAX_FOLDER) -> str | None:
+    """Return why files cannot be written in a folder, or sockets below it, None where they can."""
+    if not folder.is_dir():
+        return "is not a folder" if folder.exists() else "is not there"
+    if len(os.fsencode(folder.resolve())) > longest:
+        return f"is {len(os.fsencode(folder.resolve()))} characters long, and a socket's path has room for {longest}"
     try:
-        yield
-    finally:
-        ray.shutdown()
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"a word")
+            file.flush()
+    except OSError as error:
+        return f"cannot be written to: {error.strerror}"
+    return None
+
+
+def loopback_problem() -> str | None:
+    """Return why this machine's processes cannot reach each other, None where they can; Ray would try for minutes."""
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=ALIVE_S).close()
+    except OSError as error:
+        return f"127.0.0.1 does not answer ({error.strerror or error}): bring it up, as by ip link set lo up"
+    return None
+
+
+def shared_memory_bytes() -> int:
+    """Return the bytes that are free in /dev/shm; 0 where it is not there, cannot be written to or is as good as full.
+
+    Ray wants it, and a search does without: what its processes hand to each other is small.
+    """
+    if folder_problem(SHARED_MEMORY) is not None:
+        return 0
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    return free if free >= STORE_BYTES else 0
 
 
 @contextmanager

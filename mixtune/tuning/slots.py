@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -107,8 +106,3 @@ def usable_gpus(wanted: int | None) -> int:
     if wanted is not None and present and wanted > present:
         raise RequestError(f"--gpus {wanted}: this machine has {present}")
     return present if wanted is None else min(wanted, present)
-
-
-def usable_cpus() -> int:
-    """Return how many CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

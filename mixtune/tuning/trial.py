@@ -19,7 +19,7 @@ from mixtune.meter.lock import DeviceLock
 from mixtune.meter.times import StepTimes
 from mixtune.metrics import epoch_metrics
 from mixtune.run.directory import RunDirectory
-from mixtune.run.lock import share_run
+from mixtune.run.lock import is_asked_to_end, share_run
 from mixtune.run.predictions import HeldOut
 from mixtune.space.recipe import Recipe, change_recipe, flatten, parse_recipe
 from mixtune.space.space import SearchSpace, load_space
@@ -45,9 +45,10 @@ class SearchContext:
     directory: the run's, whose stages/ holds the checkpoints that a trial continues from; cpus, gpus: this trial's
     share; threads, precision: of each trial, the same for the whole run, because bits and step times depend on them;
     ``precision`` is what a recipe's ``auto`` stands for, so that no trial asks a busy GPU; step_times: what is known of
-    steps' seconds; memory_bytes: the most that a trial may allocate on its GPU; deadline: unix seconds after which each
-    epoch's checkpoint is stored, since it may be the last; states_bytes: of all checkpoints; branches: epochs after
-    which other recipes of the space may continue from this trial's checkpoint.
+    steps' seconds; memory_bytes: the most that a trial may allocate on its GPU; deadline: by time.monotonic(), after
+    which each epoch's checkpoint is stored, since it may be the last; it travels as the seconds that are left, since
+    each machine has a clock of its own; states_bytes: of all checkpoints; branches: epochs after which other recipes of
+    the space may continue from this trial's checkpoint.
 
     On a cluster, home: the driver's node, by Ray's id; selector: the labels of the nodes that may take this trial;
     space_digest: of the run's space.yaml, by which a node knows that it sees the run directory; states: the keys that
@@ -68,6 +69,15 @@ class SearchContext:
     selector: Mapping[str, str] = field(default_factory=dict)
     space_digest: str | None = None
     states: Mapping[str, str | None] = field(default_factory=dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        left = None if self.deadline is None else self.deadline - time.monotonic()
+        return {**self.__dict__, "deadline": left}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.deadline is not None:
+            self.__dict__["deadline"] = self.deadline + time.monotonic()
 
     def __repr__(self) -> str:
         return f"SearchContext({self.directory!r})"  # short, for loggers that write a config down
@@ -148,7 +158,11 @@ def train_trial(
     stages = RunDirectory(context.directory).stages
     place = place or Place()
     limits = context.states_bytes, context.deadline, context.branches
-    recovery = Recovery(state, stages, *limits, place.fetch, place.is_leaving)
+
+    def is_leaving() -> bool:
+        return place.is_leaving() or is_asked_to_end(context.directory)
+
+    recovery = Recovery(state, stages, *limits, place.fetch, is_leaving)
     windows: list[tuple[str, float, bool, dict[str, Any]]] = []
 
     def keep_window(signature: str, seconds: float, quiet: bool) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import math
 import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import time
 from contextlib import closing, contextmanager, suppress
 from functools import partial
@@ -21,7 +23,7 @@ import torch
 from same_bits import assert_equal_bits
 
 from mixtune.errors import TrainingError
-from mixtune.meter.lock import DeviceLock
+from mixtune.meter.lock import DeviceLock, stopped_holders
 from mixtune.meter.times import DRIFT, SPREAD, WINDOWS, StepTimes
 from mixtune.meter.windows import MAX_DISTURBED, SETTLE_STEPS, WARM_UP_STEPS, WINDOW_STEPS, Meter, Moment, place_windows
 from mixtune.training.loop import train
@@ -220,6 +222,35 @@ def test_a_measurer_that_is_killed_while_it_waits_opens_the_gate(path):
         lock.offer()  # would wait for ever behind a gate that stays shut
         with lock.exclusive():
             pass
+
+
+def test_who_waits_for_a_stopped_process_says_which_it_is(tmp_path, monkeypatch):
+    """Suspended by Ctrl-Z, say; it is named once it was waited for, and continued as the line says."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("mixtune.meter.lock.STOPPED_S", 0.1)
+    path, said = str(tmp_path / f"mixtune-{os.getuid()}-cpu"), []
+    here, there = PROCESSES.Pipe()
+
+    class Terminal(logging.Handler):
+        def emit(self, record):
+            said.append(record.getMessage())
+            os.kill(holder.pid, signal.SIGCONT)
+            os.kill(holder.pid, signal.SIGKILL)
+
+    terminal = Terminal()
+    logging.getLogger("mixtune").addHandler(terminal)
+    try:
+        with here, there, started(hold, path, "exclusive", there) as (holder,):
+            assert here.poll(LIMIT_S)
+            os.kill(holder.pid, signal.SIGSTOP)
+            await_true(lambda: stopped_holders(), "it does not stop")
+            with DeviceLock(path).shared():
+                pass
+            (line,) = said
+            assert f"kill -CONT {holder.pid} lets it continue" in line
+    finally:
+        logging.getLogger("mixtune").removeHandler(terminal)
+    assert stopped_holders() == {}
 
 
 def await_shut_gate(path):

@@ -141,15 +141,20 @@ def test_a_terminal_shows_the_lines_the_warnings_and_the_last_state_below_them(
 
 
 def test_what_cannot_be_drawn_over_gets_plain_lines(small_space: Any, tmp_path: Path) -> None:
-    file, shown = io.StringIO(), list[str]()
+    file, coloured, shown = io.StringIO(), io.StringIO(), list[str]()
+    log = Console(file=coloured, _environ={"FORCE_COLOR": "1"}, width=100)
     dumb = Console(file=file, force_terminal=True, _environ={"TERM": "dumb"}, width=100)
     notebook = Console(force_jupyter=True)
     notebook.print = lambda *objects, **_: shown.extend(map(str, objects))  # type: ignore[method-assign]
-    for name, console in (("dumb", dumb), ("notebook", notebook)):
+    disk = open("/dev/full", "w", buffering=1)  # noqa: SIM115  full when it is closed, too
+    full = Console(file=disk, width=100)
+    for name, console in (("dumb", dumb), ("log", log), ("notebook", notebook), ("full", full)):
         (tmp_path / name).mkdir()
         with Progress(console=console) as progress:
             run_trials(progress, small_space, tmp_path / name)
-    for lines in (file.getvalue().splitlines(), shown):
+    with pytest.raises(OSError, match="No space left"):
+        disk.close()
+    for lines in (file.getvalue().splitlines(), coloured.getvalue().splitlines(), shown):
         assert len(lines) == 8
         assert "\x1b" not in "".join(lines)
 

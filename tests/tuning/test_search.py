@@ -6,22 +6,30 @@ import io
 import json
 import math
 import os
+import platform
+import signal
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import ray
 import yaml
 from plain_search import search_here
 from rich.console import Console
 
 import mixtune
 from mixtune.errors import RequestError
+from mixtune.meter import lock
 from mixtune.run.ledger import read_ledger
 from mixtune.run.lock import hold_run
+from mixtune.tuning import nodes
 from mixtune.tuning.prepare import prepare
 from mixtune.tuning.run import SearchError
 
@@ -139,6 +147,60 @@ def test_a_search_whose_every_trial_fails_says_why(small_space: Any, ray_quietly
     assert search_here(values, tmp_path / "run").pareto_front().empty
     with pytest.raises(SearchError, match=r"no trial completed, and 2 failed; t0001: DivergedError: the loss is nan"):
         mixtune.resume(tmp_path / "run", console=quiet())
+
+
+class Ears(io.StringIO):
+    """A terminal that does something once a word is said, for several words, each once."""
+
+    def __init__(self, acts: dict[str, Callable[[], object]]) -> None:
+        super().__init__()
+        self._acts = acts
+
+    def write(self, text: str) -> int:
+        for word in [word for word in self._acts if word in text]:
+            self._acts.pop(word)()
+        return super().write(text)
+
+
+STOPPED = """
+import fcntl, os, signal, sys
+with open(sys.argv[1], "r+") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+def test_a_search_that_waits_says_for_whom(
+    small_space: Any, ray_quietly: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An actor of a notebook's own that has all CPUs, then a stopped process that has the device.
+
+    The lines come after a minute and less, here after a second.
+    """
+    monkeypatch.setattr(nodes, "PENDING_S", 1.0)
+    monkeypatch.setattr(lock, "STOPPED_S", 1.0)
+    holder = ray.remote(num_cpus=2)(type("Holder", (), {"pid": lambda self: os.getpid()})).options(name="mine").remote()
+    process, suspended = ray.get(holder.pid.remote()), list[subprocess.Popen[bytes]]()
+
+    def suspend() -> None:
+        device = f"{tempfile.gettempdir()}/mixtune-{os.getuid()}-cpu-{platform.node()}.device"
+        suspended.append(subprocess.Popen([sys.executable, "-c", STOPPED, device]))
+        while suspended[0].pid not in lock.stopped_holders():
+            time.sleep(0.01)
+        ray.kill(holder)
+
+    heard = Ears({"held by": suspend, "is stopped": lambda: suspended[0].kill()})
+    space = small_space(baselines=[], search={"trials": 1, "sampler": "random"})
+    run = mixtune.search(space, out=tmp_path / "run", console=Console(file=heard, width=300))
+    assert suspended[0].wait() == -signal.SIGKILL
+    assert run.counts()["complete"] == 1
+    lines = heard.getvalue().splitlines()
+    held = next(line for line in lines if "held by" in line)
+    assert held.startswith("no node has taken a trial for 0:0")
+    assert ": each asks for 1.5 CPU; free: " in held
+    assert held.endswith(f" 0 of 2 CPUs; held by Holder 'mine' (process {process})")
+    (said,) = (line for line in lines if "is stopped" in line)
+    assert said.startswith(f"process {suspended[0].pid} (python")
 
 
 def test_one_objective_without_a_clock(small_space: Any, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+import pickle
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +23,7 @@ from mixtune.space.space import SearchSpace, space_from_dict
 from mixtune.training.bill import Bill
 from mixtune.training.plan import PHASES
 from mixtune.tuning.search import RunningSearch
-from mixtune.tuning.trial import EpochReport
+from mixtune.tuning.trial import EpochReport, SearchContext
 
 BILL = Bill(
     dict.fromkeys(PHASES, 10),
@@ -264,6 +266,25 @@ def test_a_crashed_trial_is_tried_again_at_once_and_not_for_ever(search: Running
     assert [e["event"] for e in read_ledger(search._ledger.path) if e["trial"] == trial].count("retried") == 2
 
 
+def test_what_runs_the_trials_may_break_down_as_often_as_a_trial_may_crash(
+    search: RunningSearch, tmp_path: Path
+) -> None:
+    """Then they stay unfinished, not failed: the fault is not theirs, and a search that continues trains them."""
+    trial = first_trial(search)
+    others = {record.trial for record in search.active} - {trial}
+    for _ in range(search.space.search.max_failures):
+        assert search.lose("Ray's head process has ended")
+        assert not search.active
+        while search.ask() is not None:
+            pass
+        assert {record.trial for record in search.active} >= {trial, *others}
+    assert not search.lose("Ray's head process has ended")
+    found = again(search, tmp_path)
+    assert {found.records[name].state for name in (trial, *others)} == {"asked"}
+    asked = list(iter(found.ask, None))
+    assert {trial, *others} <= {each.trial for each in asked}
+
+
 def test_a_trial_that_no_retry_can_help_fails_at_once(search: RunningSearch) -> None:
     trial = first_trial(search)
     search.fail(trial, "DivergedError: the loss is nan")
@@ -445,6 +466,14 @@ def test_a_constrained_metric_that_is_not_finite_fails_the_trial(small_space: An
     search.end(trial)
     assert search.records[trial].reason == "val_accuracy is nan"
     assert again(search, tmp_path).records[trial].state == "failed"
+
+
+def test_a_deadline_is_told_as_the_seconds_that_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another machine's clock has another zero, and its date may be wrong."""
+    told = pickle.dumps(SearchContext("run", deadline=time.monotonic() + 100.0))
+    monkeypatch.setattr(time, "monotonic", lambda: 5.0)
+    assert pickle.loads(told).deadline == pytest.approx(105.0, abs=60.0)
+    assert pickle.loads(pickle.dumps(SearchContext("run"))).deadline is None
 
 
 def test_after_its_deadline_a_search_asks_no_more_and_running_trials_stay_unfinished(

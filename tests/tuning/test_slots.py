@@ -6,7 +6,7 @@ import pytest
 
 from mixtune.errors import RequestError
 from mixtune.space.settings import Resources
-from mixtune.tuning.slots import Nodes, Slots, double_fraction, plan_slots, usable_cpus, usable_gpus
+from mixtune.tuning.slots import Nodes, Slots, double_fraction, plan_slots, usable_gpus
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,6 @@ def test_out_of_memory_a_trial_gets_twice_the_share_up_to_a_whole_gpu() -> None:
 def test_the_machine_is_counted_and_missing_gpus_are_none() -> None:
     import torch
 
-    assert usable_cpus() >= 1
     with pytest.raises(RequestError, match="-1 GPUs: should be 0 or more"):
         usable_gpus(-1)
     assert usable_gpus(None) == torch.cuda.device_count()
