@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import logging
 import os
@@ -15,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,9 @@ _HOST_PORT = re.compile(r"\[?([^\[\]]+)\]?:(\d+)")
 _TOKEN_SOURCES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 SHARED_MEMORY = Path("/dev/shm")
 STORE_BYTES = 100_000_000  # of objects that processes hand to each other, where there is no shared memory
+_PRIVATE = re.compile(r"mx[0-9a-f]{4}")  # of a session of ours, in the folder for sessions
 # of a folder for sessions: a socket's path has 107 characters, and below it Ray's are as long as this
-MAX_FOLDER = 107 - len(f"/ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store")
+MAX_FOLDER = 107 - len(f"/mx1234/ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store")
 _PROCESSES = {  # of a session, without which it is none
     "gcs_server": "Ray's head process (gcs_server) has ended",
     "raylet": "Ray's process for this machine (raylet) has ended",
@@ -180,23 +182,65 @@ def ray_words(error: BaseException) -> str | None:
 
 @contextmanager
 def _own_session(address: str | None, cpus: int, gpus: int) -> Iterator[Session]:
-    _start(address, cpus, gpus)
+    if address is not None:
+        _start(address, cpus, gpus)
+        try:
+            yield Session()
+        finally:
+            ray.shutdown()
+        return
+    with _private_folder() as folder:
+        _start(None, cpus, gpus, folder)
+        try:
+            yield Session(functools.partial(_start, None, cpus, gpus, folder))
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _private_folder() -> Iterator[Path]:
+    """Make a folder for Ray's files that nobody else can enter; those whose process was killed are removed."""
+    within, line = session_folder()
+    if line is not None:
+        _log.warning(line)
+    for other in within.iterdir():
+        if _PRIVATE.fullmatch(other.name) and (other / "ray").is_dir():  # one without begins just now
+            with suppress(OSError):  # someone else's, or gone by now
+                lock = os.open(other, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if os.fstat(lock).st_uid == os.geteuid():
+                        shutil.rmtree(other, ignore_errors=True)
+                finally:
+                    os.close(lock)
+    folder = _make_private(within)
+    held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        yield Session(None if address else functools.partial(_start, None, cpus, gpus))
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(held, fcntl.LOCK_SH)
+        yield folder
     finally:
-        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(held)
 
 
-def _start(address: str | None, cpus: int, gpus: int) -> None:
+def _make_private(within: Path) -> Path:
+    """Make a folder as tempfile.mkdtemp() does, with a shorter name: each character counts in a socket's path."""
+    while True:
+        folder = within / f"mx{secrets.token_hex(2)}"
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+            return folder
+
+
+def _start(address: str | None, cpus: int, gpus: int, folder: Path | None = None) -> None:
+    """Start Ray, or join a cluster; folder: for the files of a session of our own."""
     if address is not None and (found := _HOST_PORT.fullmatch(address)) and not answers(found[1], int(found[2])):
         raise RequestError(f"--address {address}: no Ray cluster there: nothing answers")  # Ray would try for minutes
     own: dict[str, Any] = {}
     if address is None:
         if (problem := loopback_problem()) is not None:
             raise RequestError(f"Ray did not start here: {problem}")
-        folder, line = session_folder()
-        if line is not None:
-            _log.warning(line)
         os.environ["RAY_TMPDIR"] = str(folder)
         own = {"num_cpus": cpus, "num_gpus": gpus, "include_dashboard": False}
         own |= {} if shared_memory_bytes() else {"_plasma_directory": str(folder), "object_store_memory": STORE_BYTES}

@@ -12,18 +12,29 @@ from mixtune.errors import RequestError
 from mixtune.tuning.session import IN_JOB, is_in_job_folder, session_address
 
 TWO_LOCAL_THEN_A_CLUSTER = """
-import os, sys
+import os, subprocess, sys
 from pathlib import Path
 import ray
 from mixtune.errors import RequestError
 from mixtune.tuning.session import ray_session
 
-before = dict(os.environ)
-for _ in range(2):
+before, within = dict(os.environ), Path(os.environ["RAY_TMPDIR"])
+(within / "mx0a0b" / "ray").mkdir(parents=True)
+(within / "mxothers").mkdir()
+STRANGER = "import sys, ray; ray.init(address=sys.argv[1], logging_level='CRITICAL'); print(ray.cluster_resources())"
+for number in range(2):
     with ray_session(None, 1, 0):
         assert os.environ["RAY_AUTH_MODE"] == "token"
         assert ray.get(ray.remote(lambda: 1).remote()) == 1
+        (folder,) = (path for path in within.glob("mx*") if path.name != "mxothers")
+        assert (folder / "ray").is_dir() and folder.stat().st_mode & 0o77 == 0
+        if number == 0:
+            words = [sys.executable, "-c", STRANGER, ray.get_runtime_context().gcs_address]
+            stranger = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+            done = subprocess.run(words, env=stranger, capture_output=True, text=True)
+            assert done.returncode != 0 and "CPU" not in done.stdout, done.stdout
     assert dict(os.environ) == before
+    assert [path.name for path in within.glob("mx*")] == ["mxothers"]
 assert not Path("~/.ray/auth_token").expanduser().exists()
 os.environ["RAY_AUTH_TOKEN"] = sys.argv[2]
 before = dict(os.environ)
