@@ -81,7 +81,15 @@ def read_lines(data: bytes) -> Lines:
             found.events.append({"event": DAMAGED, "line": at, "reason": reason, "count": 1})
         found.next = max(found.next, at + 1)
         found.sum = match["sum"] if match is not None and reason is None else b""
+    if (tail := data[found.size :]) and not _is_begun(tail):
+        found.events.append({"event": DAMAGED, "line": found.next, "reason": "is no line of a ledger", "count": 1})
     return found
+
+
+def _is_begun(tail: bytes) -> bool:
+    """Return whether what follows the last whole line is the beginning of one, which a writer has not finished."""
+    begins = b'{"event": '
+    return b"\0" not in tail and (tail.startswith(begins) or begins.startswith(tail))
 
 
 _CHANGED = "was changed: its sum is another one"

@@ -265,7 +265,8 @@ class Result:
             params = dict(record.params)
             if "ssl.objective" in self._foreign(record):  # which would be imported
                 del params["ssl.objective"]
-            found[trial] = space.values_at(params)
+            values = space.values_at(params)
+            found[trial] = values if _are_of_a_recipe(values) else {}
         return found
 
     def idle(self, trial: str) -> frozenset[str]:
@@ -466,6 +467,16 @@ class Result:
             if error is not None:
                 values[f"{name}_se"] = error
         return {**values, "params": dict(self.records[row["trial"]].params)}
+
+
+def _are_of_a_recipe(values: Mapping[str, Any]) -> bool:
+    """Return whether values, which nobody has checked, go together as a recipe's do."""
+    try:
+        find_method(values["rho"], values["epochs.ssl"], values["epochs.sl"])
+        effective(values)
+    except (TypeError, ValueError, ArithmeticError, LookupError):
+        return False
+    return True
 
 
 def load(directory: str | os.PathLike[str]) -> Result:

@@ -44,7 +44,7 @@ def test_a_crash_at_any_byte_loses_no_whole_line_and_the_next_append_leaves_a_so
     path = tmp_path / "ledger.jsonl"
     writer = Ledger(path)
     writer.append("asked", trial="t0001", time=1, params={"alpha": 0.25, "epochs.sl": 20})
-    writer.append("epoch", trial="t0001", time=2, metrics={"val_accuracy": None, "note": "ü"})
+    writer.append("epoch", trial="t0001", time=2, metrics={"epoch": 1, "val_accuracy": None, "note": "ü"})
     writer.append("complete", trial="t0001", time=3, metrics={"val_accuracy": 0.93})
     data, events = path.read_bytes(), read_ledger(path)
     for cut in range(len(data) + 1):
@@ -62,7 +62,7 @@ def test_an_unreadable_last_line_is_skipped_by_readers_and_cut_by_the_writer(tmp
         path = tmp_path / f"{torn.hex()}.jsonl"
         Ledger(path).append("asked", trial="t0001", time=1)
         path.write_bytes(path.read_bytes() + torn)
-        assert len(read_ledger(path)) == 1, torn
+        assert kinds(path) == ["asked"] if torn.startswith(b"{") else ["asked", "damaged"], torn
         Ledger(path).append("started", trial="t0001", time=2)
         assert [line["event"] for line in read_ledger(path)] == ["asked", "started"], torn
 
@@ -92,7 +92,7 @@ def kinds(path: Path) -> list[str]:
         {"follows": ["../t0001", 1], "of": ["started"]},
         {"baseline": "../sl", "of": ["asked"]},
         {"method": "mine", "of": ["baseline"]},
-        {"state": "a-b", "metrics": {}, "of": ["epoch"]},
+        {"state": "a-b", "metrics": {"epoch": 1}, "of": ["epoch"]},
         {"stage": f"../{'0' * 40}"},
         {
             "stored": {"1": "../../key"},
@@ -259,7 +259,7 @@ def test_a_number_that_is_not_finite_is_refused_and_finite_or_none_makes_any_met
     assert plain == {"a": 0.5, "b": [3, None, [None, True]], "c": rest}
     assert (type(plain["b"][0]), type(plain["c"]["f"])) == (int, bool)
     ledger = Ledger(tmp_path / "ledger.jsonl")
-    ledger.append("epoch", trial="t0001", metrics=plain)
+    ledger.append("epoch", trial="t0001", metrics={"epoch": 1, **plain})
     before = ledger.path.read_bytes()
     for value in (float("nan"), float("inf"), -float("inf")):
         with pytest.raises(ValueError, match="JSON"):
