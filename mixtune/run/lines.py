@@ -69,6 +69,7 @@ def read_lines(data: bytes) -> Lines:
         reason = _why_damaged(line, match, event, found) if is_sealed else None
         if reason is None:
             reason = "is not a JSON object with an 'event'" if event is None else why_wrong(event)
+            reason = "calls itself damaged" if event is not None and event["event"] == DAMAGED else reason
         at = found.next if match is None or reason == _CHANGED else int(match["line"])
         if at > found.next:
             missing = at - found.next

@@ -14,7 +14,7 @@ import pytest
 from mixtune.errors import RequestError
 from mixtune.run.frames import csv_text
 from mixtune.run.ledger import MAX_BYTES, Ledger, RunState, describe_damage, finite_or_none, fold, read_ledger
-from mixtune.run.lines import read_lines, seal_text
+from mixtune.run.lines import read_lines, seal, seal_text
 
 
 def event(kind: str, trial: str = "t0001", **fields: Any) -> dict[str, Any]:
@@ -172,18 +172,24 @@ def test_missing_doubled_moved_and_foreign_lines_are_seen_and_the_others_count(s
     for _ in lines:
         other.append("extended", trials=999)
     foreign = other.path.read_bytes().splitlines(keepends=True)
+    itself = seal({"event": "damaged", "time": 1}, read_lines(sound.read_bytes())) + b"\n"
     cases = {
         "line 5 is missing": lines[:4] + lines[5:],
         "lines 5 to 7 are missing": lines[:4] + lines[7:],
         "line 5 is there twice, or out of place": lines[:5] + lines[4:],
         "line 5 is missing, line 5 is there twice, or out of place": [*lines[:4], lines[5], lines[4], *lines[6:]],
         "line 5 does not follow the line before it": [*lines[:4], foreign[4], *lines[5:]],
+        "line 13 calls itself damaged": [*lines, itself],
         "line 5 has no sum": [*lines[:4], b'{"event": "extended", "trials": 999}\n', *lines[5:]],
     }
     for told, changed in cases.items():
         sound.write_bytes(b"".join(changed))
         state = fold(read_ledger(sound))
-        lost = "" if "twice" in told and "missing" not in told else "; of t0002 the recipe is not known"
+        lost = (
+            ""
+            if "itself" in told or ("twice" in told and "missing" not in told)
+            else "; of t0002 the recipe is not known"
+        )
         assert describe_damage(state) == f"{told}: what is damaged does not count{lost}"
         assert state.budget is None
         assert {name: record.params for name, record in state.records.items()}["t0003"] == {"rho": 0.3}
