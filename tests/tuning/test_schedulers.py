@@ -76,7 +76,7 @@ def test_one_of_ones_own_ends_trials_and_hears_of_them_again(own: None, small_sp
     result = search_here(space_of(small_space, "own_schedulers:halving"), tmp_path / "run")
     check_stopped(result)
     assert list(result.trials["state"]) == ["complete", "stopped"] * 3
-    with mixtune.Study(out=tmp_path / "run") as study:
+    with mixtune.Study(out=tmp_path / "run", trust=True) as study:
         again = study._search._scheduler
     assert again.seen == list(result.trials["trial"])  # type: ignore[union-attr]
 
