@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import logging
 import math
-import os
 import re
 import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -24,6 +22,7 @@ from mixtune._version import __version__
 from mixtune.errors import DataError, RequestError, TrainingError, printable
 from mixtune.metrics import counted, disturbed_note, is_disturbed
 from mixtune.run.directory import RunDirectory
+from mixtune.streams import CurrentStderrHandler, Patient, open_standard_streams
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -648,7 +647,7 @@ def main() -> None:
 
     Output may fail, and the command is done all the same; what a full disk did not take makes the status 1.
     """
-    _open_standard_streams()
+    open_standard_streams()
     handler = CurrentStderrHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(handlers=[handler])
@@ -666,52 +665,6 @@ def main() -> None:
             if not ended.code and output.problem is not None:
                 _fail(f"done, but what was printed could not be written: {output.problem}", 1)
             raise
-
-
-def _open_standard_streams() -> None:
-    """Open /dev/null where a standard stream is closed: a file of ours would take its number, and what is printed."""
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
-
-
-class Patient:
-    """A stream whose first failure sends the rest to /dev/null; ``problem`` is it, but for a pipe that nobody reads."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-        self.problem: str | None = None
-
-    def write(self, text: str) -> int:
-        """Write text, or leave it."""
-        self._try(lambda: self._stream.write(text))
-        return len(text)
-
-    def flush(self) -> None:
-        """Write what is buffered, or leave it."""
-        self._try(self._stream.flush)
-
-    def _try(self, act: Callable[[], object]) -> None:
-        try:
-            act()
-        except OSError as error:
-            if error.errno != errno.EPIPE:
-                self.problem = error.strerror
-            with suppress(OSError), open(os.devnull, "wb") as nowhere:
-                os.dup2(nowhere.fileno(), self._stream.fileno())
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-class CurrentStderrHandler(logging.Handler):
-    """Writes to what sys.stderr is now: above a live view, not into it."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write a line."""
-        print(self.format(record), file=sys.stderr)
 
 
 def _fail(message: str, status: int) -> NoReturn:

@@ -32,8 +32,8 @@ from mixtune.tuning.limits import cpu_quota, memory_limit, usable_cpus
 State = Literal["ok", "warning", "fault"]
 
 PACKAGES = ("torch", "torchvision", "timm", "ray", "optuna", "moocore", "numpy", "pandas")
-LEAST_BYTES, FEW_BYTES = 1_000_000_000, 4_000_000_000  # of memory and of disks: a search needs, and is safe with
-LEAST_FILES = 1024  # that a process may open; Ray's alone open hundreds
+MIN_BYTES, FEW_BYTES = 1_000_000_000, 4_000_000_000  # of memory and of disks: a search needs, and is safe with
+MIN_FILES = 1024  # that a process may open; Ray's alone open hundreds
 RAY_S = 120.0  # for Ray to start, run a task and end; a busy machine takes a fifth
 DRIFT_S = 0.5  # between two clocks, while Ray starts
 
@@ -143,8 +143,8 @@ def check_memory() -> Check:
     limit, free = memory_limit(), _free_memory()
     found = f"{_gb(free)} free" + (f"; a control group allows {_gb(limit)} in all" if limit is not None else "")
     least = min(free, limit or free)
-    if least < LEAST_BYTES:
-        return Check("memory", "fault", found, f"a search needs {_gb(LEAST_BYTES)}, and what its trials take")
+    if least < MIN_BYTES:
+        return Check("memory", "fault", found, f"a search needs {_gb(MIN_BYTES)}, and what its trials take")
     if least < FEW_BYTES:
         return Check("memory", "warning", found, "give few trials at once (--cpus-per-trial)")
     return Check("memory", "ok", found)
@@ -155,10 +155,10 @@ def check_limits() -> Check:
     files, most = resource.getrlimit(resource.RLIMIT_NOFILE)[1], resource.getrlimit(resource.RLIMIT_NPROC)[0]
     said = [f"{'any number of' if count == resource.RLIM_INFINITY else f'{count:,}'}" for count in (files, most)]
     found = f"{said[0]} open files, {said[1]} processes and threads"
-    if files != resource.RLIM_INFINITY and files < LEAST_FILES:
-        return Check("limits", "warning", found, f"ulimit -n {LEAST_FILES}")
-    if most != resource.RLIM_INFINITY and most < LEAST_FILES:
-        return Check("limits", "warning", found, f"ulimit -u {LEAST_FILES}: Ray starts hundreds of threads")
+    if files != resource.RLIM_INFINITY and files < MIN_FILES:
+        return Check("limits", "warning", found, f"ulimit -n {MIN_FILES}")
+    if most != resource.RLIM_INFINITY and most < MIN_FILES:
+        return Check("limits", "warning", found, f"ulimit -u {MIN_FILES}: Ray starts hundreds of threads")
     return Check("limits", "ok", found)
 
 
@@ -283,7 +283,7 @@ def to_json(checks: Sequence[Check]) -> str:
 
 def _by_room(name: str, found: str, free: int, change: str) -> Check:
     if free < FEW_BYTES:
-        return Check(name, "fault" if free < LEAST_BYTES else "warning", found, change)
+        return Check(name, "fault" if free < MIN_BYTES else "warning", found, change)
     return Check(name, "ok", found)
 
 

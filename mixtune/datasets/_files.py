@@ -219,8 +219,8 @@ def known_formats() -> tuple[str, ...]:
 def _image_suffixes() -> frozenset[str]:
     from PIL import Image
 
-    Image.init()
-    return frozenset(suffix for suffix, form in Image.EXTENSION.items() if form in FORMATS) - HEIC
+    readable = {*known_formats(), "MPO"}  # an MPO is opened as the JPEG that it begins with
+    return frozenset(suffix for suffix, form in Image.EXTENSION.items() if form in readable) - HEIC
 
 
 def _suffix(name: str) -> str:

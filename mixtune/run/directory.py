@@ -15,6 +15,7 @@ import yaml
 from mixtune.errors import RequestError, suggest
 from mixtune.files import is_temporary
 from mixtune.run.ledger import RunState, finite_or_none, read_state
+from mixtune.run.lines import printable_values
 from mixtune.run.lock import DRIVER_LOCK, TRIALS_LOCK
 from mixtune.space.document import Document, read_document
 from mixtune.space.recipe import follow_arrays
@@ -105,14 +106,14 @@ class RunDirectory:
 
     @property
     def new_document(self) -> dict[str, Any]:
-        """The field of the ledger's first ``opened`` that holds space.yaml, so that an edit by hand is seen."""
-        return {} if self.state.opened else {"document": finite_or_none(self.document.values)}
+        """What the first ``opened`` event of this version holds: space.yaml, so that an edit by hand is seen."""
+        return {} if self.state.documents else {"document": finite_or_none(self.document.values)}
 
     @cached_property
     def is_edited_by_hand(self) -> bool:
         """Whether space.yaml holds what no start and no edit of the search wrote there; False where none noted it."""
         known = self.state.documents if len(self.state.documents) > (self.state.edited is not None) else []
-        return bool(known) and self.document.values not in known
+        return bool(known) and printable_values(finite_or_none(self.document.values)) not in known
 
     def refuse_edited_by_hand(self) -> None:
         """Raise RequestError where space.yaml is not what the trials were trained by."""

@@ -123,14 +123,15 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
 
 def with_printable_text(event: dict[str, Any], line: bytes) -> dict[str, Any]:
     """Return an event whose texts command no terminal; line: its JSON."""
-    return dict(_printable(event)) if _ESCAPED.search(line) else event
+    return dict(printable_values(event)) if _ESCAPED.search(line) else event
 
 
-def _printable(value: Any) -> Any:
+def printable_values(value: Any) -> Any:
+    """Return a value of JSON whose texts command no terminal; they may still have several lines."""
     if isinstance(value, dict):
-        return {printable(name): _printable(item) for name, item in value.items()}
+        return {printable(name): printable_values(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [_printable(item) for item in value]
+        return [printable_values(item) for item in value]
     return "\n".join(map(printable, value.split("\n"))) if isinstance(value, str) else value
 
 

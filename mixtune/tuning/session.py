@@ -204,8 +204,10 @@ def _private_folder() -> Iterator[Path]:
     if line is not None:
         _log.warning(line)
     for other in within.iterdir():
-        if _PRIVATE.fullmatch(other.name) and (other / "ray").is_dir():  # one without begins just now
-            with suppress(OSError):  # someone else's, or gone by now
+        if not _PRIVATE.fullmatch(other.name):
+            continue
+        with suppress(OSError):  # someone else's, whose session runs, or gone by now
+            if (other / "ray").is_dir():  # one without begins just now
                 lock = os.open(other, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from mixtune.datasets import Reading
+from mixtune.datasets import Reading, _files
 from mixtune.datasets._decode import Layout, decode, open_item, reduce_early
+from mixtune.exporting import classify
 from mixtune.exporting.classify import read_image
 from mixtune.exporting.timm_model import reading_config
 
@@ -116,3 +117,9 @@ def test_a_pipe_or_a_device_is_no_image_and_nothing_waits_for_it(tmp_path):
     for name in ("pipe.jpg", "zero.jpg"):
         with pytest.raises(ValueError, match="it is not a regular file"):
             read_image(tmp_path / name, 3, 8, {"reduce": True})
+
+
+def test_the_script_reads_the_formats_that_training_read() -> None:
+    assert classify.FORMATS == _files.FORMATS
+    assert {"JPEG", "PNG", "WEBP", "TIFF"} < {*classify.known_formats()}
+    assert not {"EPS", "PDF", "WMF"} & {*_files.known_formats()}

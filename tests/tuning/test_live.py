@@ -15,9 +15,9 @@ import pyte
 import pytest
 from rich.console import Console
 
-from mixtune.cli import CurrentStderrHandler
 from mixtune.run.ledger import RunState
 from mixtune.space.space import load_space, space_from_dict
+from mixtune.streams import CurrentStderrHandler
 from mixtune.training.bill import Bill
 from mixtune.training.plan import PHASES
 from mixtune.tuning.live import ROWS, Progress, SearchView, fit, fold, spread
