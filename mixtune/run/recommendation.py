@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from mixtune.metrics import COST_UNITS, METHODS, find_metric, metric_value, setting, significant
+from mixtune.metrics import COST_UNITS, METHODS, counted, find_metric, metric_value, setting, significant
 from mixtune.run.paired import WITH_ERRORS, Difference, Judged, Runs, compare_with, images_needed
 from mixtune.space.foreign import to_train
 
@@ -137,7 +137,8 @@ def describe_recipe(result: Result, trial: str) -> str:
     ssl = "" if method == METHODS["sl"] else f"{values['epochs.ssl']} SSL + "
     told = {"alpha", "rho", "epochs.ssl", "epochs.sl", *idle}
     others = [f"{path} {setting(values[path])}" for path in result.parameters if path not in told and path in values]
-    return ", ".join([method, *ratios, f"{ssl}{values['epochs.sl']}{' SL' if ssl else ''} epochs", *others])
+    sl = f"{values['epochs.sl']} SL epochs" if ssl else counted(values["epochs.sl"], "epoch")
+    return ", ".join([method, *ratios, f"{ssl}{sl}", *others])
 
 
 def _choose(result: Result, cheapest_first: pd.Series[Any], accuracy: str, cost: str | None) -> Choice:
