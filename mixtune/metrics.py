@@ -7,6 +7,7 @@ direction may be an objective or a constraint; the report writes it with its tit
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -66,6 +67,12 @@ class Metric:
     def is_share(self) -> bool:
         """Whether values are shares of 1."""
         return self.unit == "%"
+
+    @cached_property
+    def bounds(self) -> tuple[float, float]:
+        """The lowest and the highest stored value that it can have: shares are from 0 to 1, errors and costs from 0."""
+        low = 0.0 if self.unit or self.name.endswith("_se") else -sys.float_info.max
+        return low, 1.0 if self.is_share else sys.float_info.max
 
     @property
     def scale(self) -> float:

@@ -7,7 +7,6 @@ fields and events of other names may be there, and are left alone.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -21,12 +20,6 @@ from mixtune.space.recipe import BASELINES
 _TEXTS = ("method", "phase", "precision", "device", "protocol")  # of the metrics
 _COUNTS = ("epoch", "epochs_asked", "epochs_trained", "epochs_reused", "threads", "train_images")
 _DEEPEST = 4  # of a parameter's lists and mappings
-
-_MAX = sys.float_info.max
-_RANGES = {
-    name: (0.0 if row.unit or name.endswith("_se") else -_MAX, 1.0 if row.is_share else _MAX)
-    for name, row in METRICS.items()
-}
 
 _NAME = re.compile(r"(?!\.+$)[A-Za-z0-9_.-]{1,64}")
 _KEY = re.compile(r"[0-9a-f]{40}")
@@ -60,7 +53,7 @@ def _metrics(values: dict[str, Any]) -> dict[str, Any]:
                 raise ValueError(f"{name} should be text, got {show(value)}")
             continue
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        low, high = _RANGES[name]
+        low, high = METRICS[name].bounds
         if not is_number or not low <= value <= high:
             allowed = "from 0 to 1" if high == 1.0 else "from 0" if low == 0.0 else "that is finite"
             raise ValueError(f"{name} should be a number {allowed}, got {show(value)}")
