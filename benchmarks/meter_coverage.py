@@ -4,7 +4,8 @@
 
 is one sitting: two small searches of the same recipes, two trials at once, first alone and then with a stranger, a
 process that computes in bursts of 25 ms and knows nothing of the lock. Their seconds and standard errors are appended
-to benchmarks/tables/latency_sittings.csv; once it has two sittings an hour or more apart, all such pairs are compared.
+to benchmarks/tables/latency_sittings.csv, with the drift that the errors hold; once it has two sittings an hour or more
+apart with the latest one's, all such pairs are compared.
 
 Two runs of a recipe differ by an error of sqrt(e1^2 + e2^2); its 90 % interval should hold the difference 9 times in
 10, and so should that of a difference between two recipes, which cancels the steps that both take. Recipes of one run
@@ -35,7 +36,7 @@ from mixtune.space.recipe import with_values
 
 SPACE = Path(__file__).parents[1] / "search_spaces" / "digits.yaml"
 TABLE = Path(__file__).parent / "tables" / "latency_sittings.csv"
-HEAD = ("time", "strangers", "recipe", "seconds", "error", "next", "difference", "difference_error")
+HEAD = ("time", "strangers", "recipe", "seconds", "error", "next", "difference", "difference_error", "drift")
 APART_S = 3600.0
 Z_90 = 1.6449
 TRIALS = 10
@@ -52,7 +53,8 @@ while True:
 
 
 class Reading(NamedTuple):
-    """A recipe's seconds in a sitting, their error, and its difference from the recipe after it with that's error."""
+    """A recipe's seconds in a sitting, their error, its difference from the recipe after it with that's error, and the
+    drift from moment to moment, as a share, that the errors hold."""
 
     time: float
     strangers: int
@@ -62,6 +64,7 @@ class Reading(NamedTuple):
     next: str
     difference: float
     difference_error: float
+    drift: float
 
 
 def measure_coverage(bench: Bench) -> Section:
@@ -107,6 +110,7 @@ def record_sitting(bench: Bench, strangers: int) -> list[Reading]:
                 after.trial,
                 apart.mean if apart else float("nan"),
                 apart.error if apart else float("nan"),
+                state.step_times.drift,
             )
         )
     return readings
@@ -119,8 +123,8 @@ def read_sittings() -> list[Reading]:
     with TABLE.open(newline="") as file:
         rows = list(csv.reader(file))[1:]
     return [
-        Reading(float(when), int(strangers), recipe, float(s), float(e), after, float(d), float(de))
-        for when, strangers, recipe, s, e, after, d, de in rows
+        Reading(float(when), int(strangers), recipe, float(s), float(e), after, float(d), float(de), float(drift))
+        for when, strangers, recipe, s, e, after, d, de, drift in rows
     ]
 
 
@@ -130,12 +134,13 @@ def write_sittings(readings: list[Reading]) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(HEAD)
         writer.writerows(
-            [f"{value:.6g}" if i in (3, 4, 6, 7) else value for i, value in enumerate(r)] for r in readings
+            [f"{value:.6g}" if i in (3, 4, 6, 7, 8) else value for i, value in enumerate(r)] for r in readings
         )
 
 
 def report_coverage(readings: list[Reading]) -> Section:
-    """Compare the sittings that are an hour or more apart."""
+    """Compare the sittings that are an hour or more apart, of those whose errors hold the latest one's drift."""
+    readings = [reading for reading in readings if reading.drift == readings[-1].drift]
     sittings: dict[tuple[float, int], dict[str, Reading]] = defaultdict(dict)
     for reading in readings:
         sittings[reading.time, reading.strangers][reading.recipe] = reading

@@ -303,7 +303,7 @@ class Study:
             gpus=float(self._device.type == "cuda"),
             threads=machine.threads,
             precision=machine.precision,
-            step_times=search.step_times.copy(),
+            step_times=search.step_times.copy(time.time()),
             states_bytes=MAX_BYTES,
             branches=tuple(self._paths(trial.params).stored_after),
         )

@@ -16,9 +16,12 @@ import optuna
 import pandas as pd
 import pytest
 import yaml
+from plain_search import search_here
 
 import mixtune
 from mixtune.errors import RequestError
+from mixtune.meter.times import DRIFT
+from mixtune.meter.windows import Moment
 from mixtune.run.ledger import read_ledger
 from mixtune.run.status import run_status
 
@@ -77,6 +80,24 @@ def test_what_is_trained_here_and_what_is_told_are_one_search(small_space: Space
         added = more.ask()
         assert added is not None
         assert (added.name, more.ask()) == ("t0005", None)
+
+
+def test_later_trials_look_whether_step_times_have_drifted(
+    small_space: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mixtune.meter.times.LATER_S", 0.0)  # at once
+    monkeypatch.setattr(Moment, "was_quiet_since", lambda *_: True)  # whatever else computes here
+    result = search_here(small_space(search={"trials": 3, "sampler": "random"}), tmp_path / "run")
+    events = [event for event in read_ledger(tmp_path / "run" / "ledger.jsonl") if event["event"] == "step_time"]
+    later = [event for event in events if event.get("later")]
+    assert later
+    kept, looked = result.state.step_times, {event["signature"] for event in later}
+    assert set(kept.later) == looked
+    for signature in looked:
+        own = [e["seconds"] for e in events if e["signature"] == signature and e["quiet"] and not e.get("later")]
+        assert kept.step_time(signature) == pytest.approx(np.median(own))  # and latencies with it
+        assert kept.later[signature] == [event["seconds"] for event in later if event["signature"] == signature]
+    assert kept.drift != DRIFT
 
 
 def test_what_cannot_be_told_is_refused_in_one_line_and_nothing_is_lost(small_space: Space, tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ class Meter:
     def epoch(self, signature: str, steps: int) -> Iterator[None]:
         """Hold the device for an epoch of ``steps`` steps; a window that an exception cuts short does not count."""
         self._signature, self._steps, self._disturbed = signature, steps, 0
-        self._due = place_windows(steps, self.times.missing(signature))
+        self._due = place_windows(steps, self.times.wanted(signature))
         with self.lock.shared(), ExitStack() as self._window:
             yield
             self.boundary(steps)
@@ -126,9 +126,12 @@ class Meter:
         self._due.pop(0)
         seconds = (ended.wall - self._began.wall) / (step - self._timed_from)
         quiet = not self.lock.on_cpu or ended.was_quiet_since(self._began)
-        if self.times.add(self._signature, seconds, quiet):
+        is_later = quiet and self._signature in self.times.due
+        if is_later:
+            self.times.add_later(self._signature, seconds)
+        if is_later or self.times.add(self._signature, seconds, quiet):
             self.on_window(self._signature, seconds, quiet)
         self._disturbed += not quiet
         if not quiet and self._disturbed <= MAX_DISTURBED:
-            again = place_windows(self._steps - step, self.times.missing(self._signature))
+            again = place_windows(self._steps - step, self.times.wanted(self._signature))
             self._due = [range(step + window.start, step + window.stop) for window in again]

@@ -182,6 +182,7 @@ _OF_A_RUN: dict[str, dict[str, Any]] = {
         "signature": str,
         "seconds": Seconds,
         "quiet": bool,
+        "later": bool,
         "factors": Annotated[dict[str, Any], AfterValidator(_factors)],
     },
     "step_time_fixed": {"signature!": str},

@@ -216,7 +216,9 @@ class RunState:
         elif kind == "waited":
             self.waited_s += float(event["seconds"])
         elif kind == "step_time" and event.get("signature") is not None:  # of the first versions it has none
-            self.step_times.add(event["signature"], float(event["seconds"]), event.get("quiet", True))
+            add = self.step_times.add_later if event.get("later") else self.step_times.add
+            add(event["signature"], float(event["seconds"]), event.get("quiet", True))
+            self.step_times.looked_at[event["signature"]] = event.get("time", math.inf)
             self.device = self.device or (event.get("factors") or {}).get("device")
         elif kind == "step_time_fixed":
             self.step_times.fix([event["signature"]])

@@ -66,7 +66,7 @@ def _measure_representation(state: TrainState, lock: DeviceLock, epochs: int) ->
 def time_inference(state: TrainState, meter: Meter) -> None:
     """Measure what one image takes from pixels to class, alone on the device, where state.step_times lacks it."""
     signature = state.bill.infer
-    if not state.step_times.missing(signature):
+    if not state.step_times.wanted(signature):
         return
     task = state.data.tasks[0]
     state.backbone.eval()

@@ -329,7 +329,7 @@ def train_trials(
             gpus=fraction,
             threads=machine.threads,
             precision=machine.precision,
-            step_times=search.step_times.copy(),
+            step_times=search.step_times.copy(time.time()),
             memory_bytes=allowed_bytes(fraction, known["total"], known["context"]) if known else None,
             deadline=search.deadline,
             states_bytes=MAX_BYTES,

@@ -575,6 +575,8 @@ class RunningSearch:
         if self.step_times.takes(signature, seconds, quiet):
             known = {} if self.step_times.is_known(signature) else {"factors": factors}
             self._append("step_time", trial=trial, signature=signature, seconds=seconds, quiet=quiet, **known)
+        elif quiet and self.step_times.is_due(signature, time.time()):
+            self._append("step_time", trial=trial, signature=signature, seconds=seconds, quiet=quiet, later=True)
 
     def _write(self, event: str, trial: str, **fields: Any) -> None:
         self._append(event, trial=trial, **fields)

@@ -24,7 +24,7 @@ from same_bits import assert_equal_bits
 
 from mixtune.errors import TrainingError
 from mixtune.meter.lock import DeviceLock, stopped_holders
-from mixtune.meter.times import DRIFT, SPREAD, WINDOWS, StepTimes
+from mixtune.meter.times import DRIFT, LATER_S, LOOKS, SPREAD, WINDOWS, StepTimes
 from mixtune.meter.windows import MAX_DISTURBED, SETTLE_STEPS, WARM_UP_STEPS, WINDOW_STEPS, Meter, Moment, place_windows
 from mixtune.training.loop import train
 
@@ -410,6 +410,43 @@ def test_a_stated_error_is_what_measuring_again_minutes_later_differs_by():
     assert within / 2000 == pytest.approx(0.683, abs=0.04)
 
 
+def test_the_drift_is_what_step_times_scatter_by_from_moment_to_moment():
+    """By hand: the moments of two signatures, and what is known beforehand counts LOOKS times."""
+    times = StepTimes({"a": [1.0, 1.0, 1.0], "b": [2.0], "never again": [5.0]})
+    assert times.drift == DRIFT
+    for signature, seconds in (("a", 1.2), ("b", 2.0), ("a", 0.9), ("unknown", 7.0)):
+        times.add_later(signature, seconds)
+    times.add_later("a", 50.0, quiet=False)  # others computed: it tells nothing
+    moments = np.log([1.0, 1.2, 0.9])
+    squares = ((moments - moments.mean()) ** 2).sum() / 2 * 2 + 0.0  # two degrees of freedom; b's two are equal
+    assert times.drift == pytest.approx(math.sqrt((LOOKS * DRIFT**2 + squares) / (LOOKS + 3)))
+    assert times.step_time("a") == 1.0  # what a latency was computed from stays
+    assert StepTimes.from_dict(times.to_dict()).drift == times.drift
+
+
+@pytest.mark.parametrize("machine", [0.01, 0.3])
+def test_a_run_that_looked_often_states_the_drift_of_its_own_machine(machine):
+    """The 90 % interval of two runs' errors holds how far they are apart, on a steady machine and on a restless one."""
+    draw, held, stated = np.random.default_rng(1), 0, []
+
+    def moment():
+        return math.exp(machine * draw.standard_normal())
+
+    def run():
+        times = StepTimes({s: [moment() * 0.01] for s in "abcdef"})
+        for s in 20 * "abcdef":
+            times.add_later(s, moment() * 0.01)
+        return times
+
+    for _ in range(200):
+        one, two = run(), run()
+        apart = abs(one.step_time("a") - two.step_time("a"))
+        held += apart <= 1.645 * math.hypot(one.error("a"), two.error("a"))
+        stated.append(one.drift)
+    assert held / 200 >= 0.85
+    assert np.mean(stated) == pytest.approx(math.hypot(machine, DRIFT * math.sqrt(LOOKS / 124)), rel=0.1)
+
+
 def run_epoch(meter, steps, step=lambda number: None, waited=0.0):
     """Run an epoch whose neighbours made it wait for so many seconds, however long a busy machine takes for a lock."""
     with meter.epoch("a", steps):
@@ -451,6 +488,20 @@ def test_a_window_takes_what_its_own_steps_take_on_a_device_that_works_behind(pa
         run_epoch(meter, 6, step)  # one window of the last three
     assert told == [("a", 0.25, True)] * 3
     assert times.windows == {"a": [0.25] * 3}
+
+
+def test_a_step_time_is_looked_at_again_once_where_that_is_due(path):
+    looked = StepTimes({"a": [5.0, 5.0, 5.0]})
+    looked.looked_at["a"] = 1000.0
+    assert not looked.copy(1000.0 + LATER_S - 1).due
+    assert not StepTimes({"a": [5.0]}).copy(1e12).due  # more windows are missing; and nobody knows when it was made
+    times, told = looked.copy(1000.0 + LATER_S), []
+    meter = Meter(DeviceLock(path), times, lambda *window: told.append(window))
+    for _ in range(3):
+        run_epoch(meter, 20)
+    assert [signature for signature, _, _ in told] == ["a"]
+    assert times.later == {"a": [told[0][1]]}
+    assert times.step_time("a") == 5.0
 
 
 def test_windows_are_counted_over_epochs_and_end_after_three(path):
