@@ -7,8 +7,9 @@ A row is a table's number and, for Table 1, the percent of the data: ``1:10`` ar
 ``4`` and ``5`` the sweeps of alpha and rho. Data: CIFAR-10 as a folder of images, ``train/<class>`` and
 ``test/<class>`` (re-encoded as JPEG, accuracies are close to, not equal to, those on the original files). The protocol
 is the paper's: no validation split, accuracy on the test images after the last epoch; ViT-Tiny at patch 2, batch 256,
-100+100 epochs, ``encode: full``, as its Appendix A.2 has it. ``--small`` is a row for a CPU: width 64, depth 4, patch
-4, 20+20 epochs; its figures are not comparable with the paper's, only the order of the methods is. Needs no Ray.
+100+100 epochs, ``encode: full``, the MAE loss on unmasked patches, as its Appendix A.2 has it (``--loss-on masked`` is
+He et al.'s, and mixtune's default). ``--small`` is a row for a CPU: width 64, depth 4, patch 4, 20+20 epochs; its
+figures are not comparable with the paper's, only the order of the methods is. Needs no Ray.
 
 Every training run is written to the results file as it ends and not trained again, so the script can be stopped and
 started. Seeds are trained in turn, all methods of one seed before the next.
@@ -38,14 +39,14 @@ SMALL = {
     "model": {"patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 4},
     "epochs": {"ssl": 20, "sl": 20},
 }
-KEYS = ("scale", "device", "table", "percent", "epochs", "method", "alpha", "rho", "seed")
-FIGURES = ("test_accuracy", "train_latency_s", "train_flops")
+KEYS = ("scale", "device", "table", "percent", "epochs", "loss_on", "method", "alpha", "rho", "seed")
+FIGURES = ("test_accuracy", "best_accuracy", "train_latency_s", "train_flops")
 
 Row = dict[str, str]
 
 
-def paper_rows(wanted: list[str]) -> Iterator[Row]:
-    """Yield the paper's rows on CIFAR-10 alone that ``--rows`` asks for."""
+def paper_rows(wanted: list[str], losses: list[str]) -> Iterator[Row]:
+    """Yield the paper's rows on CIFAR-10 alone that ``--rows`` asks for, where there is SSL with each ``loss_on``."""
     with PAPER.open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["dataset"] == row["ssl_dataset"] == "CIFAR-10"]
     for asked in wanted:
@@ -53,7 +54,8 @@ def paper_rows(wanted: list[str]) -> Iterator[Row]:
         found = [r for r in rows if r["table"] == table and percent in ("", r["data_percent"])]
         if not found:
             raise SystemExit(f"--rows {asked}: the paper has no such row on CIFAR-10")
-        yield from found
+        for row in found:
+            yield from ({**row, "loss_on": loss} for loss in (losses if row["method"] != "sl" else [""]))
 
 
 def recipe_of(row: Row, seed: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -64,7 +66,7 @@ def recipe_of(row: Row, seed: int, options: argparse.Namespace) -> dict[str, Any
         "epochs": {"ssl": epochs, "sl": epochs},
         "alpha": float(row["alpha"]),
         "rho": float(row["rho"]),
-        "ssl": {"encode": "full"},
+        "ssl": {"encode": "full", "loss_on": row["loss_on"] or "masked"},
         "protocol": "paper",
         "seed": seed,
     }
@@ -74,7 +76,7 @@ def recipe_of(row: Row, seed: int, options: argparse.Namespace) -> dict[str, Any
 def train(row: Row, seed: int, options: argparse.Namespace) -> Row:
     """Train one row on one seed; return its line of the results file."""
     metrics = train_recipe(recipe_of(row, seed, options), METHODS[row["method"]]).metrics
-    values = key_of(row, seed, options) | {name: f"{getattr(metrics, name):.6g}" for name in FIGURES}
+    values = key_of(row, seed, options) | {name: f"{metrics[name]:.6g}" for name in FIGURES}
     return values | {"precision": metrics.precision}
 
 
@@ -83,7 +85,8 @@ def key_of(row: Row, seed: int, options: argparse.Namespace) -> Row:
     scale = "small" if options.small else "paper"
     epochs = str(SMALL["epochs"]["ssl"]) if options.small else row["epochs"]
     setting = (row[name] for name in ("method", "alpha", "rho"))
-    values = (scale, describe_device(choose_device()), row["table"], row["data_percent"], epochs, *setting, str(seed))
+    where = scale, describe_device(choose_device()), row["table"], row["data_percent"], epochs
+    values = *where, row["loss_on"], *setting, str(seed)
     return dict(zip(KEYS, values, strict=True))
 
 
@@ -98,7 +101,7 @@ def measure(rows: list[Row], options: argparse.Namespace) -> list[Row]:
                 continue
             line = train(row, seed, options)
             with options.out.open("a", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, line)
+                writer = csv.DictWriter(file, line, lineterminator="\n")
                 if file.tell() == 0:
                     writer.writeheader()
                 writer.writerow(line)
@@ -109,22 +112,24 @@ def measure(rows: list[Row], options: argparse.Namespace) -> list[Row]:
 
 def table(rows: list[Row], lines: list[Row], options: argparse.Namespace) -> str:
     """Return Markdown: our mean and standard deviation, seconds and speed-up over SSL+SL, and the paper's."""
-    header = "| table | data | method | alpha | rho | seeds | test accuracy | training | speed-up | by FLOPs |"
+    header = (
+        "| table | data | method | loss on | alpha | rho | seeds | test accuracy | training | speed-up | by FLOPs |"
+    )
     if not options.small:
         header += " paper: accuracy | training | speed-up |"
     texts = [header, "|" + " --- |" * (header.count("|") - 1)]
     for row in rows:
-        ours = select(lines, row, options)
+        found = select(lines, row, options)
         base = select(lines, {**row, "method": "ssl_sl"}, options, any_alpha_and_rho=True)
-        if not ours:
+        if not found:
             continue
-        accuracies = [100 * float(line["test_accuracy"]) for line in ours]
-        spread = f" ± {statistics.stdev(accuracies):.2f}" if len(ours) > 1 else ""
-        seconds, flops = mean(ours, "train_latency_s"), mean(ours, "train_flops")
+        accuracies = [100 * float(line["test_accuracy"]) for line in found]
+        spread = f" ± {statistics.stdev(accuracies):.2f}" if len(found) > 1 else ""
+        seconds, flops = mean(found, "train_latency_s"), mean(found, "train_flops")
         mixed = row["method"] == "mixtraining" and bool(base)
         cells = [
-            *(row[name] for name in ("table", "data_percent", "method", "alpha", "rho")),
-            str(len(ours)),
+            *(row[name] for name in ("table", "data_percent", "method", "loss_on", "alpha", "rho")),
+            str(len(found)),
             f"{statistics.fmean(accuracies):.2f}{spread} %",
             f"{seconds:.0f} s",
             f"{mean(base, 'train_latency_s') / seconds:.2f}x" if mixed else "",
@@ -165,13 +170,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True, help="CIFAR-10 as a folder of images")
     parser.add_argument("--rows", nargs="+", default=["1:10"], help="such as 1:10 1:25 4 5")
+    parser.add_argument("--loss-on", nargs="+", default=["unmasked"], choices=["unmasked", "masked"], help="of SSL")
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--small", action="store_true", help="a small model and few epochs, for a CPU")
     parser.add_argument("--out", type=Path, help="the results file")
     options = parser.parse_args()
     folder = "gpu/" if choose_device().type == "cuda" else ""
     options.out = options.out or HERE / "results" / f"{folder}paper_table.csv"
-    rows = list(paper_rows(options.rows))
+    rows = list(paper_rows(options.rows, options.loss_on))
     lines = measure(rows, options)
     text = table(rows, lines, options)
     versions = f"torch {torch.__version__}, timm {timm.__version__}, {describe_device(choose_device())}"

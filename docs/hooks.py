@@ -21,7 +21,14 @@ from mixtune.cli import app
 from mixtune.space.fields import Described, find_fields
 
 ROOT = Path(__file__).parents[1]
-OTHERS = ("benchmarks/NOTES.md", "benchmarks/results/*.*", "benchmarks/tables/*.csv", "deploy/*", "notebooks/*", "mixtune/search_spaces/*")
+OTHERS = (
+    "benchmarks/NOTES.md",
+    "benchmarks/results/*.*",
+    "benchmarks/tables/*.csv",
+    "deploy/*",
+    "notebooks/*",
+    "mixtune/search_spaces/*",
+)
 COMMAND = re.compile(r"^<!-- mixtune (.+) -->$", re.MULTILINE)
 OUTSIDE = re.compile(r"(?<=\]\()((?:\.\./)+)(?=(?:benchmarks|deploy|notebooks|mixtune/search_spaces)/)")
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from mixtune.meter.times import StepTimes
+from mixtune.stages.fits import why_unfit
 from mixtune.stages.keys import shared_epochs, stage_keys
 from mixtune.stages.store import MAX_BYTES, StateStore
 from mixtune.training.loop import train
@@ -58,7 +59,8 @@ class Recovery:
         self._store = StateStore(folder, max_bytes)
         self._plan = state.plan
         self.keys = stage_keys(state.recipe, state.data, state.device)
-        found = self._store.longest(self.keys[1 : self._most_reusable() + 1], fetch)
+        keys = self.keys[1 : self._most_reusable() + 1]
+        found = self._store.longest(keys, fetch, lambda saved, epochs: why_unfit(state, saved, epochs + 1))
         if found is not None:
             state.load_state_dict(found[1])
         self._rolling: str | None = None

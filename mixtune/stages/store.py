@@ -18,6 +18,7 @@ import shutil
 import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +107,13 @@ class StateStore:
         self._evict(key)
         return True
 
-    def load(self, key: str) -> dict[str, Any] | None:
+    def load(
+        self, key: str, why_unfit: Callable[[dict[str, Any]], str | None] = lambda _: None
+    ) -> dict[str, Any] | None:
         """Return a state, its tensors on the CPU, or None where it is absent or damaged.
 
-        A damaged file is removed, with a warning in the log.
+        why_unfit: says of a state what is wrong with it, None where nothing is. A damaged file, and one with something
+        wrong, is removed, with a warning in the log.
         """
         try:
             whole = memoryview(read_regular(self.path(key), MAX_BYTES))
@@ -123,10 +127,11 @@ class StateStore:
         if header == _header(key, content):
             try:
                 state = torch.load(_not_inflated(content), map_location="cpu", weights_only=True)
-                if isinstance(state, dict):
+                problem = why_unfit(state) if isinstance(state, dict) else "it is no state"
+                if problem is None:
                     self._touch(key)
                     return state
-                damage = "it is no state"
+                damage = problem
             except (pickle.UnpicklingError, RuntimeError, zipfile.BadZipFile):
                 damage = "this PyTorch does not read it as tensors and plain values"
         self._warn(f"{self.path(key)} was damaged ({damage}): it is removed, and its epochs are trained again")
@@ -134,16 +139,20 @@ class StateStore:
         return None
 
     def longest(
-        self, keys: Sequence[str], fetch: Callable[[str], bool] = lambda key: False
+        self,
+        keys: Sequence[str],
+        fetch: Callable[[str], bool] = lambda key: False,
+        why_unfit: Callable[[dict[str, Any], int], str | None] = lambda state, epochs: None,
     ) -> tuple[int, dict[str, Any]] | None:
         """Return (k, the state of ``keys[k]``) for the greatest k whose state is stored and whole, or None.
 
-        fetch: brings a state that is not here, and returns whether it came.
+        fetch: brings a state that is not here, and returns whether it came. why_unfit: see load(); receives k, too.
         """
         for epochs in reversed(range(len(keys))):
-            state = self.load(keys[epochs])
+            fits = partial(why_unfit, epochs=epochs)
+            state = self.load(keys[epochs], fits)
             if state is None and fetch(keys[epochs]):
-                state = self.load(keys[epochs])
+                state = self.load(keys[epochs], fits)
             if state is not None:
                 return epochs, state
         return None

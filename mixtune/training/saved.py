@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,8 @@ def load_trained(
     mistake = f"{folder / WEIGHTS} is damaged, or was not saved with {folder / RECIPE}"
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
-            metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         version, image_size, channels = metadata["mixtune"], int(metadata["image_size"]), int(metadata["channels"])
         classes = {name: tuple(names) for name, names in json.loads(metadata["classes"]).items()}
         digests = dict(json.loads(metadata.get("data", "{}")))
@@ -129,11 +130,12 @@ def load_trained(
     # the weights are at hand, whatever they began from
     unfilled = recipe.model_copy(update={"model": recipe.model.model_copy(update={"pretrained": False})})
     try:
-        counts = [len(names) for names in classes.values()]
-        backbone, objective, classifiers = build_parts(unfilled, image_size, channels, counts)
+        sizes = image_size, channels, [len(names) for names in classes.values()]
+        _compare_shapes(unfilled, *sizes, shapes)
+        backbone, objective, classifiers = build_parts(unfilled, *sizes)
         parts = _join(backbone, objective, classifiers)
-        parts.load_state_dict(tensors)
-    except (RequestError, RuntimeError) as error:
+        parts.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
+    except (RequestError, RuntimeError, SafetensorError, OSError) as error:
         raise DataError(f"{mistake}: {one_line(error)}") from error
     parts.to(device).eval()
     metrics = _read_metrics(folder / METRICS)
@@ -189,6 +191,23 @@ def _write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
 def _join(backbone: Backbone, objective: Objective, classifiers: nn.ModuleList) -> nn.ModuleDict:
     """Return the parts as one module, whose weights have the part's name before their own."""
     return nn.ModuleDict({"backbone": backbone, "objective": objective, "classifiers": classifiers})
+
+
+def _compare_shapes(
+    recipe: Recipe, image_size: int, channels: int, classes: Sequence[int], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raise RequestError where weights of such shapes are not a recipe's, before any memory is taken for its models."""
+    values = flatten(recipe.to_dict())
+    for path in ("model.depth", "ssl.decoder_depth"):  # building millions of blocks takes for ever without storage, too
+        if (depth := values.get(path) or 0) > len(shapes):
+            raise RequestError(f"{path} is {depth}, and there are {len(shapes)} tensors")
+    with torch.device("meta"):
+        parts = _join(*build_parts(recipe, image_size, channels, classes))
+    wanted = {name: tuple(tensor.shape) for name, tensor in parts.state_dict().items()}
+    for name in sorted({*wanted, *shapes}):
+        if wanted.get(name) != shapes.get(name):
+            there, right = (shown.get(name, "missing") for shown in (shapes, wanted))
+            raise RequestError(f"{name} should be {right}, and is {there}")
 
 
 def _require_files(folder: Path) -> None:

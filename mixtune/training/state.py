@@ -169,11 +169,11 @@ class TrainState:
         self.predictions = None if predictions is None else tuple(predictions)
         self.representation = dict(saved.get("representation", {}))
         images = [len(task.held_out) for task in self.data.tasks]
-        self.history = [_read_result(result, images) for result in saved["history"]]
+        self.history = [read_result(result, images) for result in saved["history"]]
         self.epochs_reused = len(self.history)
 
 
-def _read_result(saved: dict[str, Any], images: Sequence[int]) -> EpochResult:
+def read_result(saved: dict[str, Any], images: Sequence[int]) -> EpochResult:
     """Return a stored epoch; an older state has nothing but accuracies, of so many images a task."""
     scores = saved.get("scores")
     if saved.get("accuracies") is not None:

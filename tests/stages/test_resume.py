@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from same_bits import assert_equal_bits
 
 from mixtune.meter.times import StepTimes
@@ -73,3 +74,52 @@ def test_a_phase_whose_seconds_were_lost_is_trained_again(make_state, tmp_path, 
     assert again.epochs_reused == reused
     list(train(again))
     assert all(map(again.step_times.is_known, [*kept, first.signature(lost)]))
+
+
+ODD = {
+    "its backbone has other tensors": [
+        lambda state: state.pop("backbone"),
+        lambda state: state["backbone"].update({"extra": torch.zeros(1)}),
+        lambda state: state["backbone"].update({next(iter(state["backbone"])): torch.zeros(40, 40, 40)}),
+        lambda state: state.update(backbone=[1, 2]),
+    ],
+    "its classifiers has other tensors": [lambda state: state["classifiers"].update({"0.linear.bias": 3.0})],
+    "its optimizer has other tensors": [
+        lambda state: state["optimizer"].pop("state"),
+        lambda state: state["optimizer"]["param_groups"].pop(),
+        lambda state: state["optimizer"]["state"].update({10**6: {}}),
+        lambda state: state["optimizer"]["state"][0].update(exp_avg=torch.zeros(7)),
+        lambda state: state["optimizer"]["param_groups"].__setitem__(0, 5),
+    ],
+    "it is not of 6 epochs": [lambda state: state["history"].pop(), lambda state: state.update(history={"a": 1})],
+    "its history is not one": [
+        lambda state: state["history"].__setitem__(0, None),
+        lambda state: state["history"][1].update(epoch=5),
+        lambda state: state["history"][1].update(more=5),
+        lambda state: state.update(predictions=5),
+    ],
+    "its predictions are of other images": [lambda state: state.update(predictions=[torch.zeros(3)])],
+}
+
+
+def test_a_sound_file_with_another_content_is_set_aside_and_trained_again(make_state, tmp_path, caplog):
+    """Someone else's run directory may hold anything that has a right digest."""
+    first = make_state(PHASES)
+    train_and_store(first, tmp_path)
+    key = Recovery(make_state(PHASES), tmp_path).keys[6]
+    store = StateStore(tmp_path)
+    whole = store.path(key).read_bytes()
+    for words, changes in ODD.items():
+        for change in changes:
+            state = store.load(key)
+            change(state)
+            store.remove(key)
+            assert store.save(key, state)
+            caplog.clear()
+            again = gone_on(make_state(PHASES), tmp_path, first.step_times)
+            assert len(again.history) == 4, words
+            assert f"({words})" in caplog.text
+            assert not store.path(key).exists()
+            store.path(key).write_bytes(whole)
+    list(train(again))
+    assert_equal_bits(first.state_dict(), again.state_dict())

@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from safetensors.torch import save as to_bytes
 from sklearn.datasets import load_digits
 
 from mixtune.errors import DataError, RequestError
@@ -178,6 +180,31 @@ def test_a_folder_that_cannot_be_written_is_one_line(trained, tmp_path):
 # --- what is no saved recipe
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model": {"depth": 1_000_000}}, r"model\.depth is 1000000, and there are \d+ tensors"),
+        ({"ssl": {"decoder_depth": 1_000_000}}, r"ssl\.decoder_depth is 1000000, and there are \d+ tensors"),
+        ({"model": {"embed_dim": 1_000_000}}, r"backbone\..* should be \(.*1000000,?.*\), and is "),
+        ({"image_size": 200_000}, r"backbone\.vit\.pos_embed should be \(1, \d{9,}, 16\), and is \(1, 17, 16\)"),
+    ],
+)
+def test_sizes_that_the_weights_do_not_have_are_told_before_memory_is_taken(folder, changes, words):
+    """Someone else's folder may ask for any: nothing here would hold it."""
+    values = yaml.safe_load((folder / "recipe.yaml").read_text())
+    for section, own in changes.items():
+        if section == "image_size":
+            tensors = load_file(folder / "model.safetensors")
+            with safe_open(folder / "model.safetensors", framework="pt") as file:
+                metadata = file.metadata() | {section: str(own)}
+            (folder / "model.safetensors").write_bytes(to_bytes(tensors, metadata))
+        else:
+            values[section].update(own)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(values, explicit_end=True))
+    with pytest.raises(DataError, match=rf"model\.safetensors is damaged, or was not saved with .*: {words}"):
+        load_trained(folder)
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_folder_that_lacks_something_is_refused_by_its_name(folder, name):
     with pytest.raises(RequestError, match=r"there is no folder .*/rum; did you mean 'run'\?"):
@@ -213,8 +240,8 @@ def test_weights_of_another_origin_are_refused_and_a_pickle_is_not_opened(folder
 @pytest.mark.parametrize(
     ("old", "new", "because"),
     [
-        ("embed_dim: 16", "embed_dim: 32", "size mismatch for backbone.vit.cls_token"),
-        ("decoder_depth: 2", "decoder_depth: 3", r"Missing key\(s\) in state_dict: \"objective.blocks.2."),
+        ("embed_dim: 16", "embed_dim: 32", r"backbone\.\S+ should be \(32,\), and is \(16,\)"),
+        ("decoder_depth: 2", "decoder_depth: 3", r"objective\.blocks\.2\.\S+ should be \(16,\), and is missing"),
         ("patch_size: 2", "patch_size: 3", "model.patch_size 3 does not divide the image size of 8 pixels"),
         ("dataset: digits", "dataset: MNIST", "the recipe's tasks are MNIST, the weights' digits"),
     ],
