@@ -140,7 +140,10 @@ def inspect(
 ) -> None:
     """Say how images are read: their parts, classes and files, what is left out, and what deserves a look."""
     from mixtune.inspection import draw_sheet, inspect_data
+    from mixtune.pictures import refuse_other_picture
 
+    if sheet is not None:
+        refuse_other_picture(sheet)
     found = inspect_data(data, root)
     print(json.dumps(found.to_dict(), indent=2) if format_ == "json" else "\n".join(found.lines()))
     if sheet is not None:
@@ -502,12 +505,13 @@ def reconstruct(
     trust: Trust = False,
 ) -> None:
     """Draw held-out images, masked, and what trained runs make of them (the paper's Fig. 4)."""
-    from mixtune.reconstruction import draw_reconstructions, reconstruct_images, refuse_foreign
+    from mixtune.pictures import refuse_other_picture
+    from mixtune.reconstruction import draw_reconstructions, reconstruct_images
     from mixtune.training.saved import load_trained
 
     if not out.name or out.is_dir():
         raise RequestError(f"--out {out} is a folder: give the name of a PNG file")
-    refuse_foreign(out)
+    refuse_other_picture(out)
     made = [(path.name, reconstruct_images(load_trained(path, trust=trust), images, seed)) for path in directories]
     draw_reconstructions(made, out)
     for name, reconstruction in made:

@@ -72,6 +72,22 @@ def refuse_link(path: Path) -> None:
         raise RequestError(f"{path} is a link to {os.readlink(path)}, and nothing is written through it: remove it")
 
 
+def refuse_other_file(path: Path, mark: bytes, what: str) -> None:
+    """Raise RequestError where a file is there that does not begin as what mixtune would replace it by.
+
+    mark: what the first bytes of mixtune's own hold; what: those, in words, as "a picture that mixtune drew".
+    """
+    try:
+        with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
+            begins = file.read(1024)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise RequestError(f"{path} cannot be written: {error.strerror}") from error
+    if mark not in begins:
+        raise RequestError(f"{path} is there already, and not {what}: give another file, or move it away")
+
+
 def is_temporary(path: Path) -> bool:
     """Return whether a file is what write_whole() has not finished, by its name."""
     return _TEMPORARY.fullmatch(path.name) is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from mixtune.datasets import SKIPPING, Survey, find_data, original_images, survey_dataset
 from mixtune.errors import RequestError
-from mixtune.files import write_whole
+from mixtune.pictures import write_picture
 from mixtune.space.recipe import Recipe, parse_recipe
 from mixtune.space.space import load_space
 from mixtune.training.data import load_training_data, make_pool
@@ -97,7 +96,7 @@ def inspect_data(data: str, root: str | None = None) -> Inspection:
 def draw_sheet(inspection: Inspection, path: str | os.PathLike[str]) -> None:
     """Draw a PNG: a row a class; of each of a few training images the file, what is read of it, and that augmented.
 
-    Raises DataError where the file cannot be written.
+    Raises RequestError where a file is there that mixtune did not draw, DataError where it cannot be written.
     """
     rows = [
         (label, cells)
@@ -117,9 +116,7 @@ def draw_sheet(inspection: Inspection, path: str | os.PathLike[str]) -> None:
         for column, cell in enumerate(cells):
             left = _GAP + column * (_CELL + _GAP) + 2 * _GAP * (column // 3)
             sheet.paste(cell, (left, top + _TEXT))
-    buffer = io.BytesIO()
-    sheet.save(buffer, format="PNG")
-    write_whole(Path(path), buffer.getvalue())
+    write_picture(Path(path), sheet)
 
 
 def _sheet_rows(survey: Survey, recipe: Recipe) -> list[tuple[str, list[Image.Image]]]:

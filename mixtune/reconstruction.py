@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import textwrap
@@ -12,13 +11,12 @@ from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torchvision.utils import make_grid
 
 from mixtune.errors import RequestError, show
-from mixtune.files import open_regular, write_whole
 from mixtune.objectives import Reconstructs
+from mixtune.pictures import refuse_other_picture, write_picture
 from mixtune.space.effective import Method, choose_statistics
 from mixtune.training.data import TrainingData
 from mixtune.training.plan import make_plan, method_of
@@ -142,7 +140,6 @@ def _settings(run: SavedRun) -> str:
 _SHOWN = 96  # pixels that a small image is brought to, about
 _GAP = 8
 _CAPTION = 480  # pixels, at least
-_MADE_BY = "Software", "mixtune"  # in the PNG, so that the next one may replace it
 _TITLES: dict[Method, str] = {"ssl_sl": "SSL+SL", "mixtraining": "MixTraining"}
 
 
@@ -152,7 +149,7 @@ def draw_reconstructions(runs: Sequence[tuple[str, Reconstruction]], path: str |
     Raises RequestError where the runs' images or masks differ and where the file is someone else's, and DataError where
     it cannot be written.
     """
-    refuse_foreign(Path(path))
+    refuse_other_picture(Path(path))
     if not runs:
         raise RequestError("there is no run to draw")
     name, first = runs[0]
@@ -179,26 +176,7 @@ def draw_reconstructions(runs: Sequence[tuple[str, Reconstruction]], path: str |
     sheet.paste(picture)
     draw = ImageDraw.Draw(sheet)
     draw.multiline_text((_GAP, picture.height + _GAP), caption, fill="black", font=font)
-    buffer = io.BytesIO()
-    about = PngInfo()
-    about.add_text(*_MADE_BY)
-    sheet.save(buffer, format="PNG", pnginfo=about)
-    write_whole(Path(path), buffer.getvalue())
-
-
-def refuse_foreign(path: Path) -> None:
-    """Raise RequestError where a file is there that draw_reconstructions() did not draw."""
-    try:
-        with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
-            start = file.read(1024)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise RequestError(f"{path} cannot be written: {error.strerror}") from error
-    if "\0".join(_MADE_BY).encode() not in start:
-        raise RequestError(
-            f"{path} is there already, and not a picture that mixtune drew: give another --out, or move it away"
-        )
+    write_picture(Path(path), sheet)
 
 
 def _caption(runs: Sequence[tuple[str, Reconstruction]]) -> Iterator[str]:

@@ -140,3 +140,28 @@ def test_a_report_goes_where_it_is_told_and_several_runs_into_a_file_of_their_ow
     assert (status, said.count("\n")) == (2, 1)
     assert "give --out FILE.html" in said
     assert "is a folder" in run("report", str(one), "-o", str(tmp_path))[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        (("report", "RUN", "-o"), "a report that mixtune wrote"),
+        (("report", "RUN", "OTHER", "-o"), "a report that mixtune wrote"),
+        (("inspect", "digits", "--sheet"), "a picture that mixtune drew"),
+    ],
+)
+def test_a_file_of_another_kind_is_not_written_over(
+    words: tuple[str, ...], kind: str, run: Run, make_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    named = {"RUN": str(make_run([(0.5, 5.0)], name="one")), "OTHER": str(make_run([(0.6, 6.0)], name="other"))}
+    mine = tmp_path / "mine"
+    mine.write_text("the only copy")
+    status, _, said = run(*(named.get(word, word) for word in words), str(mine))
+    assert (status, said) == (
+        2,
+        f"mixtune: {mine} is there already, and not {kind}: give another file, or move it away\n",
+    )
+    assert mine.read_text() == "the only copy"
+    mine.unlink()
+    for _ in range(2):  # its own is replaced
+        assert run(*(named.get(word, word) for word in words), str(mine))[0] == 0

@@ -238,7 +238,7 @@ def test_a_picture_is_replaced_and_nothing_else(mixed, tmp_path):
     for path, message in (
         (
             other,
-            "ledger.jsonl is there already, and not a picture that mixtune drew: give another --out, or move it away$",
+            "ledger.jsonl is there already, and not a picture that mixtune drew: give another file, or move it away$",
         ),
         (link, "link.png cannot be written: it is a link$"),
         (tmp_path / "pipe", "pipe cannot be written: it is not a regular file$"),

@@ -16,7 +16,7 @@ from plotly.offline import get_plotlyjs
 
 from mixtune import plugins
 from mixtune._version import __version__
-from mixtune.files import write_whole
+from mixtune.files import refuse_other_file, write_whole
 from mixtune.report import several, words
 from mixtune.report.figures._style import Heading, hover_texts, template
 from mixtune.report.tables import some
@@ -50,12 +50,15 @@ class Figure:
 
 
 def write_report(result: Result, driver: str | None, out: Path | None = None, refresh_s: float | None = None) -> Path:
-    """Write a run's report, by default report.html in its directory, and return its path. Raises DataError.
+    """Write a run's report, by default report.html in its directory, and return its path.
 
     ``driver`` says who continues the search after this, None for nobody (``mixtune.run.lock.holder``). ``refresh_s``:
-    how often the page loads itself again, None for never.
+    how often the page loads itself again, None for never. Raises DataError, and RequestError where ``out`` is a file
+    and no report.
     """
     path = out or RunDirectory(result.directory).report_file
+    if out is not None:
+        _refuse_other_page(out)
     write_whole(path, report_page(result, run_status(result, driver), refresh_s))
     return path
 
@@ -115,9 +118,17 @@ def report_page(result: Result, status: RunStatus, refresh_s: float | None = Non
 
 
 def write_comparison(results: Sequence[Result], out: Path) -> Path:
-    """Write a page that compares runs, and return its path. Raises DataError, and RequestError as ``compare_runs``."""
+    """Write a page that compares runs, and return its path.
+
+    Raises DataError, and RequestError as ``compare_runs`` and where a file is there that is no report.
+    """
+    _refuse_other_page(out)
     write_whole(out, comparison_page(several.compare_runs(results)))
     return out
+
+
+def _refuse_other_page(path: Path) -> None:
+    refuse_other_file(path, b"mixtune</title>", "a report that mixtune wrote")
 
 
 def comparison_page(runs: several.Runs) -> str:

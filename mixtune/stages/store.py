@@ -18,7 +18,6 @@ import shutil
 import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +125,7 @@ class StateStore:
         damage = "its digest is not that of its content"
         if header == _header(key, content):
             try:
-                state = torch.load(_not_inflated(content), map_location="cpu", weights_only=True)
+                state: dict[str, Any] = torch.load(_not_inflated(content), map_location="cpu", weights_only=True)
                 problem = why_unfit(state) if isinstance(state, dict) else "it is no state"
                 if problem is None:
                     self._touch(key)
@@ -149,7 +148,10 @@ class StateStore:
         fetch: brings a state that is not here, and returns whether it came. why_unfit: see load(); receives k, too.
         """
         for epochs in reversed(range(len(keys))):
-            fits = partial(why_unfit, epochs=epochs)
+
+            def fits(state: dict[str, Any], epochs: int = epochs) -> str | None:
+                return why_unfit(state, epochs)
+
             state = self.load(keys[epochs], fits)
             if state is None and fetch(keys[epochs]):
                 state = self.load(keys[epochs], fits)
