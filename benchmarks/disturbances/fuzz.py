@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
 import json
 import logging
@@ -14,6 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 import mixtune
 from disturbances.checks import Row, run_undisturbed, timed
@@ -140,21 +143,46 @@ def bounded() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def forge_ledger(content: bytes, rng: random.Random) -> bytes:
-    """Return a ledger with one to three fields changed by somebody who knows how its lines are sealed."""
-    events = [json.loads(line) for line in content.splitlines()]
+def forge_ledger(run: Path, rng: random.Random) -> None:
+    """Change one to three fields of a ledger as somebody does who knows how its lines are sealed."""
+    events = read_events(run)
     for _ in range(rng.randint(1, 3)):
-        inside = rng.choice(events)
-        while isinstance(inside, dict) and inside:
-            name = rng.choice([name for name in inside if name not in ("line", "sum")] or list(inside))
-            if isinstance(inside[name], dict) and inside[name] and rng.random() < 0.7:
-                inside = inside[name]
-                continue
-            if rng.random() < 0.2:
-                inside[rng.choice(ODD_TEXTS)] = inside.pop(name)
-            else:
-                inside[name] = rng.choice(ODD_VALUES)
-            break
+        put_odd_value(rng.choice(events), rng)
+    replace(run / "ledger.jsonl", seal_all(events))
+
+
+def forge_space(run: Path, rng: random.Random) -> None:
+    """Change one to three values of a run's space, in space.yaml and in the event that holds it."""
+    values = yaml.safe_load((run / "space.yaml").read_text())
+    for _ in range(rng.randint(1, 3)):
+        section = values.get(rng.choice(list(values)))
+        put_odd_value(section if isinstance(section, dict) and section else values, rng)
+    events = [event | ({"document": values} if "document" in event else {}) for event in read_events(run)]
+    replace(run / "ledger.jsonl", seal_all(events))
+    replace(run / "space.yaml", yaml.safe_dump(values, sort_keys=False).encode(errors="surrogatepass"))
+
+
+def put_odd_value(inside: Any, rng: random.Random) -> None:
+    """Change a value, or the name of one, somewhere in nested mappings."""
+    while isinstance(inside, dict) and inside:
+        name = rng.choice([name for name in inside if name not in ("line", "sum")] or list(inside))
+        if isinstance(inside[name], dict) and inside[name] and rng.random() < 0.7:
+            inside = inside[name]
+            continue
+        if rng.random() < 0.2:
+            inside[rng.choice(ODD_TEXTS)] = inside.pop(name)
+        else:
+            inside[name] = copy.deepcopy(rng.choice(ODD_VALUES))
+        return
+
+
+def read_events(run: Path) -> list[dict[str, Any]]:
+    """Return a sound ledger's events."""
+    return [json.loads(line) for line in (run / "ledger.jsonl").read_bytes().splitlines()]
+
+
+def seal_all(events: Sequence[dict[str, Any]]) -> bytes:
+    """Return a ledger of events, each line with its number and sum."""
     before, lines = Lines(), []
     for event in events:
         lines.append(seal({k: v for k, v in event.items() if k not in ("line", "sum")}, before))
@@ -162,33 +190,50 @@ def forge_ledger(content: bytes, rng: random.Random) -> bytes:
     return b"\n".join(lines) + b"\n"
 
 
+def replace(path: Path, content: bytes) -> None:
+    """Give a file, which may be a link to another run's, a content of its own."""
+    path.unlink()
+    path.write_bytes(content)
+
+
+def change_run(run: Path, kind: str, rng: random.Random) -> bool:
+    """Change a file of a run; return whether it is a ledger that is cut, which is that of an earlier moment."""
+    if kind == "ledger.jsonl, forged":
+        forge_ledger(run, rng)
+        return False
+    if kind == "space.yaml, forged":
+        forge_space(run, rng)
+        return False
+    path = rng.choice(sorted(run.glob("stages/*.state"))) if kind == "a state" else run / kind
+    content = path.read_bytes()
+    if kind == "space.yaml" and rng.random() < 0.8:
+        replace(path, change_text(content.decode(), rng).encode(errors="surrogatepass"))
+    else:
+        replace(path, damage_bytes(content, [], rng)[1])
+    return kind == "ledger.jsonl" and content.startswith(whole_lines(path))
+
+
 def fuzz_runs(runs: Sequence[Path], count: int, seed: int, say: Say) -> list[Row]:
-    """Read copies of runs, of the last one each tenth, of which one file is changed, by all that reads a run."""
+    """Read copies of runs, of the last one each ninth, of which one file is changed, by all that reads a run."""
     fronts = [mixtune.load(run).pareto_front()["trial"].tolist() for run in runs]
-    kinds = ["ledger.jsonl", "ledger.jsonl, forged", "space.yaml", "trials.csv", "pareto.csv", "study.db", "a state"]
+    kinds = ["ledger.jsonl", "ledger.jsonl, forged", "space.yaml", "space.yaml, forged"]
+    kinds += ["trials.csv", "pareto.csv", "study.db", "a state"]
     rows = {kind: Row("fuzz", f"{kind} of a run changed", checked=CHECKED) for kind in kinds}
     for number in range(count):
         rng, kind = random.Random(f"{seed}/run/{number}"), kinds[number % len(kinds)]
-        with timed(rows[kind]), tempfile.TemporaryDirectory() as folder:
+        row, told = rows[kind], len(rows[kind].problems)
+        with timed(row), tempfile.TemporaryDirectory() as folder:
             run = Path(folder) / "outer" / "run"
-            shutil.copytree(runs[which := 0 if number % 10 else -1], run, copy_function=link_or_copy)
-            path = run / kind.split(",")[0] if kind != "a state" else rng.choice(sorted(run.glob("stages/*.state")))
-            content = path.read_bytes()
-            path.unlink()
-            if kind.endswith("forged"):
-                path.write_bytes(forge_ledger(content, rng))
-            elif kind == "space.yaml" and rng.random() < 0.8:
-                path.write_text(change_text(content.decode(), rng), errors="surrogatepass")
-            else:
-                path.write_bytes(damage_bytes(content, [], rng)[1])
+            shutil.copytree(runs[which := 0 if number % 9 else -1], run, copy_function=link_or_copy)
+            is_cut = change_run(run, kind, rng)
             names = {item.relative_to(folder) for item in Path(folder).rglob("*")}
-            rows[kind].times += 1
-            # a forger may write any front, and a ledger that is cut is that of an earlier moment
-            is_true = kind.endswith("forged") or (kind == "ledger.jsonl" and content.startswith(whole_lines(path)))
-            wanted = None if is_true else fronts[which]
-            watch(rows[kind], f"run {number}", functools.partial(read_all, run, wanted, number))
+            row.times += 1
+            wanted = None if is_cut or kind.endswith("forged") else fronts[which]  # a forger may write any front
+            watch(row, f"run {number}", functools.partial(read_all, run, wanted, number))
             made = {item.relative_to(folder) for item in Path(folder).rglob("*")} - names
-            rows[kind].problems += [f"run {number}: {name} was made" for name in sorted(made) if name.name not in OURS]
+            row.problems += [f"run {number}: {name} was made" for name in sorted(made) if name.name not in OURS]
+        for problem in row.problems[told:]:
+            say(f"fuzz: {kind}: {problem}")
         if number % 500 == 499:
             say(f"fuzz: {number + 1} runs, wrong {sum(len(row.problems) for row in rows.values())}")
     return list(rows.values())
@@ -225,7 +270,7 @@ def read_all(run: Path, wanted: list[str] | None, number: int) -> None:
         front_table(result, 80), front_notes(result), front_csv(result)
         result.recommendation().lines(), result.to_json_dict(), result.trials, result.confirmed
         status.lines()
-        if number % 10 == 0:
+        if number % 9 == 0 or wanted is None:
             write_report(result, None)
         clean_run(run, 10**9)
         store = StateStore(run / "stages")

@@ -132,10 +132,10 @@ def paper_sweep(recipe: Mapping[str, Any], parameter: str) -> pd.DataFrame:
     Columns: the parameter and accuracy, a share; no row where the paper has no such sweep. They are of all its images
     and 100 epochs, whatever the recipe has.
     """
-    rows, data = _read(), recipe["data"]
-    key = _key(_split(data["dataset"]))
+    rows, data = _read(), recipe.get("data", {})
+    key = _key(_split(data.get("dataset", "")))
     rows = rows[(rows["table"] == _SWEEPS[parameter]) & (rows["tasks_key"] == key)]
-    if data["ssl_dataset"] is not None or recipe.get("ssl", {}).get("objective", _OBJECTIVE) != _OBJECTIVE:
+    if data.get("ssl_dataset") is not None or recipe.get("ssl", {}).get("objective", _OBJECTIVE) != _OBJECTIVE:
         rows = rows[:0]
     means = rows.groupby(parameter, as_index=False)["accuracy_percent"].mean()
     return pd.DataFrame({parameter: means[parameter], "accuracy": means["accuracy_percent"] / 100})

@@ -17,7 +17,7 @@ from mixtune.run.recommendation import describe_figures
 from mixtune.run.result import Result
 from mixtune.run.status import RunStatus
 from mixtune.space.foreign import to_train
-from mixtune.space.recipe import with_values
+from mixtune.space.recipe import flatten, with_values
 from mixtune.space.space import SearchSpace
 
 if TYPE_CHECKING:
@@ -151,10 +151,13 @@ def recipe(result: Result) -> dict[str, Any] | None:
     if trial is None or not result.space.values:
         return None
     values = with_values({}, result.values[trial]) or with_values(result.space.values, result.records[trial].params)
+    budget = flatten(values).get("epochs.sl")
+    if not isinstance(budget, int):  # what nobody has checked is no recipe
+        return None
     file = shlex.quote(str(result.directory / "models" / trial / "recipe.yaml"))
     return {
         "trial": trial,
-        "longer": f"mixtune train {file} --set epochs.sl={2 * values['epochs']['sl']} --out longer",
+        "longer": f"mixtune train {file} --set epochs.sl={2 * budget} --out longer",
         "yaml": yaml.safe_dump({"recipe": values}, sort_keys=False),
     }
 

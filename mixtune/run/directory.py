@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mixtune.errors import RequestError, suggest
 from mixtune.files import is_temporary
+from mixtune.run.events import Count, Number, say_first
 from mixtune.run.ledger import RunState, finite_or_none, read_state
 from mixtune.run.lines import printable_values
 from mixtune.run.lock import DRIVER_LOCK, TRIALS_LOCK
@@ -38,6 +39,37 @@ class RunFacts:
     machine: Mapping[str, Any] = field(default_factory=dict)
     most_expensive: Mapping[str, float] = field(default_factory=dict)
     reference_point: Mapping[str, float] = field(default_factory=dict)
+
+
+class _Read(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class _Task(_Read):
+    classes: Annotated[int, Field(ge=1, le=10**9)]
+    train_images: Count
+    val_images: Count
+    looks: list[str] = []
+    origins: dict[str, str | None] = Field({}, alias="from")
+
+
+class _Machine(_Read):
+    device: str
+    threads: Annotated[int, Field(ge=1, le=10**6)]
+    precision: str
+    speeds: dict[str, Annotated[Number, Field(gt=0)]]
+    gpu_bytes: dict[str, Count] | None = None
+    step_costs: dict[str, Annotated[list[Number], Field(min_length=2, max_length=2)]] = {}
+
+
+class _Facts(_Read):
+    """The kinds of what RunFacts is read from."""
+
+    tasks: dict[str, _Task] = {}
+    versions: dict[str, str] = {}
+    machine: _Machine | None = None
+    most_expensive: dict[str, Number | None] = {}
+    reference_point: dict[str, Number | None] = {}
 
 
 class RunDirectory:
@@ -85,10 +117,13 @@ class RunDirectory:
     def facts(self) -> RunFacts:
         """What the search wrote of itself. Raises RequestError."""
         run = self._mapping(self._values, "run")
-        given = {fact.name: self._mapping(run, fact.name) for fact in fields(RunFacts)}
+        given = {fact.name: run[fact.name] for fact in fields(RunFacts) if run.get(fact.name)}
+        try:
+            _Facts.model_validate(given)
+        except ValidationError as error:
+            raise RequestError(f"{self.space_file}: run.{say_first(error)}") from error
         for fact in ("most_expensive", "reference_point"):
-            numbers = {name: self._number(f"{fact}.{name}", value) for name, value in given[fact].items()}
-            given[fact] = {name: value for name, value in numbers.items() if value is not None}
+            given[fact] = {name: float(value) for name, value in given.get(fact, {}).items() if value is not None}
         return RunFacts(**given)
 
     @cached_property
@@ -141,17 +176,6 @@ class RunDirectory:
         if not isinstance(given, dict):
             raise RequestError(f"{self.space_file}: {name!r} should be a mapping of keys to values, got {given!r}")
         return given
-
-    def _number(self, name: str, given: Any) -> float | None:
-        if given is None:
-            return None
-        try:
-            value = float(given)
-        except (TypeError, ValueError):
-            value = math.nan
-        if not math.isfinite(value):
-            raise RequestError(f"{self.space_file}: run.{name} should be a finite number or null, got {given!r}")
-        return value
 
     def _no_directory(self) -> str:
         if self.path.exists():

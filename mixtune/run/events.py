@@ -227,9 +227,14 @@ def why_wrong(event: Mapping[str, Any]) -> str | None:
     try:
         model.model_validate(event)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        given = "" if first["type"] == "missing" or "got" in message else f", got {show(first['input'])}"
-        return f"{where}: {message[:1].lower()}{message[1:]}{given}"
+        return say_first(error)
     return None
+
+
+def say_first(error: ValidationError) -> str:
+    """Return in a line the first thing that is wrong with what was read: where, what it should be, what it is."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    given = "" if first["type"] == "missing" or "got" in message else f", got {show(first['input'])}"
+    return f"{where}: {message[:1].lower()}{message[1:]}{given}"

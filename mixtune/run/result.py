@@ -476,7 +476,7 @@ def _are_of_a_recipe(values: Mapping[str, Any]) -> bool:
         effective(values)
     except (TypeError, ValueError, ArithmeticError, LookupError):
         return False
-    return True
+    return isinstance(values["alpha"], int | float) and not isinstance(values["alpha"], bool)
 
 
 def load(directory: str | os.PathLike[str]) -> Result:

@@ -227,7 +227,10 @@ def test_a_space_that_cannot_be_understood_is_told(make_run: MakeRun) -> None:
         ("objectives: {a: max}\nconstraints: [a]", "constraints: should be a mapping"),
         ("objectives: {a: max}\nconstraints: {a: 60}", "constraints.a: should be <= and a number"),
         ("objectives: {a: up}", "objectives.a: should be max or min"),
-        ("objectives: {a: max}\nrun: {reference_point: {a: high}}", "reference_point.a should be a finite number"),
+        (
+            "objectives: {a: max}\nrun: {reference_point: {a: high}}",
+            'run.reference_point.a: input should be a valid number, got "high"',
+        ),
     ):
         (directory / "space.yaml").write_text(text)
         with pytest.raises(RequestError, match=message):

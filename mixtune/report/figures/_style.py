@@ -6,10 +6,10 @@ import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import pandas as pd
 import plotly.graph_objects as go
 
 from mixtune.metrics import Metric, find_metric, setting
@@ -93,8 +93,12 @@ def apply_template(figure: go.Figure, heading: Heading) -> None:
 
 def scaled(values: Iterable[Any], of: Metric) -> list[float]:
     """Return stored values in the unit that people read; NaN for what is not a number."""
-    numbers = pd.to_numeric(pd.Series(list(values), dtype=object), errors="coerce").astype(float) * of.scale
-    return [float(number) for number in numbers]
+    return [number * of.scale for number in numbers(values)]
+
+
+def numbers(values: Iterable[Any]) -> list[float]:
+    """Return values as numbers; NaN for what is none, since a ledger's parameters may be anything."""
+    return [float(v) if isinstance(v, Real) and not isinstance(v, bool) else math.nan for v in values]
 
 
 def hover_texts(result: Result, trials: Iterable[str]) -> list[str]:

@@ -16,6 +16,7 @@ from mixtune.report.figures._style import (
     dots,
     hover_texts,
     new_figure,
+    numbers,
     run_subtitle,
     scaled,
 )
@@ -44,9 +45,7 @@ def compute(result: Result) -> BudgetsData:
     frame = pd.DataFrame(
         {
             **{
-                path.removeprefix("epochs."): pd.Series(
-                    [values[trial].get(path) for trial in rows["trial"]], index=rows.index, dtype=float
-                )
+                path.removeprefix("epochs."): numbers(values[trial].get(path) for trial in rows["trial"])
                 for path in BUDGETS
             },
             "trial": rows["trial"],
