@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from plain_search import search_here
 
 from mixtune.space.space import space_from_dict
 
@@ -54,6 +55,23 @@ def test_the_table_has_the_curve_of_every_recipe(table: Any) -> None:
         assert len(curve.phases) == len(curve.seconds) == len(curve.accuracies)
         assert [a is None for a in curve.accuracies] == [phase == "ssl" for phase in curve.phases]
         assert curve.sl_progress(len(curve.phases)) == 1.0
+
+
+def test_a_table_is_what_a_grid_search_found(
+    scripts: SimpleNamespace, small_space: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    space = {"rho": {"choice": [0.0, 1.0]}, "alpha": {"choice": [0.2, 0.8]}, "epochs.sl": {"choice": [2, 3]}}
+    found = search_here(small_space(space=space, baselines=[], search={"sampler": "grid"}), tmp_path / "run")
+    scripts.table.keep_table(tmp_path / "run", tmp_path / "kept.json.gz", {"machine": "this one"})
+    table = scripts.table.Table(tmp_path / "kept.json.gz")
+    assert table.about == {"machine": "this one"}
+    assert len(list(table.recipes())) == 8
+    assert sum(record.state == "known" for record in found.records.values()) == 2  # at rho 0 alpha is idle
+    for record in found.records.values():
+        trained = found.records[record.same_as or record.trial]
+        curve = table.curve(record.params)
+        assert list(curve.accuracies) == [epoch["val_accuracy"] for epoch in trained.epochs]
+        assert curve.latency == pytest.approx(trained.metrics["train_latency_s"])
 
 
 def test_without_a_scheduler_slots_always_train_and_trials_end(
