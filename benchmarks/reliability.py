@@ -12,6 +12,7 @@ injections  trials get NaN and infinite weights, raise, exit, are killed and run
             at a random step of each of six epochs (two of each phase), once and always; a folder of images disappears
             in mid-search;
 disk        the disk is full while ledger, states and tables are written;
+soak        a search of 2,000 short trials has a fault every minute: processes of it are killed, states damaged;
 fuzz        space files and all files of a run are changed at random, and read by all that reads them;
 clusters    nodes that share nothing are killed, drained, added, slow, of another kind or without mixtune while a search
             runs on them, and so are its driver and the cluster's head.
@@ -46,6 +47,7 @@ from disturbances.faults import EPOCHS, run_injections
 from disturbances.fuzz import run_fuzz
 from disturbances.kills import run_kills
 from disturbances.searches import make_harness
+from disturbances.soak import run_soak
 
 import mixtune
 
@@ -56,6 +58,7 @@ PARTS = {
     "states": run_states,
     "injections": run_injections,
     "disk": run_disk,
+    "soak": run_soak,
     "fuzz": run_fuzz,
     "clusters": run_clusters,
 }
@@ -75,6 +78,7 @@ def write_report(rows: Sequence[Row], options: argparse.Namespace, seconds: floa
         options.trials,
     ]
     command += ["--epochs", ",".join(map(str, options.epochs)), "--seed", options.seed]
+    command += ["--soak", options.soak, "--every", f"{options.every:g}"] if "soak" in options.only else []
     command += ["--only", ",".join(options.only)]
     command += ["--scenarios", ",".join(options.scenarios)] if options.scenarios != list(SCENARIOS) else []
     about = [
@@ -105,6 +109,8 @@ def parse_options(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--damages", type=int, default=200, help="of checkpoints; of other files a tenth, each")
     parser.add_argument("--mutations", type=int, default=5000, help="of space files, and of files of runs")
+    parser.add_argument("--soak", type=int, default=2000, help="trials of the long search")
+    parser.add_argument("--every", type=float, default=60.0, help="seconds between two faults of it")
     parser.add_argument("--trials", type=int, default=12, help="of a search that is killed, damaged or out of disk")
     parser.add_argument("--epochs", default="0,1,2,3,4,5,6", help="at which faults are injected")
     parser.add_argument("--only", default=",".join(PARTS), help=",".join(PARTS))

@@ -173,6 +173,17 @@ class Driver:
                 return condition()
         return True
 
+    @property
+    def process(self) -> int:
+        """The driver's process id."""
+        return self._process.pid
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all its calls returned without an error."""
+        lines = self._answers.read_text().splitlines() if self._answers.exists() else []
+        return self._process.returncode == 0 and bool(lines) and all(json.loads(e)["error"] is None for e in lines)
+
     def kill(self) -> None:
         """Kill the driver, and nothing else that it started."""
         self._process.kill()
