@@ -33,20 +33,23 @@ def is_distinguishable(difference: Difference | None) -> bool:
     return difference is None or difference.mean == 0 or not difference.is_nothing
 
 
-def describe_close(one: str, other: str, difference: Difference) -> str:
-    """Return the line on two recipes whose seconds are not distinguishable."""
-    apart = " ± ".join(significant(abs(value), 2) for value in (difference.mean, difference.error))
+def describe_close(pairs: Sequence[tuple[str, str, Difference]]) -> str:
+    """Return the line on recipes whose seconds are not distinguishable, two by two."""
+    said = []
+    for one, other, difference in pairs:
+        apart = " ± ".join(significant(abs(value), 2) for value in (difference.mean, difference.error))
+        said.append(f"{one} and {other}: {apart} s apart")
     title = find_metric(TIMED).title
-    return f"{one} and {other} are not distinguishable in {title}: {apart} s apart, whose 95 % interval holds 0"
+    return f"not distinguishable in {title}, as the 95 % interval of the difference holds 0: {'; '.join(said)}"
 
 
 def close_neighbours(state: RunState, trials: Sequence[str]) -> list[str]:
-    """Return a line for each two recipes, next to each other in seconds, that are not distinguishable by them."""
+    """Return a line on the recipes that are next to each other in seconds and not distinguishable by them, if any."""
     records = [state.records[trial] for trial in trials if state.records[trial].metrics.get(TIMED) is not None]
     records.sort(key=lambda record: float(record.metrics[TIMED]))
-    lines = []
+    pairs = []
     for one, other in pairwise(records):
         difference = latency_difference(state.step_times, other, one)
         if difference is not None and not is_distinguishable(difference):
-            lines.append(describe_close(one.trial, other.trial, difference))
-    return lines
+            pairs.append((one.trial, other.trial, difference))
+    return [describe_close(pairs)] if pairs else []

@@ -58,7 +58,8 @@ def test_steps_in_common_err_for_both(timed: Path) -> None:
 def test_tables_say_what_seconds_do_not_tell_apart(timed: Path) -> None:
     (line,) = (note for note in front_notes(load(timed)) if "distinguishable" in note)
     assert line == (
-        "t0002 and t0003 are not distinguishable in training time: 0.35 ± 2.4 s apart, whose 95 % interval holds 0"
+        "not distinguishable in training time, as the 95 % interval of the difference holds 0: "
+        "t0002 and t0003: 0.35 ± 2.4 s apart"
     )
 
 
