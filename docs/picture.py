@@ -1,6 +1,9 @@
-"""Draw the README's picture, the front of a run as its report shows it: ``python docs/picture.py runs/digits``.
+"""Draw the pictures of README and guides from runs, as their reports show them.
 
-Needs Chromium and the ``test`` extra. Writes docs/images/front.png.
+    python docs/picture.py runs/digits front            # the front of the first search
+    python docs/picture.py runs/photos photos page      # a report's first screen
+
+Needs Chromium and the ``test`` extra. Writes docs/images/NAME.png.
 """
 
 from __future__ import annotations
@@ -15,11 +18,12 @@ from playwright.sync_api import sync_playwright
 from mixtune.report.page import write_report
 from mixtune.run.result import load
 
-PICTURE = Path(__file__).parent / "images" / "front.png"
+IMAGES = Path(__file__).parent / "images"
 
 
-def main(directory: str) -> None:
-    """Draw the figure of one run."""
+def main(directory: str, name: str, part: str = "figure") -> None:
+    """Draw the first figure of a run's report, or the first screen of its page."""
+    picture = IMAGES / f"{name}.png"
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         report = write_report(load(directory), None, Path(folder) / "report.html")
@@ -27,9 +31,12 @@ def main(directory: str) -> None:
         page = browser.new_page(viewport={"width": 1000, "height": 900}, color_scheme="light")
         page.goto(report.as_uri())
         page.wait_for_selector("body[data-drawn=yes]")
-        page.locator(".figure").first.screenshot(path=PICTURE)
+        if part == "page":
+            page.screenshot(path=picture)
+        else:
+            page.locator(".figure").first.screenshot(path=picture)
         browser.close()
-    print(f"{PICTURE}: {PICTURE.stat().st_size / 1000:.0f} kB")
+    print(f"{picture}: {picture.stat().st_size / 1000:.0f} kB")
 
 
 if __name__ == "__main__":

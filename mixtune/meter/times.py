@@ -34,6 +34,7 @@ class StepTimes:
         self.later: dict[str, list[float]] = {}
         self.looked_at: dict[str, float] = {}
         self.due: set[str] = set()
+        self._drift: float | None = None
 
     def takes(self, signature: str, seconds: float, quiet: bool = True) -> bool:
         """Return whether a window's mean step time would change anything.
@@ -64,6 +65,7 @@ class StepTimes:
         self.due.discard(signature)
         if quiet and signature in self.windows and min(seconds, self.step_time(signature)) > 0.0:
             self.later.setdefault(signature, []).append(seconds)
+            self._drift = None
 
     @property
     def drift(self) -> float:
@@ -73,12 +75,14 @@ class StepTimes:
         an analysis of variance, and DRIFT as if it had been found LOOKS times: a run that looked at little states what
         was found on a machine that others share, a longer one what it saw.
         """
-        squares, count = LOOKS * DRIFT**2, LOOKS
-        for signature, seconds in self.later.items():
-            moments = [math.log(each) for each in (self.step_time(signature), *seconds)]
-            squares += len(seconds) * statistics.variance(moments)
-            count += len(seconds)
-        return math.sqrt(squares / count)
+        if self._drift is None:
+            squares, count = LOOKS * DRIFT**2, LOOKS
+            for signature, seconds in self.later.items():
+                moments = [math.log(each) for each in (self.step_time(signature), *seconds)]
+                squares += len(seconds) * statistics.variance(moments)
+                count += len(seconds)
+            self._drift = math.sqrt(squares / count)
+        return self._drift
 
     def error(self, signature: str) -> float:
         """Return the standard error of step_time() in seconds; NaN without a quiet window.

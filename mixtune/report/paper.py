@@ -92,7 +92,19 @@ def paper_rows(at: Setting) -> pd.DataFrame:
 
 
 def paper_rows_of(recipe: Mapping[str, Any]) -> pd.DataFrame:
-    """Return ``paper_rows`` at the setting of a recipe's plain values, as ``Recipe.to_dict`` gives them."""
+    """Return ``paper_rows`` at the setting of a recipe's plain values, as ``Recipe.to_dict`` gives them.
+
+    Raises NoPaperRowsError for values that are no recipe's, too: nobody has checked those of a run that is only read.
+    """
+    try:
+        return _rows_of(recipe)
+    except NoPaperRowsError:
+        raise
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise NoPaperRowsError("the values are no recipe's") from error
+
+
+def _rows_of(recipe: Mapping[str, Any]) -> pd.DataFrame:
     data, epochs = recipe["data"], recipe["epochs"]
     if (objective := recipe.get("ssl", {}).get("objective", _OBJECTIVE)) != _OBJECTIVE:
         raise NoPaperRowsError(f"the paper's SSL objective is {_OBJECTIVE}, not {objective}")
@@ -132,10 +144,14 @@ def paper_sweep(recipe: Mapping[str, Any], parameter: str) -> pd.DataFrame:
     Columns: the parameter and accuracy, a share; no row where the paper has no such sweep. They are of all its images
     and 100 epochs, whatever the recipe has.
     """
-    rows, data = _read(), recipe.get("data", {})
-    key = _key(_split(data.get("dataset", "")))
+    rows = _read()
+    data, ssl = (given if isinstance(given := recipe.get(name), Mapping) else {} for name in ("data", "ssl"))
+    names = data.get("dataset") or ()
+    names = _split(names) if isinstance(names, str) else names
+    is_named = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    key = _key(names) if is_named else None
     rows = rows[(rows["table"] == _SWEEPS[parameter]) & (rows["tasks_key"] == key)]
-    if data.get("ssl_dataset") is not None or recipe.get("ssl", {}).get("objective", _OBJECTIVE) != _OBJECTIVE:
+    if data.get("ssl_dataset") is not None or ssl.get("objective", _OBJECTIVE) != _OBJECTIVE:
         rows = rows[:0]
     means = rows.groupby(parameter, as_index=False)["accuracy_percent"].mean()
     return pd.DataFrame({parameter: means[parameter], "accuracy": means["accuracy_percent"] / 100})
