@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mixtune.errors import DataError, RequestError
 
-_TEMPORARY = re.compile(r"\..+\.(?P<process>\d+)\.tmp")
+_TEMPORARY = re.compile(r"\.(?P<name>.+?)(\.[0-9a-f]{8})?\.(?P<process>\d+)\.tmp")
 
 
 def refuse_existing(path: Path) -> None:
@@ -93,11 +93,11 @@ def is_temporary(path: Path) -> bool:
     return _TEMPORARY.fullmatch(path.name) is not None
 
 
-def remove_temporary(folder: Path) -> None:
-    """Remove what write_whole() left unfinished in a folder, in processes that have ended."""
+def remove_temporary(folder: Path, name: str | None = None) -> None:
+    """Remove what write_whole() left unfinished in a folder, of a file or of all, in processes that have ended."""
     for path in folder.iterdir():
         match = _TEMPORARY.fullmatch(path.name)
-        if match and not _runs(int(match["process"])):
+        if match and name in (None, match["name"]) and not _runs(int(match["process"])):
             with suppress(OSError):
                 path.unlink()
 

@@ -16,7 +16,7 @@ from plotly.offline import get_plotlyjs
 
 from mixtune import plugins
 from mixtune._version import __version__
-from mixtune.files import refuse_other_file, write_whole
+from mixtune.files import refuse_other_file, remove_temporary, write_whole
 from mixtune.report import several, words
 from mixtune.report.figures._style import Heading, hover_texts, template
 from mixtune.report.tables import some
@@ -60,6 +60,7 @@ def write_report(result: Result, driver: str | None, out: Path | None = None, re
     if out is not None:
         _refuse_other_page(out)
     write_whole(path, report_page(result, run_status(result, driver), refresh_s))
+    remove_temporary(path.parent, path.name)  # what a killed report has left
     return path
 
 

@@ -106,11 +106,12 @@ def _make_read() -> Callable[[str], bytes]:
 def _make_write() -> Callable[[str, bytes], bool]:
     def write(path: str, content: bytes) -> bool:
         import os
+        import secrets
 
         folder, name = os.path.split(path)
         os.makedirs(folder, exist_ok=True)
-        temporary = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
-        with open(temporary, "wb") as file:
+        temporary = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.{os.getpid()}.tmp")
+        with open(temporary, "xb") as file:  # as write_whole() does, which that process may not have loaded
             file.write(content)
             os.fsync(file.fileno())
         os.replace(temporary, path)

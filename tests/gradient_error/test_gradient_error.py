@@ -44,6 +44,9 @@ def test_table_csv_and_figure_say_the_same(measured):
     table = profile_table(frame)
     assert table.row_count == shown["strategy"].nunique() == 8
     assert [cell.count("*") for cell in ("".join(c.cells) for c in table.columns[2:])] == [1, 1]
+    at_start = shown[shown["epoch"] == shown["epoch"].min()]
+    figures = [f"{mse:.2f} ± {error:.2f}" for mse, error in zip(at_start["ca_mse"], at_start["ca_mse_se"], strict=True)]
+    assert [cell.rstrip("* ") for cell in table.columns[2].cells] == figures
     figure = profile_figure(frame, made.about)
     assert {trace.name for trace in figure.data} == set(shown["strategy"])
     for trace in figure.data[2::3]:
