@@ -12,6 +12,8 @@ injections  trials get NaN and infinite weights, raise, exit, are killed and run
             at a random step of each of six epochs (two of each phase), once and always; a folder of images disappears
             in mid-search;
 disk        the disk is full while ledger, states and tables are written;
+commands    confirm, report, export, clean, init and train are killed before a change of a file, find the disk full or
+            the folder read-only, and two of them begin at once;
 soak        a search of 2,000 short trials has a fault every minute: processes of it are killed, states damaged;
 fuzz        space files and all files of a run are changed at random, and read by all that reads them;
 clusters    nodes that share nothing are killed, drained, added, slow, of another kind or without mixtune while a search
@@ -41,6 +43,7 @@ from pathlib import Path
 
 from disturbances.checks import Row, count_problems
 from disturbances.clusters import SCENARIOS, run_clusters
+from disturbances.commands import run_commands
 from disturbances.damage import run_states
 from disturbances.disk import run_disk
 from disturbances.faults import EPOCHS, run_injections
@@ -58,6 +61,7 @@ PARTS = {
     "states": run_states,
     "injections": run_injections,
     "disk": run_disk,
+    "commands": run_commands,
     "soak": run_soak,
     "fuzz": run_fuzz,
     "clusters": run_clusters,

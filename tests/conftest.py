@@ -206,7 +206,7 @@ def disturbances() -> Iterator[SimpleNamespace]:
     """The modules of benchmarks/disturbances."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
-        names = ("searches", "checks", "damage", "faults", "nodes", "clusters", "fuzz")
+        names = ("searches", "checks", "damage", "faults", "nodes", "clusters", "fuzz", "commands")
         yield SimpleNamespace(**{name: importlib.import_module(f"disturbances.{name}") for name in names})
         for name in [name for name in sys.modules if name.split(".")[0] == "disturbances"]:
             del sys.modules[name]

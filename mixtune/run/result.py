@@ -476,7 +476,8 @@ def _are_of_a_recipe(values: Mapping[str, Any]) -> bool:
         effective(values)
     except (TypeError, ValueError, ArithmeticError, LookupError):
         return False
-    return isinstance(values["alpha"], int | float) and not isinstance(values["alpha"], bool)
+    alpha = values.get("alpha")
+    return isinstance(alpha, int | float) and not isinstance(alpha, bool)
 
 
 def load(directory: str | os.PathLike[str]) -> Result:

@@ -60,7 +60,7 @@ class Recovery:
         self._plan = state.plan
         self.keys = stage_keys(state.recipe, state.data, state.device)
         keys = self.keys[1 : self._most_reusable() + 1]
-        found = self._store.longest(keys, fetch, lambda saved, epochs: why_unfit(state, saved, epochs + 1))
+        found = self._store.longest(keys, fetch, lambda epochs, saved: why_unfit(state, saved, epochs + 1))
         if found is not None:
             state.load_state_dict(found[1])
         self._rolling: str | None = None

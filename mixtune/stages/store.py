@@ -8,6 +8,7 @@ raises for them.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import logging
@@ -141,17 +142,14 @@ class StateStore:
         self,
         keys: Sequence[str],
         fetch: Callable[[str], bool] = lambda key: False,
-        why_unfit: Callable[[dict[str, Any], int], str | None] = lambda state, epochs: None,
+        why_unfit: Callable[[int, dict[str, Any]], str | None] = lambda epochs, state: None,
     ) -> tuple[int, dict[str, Any]] | None:
         """Return (k, the state of ``keys[k]``) for the greatest k whose state is stored and whole, or None.
 
-        fetch: brings a state that is not here, and returns whether it came. why_unfit: see load(); receives k, too.
+        fetch: brings a state that is not here, and returns whether it came. why_unfit: see load(); receives k first.
         """
         for epochs in reversed(range(len(keys))):
-
-            def fits(state: dict[str, Any], epochs: int = epochs) -> str | None:
-                return why_unfit(state, epochs)
-
+            fits = functools.partial(why_unfit, epochs)
             state = self.load(keys[epochs], fits)
             if state is None and fetch(keys[epochs]):
                 state = self.load(keys[epochs], fits)

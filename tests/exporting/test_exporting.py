@@ -445,7 +445,7 @@ def test_several_tasks_have_a_folder_each(train_one: Callable[..., Trained], tmp
     assert list(elsewhere.iterdir()) == []
 
 
-@pytest.mark.parametrize("writes", [0, 1, 3, 5])
+@pytest.mark.parametrize("writes", [1, 5])
 def test_an_export_that_is_killed_is_no_model_and_is_made_again(run: Path, writes: int) -> None:
     folder = export(run, "t0001")
     killed = f"""

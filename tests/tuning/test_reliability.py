@@ -42,8 +42,8 @@ JOB = -signal.SIGTERM  # to all processes, as a batch system sends it
 
 
 def test_a_search_continues_whatever_ended_it(disturbances: SimpleNamespace, harness: Any, undisturbed: Any) -> None:
-    """SIGKILL, then every checkpoint damaged; Ctrl-C; SIGTERM, and to the whole job; SIGUSR1: at its end it is what the
-    plain loop finds.
+    """SIGKILL, then every checkpoint and table damaged; Ctrl-C; SIGTERM, and to the whole job; SIGUSR1: at its end it
+    is what the plain loop finds.
 
     SIGTERM has a grace period, in which the running trial's epoch is stored. The last start goes round again by itself:
     two of Ray's own processes are killed under it.
@@ -79,6 +79,8 @@ def test_a_search_continues_whatever_ended_it(disturbances: SimpleNamespace, har
         out, err = driver.communicate(timeout=240)
         if end is signal.SIGKILL:
             disturbances.damage.damage_states(run / "stages", random.Random(3))
+            for name in ("study.db", "trials.csv", "pareto.csv"):
+                (run / name).write_bytes(b"half")
         elif end is not None:
             assert driver.returncode == 130, (end, out, err)
             assert err.strip().splitlines()[-1] == "mixtune: interrupted; to continue: mixtune resume run"
