@@ -97,6 +97,9 @@ def test_the_better_of_two_is_the_likelier_and_as_likely_each_time(make_run: Mak
     better, worse = confirmed.frame["p_front"]
     assert 0.6 < better < expected
     assert better + worse == pytest.approx(1.0)
+    assert 0.05 <= worse < 0.3  # too likely to have fallen off, and too unlikely to be on it for certain
+    assert not confirmed.frame["fell_off"].any()
+    assert confirmed.frame["undecided"].all()
     assert read(directory).to_json_dict() == confirmed.to_json_dict()
     assert confirmed.objectives == {"val_accuracy": "max"}
 

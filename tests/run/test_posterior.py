@@ -82,6 +82,15 @@ def test_a_row_that_varies_is_less_certain_than_its_neighbours() -> None:
     assert spread[0] > 1.5 * spread[1:].max()
 
 
+def test_unlucky_seeds_that_a_row_alone_has_trained_are_not_held_against_it() -> None:
+    rng, luck = np.random.default_rng(2), np.array([0.03, 0.02, -0.02, -0.01, -0.01, -0.01])
+    figures = 0.8 + luck + 0.002 * rng.standard_normal((4, 6))
+    figures[0, 2:] = np.nan  # trained on the two lucky seeds alone
+    found = draw_truth(figures, np.zeros((4, 4)), np.arange(1.0, 5.0))
+    assert np.nanmean(figures[0]) > figures[1].mean() + 0.02
+    assert 0.2 < (found[:, 0] > found[:, 1]).mean() < 0.8
+
+
 def test_the_right_row_is_near_the_best_and_none_cheaper_is() -> None:
     lacking = np.array([[0.02, 0.004, 0.0], [0.004, 0.0, 0.02], [0.007, 0.009, 0.0], [0.02, 0.02, 0.0]])
     assert [certainty(lacking, place, 0.01) for place in range(3)] == [0.5, 0.5, 0.5]
