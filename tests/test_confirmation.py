@@ -211,6 +211,9 @@ def test_recipes_race_until_the_answer_is_certain_and_go_on_after_a_stop(make_ru
     )
     assert one == other
     assert load(whole).recommendation().trial == "t0002"
+    confirm(whole, until=0.1, seeds=10, on_line=lines.append)  # which two seeds are enough for
+    assert lines[-1].startswith("after 2 seeds: t0002, ")
+    assert len(confirmed_events(whole)) == len(one)
 
 
 def test_fresh_images_are_each_seeds_own_and_are_not_mixed_with_the_searchs(make_run: MakeRun) -> None:
