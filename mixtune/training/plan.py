@@ -93,7 +93,8 @@ def cut_warmups(recipe: Recipe) -> list[str]:
         is_default = schedule.warmup_epochs == getattr(defaults, loss).warmup_epochs and recipe.protocol != "paper"
         if budget and length < schedule.warmup_epochs and not is_default:
             said = f"optim.{loss}.warmup_cap {schedule.warmup_cap:g}"
-            cut.append(f"{schedule.warmup_epochs} epochs to {length:g} of {budget} ({said})")
+            wanted = f"{schedule.warmup_epochs} epoch{'s' * (schedule.warmup_epochs != 1)}"
+            cut.append(f"{wanted} to {length:g} of {budget} ({said})")
     return [f"a budget cuts its warm-up: {', '.join(cut)}"] if cut else []
 
 
