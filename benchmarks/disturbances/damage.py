@@ -65,8 +65,8 @@ def damage_bytes(content: bytes, others: Sequence[bytes], rng: random.Random) ->
 
 
 def damage_states(folder: Path, rng: random.Random) -> None:
-    """Damage every checkpoint of a run."""
-    files = sorted(folder.glob("*.state"))
+    """Damage every checkpoint of a run that is not empty already."""
+    files = [file for file in sorted(folder.glob("*.state")) if file.stat().st_size]
     contents = [file.read_bytes() for file in files]
     for file, content in zip(files, contents, strict=True):
         file.write_bytes(damage_bytes(content, contents, rng)[1])
