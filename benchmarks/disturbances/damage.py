@@ -54,7 +54,8 @@ def damage_bytes(content: bytes, others: Sequence[bytes], rng: random.Random) ->
     elif kind == "overwritten":
         damaged = rng.randbytes(rng.choice([1, 100, size]))
     elif kind == "a bit flipped":
-        place = rng.choice([0, first_line - 1, first_line, size - 1, rng.randrange(size)])
+        places = [0, first_line - 1, first_line, size - 1, rng.randrange(size)]
+        place = rng.choice([place for place in places if 0 <= place < size])  # of a file that was cut before
         damaged = content[:place] + bytes([content[place] ^ 1 << rng.randrange(8)]) + content[place + 1 :]
     elif kind == "zeros at the end":
         keep = rng.randrange(size)
