@@ -102,6 +102,7 @@ def _proposed(folder: Path) -> Any:
     if not file.exists():
         return None
     recipe = yaml.safe_load(file.read_text())["recipe"]
+    recipe["data"]["root"] = Path(recipe["data"]["root"]).name
     return {name: recipe[name] for name in ("data", "model", "optim")}  # budgets follow what was measured
 
 
