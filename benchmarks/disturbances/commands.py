@@ -31,6 +31,7 @@ from disturbances.disk import fill_disk, small_disk
 from disturbances.searches import Harness, Say, small_space
 
 PATIENCE_S = 300
+REFUSED = 1, 2  # a command's exit status where data or disk, and where its request, is at fault
 MEGABYTES = 60  # of a disk that has room for a run and for what a command writes
 FOREIGN = "notes.txt"  # a file of somebody else in the run directory
 # Changes of files below a folder are counted, and before the last one of so many the process kills itself.
@@ -257,7 +258,7 @@ def read_only(harness: Harness, run: Path, command: Command, alone: Undisturbed,
         folder = make_folder(harness, run)
         bound = f'mount --bind {folder} {folder} && mount -o remount,ro,bind {folder} && cd {folder} && exec "$@"'
         status, said = finish(start(harness, folder, command, wrapper=["unshare", "-m", "sh", "-c", bound, "sh"]))
-        row.problems += [] if status == 1 else [f"status {status}"]
+        row.problems += [] if status in REFUSED else [f"status {status}"]
         row.problems += check_words(status, said) + check_kept(folder, run)
         row.problems += check_again(harness, folder, run, command, alone)
     say(f"commands: {row.done}, lost {len(row.problems)}")
@@ -291,7 +292,7 @@ def check_words(status: int, said: str) -> list[str]:
         return [f"a traceback: {said[-600:]}"]
     return (
         []
-        if status == 0 or (status == 1 and len(told) == 1)
+        if status == 0 or (status in REFUSED and len(told) == 1)
         else [f"status {status}, {len(told)} lines: {said[-600:]}"]
     )
 
