@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 from mixtune.errors import RequestError
 from mixtune.report.tables import front_notes, front_table
@@ -215,6 +216,16 @@ def test_a_constraint_on_a_metric_that_no_trial_has_reported_yet_is_not_kept(mak
     assert load(make_run(rows, constraints=limits, name="none")).feasible().empty
     some = [rows[0], {**rows[1], "train_flops": 1e8}]
     assert list(load(make_run(some, constraints=limits, name="some")).feasible()["trial"]) == ["t0002"]
+
+
+def test_a_recipe_without_its_alpha_is_shown_for_what_is_known_of_it(make_run: MakeRun) -> None:
+    directory = make_run([(0.5, 5.0)], {"sl": {"val_accuracy": 0.4, "train_latency_s": 3.0}})
+    values = yaml.safe_load((directory / "space.yaml").read_text())
+    del values["recipe"]["alpha"]
+    (directory / "space.yaml").write_text(yaml.safe_dump(values))
+    result = load(directory)
+    assert list(result.pareto_front()["trial"]) == ["sl", "t0001"]
+    assert result.recommendation().lines()
 
 
 def test_a_space_that_cannot_be_understood_is_told(make_run: MakeRun) -> None:
