@@ -94,12 +94,16 @@ def is_temporary(path: Path) -> bool:
 
 
 def remove_temporary(folder: Path, name: str | None = None) -> None:
-    """Remove what write_whole() left unfinished in a folder, of a file or of all, in processes that have ended."""
-    for path in folder.iterdir():
-        match = _TEMPORARY.fullmatch(path.name)
-        if match and name in (None, match["name"]) and not _runs(int(match["process"])):
-            with suppress(OSError):
-                path.unlink()
+    """Remove what write_whole() left unfinished in a folder, of a file or of all, in processes that have ended.
+
+    What cannot be listed or removed stays.
+    """
+    with suppress(OSError):
+        for path in folder.iterdir():
+            match = _TEMPORARY.fullmatch(path.name)
+            if match and name in (None, match["name"]) and not _runs(int(match["process"])):
+                with suppress(OSError):
+                    path.unlink()
 
 
 def make_folder(path: Path) -> None:

@@ -91,7 +91,7 @@ def _report(folder: Path) -> Any:
 
 def _exported(folder: Path) -> Any:
     models = [path for path in (folder / "run" / "models").glob("*") if (path / "config.json").exists()]
-    return _digests(models[0], {"README.md", "metrics.json"}) if models else None  # which hold when and where
+    return _digests(models[0]) if models else None
 
 
 def _states(folder: Path) -> Any:
@@ -123,9 +123,12 @@ COMMANDS = [
 PAIRS = [("export", "export"), ("export", "clean"), ("confirm", "clean"), ("report", "confirm"), ("train", "train")]
 
 
-def _digests(folder: Path, without: set[str]) -> dict[str, str]:
-    files = [path for path in sorted(folder.iterdir()) if path.name not in without and not path.name.startswith(".")]
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+def _digests(folder: Path) -> tuple[tuple[str, str], ...]:
+    """Return each file's name and digest; of those that hold when and where they were made, the name alone."""
+    files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    differing = ("README.md", "metrics.json")
+    contents = [b"" if path.name in differing else path.read_bytes() for path in files]
+    return tuple((path.name, hashlib.sha256(c).hexdigest()) for path, c in zip(files, contents, strict=True))
 
 
 def make_folder(harness: Harness, run: Path, at: Path | None = None) -> Path:
@@ -166,20 +169,20 @@ def finish(process: Any) -> tuple[int, str]:
 
 
 @dataclass
-class Undisturbed:
+class Alone:
     """What a command leaves where nothing happens, and how many changes of files it makes."""
 
     outcome: Any
     changes: int
 
 
-def run_alone(harness: Harness, run: Path, command: Command) -> Undisturbed:
+def run_alone(harness: Harness, run: Path, command: Command) -> Alone:
     """Run a command once. Raises RuntimeError where that alone does not work."""
     folder = make_folder(harness, run)
     status, said = finish(start(harness, folder, command))
     if status != 0 or command.outcome(folder) is None:
         raise RuntimeError(f"an undisturbed {command} ends with status {status}: {said}")
-    return Undisturbed(command.outcome(folder), int(re.search(r"changes: (\d+)", said)[1]))  # type: ignore[index]
+    return Alone(command.outcome(folder), int(re.search(r"changes: (\d+)", said)[1]))  # type: ignore[index]
 
 
 def check_kept(folder: Path, run: Path) -> list[str]:
@@ -191,9 +194,8 @@ def check_kept(folder: Path, run: Path) -> list[str]:
     return problems + ([] if front[0] == front[1] else [f"the front is {front[1]}, and was {front[0]}"])
 
 
-def check_again(harness: Harness, folder: Path, run: Path, command: Command, alone: Undisturbed) -> list[str]:
+def check_again(harness: Harness, folder: Path, run: Path, command: Command, alone: Alone) -> list[str]:
     """Run a command that was disturbed again; return what is missing or other than without the disturbance."""
-    shutil.rmtree(folder / "half", ignore_errors=True)
     status, said = finish(start(harness, folder, command))
     if status != 0 and "is there already" not in said:  # what init wrote whole, it does not replace
         return [f"again: status {status}: {said[-600:]}"]
@@ -202,17 +204,15 @@ def check_again(harness: Harness, folder: Path, run: Path, command: Command, alo
 
 
 def is_part(found: Any, whole: Any) -> bool:
-    """Return whether what a killed command left is nothing, a part that says so, or the whole."""
-    if isinstance(whole, Mapping) and isinstance(found, Mapping):
+    """Return whether what a killed command left is nothing, the whole, or a part that is whole in itself."""
+    if isinstance(whole, dict):  # training runs that were confirmed
         return all(whole.get(name) == value for name, value in found.items())
     if isinstance(whole, list):  # states that are to be removed
         return set(whole) <= set(found)
     return found is None or found == whole
 
 
-def kill_command(
-    harness: Harness, run: Path, command: Command, alone: Undisturbed, points: Sequence[int], say: Say
-) -> Row:
+def kill_command(harness: Harness, run: Path, command: Command, alone: Alone, points: Sequence[int], say: Say) -> Row:
     """Kill a command before each of these changes of files, and run it again."""
     row = Row("commands", f"SIGKILL of {command}, before {len(points)} of its {alone.changes} changes of files")
     row.checked = "ledger, front and others' files stay; nothing half counts; again: as undisturbed"
@@ -220,7 +220,7 @@ def kill_command(
         for point in points:
             folder = make_folder(harness, run)
             status, said = finish(start(harness, folder, command, point))
-            problems = [] if status in (-signal.SIGKILL, 0) else [f"status {status}: {said[-600:]}"]
+            problems = [] if status == -signal.SIGKILL else [f"it was not killed: status {status}: {said[-600:]}"]
             found = command.outcome(folder)
             problems += [] if is_part(found, alone.outcome) else [f"what it left counts: {found}"]
             problems += check_kept(folder, run) + check_again(harness, folder, run, command, alone)
@@ -231,7 +231,7 @@ def kill_command(
     return row
 
 
-def fill_under(harness: Harness, run: Path, command: Command, alone: Undisturbed, say: Say) -> Row:
+def fill_under(harness: Harness, run: Path, command: Command, alone: Alone, say: Say) -> Row:
     """Run a command where the disk is full, or has room for a part of what it writes; then make room."""
     row = Row("commands", f"{command} on a full disk, and with 2 and 60 kB left")
     row.checked = "it is done, or says in one line what cannot be written; again, with room: as undisturbed"
@@ -250,7 +250,7 @@ def fill_under(harness: Harness, run: Path, command: Command, alone: Undisturbed
     return row
 
 
-def read_only(harness: Harness, run: Path, command: Command, alone: Undisturbed, say: Say) -> Row:
+def read_only(harness: Harness, run: Path, command: Command, alone: Alone, say: Say) -> Row:
     """Run a command in a folder that can only be read."""
     row = Row("commands", f"{command} in a folder that can only be read", times=1)
     row.checked = "one line that says so; nothing changes; again, where it can be written: as undisturbed"
@@ -265,7 +265,7 @@ def read_only(harness: Harness, run: Path, command: Command, alone: Undisturbed,
     return row
 
 
-def two_at_once(harness: Harness, run: Path, pair: tuple[str, str], alone: Mapping[str, Undisturbed], say: Say) -> Row:
+def two_at_once(harness: Harness, run: Path, pair: tuple[str, str], alone: Mapping[str, Alone], say: Say) -> Row:
     """Start two commands on one folder at once."""
     row = Row("commands", f"{pair[0]} and {pair[1]} at once", times=1)
     row.checked = "each is done, or says in one line who has the folder; again: as undisturbed"
@@ -276,11 +276,7 @@ def two_at_once(harness: Harness, run: Path, pair: tuple[str, str], alone: Mappi
             row.problems += check_words(status, said)
             row.problems += [] if status == 0 or "in use by" in said else [f"status {status}: {said[-300:]}"]
         for name in pair:
-            is_cleaned = (
-                "clean" in pair and name != "clean"
-            )  # its states are trained again: other seconds, same figures
-            problems = check_again(harness, folder, run, commands[name], alone[name])
-            row.problems += problems if not is_cleaned else [p for p in problems if "figures" not in p]
+            row.problems += check_again(harness, folder, run, commands[name], alone[name])
     say(f"commands: {row.done}, lost {len(row.problems)}")
     return row
 
@@ -290,11 +286,8 @@ def check_words(status: int, said: str) -> list[str]:
     told = [line for line in said.splitlines() if line.startswith("mixtune: ")]
     if "Traceback" in said:
         return [f"a traceback: {said[-600:]}"]
-    return (
-        []
-        if status == 0 or (status in REFUSED and len(told) == 1)
-        else [f"status {status}, {len(told)} lines: {said[-600:]}"]
-    )
+    is_told = status == 0 or (status in REFUSED and len(told) == 1)
+    return [] if is_told else [f"status {status}, {len(told)} lines: {said[-600:]}"]
 
 
 def choose_points(changes: int, most: int, rng: random.Random) -> list[int]:
