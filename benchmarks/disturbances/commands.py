@@ -205,11 +205,13 @@ def check_again(harness: Harness, folder: Path, run: Path, command: Command, alo
 
 def is_part(found: Any, whole: Any) -> bool:
     """Return whether what a killed command left is nothing, the whole, or a part that is whole in itself."""
-    if isinstance(whole, dict):  # training runs that were confirmed
+    if found is None:
+        return True
+    if isinstance(whole, dict):  # training runs that were confirmed, or sections of a space
         return all(whole.get(name) == value for name, value in found.items())
     if isinstance(whole, list):  # states that are to be removed
         return set(whole) <= set(found)
-    return found is None or found == whole
+    return bool(found == whole)
 
 
 def kill_command(harness: Harness, run: Path, command: Command, alone: Alone, points: Sequence[int], say: Say) -> Row:
