@@ -20,6 +20,7 @@ from mixtune.space.recipe import BASELINES
 _TEXTS = ("method", "phase", "precision", "device", "protocol")  # of the metrics
 _COUNTS = ("epoch", "epochs_asked", "epochs_trained", "epochs_reused", "threads", "train_images")
 _DEEPEST = 4  # of a parameter's lists and mappings
+_LAST_MOMENT = 253_402_128_000  # unix seconds: 30 December 9999, a date in every time zone
 
 _NAME = re.compile(r"(?!\.+$)[A-Za-z0-9_.-]{1,64}")
 _KEY = re.compile(r"[0-9a-f]{40}")
@@ -104,6 +105,7 @@ Name = Annotated[str, BeforeValidator(_name)]
 Baseline = Annotated[str, BeforeValidator(_baseline)]
 Key = Annotated[str, BeforeValidator(_key)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+Moment = Annotated[float, Field(ge=0.0, le=_LAST_MOMENT)]
 Seconds = Annotated[float, Field(allow_inf_nan=False, ge=0.0)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Texts = dict[str, str]
@@ -196,7 +198,7 @@ FIELDS = {name: {"trial!": Name, **fields} for name, fields in _OF_A_TRIAL.items
 
 
 def _model(event: str, fields: Mapping[str, Any]) -> type[BaseModel]:
-    known: dict[str, Any] = {"time": (Number | None, None)}
+    known: dict[str, Any] = {"time": (Moment | None, None)}
     for i, (name, kind) in enumerate(fields.items()):
         must, alias = name.endswith("!"), name.removesuffix("!")
         known[f"field_{i}"] = (kind, Field(alias=alias)) if must else (kind | None, Field(None, alias=alias))

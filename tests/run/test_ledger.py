@@ -112,6 +112,7 @@ def kinds(path: Path) -> list[str]:
         {"predictions": {"digits": "////"}},
         {"steps": {"ssl": {"key": -1}}},
         {"seconds": "5", "of": ["waited"]},
+        *({"time": value} for value in (-1.0, 1e12, "5")),
         {"trials": 2.5, "of": ["extended"]},
         {"document": [], "kept": {}, "of": ["edited"]},
     ],
