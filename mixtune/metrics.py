@@ -7,7 +7,6 @@ direction may be an objective or a constraint; the report writes it with its tit
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -32,8 +31,8 @@ _UNITS = {
     "_flops": "FLOP",
 }
 
-
 COST_UNITS = ("s", "ms", "FLOP")  # of what a recipe costs
+MOST = 1e100  # of any figure: more than 32 bits hold, and sums and volumes of such figures are finite
 
 
 @dataclass(frozen=True)
@@ -71,8 +70,8 @@ class Metric:
     @cached_property
     def bounds(self) -> tuple[float, float]:
         """The lowest and the highest stored value that it can have: shares are from 0 to 1, errors and costs from 0."""
-        low = 0.0 if self.unit or self.name.endswith("_se") else -sys.float_info.max
-        return low, 1.0 if self.is_share else sys.float_info.max
+        low = 0.0 if self.unit or self.name.endswith("_se") else -MOST
+        return low, 1.0 if self.is_share else MOST
 
     @property
     def scale(self) -> float:

@@ -144,11 +144,26 @@ def bounded() -> Iterator[None]:
 
 
 def forge_ledger(run: Path, rng: random.Random) -> None:
-    """Change one to three fields of a ledger as somebody does who knows how its lines are sealed."""
+    """Change one to three fields of a ledger, or one in all its lines, as somebody who knows how they are sealed."""
     events = read_events(run)
-    for _ in range(rng.randint(1, 3)):
-        put_odd_value(rng.choice(events), rng)
+    if rng.random() < 0.3:
+        put_everywhere(events, rng)
+    else:
+        for _ in range(rng.randint(1, 3)):
+            put_odd_value(rng.choice(events), rng)
     replace(run / "ledger.jsonl", seal_all(events))
+
+
+def put_everywhere(events: Sequence[dict[str, Any]], rng: random.Random) -> None:
+    """Give a field of events, or one of its mappings', the same value wherever it is, or take it out everywhere."""
+    inside = [where for event in events for where in (event, *(v for v in event.values() if isinstance(v, dict)))]
+    name = rng.choice(sorted({name for where in inside for name in where} - {"line", "sum", "event"}))
+    is_gone, value = rng.random() < 0.2, rng.choice(ODD_VALUES)
+    for where in inside:
+        if name in where and is_gone:
+            del where[name]
+        elif name in where:
+            where[name] = copy.deepcopy(value)
 
 
 def forge_space(run: Path, rng: random.Random) -> None:

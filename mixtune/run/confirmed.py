@@ -349,11 +349,11 @@ def _near(result: Result, confirmed: Mapping[str, Runs], name: str) -> list[str]
     frame = result.candidates
     if name not in frame:
         return []
-    near = frame[(frame[name] >= frame[name].max() - NEAR) & ~frame["trial"].isin(list(confirmed))]
-    near = near.sort_values("train_latency_s", kind="stable")
+    near = frame["trial"][(frame[name] >= frame[name].max() - NEAR) & ~frame["trial"].isin(list(confirmed))]
+    costs = [metric_value(result.records[trial].metrics, "train_latency_s") for trial in near]
     most = max(0, MAX_ROWS - len(confirmed))
     places = np.unique(np.linspace(0, len(near) - 1, min(most, len(near))).astype(int))
-    return [str(trial) for trial in near["trial"].iloc[places]]
+    return [str(trial) for trial in near.iloc[np.argsort(costs, kind="stable")].iloc[places]]
 
 
 def _estimate_score(trainings: Sequence[Sequence[Event]], name: str) -> Estimate:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
 from mixtune.errors import show
-from mixtune.metrics import METRICS
+from mixtune.metrics import METRICS, MOST
 from mixtune.run.predictions import decode_classes
 from mixtune.space.recipe import BASELINES
 
@@ -56,8 +56,7 @@ def _metrics(values: dict[str, Any]) -> dict[str, Any]:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         low, high = METRICS[name].bounds
         if not is_number or not low <= value <= high:
-            allowed = "from 0 to 1" if high == 1.0 else "from 0" if low == 0.0 else "that is finite"
-            raise ValueError(f"{name} should be a number {allowed}, got {show(value)}")
+            raise ValueError(f"{name} should be a number from {low:g} to {high:g}, got {show(value)}")
         if name in _COUNTS and (value < 0 or value != int(value)):
             raise ValueError(f"{name} should be a whole number from 0, got {show(value)}")
     return values
@@ -104,9 +103,9 @@ def _is_plain(value: Any, depth: int) -> bool:
 Name = Annotated[str, BeforeValidator(_name)]
 Baseline = Annotated[str, BeforeValidator(_baseline)]
 Key = Annotated[str, BeforeValidator(_key)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
+Number = Annotated[float, Field(ge=-MOST, le=MOST)]
 Moment = Annotated[float, Field(ge=0.0, le=_LAST_MOMENT)]
-Seconds = Annotated[float, Field(allow_inf_nan=False, ge=0.0)]
+Seconds = Annotated[float, Field(ge=0.0, le=MOST)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Texts = dict[str, str]
 Classes = Annotated[dict[str, str], AfterValidator(_classes)]

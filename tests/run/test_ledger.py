@@ -103,7 +103,7 @@ def kinds(path: Path) -> list[str]:
             {"metrics": {"val_accuracy": value}}
             for value in ("0.99", True, 5.0, -0.1, [0.9], {"a": 1}, 10**400, float("1e999"))
         ),
-        {"metrics": {"train_latency_s": -1.0}},
+        *({"metrics": {"train_latency_s": value}} for value in (-1.0, 1e308)),
         *({"metrics": {"epoch": value}} for value in (1.5, -1, float("1e999"))),
         {"metrics": {"phase": 1}},
         {"metrics": [1]},
