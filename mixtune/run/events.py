@@ -223,12 +223,12 @@ def why_wrong(event: Mapping[str, Any]) -> str | None:
         return None
     if event["event"] == "epoch" and isinstance(event.get("metrics"), dict) and event["metrics"].get("epoch") is None:
         return "metrics: should have epoch"
-    if event["event"] == "validation" and {*(event.get("classes") or {})} != {*(event.get("labels") or {})}:
-        return "classes and labels should be of the same tasks"
     try:
         model.model_validate(event)
     except ValidationError as error:
         return say_first(error)
+    if event["event"] == "validation" and event["classes"].keys() != event["labels"].keys():
+        return "classes and labels should be of the same tasks"
     return None
 
 

@@ -115,6 +115,7 @@ def kinds(path: Path) -> list[str]:
         *({"time": value} for value in (-1.0, 1e12, "5")),
         {"trials": 2.5, "of": ["extended"]},
         {"document": [], "kept": {}, "of": ["edited"]},
+        {"digest": "0", "classes": [[1]], "labels": {}, "of": ["validation"]},
     ],
 )
 def test_what_breaks_the_table_of_events_is_never_written_and_does_not_count_where_it_is_read(
