@@ -20,17 +20,16 @@ from __future__ import annotations
 
 import argparse
 import base64
-import json
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
+from replay.rows import Row, name_of, read_rows, record_rows
 from replay.table import Params, Table
 from search_cost import NAMES, RESULTS, SPACES, TABLES, space_values, suffix, table_file
 
@@ -39,17 +38,14 @@ from mixtune.run.directory import RunFacts
 from mixtune.run.ledger import RunState, TrialRecord
 from mixtune.run.predictions import HeldOut, encode_classes
 from mixtune.run.result import Result
-from mixtune.single import Planned, Shared, train_each
 from mixtune.space.space import space_from_dict
-from mixtune.stages.resume import train_shared
-from mixtune.training.data import ImagePool, load_test_pools, load_training_data
+from mixtune.training.data import ImagePool, load_test_pools
 from mixtune.training.evaluation import tally_predictions
-from mixtune.training.state import start_state
+from mixtune.training.state import TrainState
 
 SEEDS = range(4)
 SEARCHES, DRAWN = 200, (8, 20, 50)  # of each seed and number of recipes
 WITHIN = 0.01  # of the best, to count as found
-DEVICE = torch.device("cpu")
 
 
 def rows_file(data: str) -> Path:
@@ -71,50 +67,22 @@ def recipes(table: Table) -> Iterator[Params]:
 
 def record(data: str, root: str | None, stages: Path) -> None:
     """Train what the rows lack, each appended before the next one starts."""
-    torch.set_num_threads(1)
-    table, rows = Table(table_file(data)), rows_file(data)
+    table = Table(table_file(data))
     base = space_from_dict(space_values(data, root)).recipe
-    known = {(name_of(row["params"]), row["seed"]) for row in read_rows(rows)}
-    planned = [
-        Planned(name_of(params), recipe, 1.0, base)
+    runs = [
+        (params, table.space.recipe_at({**params, "data.root": root, "seed": seed}))
         for seed in SEEDS
         for params in recipes(table)
-        for recipe in [table.space.recipe_at({**params, "data.root": root, "seed": seed})]
     ]
 
-    def train_one(each: Planned, shared: Shared) -> str:
-        split = load_training_data(each.split, DEVICE)
-        pools = load_test_pools(each.split, split)
-        state = start_state(each.recipe, split, DEVICE)
-        for _ in train_shared(state, *shared):
-            pass
-        right = {
-            "val": _judge(state.backbone, state.classifiers[0], split.tasks[0].held_out),
-            "test": _judge(state.backbone, state.classifiers[0], pools[0]),
-        }
+    def row_of(state: TrainState) -> tuple[Row, str]:
+        pools = {"val": state.data.tasks[0].held_out, "test": load_test_pools(base, state.data)[0]}
+        right = {name: _judge(state.backbone, state.classifiers[0], pool) for name, pool in pools.items()}
         packed = {name: pack(own) for name, own in right.items()}
-        row = {"params": json.loads(each.name), "seed": each.recipe.seed, "images": len(right["val"]), **packed}
-        row["test_images"] = len(right["test"])
-        with rows.open("a") as file:
-            file.write(f"{json.dumps(row)}\n")
-        return f"{right['val'].mean():.3f}"
+        counted = {"images": len(right["val"]), **packed, "test_images": len(right["test"])}
+        return counted, f"{right['val'].mean():.3f}"
 
-    def held(each: Planned) -> str | None:
-        return "recorded" if (each.name, each.recipe.seed) in known else None
-
-    for each, _ in train_each(planned, train_one, held, str, stages, DEVICE, lambda line: print(line, flush=True)):
-        known.add((each.name, each.recipe.seed))
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return what is recorded, without a line that an interruption has cut."""
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
-
-
-def name_of(params: Mapping[str, Any]) -> str:
-    """Return a recipe's name: its dotted values."""
-    return json.dumps(dict(params), sort_keys=True)
+    record_rows(rows_file(data), runs, base, row_of, stages)
 
 
 def pack(right: npt.NDArray[np.bool_]) -> str:

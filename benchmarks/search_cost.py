@@ -1,17 +1,18 @@
 """How many device-seconds does a search need until it has found what there is to find?
 
-    python benchmarks/search_cost.py record --run DIR   # every recipe of a grid, once: the table; again: goes on
-    python benchmarks/search_cost.py time               # the table's seconds again, from one training run alone
-    python benchmarks/search_cost.py replay             # searches replayed against it, in simulated time
-    python benchmarks/search_cost.py parts              # the same on random parts of it, and with wrong forecasts
-    python benchmarks/search_cost.py check              # a few of them for real
+    python benchmarks/search_cost.py record    # every recipe of a grid, once: the table; again: goes on
+    python benchmarks/search_cost.py time      # the table's seconds again, from one training run alone
+    python benchmarks/search_cost.py replay    # searches replayed against it, in simulated time
+    python benchmarks/search_cost.py parts     # the same on random parts of it, and with wrong forecasts
+    python benchmarks/search_cost.py check     # a few of them for real
 
 `--data` says which table: digits (432 recipes), cifar10 (48, of 10 % of CIFAR-10), cosine (72, digits with cosine
 schedules), large (216, of 10 % of CIFAR-10); `record`, `time` and `check` find CIFAR-10's images, a class a folder, at
 `--root`.
 
-`record` trains every recipe of a grid with `mixtune search` (grid sampler, stage tree) and keeps the learning curves
-and the metered seconds of an epoch, compressed, in benchmarks/tables/. `replay` lets the same space be searched by
+`record` trains every recipe of a grid on one thread, each stage once, and appends its learning curve to
+benchmarks/tables/curves_DATA.jsonl; of large 40 from a second seed, too. Once all are there it keeps them, compressed,
+with the metered seconds of an epoch, in benchmarks/tables/DATA.json.gz. `replay` lets the same space be searched by
 
 a. Ray Tune with OptunaSearch over both objectives, as its documentation shows it;
 b. the same with ASHA on the accuracy alone, with its own grace period of one epoch, and b'. with one that ends after
@@ -47,15 +48,20 @@ from typing import Any
 
 import optuna
 from replay.clairvoyant import clairvoyant
-from replay.policies import Mixtune, RayTune, SyneTune
+from replay.policies import Mixtune, RayTune, SyneTune, with_images
 from replay.real import device_seconds, search_plainly, search_with_mixtune
+from replay.rows import Row, name_of, read_rows, record_rows
 from replay.simulate import Outcome, Policy, simulate
-from replay.table import Table, change_seconds, keep_table
-from rich.console import Console
+from replay.table import Table, change_seconds, keep_table, recipe_name
 from training_report import count_cores, cpu_model, format_table
 
 import mixtune
+from mixtune.space.points import points
 from mixtune.space.recipe import with_values
+from mixtune.space.space import space_from_dict
+from mixtune.stages.paths import RecipePaths
+from mixtune.training.plan import PHASES
+from mixtune.training.state import TrainState
 
 HERE = Path(__file__).parent
 TABLES, RESULTS = HERE / "tables", HERE / "results"
@@ -132,6 +138,7 @@ LARGE = with_values(
         }
     },
 )
+SECOND_SEED = {"large": 40}  # recipes, for the noise
 SPACES = {"digits": DIGITS, "cifar10": CIFAR10, "cosine": COSINE, "large": LARGE}
 NAMES = {
     "digits": "digits",
@@ -157,40 +164,55 @@ def space_values(data: str, root: str | None) -> dict[str, Any]:
     return {**space, "recipe": with_values(space["recipe"], {"data.root": root})}
 
 
-def record(values: dict[str, Any], run: Path, out: Path, most: int | None, seconds: str | None) -> None:
-    """Train every recipe of the grid, or the first few, and keep the table; a run that is there goes on."""
-    values = {**values, "search": {"sampler": "grid", **({"trials": most} if most else {})}}
-    values["resources"] = {"cpus_per_trial": 1}
-    if (run / "ledger.jsonl").exists():
-        result = mixtune.resume(run, time_budget=seconds)
-    else:
-        result = mixtune.search(values, out=run, gpus=0, time_budget=seconds)
-    left = sum(record.state not in ("complete", "known") for record in result.records.values())
-    if left or len(result.records) < (most or result.space.grid_size() or 0):
-        print(f"{len(result.records)} recipes were asked, {left} of them are unfinished: the same command goes on")
-        return
+def rows_file(data: str) -> Path:
+    """Return where the recipes of a table are kept one by one until it is whole."""
+    return TABLES / f"curves_{data}.jsonl"
+
+
+def record(data: str, values: dict[str, Any], stages: Path, rows: Path, out: Path) -> None:
+    """Train each different recipe of the grid, and some from a second seed; then keep the table and its seconds."""
+    space = space_from_dict(values)
+    once: dict[str, dict[str, Any]] = {}
+    for params in points(space):
+        once.setdefault(recipe_name(space, params), params)
+    most = SECOND_SEED.get(data, 0)
+    again = [*once.values()][:: len(once) // most][:most] if most else []
+    seeded = [(params, 0) for params in once.values()] + [(params, 1) for params in again]
+    runs = [(params, space.recipe_at({**params, "seed": seed})) for params, seed in seeded]
+    record_rows(rows, runs, space.recipe, curve_of, stages)
+    kept, paths = read_rows(rows), RecipePaths(with_images(space))
+    asked = [key for params in points(space) for key in paths(params).keys[1:]]
+    share = len(set(asked)) / len(asked)
     about = {
         "machine": f"{cpu_model()}, {count_cores()} cores, a thread a training",
         "versions": {name: version(name) for name in ("torch", "timm", "ray", "optuna")},
         "mixtune": mixtune.__version__,
         "date": date.today().isoformat(),
-        "account": str(result.account()),
+        "account": f"epochs: {len(asked):,} asked for, {len(set(asked)):,} different ({share:.0%})",
+        **noise_of(kept),
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    keep_table(run, out, about)
-    print(f"written to {out}: {out.stat().st_size / 1e3:.0f} kB")
+    keep_table(out, space, [row for row in kept if row["seed"] == 0], about)
+    retime(values, out)
+    print(f"written to {out}: {out.stat().st_size / 1e3:.0f} kB; {rows} is not needed any more")
+
+
+def curve_of(state: TrainState) -> tuple[Row, str]:
+    """Return a row's learning curve: the validation accuracy after each epoch, None in SSL."""
+    accuracies = [None if epoch.accuracies is None else epoch.accuracies[0] for epoch in state.history]
+    return {"accuracies": accuracies}, f"{accuracies[-1]:.3f}"
+
+
+def noise_of(rows: list[Row]) -> dict[str, float]:
+    """Return by how much a recipe's accuracy differs between two seeds, where a second one was recorded."""
+    last = {(name_of(row["params"]), row["seed"]): row["accuracies"][-1] for row in rows}
+    gaps = [last[name, 1] - last[name, 0] for name, seed in last if seed == 1]
+    return {"seeds_differ": statistics.fmean(gap**2 for gap in gaps) ** 0.5, "of_recipes": len(gaps)} if gaps else {}
 
 
 def retime(values: dict[str, Any], file: Path) -> None:
     """Give a table the seconds of a training run on an idle machine: for one recorded while others trained."""
-    one = {"rho": 0.5, "epochs.ssl": 4, "epochs.sl": 4}
-    with tempfile.TemporaryDirectory() as scratch:
-        fixed = with_values(values["recipe"], one)
-        space = {"optim.sl.base_lr": values["space"]["optim.sl.base_lr"]}
-        alone = {**values, "recipe": fixed, "space": space, "search": {"trials": 1}, "resources": {"cpus_per_trial": 1}}
-        result = mixtune.search(alone, out=Path(scratch, "run"), gpus=0, console=Console(quiet=True))
-        metrics = next(record.metrics for record in result.records.values() if record.state == "complete")
-    seconds = {phase: metrics[f"latency_{phase}_s"] / 2 for phase in ("ssl", "mix", "sl")}
+    metrics = mixtune.train(values["recipe"], {"rho": 0.5, "epochs.ssl": 4, "epochs.sl": 4}, threads=1).metrics
+    seconds = {phase: getattr(metrics, f"latency_{phase}_s") / 2 for phase in PHASES}  # of which each has two epochs
     change_seconds(file, seconds, f"an epoch's seconds were metered alone on {date.today().isoformat()}")
     print(f"{file}: an epoch takes {seconds}")
 
@@ -362,9 +384,12 @@ def report(
     verdicts = ", ".join(
         f"{name} {'met' if ratio <= GOAL else 'missed'}, {ratio:.2f}" for name, ratio in ratios.items()
     )
+    differ = ""
+    if "seeds_differ" in table.about:
+        differ = "; accuracies of {of_recipes} recipes from two seeds differ by {seeds_differ:.3f} (root mean square)"
     about = [
         f"the table: {sum(1 for _ in table.recipes())} recipes on {NAMES[data]}, {table.about['machine']}, "
-        f"{table.about['date']}; {table.about['account']}",
+        f"{table.about['date']}; {table.about['account']}{differ.format(**table.about)}",
         f"{slots} slots, {len(outcomes[PLAIN])} seeds; device-seconds to 95 % and 99 % of the best known hypervolume",
         f"a search that knew every outcome: {known[0]} to 95 %, {known[1]} to 99 %",
         ", ".join(f"{name} {version(name)}" for name in ("ray", "optuna", "scikit-learn") if find_spec("ray")),
@@ -390,19 +415,17 @@ def main() -> None:
     parser.add_argument("--data", choices=SPACES, default="digits")
     parser.add_argument("--root", help="CIFAR-10 as a folder of images: record and check of cifar10")
     parser.add_argument("--table", type=Path, help="default: the one that is kept")
-    parser.add_argument("--run", type=Path, default=Path("runs/search_cost"), help="record: where it trains")
-    parser.add_argument("--time-budget", help="record: after which it stops, to be continued")
+    parser.add_argument("--stages", type=Path, default=Path("stages"), help="record: a folder for training states")
     parser.add_argument("--out", type=Path, default=RESULTS, help="of replay")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--slots", type=int, default=2)
-    parser.add_argument("--trials", type=int, help="record: the first few of the grid alone")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("mixtune").setLevel(logging.ERROR)
     data, file = options.data, options.table or table_file(options.data)
     values = space_values(data, options.root)
     if options.do == "record":
-        record(values, options.run, file, options.trials, options.time_budget)
+        record(data, values, options.stages, rows_file(data), file)
     elif options.do == "time":
         retime(values, file)
     elif options.do == "parts":

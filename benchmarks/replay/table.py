@@ -6,8 +6,7 @@ import copy
 import gzip
 import json
 import random
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -15,12 +14,13 @@ from typing import Any
 
 import pandas as pd
 
-import mixtune
 from mixtune.run.front import hypervolume
 from mixtune.space.effective import effective
+from mixtune.space.points import points
 from mixtune.space.recipe import with_values
 from mixtune.space.space import SearchSpace, space_from_dict
 from mixtune.training.plan import make_plan
+from replay.rows import Row
 
 Params = dict[str, Any]
 
@@ -78,8 +78,7 @@ class Table:
         """Return a random part of the table's different recipes."""
         names: dict[str, list[str]] = {}
         for params in self.recipes():
-            different = json.dumps(effective(self.space.values_at(params)), sort_keys=True, default=str)
-            names.setdefault(different, []).append(_name(params))
+            names.setdefault(recipe_name(self.space, params), []).append(_name(params))
         kept = random.Random(seed).sample(sorted(names), round(share * len(names)))
         table = copy.copy(self)
         table._curves = {name: self._curves[name] for each in kept for name in names[each]}
@@ -105,20 +104,18 @@ def front_volume(curves: list[Curve], reference: Mapping[str, float]) -> float:
     return hypervolume(frame, {"val_accuracy": "max", "train_latency_s": "min"}, reference)
 
 
-def keep_table(run: Path, path: Path, about: Mapping[str, Any]) -> None:
-    """Write the table of a finished grid search; ``about``: where it came from. Raises RuntimeError."""
-    result = mixtune.load(run)
-    space, recipes = _plain(result.space.to_dict()), []
-    parsed = space_from_dict(space)
-    for asked in result.records.values():
-        record = result.records[asked.same_as] if asked.same_as else asked
-        if record.state != "complete":
-            raise RuntimeError(f"{record.trial} is {record.state}: {record.reason}")
-        epochs = Counter(str(epoch.phase) for epoch in make_plan(parsed.recipe_at(record.params)))
-        seconds = {phase: record.metrics[f"latency_{phase}_s"] / count for phase, count in epochs.items()}
-        recipes.append([asked.params, [epoch["val_accuracy"] for epoch in record.epochs], seconds])
+def keep_table(path: Path, space: SearchSpace, rows: Iterable[Row], about: Mapping[str, Any]) -> None:
+    """Write the table of a grid's rows, which have ``params`` and ``accuracies``; ``about``: where it came from.
+
+    Equal recipes have equal rows, one of which is enough. Seconds are missing until change_seconds(). Raises KeyError
+    where a recipe's row is missing.
+    """
+    curves = {recipe_name(space, row["params"]): row["accuracies"] for row in rows}
+    recipes = [[params, curves[recipe_name(space, params)], {}] for params in points(space)]
     with gzip.open(path, "wt", compresslevel=9) as file:
-        json.dump({"about": dict(about), "space": space, "recipes": recipes}, file, separators=(",", ":"))
+        json.dump(
+            {"about": dict(about), "space": _plain(space.to_dict()), "recipes": recipes}, file, separators=(",", ":")
+        )
 
 
 def change_seconds(path: Path, seconds: Mapping[str, float], about: str) -> None:
@@ -126,7 +123,7 @@ def change_seconds(path: Path, seconds: Mapping[str, float], about: str) -> None
     with gzip.open(path, "rt") as file:
         kept = json.load(file)
     kept["about"]["seconds"] = about
-    kept["recipes"] = [[*recipe[:2], {phase: seconds[phase] for phase in recipe[2]}] for recipe in kept["recipes"]]
+    kept["recipes"] = [[*recipe[:2], dict(seconds)] for recipe in kept["recipes"]]
     with gzip.open(path, "wt", compresslevel=9) as file:
         json.dump(kept, file, separators=(",", ":"))
 
@@ -135,6 +132,11 @@ def _plain(space: Mapping[str, Any]) -> dict[str, Any]:
     """Return a run's space in the form of its file, without the folder of its images."""
     kept = {key: value for key, value in space.items() if key not in ("run", "constraints")}
     return {**kept, "recipe": with_values(kept["recipe"], {"data.root": None})}
+
+
+def recipe_name(space: SearchSpace, params: Mapping[str, Any]) -> str:
+    """Return what is equal for parameters whose recipes train the same."""
+    return json.dumps(effective(space.values_at(params)), sort_keys=True, default=str)
 
 
 def _name(params: Mapping[str, Any]) -> str:
