@@ -147,7 +147,11 @@ def first_difference(expected: Any, found: Any) -> str:
 
 def lost_endings(before: Mapping[str, Values], directory: Path) -> list[str]:
     """Return a line for each trial that had ended and has not any more, or not as it had."""
-    now = read_endings(read_events(directory))
+    return changed_endings(before, read_endings(read_events(directory)))
+
+
+def changed_endings(before: Mapping[str, Values], now: Mapping[str, Values]) -> list[str]:
+    """Return a line for each ending that is not there any more, or not as it was."""
     return [
         f"{trial} had ended, and is {'lost' if trial not in now else f'now {now[trial]}, before {ending}'}"
         for trial, ending in before.items()
@@ -295,14 +299,6 @@ def litter(directory: Path) -> list[str]:
     """Return a problem where a finished run still holds temporary files; those of states go when a trial begins."""
     found = [path.name for path in directory.iterdir() if path.name.endswith((".tmp", "-journal", "-wal"))]
     return [f"temporary files are left: {', '.join(found)}"] if found else []
-
-
-def endings_if_readable(directory: Path) -> dict[str, Values]:
-    """Return how trials ended, nothing of a ledger that is damaged in its middle."""
-    try:
-        return read_endings(read_events(directory))
-    except ValueError:
-        return {}
 
 
 def copy_run(harness: Harness, directory: Path) -> Path:

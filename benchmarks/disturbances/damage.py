@@ -18,11 +18,11 @@ import mixtune
 from disturbances.checks import (
     Row,
     Undisturbed,
+    changed_endings,
     copy_run,
     count_problems,
-    endings_if_readable,
     litter,
-    lost_endings,
+    read_endings,
     read_events,
     read_params,
     remove_all,
@@ -266,7 +266,7 @@ def resume_with_damaged_files(
         with timed(row):
             copies = [copy_run(harness, undisturbed.directory) for _ in range(count)]
             damages = [damage_file(copy / name, rng) for copy in copies]
-            before = [(endings_if_readable(copy), (copy / "ledger.jsonl").read_bytes()) for copy in copies]
+            before = [(sound_endings(copy), (copy / "ledger.jsonl").read_bytes()) for copy in copies]
             answers = harness.run(*(to_resume(copy) for copy in copies))
             refused = sum(answer.is_refusal() for answer in answers)
             row.done += f" ({refused} refused)" if refused else ""
@@ -302,6 +302,11 @@ def damage_file(path: Path, rng: random.Random) -> str:
     return "a folder"
 
 
+def sound_endings(directory: Path) -> dict[str, Values]:
+    """Return how trials ended by the lines of a ledger that are sound."""
+    return read_endings(read_ledger(directory / "ledger.jsonl"))
+
+
 def check_after_damage(
     undisturbed: Undisturbed, directory: Path, answer: Answer, ended: Values, ledger: bytes, is_derived: bool
 ) -> list[str]:
@@ -310,7 +315,7 @@ def check_after_damage(
         return [] if (directory / "ledger.jsonl").read_bytes() == ledger else ["a refused resume changed the ledger"]
     if answer.error is not None:
         return [f"{answer} {answer.trace}"]
-    problems = lost_endings(ended, directory)
+    problems = changed_endings(ended, sound_endings(directory))
     return problems + (undisturbed.check(directory) if is_derived else [])
 
 

@@ -49,8 +49,8 @@ def account(records: Iterable[TrialRecord], waited_s: float = 0.0) -> Account:
     epochs, seconds = sum(left[0] for left in before), sum(left[1] for left in before)
     return Account(
         epochs_asked=sum(m["epochs_asked"] for m in metrics),
-        epochs_trained=sum(m["epochs_trained"] for m in metrics) + epochs,
-        epochs_reused=sum(m["epochs_reused"] for m in metrics) - epochs,
+        epochs_trained=sum(m.get("epochs_trained") or 0 for m in metrics) + epochs,
+        epochs_reused=sum(m.get("epochs_reused") or 0 for m in metrics) - epochs,
         asked_s=sum(metric_value(m, "forecast_latency_s") for m in metrics),
         trained_s=sum(map(trained_seconds, metrics)) + seconds,
         reused_s=sum(metric_value(m, "latency_reused_s") for m in metrics) - seconds,
