@@ -314,7 +314,7 @@ def remove_all(directories: Sequence[Path]) -> None:
 
 def resume_all(harness: Harness, undisturbed: Undisturbed, directories: Sequence[Path]) -> list[str]:
     """Resume runs one after another; return what each lost or has wrong at its end."""
-    before = [endings_if_readable(directory) for directory in directories]
+    before = [read_endings(read_events(directory)) for directory in directories]
     answers = harness.run(*(to_resume(directory) for directory in directories))
     problems = [str(answer) for answer in answers if answer.error is not None]
     for ended, directory in zip(before, directories, strict=True):
