@@ -12,6 +12,8 @@ injections  trials get NaN and infinite weights, raise, exit, are killed and run
             at a random step of each of six epochs (two of each phase), once and always; a folder of images disappears
             in mid-search;
 disk        the disk is full while ledger, states and tables are written;
+machine     a search as its command gets signals at each of its moments, loses Ray's processes and its output, and
+            begins where temporary folders, home, memory or network are not as usual;
 commands    confirm, report, export, clean, init and train are killed before a change of a file, find the disk full or
             the folder read-only, and two of them begin at once;
 soak        a search of 2,000 short trials has a fault every minute: processes of it are killed, states damaged;
@@ -49,6 +51,7 @@ from disturbances.disk import run_disk
 from disturbances.faults import EPOCHS, run_injections
 from disturbances.fuzz import run_fuzz
 from disturbances.kills import run_kills
+from disturbances.machine import run_machine
 from disturbances.searches import make_harness
 from disturbances.soak import run_soak
 
@@ -61,6 +64,7 @@ PARTS = {
     "states": run_states,
     "injections": run_injections,
     "disk": run_disk,
+    "machine": run_machine,
     "commands": run_commands,
     "soak": run_soak,
     "fuzz": run_fuzz,

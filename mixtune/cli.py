@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from mixtune._version import __version__
 from mixtune.errors import DataError, RequestError, TrainingError, printable
 from mixtune.metrics import counted, disturbed_note, is_disturbed
 from mixtune.run.directory import RunDirectory
+from mixtune.signals import catch_signals, interrupt
 from mixtune.streams import CurrentStderrHandler, Patient, open_standard_streams
 
 if TYPE_CHECKING:
@@ -32,7 +34,20 @@ if TYPE_CHECKING:
 
 LOG_WIDTH = 100  # columns, where the output is not a terminal
 
+
+class _Commands(TyperGroup):
+    """The commands, each of which says so where it is interrupted; what then, many say themselves."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _fail("interrupted", 130)
+
+
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -652,6 +667,7 @@ def main() -> None:
     Output may fail, and the command is done all the same; what a full disk did not take makes the status 1.
     """
     open_standard_streams()
+    catch_signals(interrupt)
     handler = CurrentStderrHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(handlers=[handler])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -165,3 +166,20 @@ def test_a_file_of_another_kind_is_not_written_over(
     mine.unlink()
     for _ in range(2):  # its own is replaced
         assert run(*(named.get(word, word) for word in words), str(mine))[0] == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
+def test_a_command_that_is_interrupted_as_it_begins_says_so(number: signal.Signals, tmp_path: Path) -> None:
+    command = subprocess.Popen(
+        [str(Path(sys.executable).with_name("mixtune")), "search", "digits", "--out", "run"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run by nohup
+    )
+    assert command.stderr is not None
+    assert command.stderr.readline() == "starting: PyTorch and Ray are being loaded\n"
+    command.send_signal(number)
+    assert command.communicate()[1] == "mixtune: interrupted\n"
+    assert command.returncode == 130
+    assert list(tmp_path.iterdir()) == []

@@ -79,11 +79,11 @@ def install_faults() -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
     from mixtune.training import loop
-    from mixtune.tuning import trainable
+    from mixtune.tuning import trial
 
     plan_file = Path(os.environ[FAULTS])
     plan = json.loads(plan_file.read_text())
-    train_step, start_state = loop.train_step, trainable.start_state
+    train_step, start_state = loop.train_step, trial.start_state
     last = {"epoch": -1, "step": -1}
 
     def start(*given: Any) -> Any:
@@ -108,7 +108,7 @@ def install_faults() -> None:
                     print(os.getpid(), file=file)
                 strike(fault["kind"], state)
 
-    loop.train_step, trainable.start_state = step, start
+    loop.train_step, trial.start_state = step, start
 
 
 def strike(kind: str, state: Any) -> None:

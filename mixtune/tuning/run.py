@@ -30,6 +30,7 @@ from mixtune.run.lock import ask_to_end, hold_run
 from mixtune.run.reference import derive_reference
 from mixtune.run.remaining import ended_early, most_trials
 from mixtune.run.result import Result, result_of
+from mixtune.signals import ENDING, catch_signals
 from mixtune.space.foreign import foreign_in_space, refuse_foreign_code
 from mixtune.space.placing import complete_params
 from mixtune.space.space import SearchSpace
@@ -67,9 +68,6 @@ _log = logging.getLogger("mixtune.tuning")
 
 class SearchError(TrainingError):
     """A search ran, and not one of its trials completed, or it made no sense to continue."""
-
-
-_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)  # that end a search as Ctrl-C does
 
 
 def search(
@@ -476,7 +474,7 @@ class Signals:
     def __init__(self, run: RunDirectory, grace_s: float | None) -> None:
         self._run, self._grace_s, self._has_asked = run, grace_s, False
         self.search: RunningSearch | None = None
-        self._before = {number: signal.getsignal(number) for number in _SIGNALS}
+        self._before = {number: signal.getsignal(number) for number in ENDING}
 
     def __enter__(self) -> Signals:
         self.catch()
@@ -496,16 +494,12 @@ class Signals:
             raise InterruptedSearch(f"interrupted; {done}") from None
 
     def catch(self) -> None:
-        """Let signals raise KeyboardInterrupt, where they can be caught: in the main thread; an ignored one stays so.
+        """Let signals raise KeyboardInterrupt.
 
-        A terminal that is closed sends SIGHUP (not to what nohup started), SLURM sends SIGTERM or SIGUSR1 before it
-        ends a job. Ray's start puts handlers of its own in place, and while trials train Ray handles SIGUSR1 itself:
-        see train_trials().
+        Ray's start puts handlers of its own in place, and while trials train Ray handles SIGUSR1 itself: see
+        train_trials().
         """
-        if threading.current_thread() is threading.main_thread():
-            for number in _SIGNALS:
-                if signal.getsignal(number) != signal.SIG_IGN:
-                    signal.signal(number, self._end)
+        catch_signals(self._end)
 
     def _end(self, number: int, frame: Any) -> None:
         search = self.search
