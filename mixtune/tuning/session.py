@@ -250,6 +250,8 @@ def _start(address: str | None, cpus: int, gpus: int, folder: Path | None = None
     try:
         with _importing_alike():
             ray.init(address=address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **own)
+    except SystemExit:  # what Ray makes of a SIGTERM while it starts
+        raise KeyboardInterrupt from None
     except Exception as error:  # whatever Ray raises, of a machine that it does not like
         if address is None:
             said = "a folder or file of it: " if isinstance(error, OSError) else ""
