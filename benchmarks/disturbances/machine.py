@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -28,6 +29,8 @@ from disturbances.checks import (
 from disturbances.searches import PATIENCE_S, Events, Harness, Say, Values, small_space
 
 SOON_S = 10.0  # from a signal to the prompt
+STARTING_S = 40.0  # where Ray's processes are ended, too, while it waits for them to start
+FULL = Path("/dev/full")
 MIXTUNE = str(Path(sys.executable).with_name("mixtune"))
 
 
@@ -46,7 +49,7 @@ class Search:
         self.run, self._log = folder / "run", folder / "log"
         self.events_before = len(read_events(self.run)) if self.run.exists() else 0
         begun = (self.run / "space.yaml").exists()
-        command = ["resume", "run"] if begun else ["search", "space.yaml", "--gpus", "0", "--out", "run"]
+        command = ["resume", "run"] if begun else ["search", "space.yaml", "--out", "run"]
         changed = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **(environment or {})}
         known = harness.environment | {name: value for name, value in changed.items() if value is not None}
         with (output or self._log).open("wb") as out:
@@ -157,9 +160,11 @@ def write_space(folder: Path, space: Values) -> None:
     (folder / "space.yaml").write_text(yaml.safe_dump(space, sort_keys=False))
 
 
-def check_whole(harness: Harness, undisturbed: Undisturbed, search: Search, status: int | None) -> list[str]:
-    """Return what is wrong with a search that should have been brought to its end."""
-    if status != 0:
+def check_whole(
+    harness: Harness, undisturbed: Undisturbed, search: Search, status: int | None, done: int = 0
+) -> list[str]:
+    """Return what is wrong with a search that should have been brought to its end; done: its exit status."""
+    if status != done:
         return [f"exit status {status}: {search.said()[-600:]}"]
     said = ["a traceback: " + search.said()[-600:]] if "Traceback" in search.said() else []
     return said + undisturbed.check(search.run) + litter(search.run) + harness.left_behind()
@@ -170,7 +175,7 @@ def interrupt(harness: Harness, undisturbed: Undisturbed, name: str, say: Say) -
     folder, rows = make_folder(harness, undisturbed, "signal"), []
     for moment, is_now in MOMENTS.items():
         row = Row("machine", f"{name} {moment}", times=1)
-        row.checked = "exit 130 and one line within 10 s; what had ended is there, and no process"
+        row.checked = "exit 130 and one line in the seconds given; what had ended is there, and no process"
         with timed(row):
             search = Search(harness, folder)
             has_come = search.reaches(lambda: is_now(search, harness, undisturbed.count))  # noqa: B023 - called here
@@ -184,7 +189,8 @@ def interrupt(harness: Harness, undisturbed: Undisturbed, name: str, say: Say) -
                 row.problems += check_whole(harness, undisturbed, search, status)
             else:
                 row.done += f" ({took:.1f} s)"
-                row.problems += check_interrupted(search.said(), status, took)
+                most = STARTING_S if SIGNALS[name] is _end_the_job and moment == "as Ray starts" else SOON_S
+                row.problems += check_interrupted(search.said(), status, took, most)
             row.problems += lost_endings(seen, search.run) + harness.left_behind()
         say(f"machine: {row.done}, wrong {len(row.problems)}")
         rows.append(row)
@@ -195,10 +201,10 @@ def interrupt(harness: Harness, undisturbed: Undisturbed, name: str, say: Say) -
     return [*rows, row]
 
 
-def check_interrupted(said: str, status: int | None, took: float) -> list[str]:
+def check_interrupted(said: str, status: int | None, took: float, most: float) -> list[str]:
     """Return what is wrong with how a command was interrupted."""
     problems = [] if status == 130 else [f"exit status {status}: {said[-600:]}"]
-    problems += [] if took <= SOON_S else [f"{took:.1f} s to the prompt"]
+    problems += [] if took <= most else [f"{took:.1f} s to the prompt"]
     problems += [f"a traceback: {said[-900:]}"] if "Traceback" in said or "Exception ignored" in said else []
     told = [line for line in said.splitlines() if line.startswith("mixtune: interrupted")]
     return problems + ([] if len(told) == 1 else [f"{len(told)} lines say that it was interrupted: {said[-300:]}"])
@@ -248,11 +254,11 @@ def odd_starts(harness: Harness) -> dict[str, dict[str, object]]:
         "a HOME that is not there": {"environment": {"HOME": str(harness.folder / "none")}},
         "no room in /dev/shm": {"wrapper": under("mount -t tmpfs -o size=4k,ro none /dev/shm")},
         "no network but loopback": {"wrapper": lone},
-        "one CPU by affinity": {"wrapper": ["taskset", "-c", "0"]},
+        "one CPU by affinity": {"wrapper": ["taskset", "-c", "0"], "words": ["--cpus-per-trial", "1"]},
         "an address where nobody is": {"words": ["--address", "127.0.0.1:1"]},
         "FORCE_COLOR": {"environment": {"FORCE_COLOR": "1"}},
         "TERM=dumb": {"environment": {"TERM": "dumb"}},
-        "output to a full disk": {"output": Path("/dev/full")},
+        "output to a full disk": {"output": FULL},
         "output to a pipe that is closed": {"wrapper": ["sh", "-c", piped, "sh"]},
     }
 
@@ -272,9 +278,11 @@ def start_oddly(harness: Harness, undisturbed: Undisturbed, name: str, options: 
             row.done += f": {told[0].removeprefix('mixtune: ')}".replace(str(harness.folder), "DIR").replace("|", "/")
             row.problems += [] if time.monotonic() - began < 60 else ["it took more than a minute to say so"]
             row.problems += harness.left_behind()
-        else:
-            row.problems += check_whole(harness, undisturbed, search, status)
-        row.problems += ["terminal codes in a file"] if "\x1b" in said else []
+        else:  # what a full disk did not take makes the status 1
+            done = int(options.get("output") == FULL)
+            row.problems += check_whole(harness, undisturbed, search, status, done)
+        moves = [code for code in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]", said) if not code.endswith("m")]  # no colours
+        row.problems += [f"a terminal's codes in a file: {moves[:5]}"] if moves else []
     say(f"machine: {row.done}, wrong {len(row.problems)}")
     return row
 
