@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -49,6 +52,33 @@ for address in ("127.0.0.1:1", sys.argv[1]):
     except RequestError as error:
         print(error)
 """
+
+ENDED_WHILE_RAY_STARTS = """
+import os, signal, threading, time
+from pathlib import Path
+from mixtune.tuning.session import ray_session
+
+within = Path(os.environ["RAY_TMPDIR"])
+
+def end():
+    while not list(within.glob("mx*/ray/session_*/logs/monitor.out")):
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+threading.Thread(target=end, daemon=True).start()
+try:
+    with ray_session(None, 1, 0):
+        print("it started")
+except KeyboardInterrupt:
+    print("interrupted", os.listdir(within))
+"""
+
+
+def test_a_sigterm_while_ray_starts_is_an_interruption() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # sockets need a short name
+        words = [sys.executable, "-c", ENDED_WHILE_RAY_STARTS]
+        done = subprocess.run(words, env={**os.environ, "RAY_TMPDIR": folder}, capture_output=True, text=True)
+    assert done.stdout == "interrupted []\n", done
 
 
 def test_a_process_searches_here_twice_and_then_on_a_cluster_with_a_token_of_its_own(
