@@ -43,7 +43,6 @@ _HOST_PORT = re.compile(r"\[?([^\[\]]+)\]?:(\d+)")
 _TOKEN_SOURCES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 SHARED_MEMORY = Path("/dev/shm")
 STORE_BYTES = 100_000_000  # of objects that processes hand to each other, where there is no shared memory
-_NO_TASK_EVENTS = {"task_events_report_interval_ms": 0}  # nobody reads them, and a head that is gone is waited for
 _PRIVATE = re.compile(r"mx[0-9a-f]{4}")  # of a session of ours, in the folder for sessions
 # of a folder for sessions: a socket's path has 107 characters, and below it Ray's are as long as this
 MAX_FOLDER = 107 - len(f"/mx1234/ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store")
@@ -245,7 +244,9 @@ def _start(address: str | None, cpus: int, gpus: int, folder: Path | None = None
         if (problem := loopback_problem()) is not None:
             raise RequestError(f"Ray did not start here: {problem}")
         os.environ["RAY_TMPDIR"] = str(folder)
-        own = {"num_cpus": cpus, "num_gpus": gpus, "include_dashboard": False, "_system_config": _NO_TASK_EVENTS}
+        # nobody reads them without a dashboard, and where the head is gone Ray's end waits to send them
+        os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
+        own = {"num_cpus": cpus, "num_gpus": gpus, "include_dashboard": False}
         own |= {} if shared_memory_bytes() else {"_plasma_directory": str(folder), "object_store_memory": STORE_BYTES}
     _authenticate(address)
     try:
