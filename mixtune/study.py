@@ -343,9 +343,9 @@ def _number(trial: str, name: str, value: Any) -> float:
     number = float(value)
     if not math.isfinite(number):
         raise RequestError(f"{trial}: {name} is {number}: tell a finite number, or failed='why'")
-    if number < 0 or (METRICS[name].is_share and number > 1):
-        allowed_here = "a share from 0 to 1" if METRICS[name].is_share else "0 or more"
-        raise RequestError(f"{trial}: {name} should be {allowed_here}, got {number:g}")
+    if not 0 <= number <= (most := METRICS[name].bounds[1]):
+        kind = "a share" if METRICS[name].is_share else "a number"
+        raise RequestError(f"{trial}: {name} should be {kind} from 0 to {most:g}, got {number:g}")
     return number
 
 

@@ -112,7 +112,8 @@ def test_what_cannot_be_told_is_refused_in_one_line_and_nothing_is_lost(small_sp
         r"val_accuracy is nan: tell a finite number, or failed='why'": {"val_accuracy": math.nan},
         "train_latency_s is inf": {"train_latency_s": math.inf},
         "val_accuracy should be a share from 0 to 1, got 93": {"val_accuracy": 93},
-        "train_latency_s should be 0 or more, got -1": {"train_latency_s": -1.0},
+        r"train_latency_s should be a number from 0 to 1e\+100, got -1": {"train_latency_s": -1.0},
+        r"train_latency_s should be a number from 0 to 1e\+100, got 1e\+308": {"train_latency_s": 1e308},
         'val_accuracy should be a number, got "0.9"': {"val_accuracy": "0.9"},
     }
     with mixtune.Study(values, out=tmp_path / "run") as study:
