@@ -343,7 +343,8 @@ def _number(trial: str, name: str, value: Any) -> float:
     number = float(value)
     if not math.isfinite(number):
         raise RequestError(f"{trial}: {name} is {number}: tell a finite number, or failed='why'")
-    if not 0 <= number <= (most := METRICS[name].bounds[1]):
+    most = METRICS[name].bounds[1]
+    if not 0 <= number <= most:
         kind = "a share" if METRICS[name].is_share else "a number"
         raise RequestError(f"{trial}: {name} should be {kind} from 0 to {most:g}, got {number:g}")
     return number
