@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,9 @@ def record_rows(
     the fields of a trained state's row, and what to print; stages: the folder of training states that they share.
     """
     torch.set_num_threads(1)
-    kept = read_rows(file)
-    file.write_text("".join(f"{json.dumps(row)}\n" for row in kept))  # without what an interruption has cut
-    known = {(name_of(row["params"]), row["seed"]) for row in kept}
+    if file.exists():  # a line that an interruption has cut goes, so that the next one begins a line
+        os.truncate(file, file.read_bytes().rfind(b"\n") + 1)
+    known = {(name_of(row["params"]), row["seed"]) for row in read_rows(file)}
     planned = [Planned(name_of(params), recipe, 1.0, split) for params, recipe in runs]
 
     def train_one(each: Planned, shared: Shared) -> str:
