@@ -17,6 +17,7 @@ Nothing else should run meanwhile. Results go to benchmarks/results/.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import math
 import os
 import platform
@@ -40,13 +41,14 @@ from rich.console import Console
 from training_report import count_cores, cpu_model, format_table
 
 import mixtune
-from mixtune.cost.model import Cost
+from mixtune.cost.machine import Machine
+from mixtune.cost.model import CostModel
 from mixtune.run.ledger import read_ledger
 from mixtune.space.recipe import with_values
 from mixtune.space.space import SearchSpace, load_space, space_from_dict
 from mixtune.stages.paths import RecipePaths
-from mixtune.training.bill import Bill
-from mixtune.training.plan import PHASES, make_plan
+from mixtune.training.data import load_training_data
+from mixtune.training.plan import PHASES
 from mixtune.tuning.search import RunningSearch
 from mixtune.tuning.trial import EpochReport
 
@@ -235,34 +237,40 @@ def measure_overhead(trials: int, finished: int) -> tuple[list[str], list[tuple[
 
 
 def time_asking(sampler: str, finished: int) -> list[float]:
-    """Return the seconds of ten suggestions after so many finished random trials, whose accuracies are made up."""
+    """Return the seconds of ten suggestions after so many finished random trials, whose accuracies are made up.
 
-    def cost(params: Mapping[str, Any], *_: Any) -> Cost:
-        seconds = float(params["epochs.ssl"] + params["epochs.sl"])
-        return Cost({"train_latency_s": seconds}, seconds, seconds)
+    Paths, bills and prices are a real search's; each trial is said to have stored its states.
+    """
+    values = search_values({"epochs.ssl": {"randint": [1, 200]}}, {}, finished + 10)
+    values["space"]["optim.sl.base_lr"] = {"loguniform": [1e-3, 1e-1]}
+    values |= {"baselines": []}
+    space = space_from_dict(values)
+    machine = Machine("a CPU", 1, "float32", dict.fromkeys(PHASES, 1e10))
+    model = CostModel(space, load_training_data(space.recipe), machine)
+    reference = {"val_accuracy": 0.1, "train_latency_s": 300.0}
 
     def search_on(ledger: Path, sampler: str) -> RunningSearch:
-        values = search_values({"epochs.ssl": {"randint": [1, 200]}}, {}, finished + 10)
-        values["space"]["optim.sl.base_lr"] = {"loguniform": [1e-3, 1e-1]}
-        values |= {"baselines": [], "search": values["search"] | {"sampler": sampler}}
-        reference = {"val_accuracy": 0.1, "train_latency_s": 300.0}
-        space = space_from_dict(values)
-        paths = RecipePaths(space)
-        return RunningSearch(space, ledger, paths=paths, costs=cost, reference=lambda complete: reference)
+        own = space_from_dict({**values, "search": values["search"] | {"sampler": sampler}})
+        known = {"costs": model.cost, "fault": model.fault, "reference": lambda complete: reference}
+        return RunningSearch(own, ledger, paths=RecipePaths(own), **known)
 
     def one_trial(search: RunningSearch) -> float:
         started = time.perf_counter()
         asked = search.ask()
         took = time.perf_counter() - started
         assert asked is not None
-        seconds = cost(asked.params).seconds
-        accuracy = 0.9 - 0.3 / seconds - (asked.params["alpha"] - 0.5) ** 2
         search.start(asked.trial)
-        windows = [("an epoch", 1.0, True, {"device": "none"})]
-        epochs = len(make_plan(search.space.recipe_at(asked.params)))
-        metrics = {"val_accuracy": accuracy, "epoch": epochs, "epochs_asked": epochs}
-        bill = Bill(dict.fromkeys(PHASES, int(seconds)), (("sl", "an epoch", 1.0),), "none")
-        search.report(asked.trial, EpochReport([metrics], metrics, windows, bill))
+        bill = model.bill(search.space.recipe_at(asked.params))
+        accuracy = 0.9 - 0.3 / len(bill.epochs) - (asked.params["alpha"] - 0.5) ** 2
+        steps = {signature: machine.step_seconds(phase, flops) for phase, signature, flops in bill.epochs}
+        windows = [
+            (signature, seconds, True, {"device": "none"})
+            for signature, seconds in (steps | {bill.infer: 1e-3}).items()
+        ]
+        for epoch in sorted(search.stages.ends(asked.params)):
+            key = hashlib.sha256(f"{asked.trial} {epoch}".encode()).hexdigest()[:40]
+            metrics = {"epoch": epoch, "epochs_asked": len(bill.epochs), "val_accuracy": accuracy}
+            search.report(asked.trial, EpochReport([metrics], metrics, windows, bill, stored=key))
         search.end(asked.trial)
         return took
 

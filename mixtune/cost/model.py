@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,9 +43,9 @@ class CostModel:
     """Forecasts of recipes' costs: timed steps count as they were timed, the others by what their FLOPs say."""
 
     def __init__(self, space: SearchSpace, data: TrainingData, machine: Machine) -> None:
-        self._space, self._machine = space, machine
+        self._machine = machine
         self._size, self._shape = Size.of(data), data_shape(data)
-        self._bills: dict[str, Bill] = {}
+        self._of_name = functools.lru_cache(MAX_BILLS)(lambda name: self.bill(space.recipe_at(json.loads(name))))
 
     def bill(self, recipe: Recipe) -> Bill:
         """Return a recipe's bill, as its trial on this machine will send it but for inference."""
@@ -79,9 +80,8 @@ class CostModel:
             return untimed * self._machine.step_seconds(phase, flops)
 
         seconds, marginal = (sum(bill.price(times, step_seconds, start=epochs).values()) for epochs in (0, reused))
-        is_timed = all(times.is_known(signature) for _, signature, _ in bill.epochs)
         objectives = {"train_latency_s": seconds, "train_flops": bill.flops}
-        return Cost(objectives, seconds, marginal, is_timed, len(bill.epochs))
+        return Cost(objectives, seconds, marginal, bill.is_timed(times), len(bill.epochs))
 
     def fault(self, params: Mapping[str, Any]) -> str | None:
         """Return why dotted parameters make no recipe that can be trained; None where they do."""
@@ -93,12 +93,7 @@ class CostModel:
 
     def _bill_of(self, params: Mapping[str, Any]) -> Bill:
         """Return the bill of dotted parameters, computed once: a sampler prices its candidates for every suggestion."""
-        name = json.dumps(params, sort_keys=True)
-        if name not in self._bills:
-            if len(self._bills) >= MAX_BILLS:
-                self._bills.clear()
-            self._bills[name] = self.bill(self._space.recipe_at(params))
-        return self._bills[name]
+        return self._of_name(json.dumps(params, sort_keys=True))
 
 
 def forecast_most_expensive(space: SearchSpace, data: TrainingData, machine: Machine) -> dict[str, float]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import os
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ from mixtune.training.augmentation import Augmentation
 from mixtune.training.data import ImagePool, TrainingData
 from mixtune.training.device import choose_dtype, describe_device
 from mixtune.training.optimizer import followed_schedules
-from mixtune.training.plan import Epoch, Phase, learning_rates, make_plan
+from mixtune.training.plan import Epoch, Phase, RateCurve, make_plan, rate_curves
 
 _KEY_LENGTH = 40  # hexadecimal digits
 _RATES_NOTED = 8  # of an epoch, and its last: a schedule has two smooth pieces at most, which so many points tell apart
@@ -44,23 +45,59 @@ def stage_keys(recipe: Recipe, data: TrainingData, device: torch.device | str = 
     ``data`` is the recipe's own; a relative ``model.pretrained`` means the current folder. An image set is read in
     full once a process. Raises RequestError where a file of pretrained weights cannot be read.
     """
-    own = choose_patch_size(data.image_size, recipe.model.patch_size)
-    plan = [replace(epoch, strategy=_without_size(epoch.strategy, own)) for epoch in make_plan(recipe)]
-    images = {phase: _digest(_describe_images(recipe, data, phase)) for phase in {epoch.phase for epoch in plan}}
-    keys = [_digest(_describe_start(recipe, data, torch.device(device)))]
-    for before, epoch in zip((None, *plan), plan, strict=False):
-        description = _describe_epoch(recipe, epoch, data.steps_of(epoch.phase)) | {"images": images[epoch.phase]}
-        if before is not None and before.phase != epoch.phase:
-            description["carry_state"] = recipe.optim.carry_state
-        keys.append(_digest({"parent": keys[-1], "epoch": description}))
-    return tuple(keys)
+    return tuple(StageKeys(recipe, data, device))
 
 
-def _without_size(strategy: Strategy | None, own: int) -> Strategy | None:
-    """Return a strategy without patch sizes that are the backbone's own, which shorten nothing."""
-    if strategy is None:
-        return None
-    return Strategy(*(branch._replace(patch_size=None) if branch.patch_size == own else branch for branch in strategy))
+class StageKeys(Sequence[str]):
+    """What stage_keys() returns, each key computed when it is first asked for: most paths part at the first epoch."""
+
+    def __init__(self, recipe: Recipe, data: TrainingData, device: torch.device | str = "cpu") -> None:
+        own = choose_patch_size(data.image_size, recipe.model.patch_size)
+        self._recipe, self._data = recipe, data
+        self._plan = [_without_size(epoch, own) for epoch in make_plan(recipe)]
+        start = _digest(_describe_start(recipe, data, torch.device(device)))
+        self._keys: list[str | None] = [start, *[None] * len(self._plan)]
+        self._phases: dict[Phase, tuple[int, str]] = {}  # the steps of an epoch, and what its images are
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    @overload
+    def __getitem__(self, epochs: int) -> str: ...
+
+    @overload
+    def __getitem__(self, epochs: slice) -> tuple[str, ...]: ...
+
+    def __getitem__(self, epochs: int | slice) -> str | tuple[str, ...]:
+        if isinstance(epochs, slice):
+            return tuple(itertools.islice(self, *epochs.indices(len(self))))
+        return next(itertools.islice(self, range(len(self))[epochs], None))
+
+    def __iter__(self) -> Iterator[str]:
+        for epoch, known in enumerate(self._keys):
+            key = self._key_after(epoch - 1) if known is None else known
+            self._keys[epoch] = key
+            yield key
+
+    def _key_after(self, index: int) -> str:
+        """Return the key after the plan's epoch of this index, whose own parent is known."""
+        epoch = self._plan[index]
+        if epoch.phase not in self._phases:
+            images = _digest(_describe_images(self._recipe, self._data, epoch.phase))
+            self._phases[epoch.phase] = self._data.steps_of(epoch.phase), images
+        steps, images = self._phases[epoch.phase]
+        description = _describe_epoch(self._recipe, epoch, steps) | {"images": images}
+        if index and self._plan[index - 1].phase != epoch.phase:
+            description["carry_state"] = self._recipe.optim.carry_state
+        return _digest({"parent": self._keys[index], "epoch": description})
+
+
+def _without_size(epoch: Epoch, own: int) -> Epoch:
+    """Return an epoch whose strategy has no patch sizes that are the backbone's own, which shorten nothing."""
+    if epoch.strategy is None:
+        return epoch
+    branches = (branch._replace(patch_size=None) if branch.patch_size == own else branch for branch in epoch.strategy)
+    return replace(epoch, strategy=Strategy(*branches))
 
 
 def shared_epochs(one: Sequence[str], other: Sequence[str]) -> int:
@@ -103,19 +140,17 @@ def _versions() -> dict[str, str]:
     return {package: version(package) for package in _PACKAGES}
 
 
-@functools.cache
 def _describe_epoch(recipe: Recipe, epoch: Epoch, steps: int) -> dict[str, Any]:
     """Return what an epoch depends on besides its images and the state that it begins with."""
-    noted = {*range(0, steps, max(1, steps // _RATES_NOTED)), steps - 1}
-    rates = [learning_rates(recipe, epoch, step, steps) for step in sorted(noted)]
+    curves = rate_curves(recipe, epoch)
     description: dict[str, Any] = {
         "index": epoch.index,  # of its random streams
         "phase": epoch.phase,
         "steps": steps,
-        "rates": {loss: _digest_rates([at_step[loss] for at_step in rates]) for loss in rates[0]},
+        "rates": {loss: _digest_rates(curve, steps) for loss, curve in curves.items()},
         "schedules": {
-            loss: getattr(recipe.optim, loss).model_dump(mode="json", include={"weight_decay", "betas"})
-            for loss in rates[0]
+            loss: {"weight_decay": curve.schedule.weight_decay, "betas": list(curve.schedule.betas)}
+            for loss, curve in curves.items()
         },
         "backbone_follows": followed_schedules("backbone", epoch.phase, recipe),
     }
@@ -193,8 +228,16 @@ def digest_tensor(tensor: Tensor) -> str:
     return str(_digests[tensor])
 
 
-def _digest_rates(rates: list[float]) -> str:
-    return hashlib.sha256(array("d", rates).tobytes()).hexdigest()
+def _digest_rates(curve: RateCurve, steps: int) -> str:
+    if curve.schedule.schedule == "wsd" and curve.epoch < curve.decays_from:  # no budget has a say in it
+        curve = curve._replace(budget=curve.epoch + 2, decays_from=curve.epoch + 1)
+    return _digest_curve(curve, steps)
+
+
+@functools.lru_cache(maxsize=8192)
+def _digest_curve(curve: RateCurve, steps: int) -> str:
+    noted = {*range(0, steps, max(1, steps // _RATES_NOTED)), steps - 1}
+    return hashlib.sha256(array("d", [curve.at(step, steps) for step in sorted(noted)]).tobytes()).hexdigest()
 
 
 def _digest(description: dict[str, Any]) -> str:

@@ -16,11 +16,12 @@ from mixtune.space.effective import mix_epochs
 from mixtune.space.recipe import Recipe, Schedule
 from mixtune.space.section import SslSettings
 from mixtune.space.space import SearchSpace
-from mixtune.stages.keys import stage_keys
+from mixtune.stages.keys import StageKeys
 from mixtune.stages.table import TrialPath
 from mixtune.training.data import TrainingData, load_training_data
 from mixtune.training.plan import Phase, decay_start, make_plan, rate_factor, warmup_length
 
+MAX_PATHS = 4_096  # that are remembered: a sampler looks at the paths of its candidates before every suggestion
 MAX_BUDGETS = 4_000  # of a space; of more a part is looked at, and where a branch is missed epochs are trained again
 
 Path = tuple[tuple[tuple[Any, ...], int], ...]  # stretches: what their epochs have in common, and how many they are
@@ -79,18 +80,18 @@ class RecipePaths:
     def __init__(self, space: SearchSpace) -> None:
         self.branches = Branches(space)
         self._space = space
-        self._known: dict[str, TrialPath] = {}
+        self._of_name = functools.lru_cache(MAX_PATHS)(self._named)
         self._data: dict[Any, TrainingData] = {}
 
     def __call__(self, params: Mapping[str, Any]) -> TrialPath:
         """Return a recipe's path; one of its own where there is no such recipe: its trial will say why."""
-        name = json.dumps(params, sort_keys=True)
-        if name not in self._known:
-            try:
-                self._known[name] = self._path(self._space.recipe_at(params))
-            except (RequestError, DataError):
-                self._known[name] = TrialPath((name,))
-        return self._known[name]
+        return self._of_name(json.dumps(params, sort_keys=True))
+
+    def _named(self, name: str) -> TrialPath:
+        try:
+            return self._path(self._space.recipe_at(json.loads(name)))
+        except (RequestError, DataError):
+            return TrialPath((name,))
 
     def _data_of(self, recipe: Recipe) -> TrainingData:
         section = recipe.data, recipe.augment, recipe.optim.batch_size
@@ -104,7 +105,7 @@ class RecipePaths:
             boundaries = [epoch.index for before, epoch in pairwise(plan) if before.phase != epoch.phase]
             return frozenset((*boundaries, *self.branches.of(recipe), len(plan)))
 
-        return TrialPath(stage_keys(recipe, self._data_of(recipe)), ends)
+        return TrialPath(StageKeys(recipe, self._data_of(recipe)), ends)
 
 
 def _shape(schedule: Schedule) -> Schedule:

@@ -51,6 +51,7 @@ class StageTable:
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
         self._stored: dict[str, Stored] = {}
+        self._passed = set[str]()  # the keys on the way to a stored state: where a path leaves them nothing is stored
         self._stores = True
         self._builders: dict[str, tuple[TrialPath, int]] = {}  # a running trial's path, and how far it is
         self._first: dict[str, str] = {}  # the trial that came first to a key
@@ -61,6 +62,7 @@ class StageTable:
         path = self._paths(params)
         if epoch in path.stored_after:
             self._stored[path.keys[epoch]] = stored
+            self._passed.update(path.keys[: epoch + 1])
             self._stores = True
 
     def forget(self, holds: Callable[[str | None], bool]) -> None:
@@ -134,4 +136,10 @@ class StageTable:
         return max([self._stored_epochs(path), *coming])
 
     def _stored_epochs(self, path: TrialPath) -> int:
-        return next((epoch for epoch in reversed(range(len(path.keys))) if path.keys[epoch] in self._stored), 0)
+        most = 0
+        for epoch, key in enumerate(path.keys):
+            if key not in self._passed:
+                break
+            if key in self._stored:
+                most = epoch
+        return most

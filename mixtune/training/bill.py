@@ -36,7 +36,7 @@ class Bill:
     epochs: tuple[tuple[Phase, str, float], ...]
     infer: str
 
-    @property
+    @functools.cached_property
     def flops(self) -> float:
         """The FLOPs of the whole recipe's training."""
         return sum(self.steps[phase] * flops for phase, _, flops in self.epochs)
@@ -44,6 +44,10 @@ class Bill:
     def signatures(self, epochs: int | None = None) -> list[str]:
         """Return the cost signatures of the first epochs (default: of all), and of inference."""
         return [*dict.fromkeys(signature for _, signature, _ in self.epochs[:epochs]), self.infer]
+
+    def is_timed(self, times: StepTimes) -> bool:
+        """Return whether all kinds of its steps were timed."""
+        return all(times.is_known(signature) for _, signature, _, _ in self._stretches)
 
     @functools.cached_property
     def _stretches(self) -> list[tuple[Phase, str, float, range]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from mixtune.space.effective import Method, find_method, longest_warmup, mix_epochs
 from mixtune.space.recipe import Recipe, Schedule
@@ -132,18 +132,38 @@ def rate_factor(schedule: Schedule, budget: int, progress: float, decays_from: i
     return 0.5 * (1.0 + math.cos(math.pi * (progress - warmup) / (budget - warmup)))
 
 
-def learning_rates(recipe: Recipe, epoch: Epoch, step: int, steps: int) -> dict[str, float]:
-    """Return the rate of each loss, ``{"ssl": ..., "sl": ...}``, at a step of an epoch of ``steps`` steps.
+class RateCurve(NamedTuple):
+    """A loss's learning rate within an epoch, which counts from 0 in the loss's own budget."""
+
+    schedule: Schedule
+    peak: float
+    budget: int
+    epoch: int
+    decays_from: int
+
+    def at(self, step: int, steps: int) -> float:
+        """Return the rate at a step of an epoch of ``steps`` steps."""
+        progress = self.epoch + step / steps
+        return self.peak * rate_factor(self.schedule, self.budget, progress, self.decays_from)
+
+
+def rate_curves(recipe: Recipe, epoch: Epoch) -> dict[str, RateCurve]:
+    """Return the rate of each loss, ``{"ssl": ..., "sl": ...}``, in an epoch.
 
     A loss that the phase does not have is left out. Each schedule spans its own epoch budget, so the SSL rate ends
     and the SL rate begins in the mix phase (ours: the paper does not say).
     """
-    budgets, rates = recipe.epochs, {}
+    budgets, optim, curves = recipe.epochs, recipe.optim, {}
     if epoch.ssl_epoch is not None:
         decays_from = decay_start(budgets.ssl, mix_epochs(recipe.rho, budgets.ssl, budgets.sl))
-        factor = rate_factor(recipe.optim.ssl, budgets.ssl, epoch.ssl_epoch + step / steps, decays_from)
-        rates["ssl"] = peak_rate(recipe.optim.ssl, recipe.optim.batch_size) * factor
+        peak = peak_rate(optim.ssl, optim.batch_size)
+        curves["ssl"] = RateCurve(optim.ssl, peak, budgets.ssl, epoch.ssl_epoch, decays_from)
     if epoch.sl_epoch is not None:
-        factor = rate_factor(recipe.optim.sl, budgets.sl, epoch.sl_epoch + step / steps, decay_start(budgets.sl))
-        rates["sl"] = peak_rate(recipe.optim.sl, recipe.optim.batch_size) * factor
-    return rates
+        peak = peak_rate(optim.sl, optim.batch_size)
+        curves["sl"] = RateCurve(optim.sl, peak, budgets.sl, epoch.sl_epoch, decay_start(budgets.sl))
+    return curves
+
+
+def learning_rates(recipe: Recipe, epoch: Epoch, step: int, steps: int) -> dict[str, float]:
+    """Return the rate of each loss at a step of an epoch of ``steps`` steps; see rate_curves()."""
+    return {loss: curve.at(step, steps) for loss, curve in rate_curves(recipe, epoch).items()}

@@ -18,7 +18,7 @@ from mixtune.stages.paths import RecipePaths
 from mixtune.training.bill import Bill
 from mixtune.training.plan import PHASES, make_plan
 from mixtune.tuning.samplers._candidates import value_at
-from mixtune.tuning.samplers._gains import step_gains, volume_gains
+from mixtune.tuning.samplers._gains import count_beaten, step_gains, volume_gains
 from mixtune.tuning.samplers._states import States
 from mixtune.tuning.samplers._surrogate import Surrogate
 from mixtune.tuning.search import RunningSearch
@@ -260,6 +260,13 @@ def test_gains_in_closed_form_are_those_of_the_hypervolume() -> None:
     exact = volume_gains(points, found * [-1, 1], np.array([-0.1, 1.0]))
     np.testing.assert_allclose(closed, exact, atol=1e-12)
     assert closed.max() > 0
+
+
+def test_what_beats_a_state_is_counted_ties_included() -> None:
+    scores, costs = np.random.default_rng(0).integers(0, 6, (2, 60)).astype(float)
+    costs[::9] = np.inf  # of another device, unknown
+    slow = [int(((scores >= score) & (costs <= cost)).sum()) for score, cost in zip(scores, costs, strict=True)]
+    assert count_beaten(scores.tolist(), costs.tolist()) == slow
 
 
 def test_a_share_of_a_distribution_is_one_of_its_values(values: Any) -> None:

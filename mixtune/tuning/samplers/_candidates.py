@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import random
@@ -28,6 +29,7 @@ Params = dict[str, Any]
 ALL = 1_000  # recipes of a space, all of which are candidates
 SPREAD = 512  # of a larger one; a power of 2, as Sobol's sequence is even then
 NEIGHBOURS = 24
+MAX_KNOWN = 4_096  # candidates that are remembered
 
 
 @dataclass(frozen=True)
@@ -46,17 +48,14 @@ class Candidates:
 
     def __init__(self, space: SearchSpace, states: States, advice: Advice) -> None:
         self._space, self._states, self._advice = space, states, advice
-        self._known: dict[str, Candidate | None] = {}
+        self._of_name = functools.lru_cache(MAX_KNOWN)(lambda name: self._made(json.loads(name)))
         size = space.grid_size()
         drawn = list(points(space)) if size is not None and size <= ALL else self._spread()
         self._fixed = list(self._different(drawn))
 
     def of(self, params: Mapping[str, Any]) -> Candidate | None:
         """Return the candidate of dotted parameters; None where they make no recipe that can be trained."""
-        key = json.dumps(params, sort_keys=True)
-        if key not in self._known:
-            self._known[key] = self._made(dict(params))
-        return self._known[key]
+        return self._of_name(json.dumps(params))
 
     def near(self, front: Sequence[Mapping[str, Any]], rng: np.random.Generator) -> list[Candidate]:
         """Return the fixed ones and, of a large space, neighbours of a front's members, drawn by ``rng``."""

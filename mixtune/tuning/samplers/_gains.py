@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import moocore
 import numpy as np
@@ -45,3 +47,16 @@ def volume_gains(points: Floats, found: Floats, reference: Floats) -> Floats:
     return np.array(
         [np.mean([float(volume(np.vstack([front, point]))) for point in samples]) - before for samples in points]
     )
+
+
+def count_beaten(scores: Sequence[float], costs: Sequence[float]) -> list[int]:
+    """Return how many points have no lower score, to be large, and no higher cost than each, itself included."""
+    beaten, seen = [0] * len(scores), list[float]()
+    by_cost = sorted(range(len(scores)), key=costs.__getitem__)
+    for _, equal in itertools.groupby(by_cost, key=costs.__getitem__):
+        group = [*equal]
+        for at in group:
+            bisect.insort(seen, scores[at])
+        for at in group:
+            beaten[at] = len(seen) - bisect.bisect_left(seen, scores[at])
+    return beaten

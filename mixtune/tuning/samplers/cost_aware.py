@@ -24,7 +24,7 @@ from mixtune.metrics import METRICS, metric_value
 from mixtune.run.ledger import TrialRecord
 from mixtune.space.space import SearchSpace
 from mixtune.tuning.samplers._candidates import Candidate, Candidates
-from mixtune.tuning.samplers._gains import step_gains, volume_gains
+from mixtune.tuning.samplers._gains import count_beaten, step_gains, volume_gains
 from mixtune.tuning.samplers._states import States
 from mixtune.tuning.samplers._surrogate import QUANTILES, Surrogate
 from mixtune.tuning.suggestions import Advice
@@ -249,9 +249,8 @@ class CostAware:
         if len(data) <= MAX_DATA:
             return data
         sign = -1.0 if METRICS[name].direction == "min" else 1.0
-        score = np.array([sign * datum.figures[name] for datum in data])
-        seconds = np.nan_to_num([datum.seconds for datum in data], nan=np.inf)  # of another device, unknown
-        beaten = ((score >= score[:, None]) & (seconds <= seconds[:, None])).sum(axis=1)
+        seconds = np.nan_to_num([datum.seconds for datum in data], nan=np.inf).tolist()  # of another device, unknown
+        beaten = count_beaten([sign * datum.figures[name] for datum in data], seconds)
         order, half = np.argsort(beaten, kind="stable"), MAX_DATA // 2
         others = order[half:][np.linspace(0, len(order) - half - 1, MAX_DATA - half).astype(int)]
         return [data[k] for k in np.sort(np.concatenate([order[:half], others]))]
