@@ -1,7 +1,8 @@
 """How much of what a search's trials ask for does the stage tree save, and what does the search cost alongside them?
 
-    python benchmarks/stage_tree.py sharing    # 50 random trials on two spaces, with 2 and with 4 at once
-    python benchmarks/stage_tree.py overhead   # 200 short trials, and what suggestions take after 1,000
+    python benchmarks/stage_tree.py sharing       # 50 random trials on two spaces, with 2 and with 4 at once
+    python benchmarks/stage_tree.py overhead      # 200 short trials
+    python benchmarks/stage_tree.py suggestions   # what a suggestion takes after 1,000 and after 10,000 trials
 
 `sharing` searches digits with `wsd` schedules: the budgets of search_spaces/digits.yaml, and an SSL-heavy space with
 four times the SSL epochs and more. It counts epochs and metered device-seconds requested and trained, how long slots
@@ -9,7 +10,8 @@ had to wait for a stage, and whether any epoch was trained twice; cosine is coun
 search is ended by SIGKILL of a worker amid a shared stage, and must end complete.
 
 `overhead` compares a search's wall clock, less what its slots waited for stages, with its trials' own steps, held-out
-images and states divided by the slots; and times `ask` of each sampler after so many finished trials.
+images and states divided by the slots. `suggestions` times `ask` of each sampler after so many finished random trials,
+whose accuracies are made up; paths, bills and prices are a real search's.
 
 Nothing else should run meanwhile. Results go to benchmarks/results/.
 """
@@ -21,6 +23,7 @@ import hashlib
 import math
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -60,7 +63,10 @@ SPACES: dict[str, tuple[dict[str, Any], float]] = {  # other budgets, and the sh
     "digits": ({}, 0.75),  # of different recipes: repeats are not trained at all
     "SSL-heavy": ({"epochs.ssl": {"qrandint": [40, 160, 40]}, "epochs.sl": {"qrandint": [10, 40, 10]}}, 0.30),
 }
-OVERHEAD_GOAL, ASK_GOAL_S = 1.03, 0.1
+OVERHEAD_GOAL = 1.03
+ASK_GOALS_S = {1_000: 0.1, 10_000: 1.0}  # after so many trials
+SAMPLERS = ("random", "tpe", "cost_aware", "nsga2")
+ASKED = {100: ("gp",), 1_000: SAMPLERS, 10_000: SAMPLERS}  # Optuna's gp takes seconds soon
 SPENT = ("train_clock_s", "validation_s", "compile_s", "checkpoint_s")
 
 
@@ -196,8 +202,8 @@ def kill_one_worker() -> list[int]:
     return pids[:1]
 
 
-def measure_overhead(trials: int, finished: int) -> tuple[list[str], list[tuple[str, bool]]]:
-    """Time a search of short trials, and suggestions; return tables and goals."""
+def measure_overhead(trials: int) -> tuple[list[str], list[tuple[str, bool]]]:
+    """Time a search of short trials; return what came of it, and the goal."""
     epochs = {"epochs.ssl": {"qrandint": [5, 15, 5]}, "epochs.sl": {"qrandint": [5, 15, 5]}}
     values = search_values(epochs, {}, trials)
     values["search"]["sampler"] = "tpe"
@@ -221,66 +227,76 @@ def measure_overhead(trials: int, finished: int) -> tuple[list[str], list[tuple[
         f"{between:.3f} s pass between two (with the slots that are idle while the last trial trains)."
     )
     what = f"wall clock, less waiting for stages, at most {OVERHEAD_GOAL} of the trials' own: {ratio:.3f}"
-    goals = [(what, ratio <= OVERHEAD_GOAL)]
-    print(text, flush=True)
-    lines = []
-    for sampler in ("random", "tpe", "cost_aware", "nsga2", "gp"):
-        count = min(finished, 100) if sampler == "gp" else finished
-        seconds = time_asking(sampler, count)
-        lines.append([sampler, f"{count:,}", f"{1e3 * median(seconds):.1f}", f"{1e3 * max(seconds):.1f}"])
-        print(" | ".join(lines[-1]), flush=True)
-        if sampler == "tpe":
-            what = f"a suggestion by TPE after {count:,} trials under {ASK_GOAL_S} s: {median(seconds):.3f} s"
-            goals.append((what, median(seconds) < ASK_GOAL_S))
+    return [text], [(what, ratio <= OVERHEAD_GOAL)]
+
+
+def measure_suggestions() -> tuple[list[str], list[tuple[str, bool]]]:
+    """Time suggestions; return a table and goals."""
+    lines, goals = [], []
+    for count, samplers in ASKED.items():
+        with tempfile.TemporaryDirectory() as scratch:
+            asking = Asking(Path(scratch), count)
+            for sampler in samplers:
+                seconds = asking.seconds(sampler)
+                lines.append([sampler, f"{count:,}", f"{1e3 * median(seconds):.1f}", f"{1e3 * max(seconds):.1f}"])
+                print(" | ".join(lines[-1]), flush=True)
+                if sampler in ("tpe", "cost_aware"):
+                    what = f"a suggestion by {sampler} after {count:,} trials under {ASK_GOALS_S[count]:g} s"
+                    goals.append((f"{what}: {median(seconds):.3f} s", median(seconds) < ASK_GOALS_S[count]))
     head = "sampler | finished trials | a suggestion, ms: median | highest of 10"
-    return [text, "A suggestion, with the ledger's line of it:", format_table(head, lines)], goals
+    return ["A suggestion, with the ledger's line of it:", format_table(head, lines)], goals
 
 
-def time_asking(sampler: str, finished: int) -> list[float]:
-    """Return the seconds of ten suggestions after so many finished random trials, whose accuracies are made up.
+class Asking:
+    """A search of five parameters in which so many random trials have ended, each with its states stored."""
 
-    Paths, bills and prices are a real search's; each trial is said to have stored its states.
-    """
-    values = search_values({"epochs.ssl": {"randint": [1, 200]}}, {}, finished + 10)
-    values["space"]["optim.sl.base_lr"] = {"loguniform": [1e-3, 1e-1]}
-    values |= {"baselines": []}
-    space = space_from_dict(values)
-    machine = Machine("a CPU", 1, "float32", dict.fromkeys(PHASES, 1e10))
-    model = CostModel(space, load_training_data(space.recipe), machine)
-    reference = {"val_accuracy": 0.1, "train_latency_s": 300.0}
+    def __init__(self, scratch: Path, finished: int) -> None:
+        values = search_values({"epochs.ssl": {"randint": [1, 200]}}, {}, finished + 10)
+        values["space"]["optim.sl.base_lr"] = {"loguniform": [1e-3, 1e-1]}
+        self._values = {**values, "baselines": []}
+        space = space_from_dict(self._values)
+        self._machine = Machine("a CPU", 1, "float32", dict.fromkeys(PHASES, 1e10))
+        self._costs = CostModel(space, load_training_data(space.recipe), self._machine)
+        self._scratch = scratch
+        search = self._search(scratch / "ledger.jsonl", "random")
+        for _ in range(finished):
+            self._try_one(search)
 
-    def search_on(ledger: Path, sampler: str) -> RunningSearch:
-        own = space_from_dict({**values, "search": values["search"] | {"sampler": sampler}})
-        known = {"costs": model.cost, "fault": model.fault, "reference": lambda complete: reference}
-        return RunningSearch(own, ledger, paths=RecipePaths(own), **known)
+    def seconds(self, sampler: str) -> list[float]:
+        """Return what ten suggestions take."""
+        ledger = Path(shutil.copy(self._scratch / "ledger.jsonl", self._scratch / f"{sampler}.jsonl"))
+        search = self._search(ledger, sampler)
+        return [self._try_one(search) for _ in range(10)]
 
-    def one_trial(search: RunningSearch) -> float:
+    def _search(self, ledger: Path, sampler: str) -> RunningSearch:
+        space = space_from_dict({**self._values, "search": self._values["search"] | {"sampler": sampler}})
+        return RunningSearch(
+            space,
+            ledger,
+            paths=RecipePaths(space),
+            costs=self._costs.cost,
+            fault=self._costs.fault,
+            reference=lambda complete: {"val_accuracy": 0.1, "train_latency_s": 300.0},
+        )
+
+    def _try_one(self, search: RunningSearch) -> float:
+        """Ask for a trial and end it; return the seconds of the suggestion."""
         started = time.perf_counter()
         asked = search.ask()
         took = time.perf_counter() - started
         assert asked is not None
         search.start(asked.trial)
-        bill = model.bill(search.space.recipe_at(asked.params))
+        bill = self._costs.bill(search.space.recipe_at(asked.params))
         accuracy = 0.9 - 0.3 / len(bill.epochs) - (asked.params["alpha"] - 0.5) ** 2
-        steps = {signature: machine.step_seconds(phase, flops) for phase, signature, flops in bill.epochs}
-        windows = [
-            (signature, seconds, True, {"device": "none"})
-            for signature, seconds in (steps | {bill.infer: 1e-3}).items()
-        ]
+        steps = {signature: self._machine.step_seconds(phase, flops) for phase, signature, flops in bill.epochs}
+        steps[bill.infer] = 1e-3
+        windows = [(signature, seconds, True, {"device": "none"}) for signature, seconds in steps.items()]
         for epoch in sorted(search.stages.ends(asked.params)):
             key = hashlib.sha256(f"{asked.trial} {epoch}".encode()).hexdigest()[:40]
             metrics = {"epoch": epoch, "epochs_asked": len(bill.epochs), "val_accuracy": accuracy}
             search.report(asked.trial, EpochReport([metrics], metrics, windows, bill, stored=key))
         search.end(asked.trial)
         return took
-
-    with tempfile.TemporaryDirectory() as scratch:
-        ledger = Path(scratch) / "ledger.jsonl"
-        before = search_on(ledger, "random")
-        for _ in range(finished):
-            one_trial(before)
-        search = search_on(ledger, sampler)
-        return [one_trial(search) for _ in range(10)]
 
 
 def write_report(name: str, title: str, parts: list[str], goals: list[tuple[str, bool]], out: Path) -> None:
@@ -300,17 +316,19 @@ def write_report(name: str, title: str, parts: list[str], goals: list[tuple[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("do", choices=["sharing", "overhead"])
+    parser.add_argument("do", choices=["sharing", "overhead", "suggestions"])
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--trials", type=int, help="default: 50 for sharing, 200 for overhead")
-    parser.add_argument("--finished", type=int, default=1000, help="of overhead: trials before a suggestion is timed")
     options = parser.parse_args()
     if options.do == "sharing":
         parts, goals = measure_sharing(options.trials or 50)
         write_report("stage_tree", "What the stage tree saves", parts, goals, options.out)
-    else:
-        parts, goals = measure_overhead(options.trials or 200, options.finished)
+    elif options.do == "overhead":
+        parts, goals = measure_overhead(options.trials or 200)
         write_report("search_overhead", "What a search costs alongside its trials", parts, goals, options.out)
+    else:
+        parts, goals = measure_suggestions()
+        write_report("suggestions", "What a suggestion takes", parts, goals, options.out)
 
 
 if __name__ == "__main__":
