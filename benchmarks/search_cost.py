@@ -339,19 +339,24 @@ def check(table: Table, data: str, values: dict[str, Any], names: list[str], see
             figures = [f"{real:.0f}", f"{replayed:.0f}", f"{real / replayed:.2f}", str(len(own)), f"{most:.3f}"]
             lines.append([name, str(seed), *figures])
             print(" | ".join(lines[-1]), flush=True)
+            text = check_report(data, slots, lines, equal, all_of_them)
+            (out / f"search_cost_real{suffix(data)}.md").write_text(text)
+    print(text)
+
+
+def check_report(data: str, slots: int, lines: list[list[str]], equal: int, trials: int) -> str:
+    """Return the results file of real searches; equal: how many of the trials have the table's accuracy."""
     head = (
         "search | seed | device-seconds for real, by the wall clock | replayed | real to replayed | trials complete | "
         "accuracy: furthest from the table's"
     )
     within = sum(abs(float(line[4]) - 1.0) <= CLOSE for line in lines)
-    text = (
+    return (
         f"# What a search costs: real runs on {NAMES[data]}\n\nPrinted by `python benchmarks/search_cost.py check`: "
         f"device-seconds until 95 % of the best known hypervolume. {cpu_model()}, {slots} at once, "
-        f"{date.today().isoformat()}. Of {all_of_them} complete trials {equal} have the very accuracy of the table; of "
+        f"{date.today().isoformat()}. Of {trials} complete trials {equal} have the very accuracy of the table; of "
         f"{len(lines)} searches {within} are within {CLOSE:.0%} of the replay.\n\n{format_table(head, lines)}\n"
     )
-    (out / f"search_cost_real{suffix(data)}.md").write_text(text)
-    print(text)
 
 
 HEAD = (
