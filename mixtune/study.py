@@ -188,7 +188,7 @@ class Study:
         with saying_that_the_ledger_is_full(self._search, self._run):
             for source in sources:
                 _log.info(learn(self._search, source, machine, self._run.stages, keys_of))
-            if trials > self._search.budget:
+            if trials > (self._run.state.budget or self._run.space.budget):  # as every later start will read it
                 self._search.extend(trials)
             if not self._search.is_done:
                 forecast = forecast_trials(space, prepared.data, costs, self._search.step_times)

@@ -80,7 +80,7 @@ def test_what_is_trained_here_and_what_is_told_are_one_search(small_space: Space
         added = more.ask()
         assert added is not None
         assert (added.name, more.ask()) == ("t0005", None)
-    assert more.result().state.budget == 5  # of every later start, too
+    assert run_status(more.result(), None).budget == 5
 
 
 def test_later_trials_look_whether_step_times_have_drifted(
