@@ -6,9 +6,18 @@ from itertools import product
 
 import torch
 
-from mixtune.cost.flops import Size, largest_recipe, measure_speeds, most_expensive_recipe, recipe_flops, step_flops
+from mixtune.cost.flops import (
+    Size,
+    largest_recipe,
+    measure_speeds,
+    most_expensive_recipe,
+    recipe_bill,
+    recipe_flops,
+    step_flops,
+)
 from mixtune.cost.machine import Machine
 from mixtune.cost.model import CostModel
+from mixtune.meter.times import StepTimes
 from mixtune.space.space import space_from_dict
 from mixtune.training.data import load_training_data
 from mixtune.training.device import describe_device
@@ -96,3 +105,14 @@ def test_a_forecast_has_the_bill_that_the_trial_will_have(make_recipe):
         recipe = space.recipe_at(dict(zip(choices, point, strict=True)))
         bill, forecast = start_state(recipe, load_training_data(recipe)).bill, costs.bill(recipe)
         assert (forecast.steps, forecast.epochs) == (bill.steps, bill.epochs), point
+
+
+def test_a_sampler_that_prices_its_candidates_again_computes_no_bill_again(make_recipe, monkeypatch):
+    space = space_from_dict({"recipe": make_recipe().to_dict(), "space": {"alpha": {"choice": [0.2, 0.8]}}})
+    machine = Machine("a CPU", 1, "float32", dict.fromkeys(PHASES, 1e9))
+    costs, computed = CostModel(space, load_training_data(space.recipe), machine), []
+    monkeypatch.setattr("mixtune.cost.model.recipe_bill", lambda *given: computed.append(1) or recipe_bill(*given))
+    for alpha in (0.2, 0.8, 0.2, 0.8):
+        assert costs.cost({"alpha": alpha}, StepTimes()) is not None
+        assert costs.fault({"alpha": alpha}) is None
+    assert len(computed) == 2
