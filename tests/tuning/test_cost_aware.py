@@ -281,11 +281,12 @@ def test_gains_in_closed_form_are_those_of_the_hypervolume() -> None:
     assert closed.max() > 0
 
 
-def test_what_beats_a_state_is_counted_ties_included() -> None:
-    scores, costs = np.random.default_rng(0).integers(0, 6, (2, 60)).astype(float)
+@pytest.mark.parametrize("states", [1, 2, 60, 61])
+def test_what_beats_a_state_is_counted_ties_included(states: int) -> None:
+    scores, costs = np.random.default_rng(0).integers(0, 6, (2, states)).astype(float)
     costs[::9] = np.inf  # of another device, unknown
     slow = [int(((scores >= score) & (costs <= cost)).sum()) for score, cost in zip(scores, costs, strict=True)]
-    assert count_beaten(scores.tolist(), costs.tolist()) == slow
+    assert count_beaten(scores, costs).tolist() == slow
 
 
 def test_a_share_of_a_distribution_is_one_of_its_values(values: Any) -> None:

@@ -10,9 +10,10 @@ import optuna
 import pytest
 
 from mixtune import plugins
+from mixtune.errors import RequestError
 from mixtune.run.ledger import TrialRecord
 from mixtune.space.space import space_from_dict
-from mixtune.tuning.suggestions import Suggester, _trial_seed, first_point, to_optuna
+from mixtune.tuning.suggestions import Suggester, _trial_seed, find_sampler, first_point, settle_sampler, to_optuna
 
 SAMPLERS = plugins.names("tuning.samplers")
 
@@ -50,6 +51,29 @@ def test_a_suggestion_is_of_the_space_and_depends_only_on_the_seed_and_the_trial
         assert all(space.space[path].contains(value) for path, value in params.items())
         space.recipe_at(params)
     assert run(Suggester(space), 12) == asked
+
+
+def test_auto_is_settled_once_and_says_why(small_space: Any) -> None:
+    space = space_from_dict(small_space(search={"sampler": "auto", "trials": 2_000}))
+    settled, why = settle_sampler(space)
+    assert (settled.search.sampler, why[:20]) == ("cost_aware", "sampler cost_aware: ")
+    assert settle_sampler(settled.with_search(trials=2_001))[0].search.sampler == "cost_aware"  # it continues
+    larger, why = settle_sampler(space.with_search(trials=2_001))
+    assert larger.search.sampler == "tpe"
+    assert why == "sampler tpe: 2,001 trials are more than the 2,000 that cost_aware is for"
+
+
+def test_options_reach_the_sampler_and_unknown_ones_are_named(small_space: Any) -> None:
+    def of(sampler: dict[str, Any]) -> Any:
+        return space_from_dict(small_space(search={"sampler": sampler}))
+
+    plain, joint = (run(Suggester(of({"name": "tpe", **options})), 14) for options in ({}, {"multivariate": True}))
+    assert plain[:10] == joint[:10]  # drawn at random
+    assert plain[10:] != joint[10:]
+    with pytest.raises(RequestError, match=r"search\.sampler: tpe: unknown option 'multivariat'; .* 'multivariate'\?"):
+        find_sampler(of({"name": "tpe", "multivariat": True}))
+    with pytest.raises(RequestError, match="known are by_stage"):
+        find_sampler(of({"name": "cost_aware", "stages": True}))
 
 
 @pytest.mark.parametrize("sampler", [s for s in SAMPLERS if s != "grid"])

@@ -249,8 +249,8 @@ class CostAware:
         if len(data) <= MAX_DATA:
             return data
         sign = -1.0 if METRICS[name].direction == "min" else 1.0
-        seconds = np.nan_to_num([datum.seconds for datum in data], nan=np.inf).tolist()  # of another device, unknown
-        beaten = count_beaten([sign * datum.figures[name] for datum in data], seconds)
+        seconds = np.nan_to_num([datum.seconds for datum in data], nan=np.inf)  # of another device, unknown
+        beaten = count_beaten(sign * np.array([datum.figures[name] for datum in data]), seconds)
         order, half = np.argsort(beaten, kind="stable"), MAX_DATA // 2
         others = order[half:][np.linspace(0, len(order) - half - 1, MAX_DATA - half).astype(int)]
         return [data[k] for k in np.sort(np.concatenate([order[:half], others]))]
