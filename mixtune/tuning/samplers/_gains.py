@@ -50,8 +50,8 @@ def volume_gains(points: Floats, found: Floats, reference: Floats) -> Floats:
 def count_beaten(scores: Floats, costs: Floats) -> npt.NDArray[np.int64]:
     """Return how many points reach each, (points,): no lower score, to be large, no higher cost; it does itself.
 
-    In n log(n)^2, as a search may have a hundred thousand states: of ever longer runs of the points by cost, each pair's
-    left one is counted for its right one.
+    In n log(n)^2, as a search may have a hundred thousand states: of ever longer runs of the points by cost, the left
+    one of each pair is counted for the right one.
     """
     order = np.lexsort((-scores, costs))  # none that comes later reaches a point, but its equals
     ranks = np.unique(scores[order], return_inverse=True)[1]
