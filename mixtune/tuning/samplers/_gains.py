@@ -65,7 +65,6 @@ def count_beaten(scores: Floats, costs: Floats) -> npt.NDArray[np.int64]:
         width *= 2
     same = np.stack([costs[order], ranks])  # equals have the count of their last
     last = np.append((same[:, 1:] != same[:, :-1]).any(axis=0), True)
-    beaten = beaten[last][np.cumsum(np.append(0, last[:-1]))]
-    found = np.empty_like(beaten)
-    found[order] = beaten
+    found = np.empty(len(order), dtype=np.int64)
+    found[order] = beaten[last][np.cumsum(np.append(0, last[:-1]))]
     return found
