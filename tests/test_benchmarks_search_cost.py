@@ -104,8 +104,9 @@ def test_fifty_random_recipes_share_their_epochs(scripts: SimpleNamespace) -> No
         assert distinct <= most * asked, name
 
 
-def test_suggestions_can_be_timed(scripts: SimpleNamespace) -> None:
+def test_suggestions_can_be_timed(scripts: SimpleNamespace, tmp_path: Path) -> None:
+    asking = scripts.stage_tree.Asking(tmp_path, 12)
     for sampler in ("tpe", "cost_aware"):
-        seconds = scripts.stage_tree.time_asking(sampler, finished=12)
+        seconds = asking.seconds(sampler)
         assert len(seconds) == 10
         assert all(0 < s < 60 for s in seconds), sampler
