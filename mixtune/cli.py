@@ -539,10 +539,11 @@ def pareto(
     directory: RunFolder,
     format_: Annotated[str, typer.Option("--format", metavar="FORMAT", help="table, json or csv")] = "table",
     objectives: Annotated[
-        str | None, typer.Option(help="other objectives, such as val_accuracy:max,train_flops:min")
+        list[str] | None, typer.Option(help="other objectives, such as val_accuracy:max,train_flops:min")
     ] = None,
     reference: Annotated[
-        str | None, typer.Option(help="another reference point of the hypervolume: val_accuracy=0.1,train_latency_s=60")
+        list[str] | None,
+        typer.Option(help="another reference point of the hypervolume: val_accuracy=0.1,train_latency_s=60"),
     ] = None,
     no_baselines: Annotated[bool, typer.Option("--no-baselines", help="leave the baselines out")] = False,
 ) -> None:
@@ -553,10 +554,10 @@ def pareto(
     if format_ not in ("table", "json", "csv"):
         raise RequestError(f"--format {format_}: should be table, json or csv")
     result = load(directory)
-    if objectives is not None:
-        result = result.with_objectives(_objectives(objectives))
-    if reference is not None:
-        result = result.with_reference(_reference(reference))
+    if objectives:
+        result = result.with_objectives(_objectives(",".join(objectives)))
+    if reference:
+        result = result.with_reference(_reference(",".join(reference)))
     if format_ == "json":
         print(json.dumps(result.to_json_dict(baselines=not no_baselines), indent=2))
     elif format_ == "csv":

@@ -89,6 +89,8 @@ def test_a_given_one_is_used_as_given_and_what_is_beyond_it_is_named(make_run: M
     assert found["reference_point"] == {"val_accuracy": 0.1, "train_latency_s": 60.0}
     assert found["hypervolume"] == pytest.approx(0.8 * 40 + 0.7 * 10)
     wide = printed(capsys, "pareto", str(run), "--reference", "val_accuracy=0.55,train_latency_s=60")
+    twice = ("--reference", "val_accuracy=0.55", "--reference", "train_latency_s=60")
+    assert printed(capsys, "pareto", str(run), *twice) == wide
     assert "against the reference point validation accuracy 55.0 %, training time 60.0 s" in wide
     assert "t0001 is beyond the reference point that was given and adds nothing to it" in wide
     for given, message in (
