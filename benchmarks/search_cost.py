@@ -24,8 +24,9 @@ d. mixtune's tree with random draws;  e. with TPE;  f. cost_aware without the tr
 each over several seeds, and says after how many device-seconds 95 % and 99 % of the best known hypervolume were
 reached: median and quartiles, how many different outcomes the seeds have, and how many need more than a third of a's
 median; besides, what a search would need that knew every outcome. `check` lets a., g. and h. search for real, and
-compares them with the replay, and the accuracies with the table's. Real schedulers and samplers are called; training
-runs alone are looked up. Device-seconds are the wall clock's times the slots, so waiting counts. Results go to
+compares them with the replay, and the accuracies with the table's; a copy of the table whose seconds `time` has taken
+just before (`--table COPY` of both) leaves the machine's own drift out. Real schedulers and samplers are called;
+training runs alone are looked up. Device-seconds are the wall clock's times the slots, so waiting counts. Results go to
 benchmarks/results/.
 """
 
