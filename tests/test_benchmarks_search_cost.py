@@ -17,6 +17,7 @@ from mixtune.space.space import space_from_dict
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SLOTS = 2
+PLAIN = "a. Ray Tune, OptunaSearch"
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def scripts() -> Iterator[SimpleNamespace]:
     before = set(sys.modules)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(BENCHMARKS)
-        names = ("search_cost", "stage_tree", "replay.table", "replay.simulate", "replay.policies")
+        names = ("search_cost", "stage_tree", "replay.table", "replay.simulate", "replay.policies", "replay.real")
         yield SimpleNamespace(**{name.rpartition(".")[2]: importlib.import_module(name) for name in names})
         for name in set(sys.modules) - before:
             if str(BENCHMARKS) in str(getattr(sys.modules[name], "__file__", "")):
@@ -56,6 +57,33 @@ def test_the_table_has_the_curve_of_every_recipe(table: Any) -> None:
         assert len(curve.phases) == len(curve.seconds) == len(curve.accuracies)
         assert [a is None for a in curve.accuracies] == [phase == "ssl" for phase in curve.phases]
         assert curve.sl_progress(len(curve.phases)) == 1.0
+
+
+def test_epochs_that_take_longer_by_the_clock_change_when_a_search_finds_something_not_what(
+    scripts: SimpleNamespace, tmp_path: Path
+) -> None:
+    table = scripts.table.Table(scripts.search_cost.table_file("cifar10"))
+    recipe = next(params for params in table.recipes() if 0.0 < params["rho"] < 1.0)
+    curve = table.curve(recipe)
+    slow = table.by_clock({phase: 2 * seconds for phase, seconds in zip(curve.phases, curve.seconds, strict=True)})
+    assert slow.curve(recipe).latency == curve.latency
+    once, twice = (replayed(scripts, each, tmp_path / str(n), PLAIN) for n, each in enumerate((table, slow)))
+    assert [volume for _, volume in twice.progress] == [volume for _, volume in once.progress]
+    assert [seconds for seconds, _ in twice.progress] == pytest.approx([2 * seconds for seconds, _ in once.progress])
+
+
+def test_a_real_epoch_takes_what_lies_between_two_of_a_trial(scripts: SimpleNamespace) -> None:
+    def event(kind: str, time: float, trial: str = "t0001", phase: str = "ssl") -> dict[str, Any]:
+        return {"event": kind, "time": time, "trial": trial, "metrics": {"phase": phase}}
+
+    events = [
+        *(event("asked", 0.0), event("epoch", 9.0), event("step_time", 9.5), event("epoch", 10.0, "t0002", "sl")),
+        *(event("epoch", 11.0), event("paused", 11.0), event("continued", 50.0), event("epoch", 60.0, phase="mix")),
+        *(event("epoch", 64.0, phase="mix"), event("epoch", 13.0, "t0002", "sl"), event("epoch", 68.0, phase="sl")),
+    ]
+    found = list(scripts.real.epochs_between(events))
+    assert found == [("ssl", 2.0), ("mix", 4.0), ("sl", 3.0), ("sl", 4.0)]
+    assert scripts.real.median_epochs(found) == {"ssl": 2.0, "mix": 4.0, "sl": 3.5}
 
 
 def test_a_table_is_what_a_grid_search_finds_and_a_recipe_that_is_there_is_not_trained_again(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 import time
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,15 +30,28 @@ class Finished(NamedTuple):
     accuracy: float
 
 
-def search_plainly(table: Table, values: Mapping[str, Any], seed: int, trials: int, slots: int) -> list[Finished]:
+class Searched(NamedTuple):
+    """A search that ran: its complete trials, and the median seconds of an epoch by the wall clock, by phase."""
+
+    finished: list[Finished]
+    clock: dict[str, float]
+
+
+def search_plainly(table: Table, values: Mapping[str, Any], seed: int, trials: int, slots: int) -> Searched:
     """Search with Ray Tune and OptunaSearch, as their documentation shows it, with MixTrainable."""
     finished: list[Finished] = []
+    epochs: list[tuple[str, float]] = []
 
     class Note(tune.Callback):  # type: ignore[misc]
         began = 0.0
 
         def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             self.began = self.began or time.monotonic()
+
+        def on_trial_result(
+            self, iteration: int, trials: list[Any], trial: Any, result: Mapping[str, Any], **info: Any
+        ) -> None:
+            epochs.append((result["phase"], result["time_this_iter_s"]))
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             params = {path: trial.config[path] for path in table.space.space}
@@ -61,12 +76,12 @@ def search_plainly(table: Table, values: Mapping[str, Any], seed: int, trials: i
             ).fit()
         finally:
             ray.shutdown()
-    return finished
+    return Searched(finished, median_epochs(epochs))
 
 
 def search_with_mixtune(
     table: Table, values: Mapping[str, Any], seed: int, trials: int, slots: int, by_stage: bool = False
-) -> list[Finished]:
+) -> Searched:
     """Search with mixtune: stage tree and cost_aware."""
     how = {"sampler": {"name": "cost_aware", "by_stage": by_stage}, "trials": trials, "seed": seed}
     with tempfile.TemporaryDirectory() as scratch:
@@ -75,11 +90,33 @@ def search_with_mixtune(
         events = read_ledger(run / "ledger.jsonl")
     began = next(event["time"] for event in events if event["event"] == "started")
     params = {event["trial"]: event["params"] for event in events if event["event"] == "asked"}
-    return [
+    finished = [
         Finished(event["time"] - began, params[event["trial"]], event["metrics"]["val_accuracy"])
         for event in events
         if event["event"] == "complete"
     ]
+    return Searched(finished, median_epochs(epochs_between(events)))
+
+
+def epochs_between(events: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, float]]:
+    """Yield the phase and the seconds, by the wall clock, of each epoch that another of its trial preceded at once."""
+    before: dict[str, float] = {}
+    for event in events:
+        if event["event"] in ("asked", "continued", "retried"):
+            before.pop(event["trial"], None)
+        elif event["event"] == "epoch":
+            trial, now = event["trial"], event["time"]
+            if trial in before:
+                yield event["metrics"]["phase"], now - before[trial]
+            before[trial] = now
+
+
+def median_epochs(epochs: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Return the median seconds of an epoch by phase."""
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for phase, each in epochs:
+        seconds[phase].append(each)
+    return {phase: statistics.median(each) for phase, each in seconds.items()}
 
 
 def device_seconds(

@@ -76,7 +76,7 @@ def simulate(
             if first > len(curve.phases) or not _report_reused(policy, asked, curve):
                 finish(asked, min(asked.reused, len(curve.phases)))
                 continue
-            heapq.heappush(running, (now + curve.seconds[first - 1], order, asked, first))
+            heapq.heappush(running, (now + curve.clock[first - 1], order, asked, first))
             order += 1
 
     def finish(asked: Asked, epoch: int) -> None:
@@ -92,7 +92,7 @@ def simulate(
     while running:
         now, _, asked, epoch = heapq.heappop(running)
         curve = table.curve(asked.params)
-        outcome.trained_s += curve.seconds[epoch - 1]
+        outcome.trained_s += curve.clock[epoch - 1]
         outcome.epochs_trained += 1
         continues = policy.report(asked.trial, epoch, curve)
         if epoch == len(curve.phases) or not continues:
@@ -100,7 +100,7 @@ def simulate(
             if outcome.progress and outcome.progress[-1][1] >= enough:
                 break
         else:
-            heapq.heappush(running, (now + curve.seconds[epoch], order, asked, epoch + 1))
+            heapq.heappush(running, (now + curve.clock[epoch], order, asked, epoch + 1))
             order += 1
         begin()
     outcome.wall_s = now

@@ -7,7 +7,7 @@ import gzip
 import json
 import random
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,16 @@ Params = dict[str, Any]
 
 @dataclass(frozen=True)
 class Curve:
-    """One recipe's training: for each epoch its phase, its seconds and the validation accuracy, None in SSL."""
+    """One recipe's training: for each epoch its phase, its seconds and the validation accuracy, None in SSL.
+
+    clock: the seconds of each epoch by the wall clock, where a real search was listened to; its metered ones else.
+    """
 
     phases: tuple[str, ...]
     seconds: tuple[float, ...]
     accuracies: tuple[float | None, ...]
     sl_epochs: int
+    clock: tuple[float, ...]
 
     @property
     def latency(self) -> float:
@@ -56,7 +60,7 @@ class Table:
             recipe = self.space.recipe_at(params)
             phases = tuple(str(epoch.phase) for epoch in make_plan(recipe))
             seconds = tuple(epoch_seconds[phase] for phase in phases)
-            self._curves[_name(params)] = Curve(phases, seconds, tuple(accuracies), recipe.epochs.sl)
+            self._curves[_name(params)] = Curve(phases, seconds, tuple(accuracies), recipe.epochs.sl, clock=seconds)
 
     def curve(self, params: Mapping[str, Any]) -> Curve:
         """Return a recipe's curve; params may have a baseline's values alone."""
@@ -82,6 +86,15 @@ class Table:
         kept = random.Random(seed).sample(sorted(names), round(share * len(names)))
         table = copy.copy(self)
         table._curves = {name: self._curves[name] for each in kept for name in names[each]}
+        return table
+
+    def by_clock(self, clock: Mapping[str, float]) -> Table:
+        """Return the table with these seconds of an epoch by the wall clock, by phase; what is judged stays."""
+        table = copy.copy(self)
+        table._curves = {
+            name: replace(curve, clock=tuple(map(clock.get, curve.phases, curve.seconds)))
+            for name, curve in self._curves.items()
+        }
         return table
 
     def most_epochs(self) -> int:
