@@ -114,14 +114,15 @@ def test_a_lost_worker_costs_a_trial_nothing(
 def test_population_based_training_over_alpha_and_rates(
     recipe: dict[str, Any], ray_quietly: None, tmp_path: Path
 ) -> None:
+    alphas = [0.05, 0.35, 0.65, 0.95]
     pbt = PopulationBasedTraining(
         time_attr="training_iteration",
         perturbation_interval=2,
         quantile_fraction=0.5,
         synch=True,
-        hyperparam_mutations={"alpha": tune.uniform(0, 1), "optim.sl.base_lr": tune.loguniform(0.01, 0.1)},
+        hyperparam_mutations={"alpha": alphas, "optim.sl.base_lr": tune.loguniform(0.01, 0.1)},
     )
-    space = {"recipe": recipe, "rho": 1.0, "epochs.ssl": 4, "epochs.sl": 6, "alpha": tune.uniform(0, 1)}
+    space = {"recipe": recipe, "rho": 1.0, "epochs.ssl": 4, "epochs.sl": 6, "alpha": tune.choice(alphas)}
     results = run(
         tmp_path,
         space=space | {"optim.sl.base_lr": tune.loguniform(0.01, 0.1)},
