@@ -127,18 +127,19 @@ def most_expensive_recipe(space: SearchSpace, size: Size) -> Recipe:
 def largest_recipe(space: SearchSpace, size: Size) -> Recipe:
     """Return the recipe of the space whose training needs the most memory: that with the most FLOPs in a step.
 
-    What a step computes it keeps for the backward pass. See _costliest for how certain that is.
+    What a step computes it keeps for the backward pass. Baselines have the base recipe's values, which so count as
+    well. See _costliest for how certain that is.
     """
 
     def cost(recipe: Recipe) -> tuple[float, ...]:
         # of equal steps the longer training: epochs.ssl and rho, say, add a phase only together
         return step_flops(recipe, size), sum(recipe_flops(recipe, size).values())
 
-    return _costliest(space, cost)
+    return _costliest(space, cost, or_base=True)
 
 
-def _costliest(space: SearchSpace, cost: Callable[[Recipe], tuple[float, ...]]) -> Recipe:
-    """Return the recipe of the space that costs the most.
+def _costliest(space: SearchSpace, cost: Callable[[Recipe], tuple[float, ...]], or_base: bool = False) -> Recipe:
+    """Return the recipe of the space that costs the most; or_base: a searched field may have the base recipe's value.
 
     Found from the base recipe, coordinate by coordinate over every distribution's ends and choices, twice around:
     exact where no two parameters pull each other's cost in opposite directions.
@@ -152,9 +153,10 @@ def _costliest(space: SearchSpace, cost: Callable[[Recipe], tuple[float, ...]]) 
 
     params: dict[str, Any] = {}
     for _ in range(2):
-        for path, value in space.extremes():
-            params = max(params, {**params, path: value}, key=cost_at)
-    return space.recipe_at(params)
+        for path, distribution in space.space.items():
+            kept = [params] if or_base or path in params else []
+            params = max([*kept, *({**params, path: value} for value in distribution.extremes())], key=cost_at)
+    return space.recipe_at(params) if cost_at(params) else _costliest(space, cost, or_base=True)
 
 
 def sizes_to_time(space: SearchSpace, size: Size, device: torch.device) -> list[Recipe]:

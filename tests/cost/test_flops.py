@@ -43,13 +43,18 @@ def test_the_most_expensive_and_the_largest_recipe_are_those_that_trying_all_fin
         ({}, {"optim.batch_size": {"choice": [100, 32, 700]}, "data.fraction": {"choice": [0.4, 1.0]}}),
         # only together do they make a mix phase
         ({"epochs.ssl": 0, "rho": 0.0, "ssl.decoder_depth": 1}, {**rho, "epochs.ssl": {"choice": [0, 4]}}),
+        # the base recipe's budgets and depth are none of the space's
+        (
+            {"epochs.ssl": 50, "epochs.sl": 50, "model.depth": 6},
+            {"epochs.ssl": {"choice": [2, 4]}, "epochs.sl": {"choice": [3, 6]}, "model.depth": {"choice": [1, 2]}},
+        ),
         ({}, {}),
     ):
         searched = space_from_dict({"recipe": make_recipe(base).to_dict(), "space": space})
         grids = [distribution.grid() for distribution in searched.space.values()]
         recipes = [searched.recipe_at(dict(zip(searched.space, point, strict=True))) for point in product(*grids)]
         assert total(most_expensive_recipe(searched, SIZE)) == max(map(total, recipes)), space
-        most = max(step_flops(recipe, SIZE) for recipe in recipes)
+        most = max(step_flops(recipe, SIZE) for recipe in (*recipes, searched.recipe))  # which baselines train
         assert step_flops(largest_recipe(searched, SIZE), SIZE) == most, space
 
 
