@@ -357,7 +357,7 @@ def check_report(data: str, slots: int, lines: list[list[str]], equal: int, tria
     return (
         f"# What a search costs: real runs on {NAMES[data]}\n\nPrinted by `python benchmarks/search_cost.py check`: "
         "device-seconds until 95 % of the best known hypervolume. An epoch of the replay takes as many seconds as the "
-        "table says, metered without validation, or as it took in the real search, with validation and beside the "
+        "table says, metered without validation, or as it took in the real search, with validation, alongside the "
         f"other slots (the median of its phase by the wall clock). {cpu_model()}, {slots} at once, "
         f"{date.today().isoformat()}. Of {trials} complete trials {equal} have the very accuracy of the table; of "
         f"{len(lines)} searches {within} are within {CLOSE:.0%} of the replay.\n\n{format_table(head, lines)}\n"
