@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 import warnings
 from collections.abc import Mapping
@@ -15,6 +16,8 @@ from ray.tune.search.optuna import OptunaSearch
 
 from mixtune.cost.model import Cost
 from mixtune.meter.times import StepTimes
+from mixtune.run.directory import RunFacts
+from mixtune.run.reference import derive_reference
 from mixtune.space.recipe import change_recipe
 from mixtune.space.space import SearchSpace
 from mixtune.stages.paths import RecipePaths
@@ -28,6 +31,7 @@ from replay.simulate import Asked, curve_metrics
 from replay.table import Curve, Params, Table
 
 OBJECTIVES = ["val_accuracy", "train_latency_s"]
+CLASSES = 10  # of digits and of CIFAR-10
 
 
 class RayTune:
@@ -127,7 +131,8 @@ class SyneTune:
 class Mixtune:
     """mixtune's own search, its ledger in a scratch folder; without the tree or with another sampler, too.
 
-    off: by which share forecasts of phases that were not timed yet are wrong.
+    Its sampler derives the hypervolume's reference as any search does, from what it has and from forecasts. off: by
+    which share forecasts of phases that were not timed yet are wrong.
     """
 
     def __init__(
@@ -135,7 +140,6 @@ class Mixtune:
         table: Table,
         seed: int,
         scratch: Path,
-        reference: Mapping[str, float],
         slots: int,
         *,
         tree: bool = True,
@@ -150,6 +154,8 @@ class Mixtune:
         chosen = {"name": sampler, "by_stage": True} if by_stage else sampler
         self.space: SearchSpace = table.space.with_search(sampler=chosen, seed=seed, trials=trials)
         self._paths = RecipePaths(with_images(self.space)) if tree else lambda params: TrialPath(())
+        longest = max(self._cost(params, StepTimes(), 0, 0.0).seconds for params in table.recipes())
+        facts = RunFacts(tasks={"task": {"classes": CLASSES}}, most_expensive={"train_latency_s": longest})
         self._search = RunningSearch(
             self.space,
             scratch / "ledger.jsonl",
@@ -157,7 +163,7 @@ class Mixtune:
             slots=slots,
             costs=self._cost,
             fault=lambda params: None if table.has(params) else "it is not in the table",
-            reference=lambda complete: reference,
+            reference=functools.partial(derive_reference, self.space, facts),
         )
 
     def ask(self) -> Asked | None:
