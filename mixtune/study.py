@@ -38,7 +38,7 @@ from mixtune.stages.paths import RecipePaths
 from mixtune.stages.store import MAX_BYTES
 from mixtune.training.device import choose_device
 from mixtune.training.plan import make_plan, method_of, peak_rate
-from mixtune.tuning.editing import current_run, edit_run
+from mixtune.tuning.editing import current_run, edit_run, with_settled_sampler
 from mixtune.tuning.forecast import forecast_trials, look_at_machine_for
 from mixtune.tuning.learning import Source, learn, read_sources, trial_keys
 from mixtune.tuning.opening import kept_data, machine_to_continue_on, saying_that_the_ledger_is_full
@@ -362,9 +362,7 @@ def _continue(
     if data is not None and space is not None:
         given, overrides = space_on_arrays(given, os.path.abspath(run.data), overrides), {}
     given = resolve_space(given, overrides)
-    if given.search.sampler == "auto":  # which was settled when the run began
-        given = given.with_search(sampler=own.search.sampler, sampler_options=own.search.sampler_options)
-    prepared = prepare(given, trials=trials)
+    prepared = prepare(with_settled_sampler(given, own), trials=trials)
     before, now = flatten(own.to_dict()), flatten(prepared.space.to_dict())
     for path in {**before, **now}:
         if before.get(path) != now.get(path) and not path.startswith(MAY_CHANGE):

@@ -42,7 +42,7 @@ def replayed(scripts: SimpleNamespace, table: Any, folder: Path, name: str) -> A
     """Return what a policy came to, with seed 0."""
     reference = scripts.search_cost.reference_point(table)
     enough = scripts.search_cost.ENOUGH * table.best_hypervolume(reference)
-    policy = scripts.search_cost.POLICIES[name](table, 0, folder, reference, SLOTS)
+    policy = scripts.search_cost.POLICIES[name](table, 0, folder, SLOTS)
     outcome = scripts.simulate.simulate(policy, table, reference, SLOTS, enough, most_trials=100)
     assert outcome.seconds_until(enough) <= outcome.wall_s * SLOTS < float("inf")
     return outcome
@@ -120,7 +120,7 @@ def test_without_a_scheduler_slots_always_train_and_trials_end(
 
 def test_mixtune_trains_fewer_epochs_than_it_asks(scripts: SimpleNamespace, table: Any, tmp_path: Path) -> None:
     outcome = replayed(scripts, table, tmp_path, "g. mixtune, whole recipes")
-    assert outcome.epochs_trained < 0.8 * outcome.epochs_asked
+    assert outcome.epochs_trained <= 0.8 * outcome.epochs_asked
 
 
 def test_fifty_random_recipes_share_their_epochs(scripts: SimpleNamespace) -> None:

@@ -151,7 +151,7 @@ class Mixtune:
         self._table = table
         draw = random.Random(seed)
         self._off = {phase: 1.0 + draw.uniform(-off, off) for phase in PHASES}
-        chosen = {"name": sampler, "by_stage": True} if by_stage else sampler
+        chosen = {"name": sampler, "by_stage": by_stage} if sampler == "cost_aware" else sampler
         self.space: SearchSpace = table.space.with_search(sampler=chosen, seed=seed, trials=trials)
         self._paths = RecipePaths(with_images(self.space)) if tree else lambda params: TrialPath(())
         longest = max(self._cost(params, StepTimes(), 0, 0.0).seconds for params in table.recipes())

@@ -31,16 +31,21 @@ class Finished(NamedTuple):
 
 
 class Searched(NamedTuple):
-    """A search that ran: its complete trials, and the median seconds of an epoch by the wall clock, by phase."""
+    """A search that ran: its complete trials, the median seconds of an epoch by the wall clock, by phase, and start_s.
+
+    start_s: from the first trial's start until its first epoch began; a worker starts meanwhile.
+    """
 
     finished: list[Finished]
     clock: dict[str, float]
+    start_s: float
 
 
 def search_plainly(table: Table, values: Mapping[str, Any], seed: int, trials: int, slots: int) -> Searched:
     """Search with Ray Tune and OptunaSearch, as their documentation shows it, with MixTrainable."""
     finished: list[Finished] = []
     epochs: list[tuple[str, float]] = []
+    starts: list[float] = []
 
     class Note(tune.Callback):  # type: ignore[misc]
         began = 0.0
@@ -52,6 +57,7 @@ def search_plainly(table: Table, values: Mapping[str, Any], seed: int, trials: i
             self, iteration: int, trials: list[Any], trial: Any, result: Mapping[str, Any], **info: Any
         ) -> None:
             epochs.append((result["phase"], result["time_this_iter_s"]))
+            starts.append(time.monotonic() - self.began - result["time_this_iter_s"])
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             params = {path: trial.config[path] for path in table.space.space}
@@ -76,7 +82,7 @@ def search_plainly(table: Table, values: Mapping[str, Any], seed: int, trials: i
             ).fit()
         finally:
             ray.shutdown()
-    return Searched(finished, median_epochs(epochs))
+    return Searched(finished, median_epochs(epochs), starts[0])
 
 
 def search_with_mixtune(
@@ -95,7 +101,9 @@ def search_with_mixtune(
         for event in events
         if event["event"] == "complete"
     ]
-    return Searched(finished, median_epochs(epochs_between(events)))
+    clock = median_epochs(epochs_between(events))
+    first = next(event for event in events if event["event"] == "epoch")
+    return Searched(finished, clock, first["time"] - began - clock[first["metrics"]["phase"]])
 
 
 def epochs_between(events: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, float]]:

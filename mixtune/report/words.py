@@ -11,6 +11,7 @@ import yaml
 
 from mixtune.metrics import duration, find_metric, setting, significant
 from mixtune.report.tables import IDLE, front_notes, objective_cells, setting_cells, some, varying_parameters
+from mixtune.run.accounting import paused_note
 from mixtune.run.confirmed import CERTAIN, FELL_OFF
 from mixtune.run.latency import TIMED, is_distinguishable, latency_difference
 from mixtune.run.recommendation import describe_figures
@@ -261,6 +262,8 @@ def cost(result: Result, status: RunStatus) -> Iterator[tuple[str, str]]:
     """Yield (name, value) of trials, epochs, seconds, disk and hypervolume."""
     counts = {state: count for state, count in result.counts().items() if count}
     yield "trials", ", ".join(f"{count:,} {state}" for state, count in counts.items()) or "none has started"
+    if note := paused_note(counts):
+        yield "paused", note
     account = status.account
     if account.epochs_asked:
         spared = account.epochs_asked - account.epochs_trained - account.epochs_reused

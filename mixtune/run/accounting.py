@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mixtune.metrics import metric_value, significant
+from mixtune.metrics import counted, metric_value, significant
 from mixtune.run.ledger import ENDED, TrialRecord
 
 
@@ -38,6 +38,12 @@ class Account:
             f"{significant(self.trained_s)} trained ({seconds}); "
             f"slots waited {significant(self.waited_s)} s for a stage"
         )
+
+
+def paused_note(counts: Mapping[str, int]) -> str:
+    """Return what to say of the paused trials among counts by state; empty where there are none."""
+    paused = counts.get("paused", 0)
+    return f"{counted(paused, 'trial')} where a stage ended and another recipe promised more" if paused else ""
 
 
 def account(records: Iterable[TrialRecord], waited_s: float = 0.0) -> Account:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mixtune.metrics import counted, duration, find_metric
-from mixtune.run.accounting import Account
+from mixtune.run.accounting import Account, paused_note
 from mixtune.run.directory import RunDirectory
 from mixtune.run.frames import plain
 from mixtune.run.ledger import COUNTED, ENDED, TrialRecord
@@ -106,6 +106,7 @@ class RunStatus:
             for kind, found in counts.items()
             if found
         ]
+        lines += [f"paused: {note}"] if (note := paused_note(self.trials)) else []
         if self.running:
             epochs = ", ".join(f"{trial} epoch {epoch}" for trial, epoch in self.running.items())
             lines.append(f"running: {epochs}")

@@ -30,6 +30,10 @@ class Stop(Section):
     """By less than this share of what it was have they enlarged the front's hypervolume: 1% or 0.01."""
 
 
+FORMER_OPTIONS: dict[str, dict[str, Any]] = {"cost_aware": {"by_stage": False}}
+"""What a sampler's missing options meant in a run that was recorded before it wrote them out."""
+
+
 class Search(Section):
     """How the search goes: the ``search`` section."""
 
@@ -75,6 +79,12 @@ class Search(Section):
         values = self.model_dump()
         options = values.pop("sampler_options")
         return {**values, "sampler": {"name": self.sampler, **options} if options else self.sampler}
+
+
+def with_former_options(search: Search) -> Search:
+    """Return a recorded section with what its sampler's missing options meant when it was recorded."""
+    options = {**FORMER_OPTIONS.get(search.sampler, {}), **search.sampler_options}
+    return search.model_copy(update={"sampler_options": options})
 
 
 class Resources(Section):

@@ -46,7 +46,7 @@ from mixtune.space.recipe import (
     with_objective,
 )
 from mixtune.space.relations import Relation, is_relation, parse_relation
-from mixtune.space.settings import DEFAULT_TRIALS, Resources, Search
+from mixtune.space.settings import DEFAULT_TRIALS, Resources, Search, with_former_options
 from mixtune.space.ties import Tie, is_tie, parse_tie
 
 
@@ -361,7 +361,7 @@ def read_run_space(document: Document) -> SearchSpace:
         space=distributions,
         objectives=dict(objectives),
         baselines=tuple(baselines) if isinstance(baselines, list) else (),
-        search=read_section(document, "search", Search),
+        search=with_former_options(read_section(document, "search", Search)),
         resources=read_section(document, "resources", Resources),
         constraints=constraints,
         relations=tuple(relations),

@@ -47,9 +47,17 @@ def _is_own(space: AnySpace | None, run: RunDirectory) -> bool:
 
 def read_edited(space: AnySpace, run: RunDirectory) -> SearchSpace:
     """Return the edited space of a run. Raises RequestError."""
-    if (run.data / "meta.json").is_file():
-        return space_on_arrays(space, os.path.abspath(run.data), {})
-    return resolve_space(space, {})
+    on_arrays = (run.data / "meta.json").is_file()
+    edited = space_on_arrays(space, os.path.abspath(run.data), {}) if on_arrays else resolve_space(space, {})
+    return with_settled_sampler(edited, run.space)
+
+
+def with_settled_sampler(given: SearchSpace, own: SearchSpace) -> SearchSpace:
+    """Return a space given for a run, ``auto`` in it settled as it was when the run began."""
+    if given.search.sampler != "auto":
+        return given
+    options = {**own.search.sampler_options, **given.search.sampler_options}
+    return given.with_search(sampler=own.search.sampler, sampler_options=options)
 
 
 def refuse_other_recipe(name: str, run: RunDirectory, edited: SearchSpace) -> None:

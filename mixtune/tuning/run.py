@@ -24,6 +24,7 @@ from mixtune.cost.model import CostModel, forecast_most_expensive
 from mixtune.errors import DataError, RequestError, TrainingError, show
 from mixtune.files import make_folder, write_whole
 from mixtune.report.page import write_report
+from mixtune.run.accounting import paused_note
 from mixtune.run.directory import RunDirectory, free_directory, space_document, space_text
 from mixtune.run.ledger import ENDED, TrialRecord
 from mixtune.run.lock import ask_to_end, hold_run
@@ -353,6 +354,8 @@ def _run(
     if lost is not None:
         raise SearchError(f"{lost}; what is done is kept: mixtune resume {quoted(run)} continues")
     print_line(console, str(result.account()))
+    if note := paused_note(result.counts()):
+        print_line(console, f"paused: {note}")
     return _judge(search, result, console)
 
 
@@ -428,7 +431,7 @@ def _extend(search: RunningSearch, trials: int | None) -> None:
 
 
 def _what_is_left(search: RunningSearch, slots: Slots, again: int) -> str:
-    unfinished = sum(r.state not in ENDED for r in search.records.values()) - again
+    unfinished = sum(r.state not in ENDED and r.state != "paused" for r in search.records.values()) - again
     said = f"{search.done} of {search.budget} trials are done, " if search.records else ""
     said += f"{unfinished} continue from their last checkpoint, " if unfinished else ""
     said += f"{again} failed ones are trained again, " if again else ""

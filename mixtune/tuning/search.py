@@ -78,8 +78,8 @@ class RunningSearch:
     many epochs are reused and whose untimed steps take such a share of their forecast; fault: why dotted parameters
     make no recipe that can be trained, None where they do; reference: the hypervolume's, of complete trials' metrics;
     scheduler: ends trials early, None for nobody; waits: whether trials train side by side, and so wait for stages and
-    slots; ``unheard`` counts the complete trials that the sampler does not hear of, because the space was edited since;
-    ``on_change`` is called with this object and a trial's record after each event.
+    slots, and make way for one another; ``unheard`` counts the complete trials that the sampler does not hear of,
+    because the space was edited since; ``on_change`` is called with this object and a trial's record after each event.
     """
 
     def __init__(
@@ -331,7 +331,7 @@ class RunningSearch:
     def _is_better_left(self, record: TrialRecord, epoch: int) -> bool:
         """Return whether a trial whose stage has ended should make way for another recipe, which trains at once."""
         by_stage = self.suggester.by_stage and record.baseline is None and self._wanted > self.done
-        if not by_stage or self.is_draining or epoch not in self.stages.ends(record.params):
+        if not (by_stage and self._waits) or self.is_draining or epoch not in self.stages.ends(record.params):
             return False
         best = self.suggester.propose(self.next_number, staying=record.trial)
         if fitted := self.suggester.notes():

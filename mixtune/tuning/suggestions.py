@@ -294,19 +294,26 @@ def find_sampler(space: SearchSpace) -> Any:
 def settle_sampler(space: SearchSpace) -> tuple[SearchSpace, str]:
     """Return a space whose sampler is named, and a line that says which, and why.
 
-    ``auto`` is settled once, so that a search that continues with another budget keeps its sampler. Raises RequestError
-    for a sampler that cannot suggest recipes of this space.
+    ``auto`` is settled once, so that a search that continues with another budget keeps its sampler, and the options of
+    one that proposes are written out, so that it keeps them when a later version has other defaults. Raises
+    RequestError for a sampler that cannot suggest recipes of this space.
     """
-    plugin = plugins.find("tuning.samplers", "auto", "sampler")
+    why = ""
     if space.search.sampler == "auto":
-        name, why = plugin.pick(space)
-        return space.with_search(sampler=name), f"sampler {name}: {why}"
-    if not hasattr(find_sampler(space), "proposer"):
+        name, reason = plugins.find("tuning.samplers", "auto", "sampler").pick(space)
+        space, why = space.with_search(sampler=name, sampler_options=space.search.sampler_options), f": {reason}"
+    found = find_sampler(space)
+    if hasattr(found, "proposer"):
+        stated = {name: option.default for name, option in inspect.signature(found.proposer).parameters.items()}
+        stated = {name: default for name, default in stated.items() if isinstance(default, bool | int | float | str)}
+        options = {**stated, **space.search.sampler_options}
+        space = space.with_search(sampler=space.search.sampler, sampler_options=options)
+    else:
         try:
             Suggester(space).ask("t0001", 1)
         except (ValueError, ImportError, NotImplementedError) as error:
             raise RequestError(f"search.sampler: {space.search.sampler}: {one_line(error)}") from error
-    return space, f"sampler {space.search.sampler}"
+    return space, f"sampler {space.search.sampler}{why}"
 
 
 class _OfOptuna:

@@ -51,6 +51,15 @@ def line_of(status: RunStatus, word: str) -> str:
     return line
 
 
+def test_a_paused_trial_is_explained(make_searched: MakeRun) -> None:
+    directory = make_searched(THREE)
+    ledger_of(directory).append("asked", trial="t0004", params={})
+    ledger_of(directory).append("paused", trial="t0004", metrics={"epoch": 2})
+    status = run_status(load(directory), None)
+    assert (status.state, line_of(status, "trials: ")) == ("finished", "trials: 3 complete, 1 paused")
+    assert line_of(status, "paused: ") == "paused: 1 trial where a stage ended and another recipe promised more"
+
+
 def test_a_finished_run_in_words(make_searched: MakeRun) -> None:
     metrics = {"val_accuracy": 0.9, "val_accuracy_se": 0.025, "train_latency_s": 10.0}
     directory = make_searched([THREE[0], metrics, THREE[2]], {"sl": {"val_accuracy": 0.8, "train_latency_s": 600.0}})

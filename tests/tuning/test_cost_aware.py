@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ class Driven:
         free: Callable[[Any], bool] = lambda params: False,
         baselines: Sequence[str] = (),
         macro_f1: Callable[[Recipe], float] = accuracy,
+        waits: bool = True,
     ) -> None:
         self._macro_f1 = macro_f1
         self.space = space_from_dict({**values, "baselines": list(baselines)})
@@ -62,6 +64,7 @@ class Driven:
             folder / "ledger.jsonl",
             paths=RecipePaths(self.space),
             slots=slots,
+            waits=waits,
             costs=self._cost,
             reference=lambda complete: {name: at for name, at in REFERENCE.items() if name in self.space.objectives},
         )
@@ -162,8 +165,7 @@ def test_a_search_that_continues_reads_the_kernels_numbers_and_asks_the_same(val
     events = read_ledger(tmp_path / "whole/ledger.jsonl")
     fits = [fit for event in events if (fit := event.get("sampler", {}).get("memory"))]
     counts = [fit["val_accuracy"][0] for fit in fits]
-    assert counts == sorted(set(counts))  # fitted again as data grow, not at every suggestion
-    assert len(counts) < 10
+    assert all(later >= 1.1 * fit for fit, later in pairwise(counts))  # as data grow, not at every suggestion
     assert counts[-1] > 12  # of at most 10 complete trials: states on their ways have scores, too
 
 
@@ -200,7 +202,6 @@ def test_what_runs_is_no_news_any_more(values: Any, tmp_path: Path) -> None:
 
 
 def test_a_trial_makes_way_where_its_stage_ends_and_is_continued(values: Any, tmp_path: Path) -> None:
-    values["search"]["sampler"] = {"name": "cost_aware", "by_stage": True}
     values["recipe"]["epochs"] = {"ssl": 0, "sl": 5}
     values["space"] = {path: SPACE[path] for path in ("epochs.sl", "optim.sl.base_lr")}
     values["search"]["trials"] = 15
@@ -214,6 +215,11 @@ def test_a_trial_makes_way_where_its_stage_ends_and_is_continued(values: Any, tm
     again = Driven(tmp_path, values)
     assert again.search.is_done
     assert [r.state for r in again.search.records.values()] == [r.state for r in driven.search.records.values()]
+    for name, by_stage, waits in (("whole", False, True), ("in a loop of one's own", True, False)):
+        values["search"]["sampler"] = {"name": "cost_aware", "by_stage": by_stage}
+        (tmp_path / name).mkdir()
+        Driven(tmp_path / name, values, waits=waits).run(15)
+        assert "paused" not in [event["event"] for event in read_ledger(tmp_path / name / "ledger.jsonl")]
 
 
 @pytest.mark.parametrize(

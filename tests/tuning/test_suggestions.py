@@ -12,7 +12,8 @@ import pytest
 from mixtune import plugins
 from mixtune.errors import RequestError
 from mixtune.run.ledger import TrialRecord
-from mixtune.space.space import space_from_dict
+from mixtune.space.document import Document
+from mixtune.space.space import read_run_space, space_from_dict
 from mixtune.tuning.suggestions import Suggester, _trial_seed, find_sampler, first_point, settle_sampler, to_optuna
 
 SAMPLERS = plugins.names("tuning.samplers")
@@ -57,10 +58,17 @@ def test_auto_is_settled_once_and_says_why(small_space: Any) -> None:
     space = space_from_dict(small_space(search={"sampler": "auto", "trials": 2_000}))
     settled, why = settle_sampler(space)
     assert (settled.search.sampler, why[:20]) == ("cost_aware", "sampler cost_aware: ")
+    assert settled.to_dict()["search"]["sampler"] == {"name": "cost_aware", "by_stage": True}
     assert settle_sampler(settled.with_search(trials=2_001))[0].search.sampler == "cost_aware"  # it continues
     larger, why = settle_sampler(space.with_search(trials=2_001))
     assert larger.search.sampler == "tpe"
     assert why == "sampler tpe: 2,001 trials are more than the 2,000 that cost_aware is for"
+
+
+def test_a_run_whose_file_says_nothing_of_stages_goes_on_trial_by_trial(small_space: Any) -> None:
+    values = space_from_dict(small_space(search={"sampler": "cost_aware"})).to_dict()
+    begun, recorded = space_from_dict(values), read_run_space(Document("space.yaml", values))
+    assert [settle_sampler(space)[0].search.sampler_options["by_stage"] for space in (begun, recorded)] == [True, False]
 
 
 def test_options_reach_the_sampler_and_unknown_ones_are_named(small_space: Any) -> None:

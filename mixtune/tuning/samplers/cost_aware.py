@@ -57,7 +57,7 @@ class _Read:
     data: list[Datum] = field(default_factory=list)
 
 
-def proposer(space: SearchSpace, advice: Advice, by_stage: bool = False) -> CostAware:
+def proposer(space: SearchSpace, advice: Advice, by_stage: bool = True) -> CostAware:
     """Return what proposes the recipes of a search.
 
     by_stage: whether a trial whose stage has ended makes way for a recipe that promises more.
