@@ -145,6 +145,12 @@ def test_what_lies_outside_of_a_narrower_space_is_told_where_it_can_be_held(
     assert all(seen[name].epochs == [] and f"{name} as it was" not in seen for name in whole)
 
 
+def test_auto_in_an_edited_space_is_the_runs_own_sampler(run: Path, edited: Callable[..., dict[str, Any]]) -> None:
+    assert mixtune.load(run).space.search.sampler == "tpe"
+    assert edit(run, edited(search={"sampler": "auto", "trials": 6})) == "edited: search.trials"
+    assert mixtune.load(run).space.search.sampler == "tpe"
+
+
 def test_a_field_that_follows_no_other_any_more_is_as_it_was_in_earlier_trials(
     run: Path, edited: Callable[..., dict[str, Any]]
 ) -> None:
