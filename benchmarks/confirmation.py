@@ -25,9 +25,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import norm
 
+from mixtune.run.confirmed import ON_FRONT
 from mixtune.run.estimates import estimate
-from mixtune.run.paired import covariance_of_means, paired_error, pooled_variance
-from mixtune.run.posterior import certainty, contenders, draw_truth
+from mixtune.run.paired import covariance_of_means
+from mixtune.run.posterior import certainties, contenders, draw_truth
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -117,52 +118,58 @@ def on_front(accuracies: Floats) -> Bools:
     return np.concatenate([np.ones((len(accuracies), 1), dtype=bool), accuracies[:, 1:] > before], axis=1)
 
 
-def recommended(field: Field, seeds: Sequence[int]) -> int:
-    """Return the place of the row that mixtune.run.recommendation would choose by fresh seeds."""
-    rights = [field.right[row, 1 : 1 + count] for row, count in zip(field.front, seeds, strict=True)]
-    means = np.array([own.mean() for own in rights])
-    best = int(means.argmax())
-    common = [min(count, seeds[best]) for count in seeds]
-    gaps = [own[:n].mean(axis=1) - rights[best][:n].mean(axis=1) for own, n in zip(rights, common, strict=True)]
-    variance, _ = pooled_variance([gap for place, gap in enumerate(gaps) if place != best])
-    for place in np.flatnonzero(on_front(means[None])[0]):
-        n = common[place]
-        error = paired_error((rights[place][:n] - rights[best][:n]).mean(axis=0))
-        margin = max(np.sqrt(error**2 + variance / n), TOLERANCE / 2)
-        if place == best or gaps[place].mean() >= -margin:
-            return int(place)
-    return best
+def members(drawn: Floats) -> Bools:
+    """Return, (front,), which rows mixtune.run.confirmed shows as on the front."""
+    probable = on_front(drawn).mean(axis=0)
+    return np.asarray(probable >= min(ON_FRONT, probable.max()))
+
+
+def recommended(drawn: Floats) -> tuple[int, float]:
+    """Return the place of the row that mixtune.run.recommendation would choose, and how probably it is right."""
+    right = certainties(drawn.max(axis=1, keepdims=True) - drawn, TOLERANCE)
+    place = int(np.where(members(drawn), right, -1.0).argmax())
+    return place, float(right[place])
 
 
 @dataclass(frozen=True)
 class Race:
-    """How a race ended: what it recommends, said to be right with this certainty; whether it is; training runs."""
+    """How a race ended.
+
+    said: how probably what it recommends is right; is_right: whether it is; lacking: of the best row's true accuracy;
+    trained: training runs; rightly: for each row but the cheapest whether it is rightly on or off the front; by_means:
+    whether it would be if the front were what no row's mean beats.
+    """
 
     said: float
     is_right: bool
+    lacking: float
     trained: int
+    rightly: Bools
+    by_means: Bools
 
 
 def race(field: Field, leaves: bool) -> Race:
     """Train seed after seed until the answer is certain; leaves: whether rows that are decided train no more."""
     racing = np.ones(len(field.front), dtype=bool)
     seeds = np.zeros(len(field.front), dtype=int)
-    said, place = 0.0, 0
+    said, place, drawn = 0.0, 0, np.empty((0, len(field.front)))
     for number in range(MAX_SEEDS):
         seeds[racing] += 1
         if number < 1:
             continue
         drawn = posterior(field, list(seeds))
-        lacking = drawn.max(axis=1, keepdims=True) - drawn
-        place = recommended(field, list(seeds))
-        said = certainty(lacking, place, TOLERANCE)
+        place, said = recommended(drawn)
         if said >= UNTIL:
             break
         if leaves:
-            racing &= contenders(lacking, TOLERANCE, 1 - UNTIL)
+            racing &= contenders(drawn.max(axis=1, keepdims=True) - drawn, TOLERANCE, 1 - UNTIL)
     truth = field.truth[field.front]
-    is_right = bool(certainty((truth.max() - truth)[None], place, TOLERANCE))
-    return Race(said, is_right, int(seeds.sum()))
+    is_right = bool(certainties((truth.max() - truth)[None], TOLERANCE)[place])
+    means = np.array([field.right[row, 1 : 1 + count].mean() for row, count in zip(field.front, seeds, strict=True)])
+    is_on = on_front(truth[None])[0]
+    by_means = (on_front(means[None])[0] == is_on)[1:]
+    lacking, trained = float(truth.max() - truth[place]), int(seeds.sum())
+    return Race(said, is_right, lacking, trained, (members(drawn) == is_on)[1:], by_means)
 
 
 def calibration(fields: int) -> Iterator[str]:
@@ -202,8 +209,9 @@ def _cell(said: Floats, true: Bools, where: Bools) -> str:
 
 def races(fields: int) -> Iterator[str]:
     """Yield the lines of the table: how certain races end, how often they are right, and what they train."""
-    yield "| field | rows | until certain | training runs | said | right | not certain after all seeds |"
-    yield "|---|---|---|---|---|---|---|"
+    heads = ["field", "rows", "until certain", "training runs", "said", "right", "below the best", "never certain"]
+    yield f"| {' | '.join([*heads, 'rightly on or off the front (by means)'])} |"
+    yield "|---" * 9 + "|"
     pooled: dict[str, list[Race]] = {}
     for kind in KINDS:
         rng = np.random.default_rng(KINDS.index(kind))
@@ -223,8 +231,11 @@ def _race_row(head: str, ended: Sequence[Race]) -> str:
     certain = [each for each in ended if each.said >= UNTIL]
     of_certain = f" (of certain ones {100 * np.mean([e.is_right for e in certain]):.0f})" if certain else ""
     trained = np.mean([each.trained for each in ended])
-    rest = 100 * (1 - len(certain) / len(ended))
-    return f"| {head} | {trained:.1f} | {100 * said:.0f} % | {100 * right:.0f} %{of_certain} | {rest:.0f} % |"
+    lacking, rest = 100 * np.mean([each.lacking for each in ended]), 100 * (1 - len(certain) / len(ended))
+    rightly = 100 * np.concatenate([each.rightly for each in ended]).mean()
+    by_means = 100 * np.concatenate([each.by_means for each in ended]).mean()
+    cells = [f"{trained:.1f}", f"{100 * said:.0f} %", f"{100 * right:.0f} %{of_certain}", f"{lacking:.2f} points"]
+    return f"| {head} | {' | '.join([*cells, f'{rest:.0f} %', f'{rightly:.0f} % ({by_means:.0f} %)'])} |"
 
 
 def main() -> None:
@@ -250,7 +261,8 @@ def main() -> None:
 
 def _race_words() -> Iterator[str]:
     yield f"Races until {100 * UNTIL:.0f} % certain, at most {MAX_SEEDS} seeds: right is what is within a point of the"
-    yield "best while nothing cheaper is within half a point."
+    yield "best while nothing cheaper is within half a point. On the front is what is on it more probably than not; by"
+    yield "means: what no row's mean beats."
     yield ""
 
 

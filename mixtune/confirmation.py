@@ -54,7 +54,7 @@ def confirm(
 
     seeds: how many of each recipe, counted from the one after the recipe's own and the same for all (default 4, with
     ``until`` 10). until: a probability, 0.95 for example: seeds are trained only until the recommended recipe is so
-    probably right (``Confirmation.certainty``), and only for recipes that may still be the answer. A seed decides
+    probably right (``Confirmation.certainties``), and only for recipes that may still be the answer. A seed decides
     weights, order, augmentation and masks; the split stays the search's, so no validation image is trained on, or with
     fresh_images is each seed's own, as in ``compare``, so that the images are no luck either. Every training run is
     kept in the run's ledger before the next one starts, those that it holds of this device are not repeated, and a
@@ -101,8 +101,8 @@ def _race(rivals: _Rivals, most: int, until: float, on_line: Callable[[str], Non
             known = rivals.result.with_first_seeds(number)
             found, trial = known.confirmation, known.recommendation().trial
             assert found is not None, "seeds were trained"
-            certainty = math.nan if trial is None else found.certainty(trial)
-            if math.isnan(certainty):
+            certainty = found.certainties.get(trial or "")
+            if certainty is None:
                 on_line("no objective has an error, or nothing finished: every recipe trains every seed")
             else:
                 sure = f"{100 * certainty:.0f} % certain, {100 * until:g} % are requested"

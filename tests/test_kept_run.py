@@ -36,7 +36,7 @@ def test_it_loads_and_reports_as_it_did(kept: Path) -> None:
     result = mixtune.load(kept)
     assert list(mixtune.pareto_front(result.complete(), result.objectives)["trial"]) == ["t0007", "t0002"]
     assert list(result.searched_front["trial"]) == ["sl", "t0002"]  # baselines are recipes, too
-    assert list(result.pareto_front()["trial"]) == ["sl", "t0002"]  # and so on its one fresh seed
+    assert list(result.pareto_front()["trial"]) == ["sl"]  # on its one fresh seed t0002 is with 40 %
     recommended = result.recommendation()
     assert (recommended.trial, recommended.confirmed) == ("sl", True)
     assert recommended.sentence.startswith("Supervised training alone is enough here: use sl (SL, 3 epochs): 20.8 ± ")

@@ -21,6 +21,7 @@ from mixtune.report.figures._style import (
 )
 from mixtune.report.figures.hypervolume import grow
 from mixtune.report.words import drawn
+from mixtune.run.front import pareto_front
 from mixtune.run.result import Result
 from mixtune.space.recipe import flatten
 
@@ -98,7 +99,11 @@ def draw_fronts(runs: Runs) -> tuple[Heading, Any] | None:
         colour, trials = SERIES[number % len(SERIES)], list(map(str, members["trial"]))
         marker = dots(colour, 12, symbol=[METHOD_SYMBOLS.get(result.method(trial), "circle") for trial in trials])
         line = {"color": colour, "width": 2, "shape": "vh" if x_mode == "max" else "hv"}
-        figure.add_scatter(x=xs, y=ys, mode="lines", line=line, hoverinfo="skip", showlegend=False, legendgroup=name)
+        edge = pareto_front(members, runs.objectives).sort_values(x_name, kind="stable")
+        line_x, line_y = scaled(edge[x_name], x), scaled(edge[y_name], y)
+        figure.add_scatter(
+            x=line_x, y=line_y, mode="lines", line=line, hoverinfo="skip", showlegend=False, legendgroup=name
+        )
         hover = [f"{html.escape(name)}<br>{text}" for text in hover_texts(result, trials)]
         add_marks(
             figure, xs, ys, [f"{name}/{trial}" for trial in trials], hover, marker, name=html.escape(name),

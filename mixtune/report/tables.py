@@ -39,7 +39,7 @@ def front_notes(result: Result) -> list[str]:
     """Return a line each: damage, equal recipes, knee and hypervolume, constraints that are broken."""
     notes = [f"damaged ledger: {describe_damage(result.state)}"] if result.state.damaged else []
     if result.confirmed is not None:
-        notes.append("means over fresh seeds; the search's own figures of one seed decide nothing any more")
+        notes.append("means over fresh seeds; the front is what is on it more probably than not")
     if merged := [trial for trial in result.pareto_front()["trial"] if result.same_recipes.get(trial)]:
         same = (f"{trial} is also {', '.join(result.same_recipes[trial])}" for trial in merged)
         notes.append(f"one recipe, several trials: {'; '.join(same)}")

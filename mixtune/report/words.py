@@ -170,12 +170,16 @@ def baselines(result: Result) -> Iterator[str]:
     if not {accuracy, cost} <= set(members.columns):
         return
     decided = {str(row["trial"]): row for _, row in result.rows.iterrows()}
+    probable = {} if result.confirmed is None else dict(result.confirmed.frame[["trial", "p_front"]].to_numpy())
     for _, searched in result.complete_baselines.iterrows():
         baseline = decided.get(str(searched["trial"]), searched)
         reached = " in ".join(find_metric(name).text(baseline[name]) for name in (accuracy, cost))
         reached = f"{searched['method']}: {reached}"
         if baseline["trial"] in set(members["trial"]):
-            yield f"{reached}. It is on the front: nothing is as accurate for less."
+            why = ": nothing is as accurate for less"
+            if (probability := probable.get(baseline["trial"])) is not None:
+                why = f" with a probability of {100 * probability:.0f} %"
+            yield f"{reached}. It is on the front{why}."
             continue
         as_good = members[members[accuracy] >= baseline[accuracy]].sort_values(cost, kind="stable")
         if as_good.empty:
@@ -207,7 +211,7 @@ def confidence(result: Result) -> Iterator[str]:
         yield (
             "Not confirmed. The accuracies above are of one seed, on the validation images, and the best of many "
             "trials is in part the luckiest. mixtune confirm trains the front and the baselines again on fresh seeds: "
-            "their means on the validation images then decide, and the test images are reported."
+            "their validation images then decide, and the test images are reported."
         )
         return
     if found.interrupted:
@@ -216,13 +220,13 @@ def confidence(result: Result) -> Iterator[str]:
             f"{some(found.missing)} not yet. Until then the search's own figures decide, as above."
         )
     else:
-        certain = [trial for trial in found.members if trial not in result.undecided]
+        certain = [trial for trial in result.pareto_front()["trial"] if trial not in result.undecided]
         yield (
-            f"Confirmed: {len(found.frame)} recipes, baselines too, were trained again on fresh seeds. Their means on "
-            f"the validation images decide; test accuracies are reported and decide nothing. On the front with a "
-            f"probability of at least {100 * CERTAIN:.0f} % are {some(certain) if certain else 'none'}; "
-            f"{some(result.fallen) if result.fallen else 'none'} fell off it (less than {100 * FELL_OFF:.0f} %); "
-            f"{some(result.undecided) if result.undecided else 'none'} are undecided."
+            f"Confirmed: {len(found.frame)} recipes, baselines too, were trained again on fresh seeds. Their validation "
+            f"images decide; test accuracies are reported and decide nothing. The front is what is on it more probably "
+            f"than not. On it with a probability of at least {100 * CERTAIN:.0f} % are {some(certain) or 'none'}; "
+            f"{some(result.fallen) or 'none'} fell off it (less than {100 * FELL_OFF:.0f} %); "
+            f"{some(result.undecided) or 'none'} are undecided."
         )
     yield from (f"{note[:1].upper()}{note[1:]}." for note in found.notes if not note.startswith("fell off the front"))
 

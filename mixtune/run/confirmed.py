@@ -1,7 +1,7 @@
 """A front on fresh seeds: means and spreads, and which members are really on it.
 
-The means on validation images decide; those on test images are reported and decide nothing, since the best of several
-would be no estimate. What ``±`` and ``p_front`` are: mixtune.run.estimates and mixtune.run.posterior.
+Validation images decide; means on test images are reported and decide nothing, since the best of several would be no
+estimate. What ``±`` and ``p_front`` are: mixtune.run.estimates and mixtune.run.posterior.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from mixtune.run.estimates import (
     mean_of,
 )
 from mixtune.run.frames import csv_text, plain
-from mixtune.run.front import pareto_front
 from mixtune.run.ledger import TrialRecord
 from mixtune.run.paired import WITH_ERRORS, Judged, Runs, image_covariance
-from mixtune.run.posterior import certainty, contenders, draw_truth
+from mixtune.run.posterior import certainties, contenders, draw_truth
 
 if TYPE_CHECKING:
     from mixtune.run.result import Result
 
 Event = Mapping[str, Any]
 
+ON_FRONT = 0.5  # a row whose probability of being on the front is at least this is shown as on it
 FELL_OFF = 0.05  # a row whose probability of being on the front is below this fell off it
 CERTAIN = 0.95  # one whose probability is at least this is on it; in between it is undecided
 NEAR = 0.1  # of the best figure: recipes of the search that are further below are no like of the confirmed ones
@@ -141,13 +141,18 @@ class Confirmation:
             rules={on_front},
         )
 
-    def certainty(self, trial: str) -> float:
-        """Return how probably a recipe is the right one (mixtune.run.posterior), NaN where no score is an objective."""
+    @property
+    def certainties(self) -> Mapping[str, float]:
+        """How probably each recipe is the right one (mixtune.run.posterior), the cheapest first.
+
+        Without those that diverged on a seed or whose means break a constraint; empty where no score is an objective.
+        """
         found = self._worth()
-        if found is None or trial not in found[0]:
-            return math.nan
+        if found is None:
+            return {}
         trials, lacking = found
-        return certainty(lacking, trials.index(trial), self.result.space.search.tolerance)
+        each = certainties(lacking, self.result.space.search.tolerance)
+        return dict(zip(trials, map(float, each), strict=True))
 
     def contenders(self, chance: float) -> set[str]:
         """Return the recipes that may be the right one (mixtune.run.posterior); all where no score is an objective."""
@@ -173,13 +178,13 @@ class Confirmation:
         return list(ordered["trial"]), drawn.max(axis=1, keepdims=True) - drawn
 
     @property
-    def members(self) -> list[str]:
-        """The rows that did not fall off and whose means keep the constraints and no other's dominate."""
-        rows = self.frame[(self.frame["diverged"] < self.frame["seeds"]) & ~self.frame["fell_off"]]
+    def members(self) -> set[str]:
+        """The front on fresh seeds: what is on it more probably than not, or, where nothing is, the most probable."""
+        rows = self.frame[self.frame["diverged"] < self.frame["seeds"]]
         for name, constraint in self.result.constraints.items():
             if name in rows:  # else no seed changes it
                 rows = rows[[constraint.holds(mean) for mean in rows[name]]]
-        return list(pareto_front(rows, self.objectives)["trial"])
+        return set(rows["trial"][rows["p_front"] >= min(ON_FRONT, rows["p_front"].max())])
 
     def _name(self, row: Mapping[Any, Any]) -> str:
         fell = row["fell_off"] and row["trial"] in set(self.result.searched_front["trial"])

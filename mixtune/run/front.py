@@ -21,19 +21,22 @@ Floats = npt.NDArray[np.float64]
 
 
 def pareto_front(df: pd.DataFrame, objectives: Mapping[str, str]) -> pd.DataFrame:
-    """Return the rows that no other row dominates, with all columns and their index labels.
+    """Return the rows that no other row dominates, in_order(), with all columns and their index labels.
 
-    Rows with equal objectives are all kept. They are sorted by the first "min" objective, ascending; where
-    there is none by the first objective, descending. Raises RequestError for a column that is unknown or not
+    Rows with equal objectives are all kept. Raises RequestError for a column that is unknown or not
     numeric, a mode that is neither "max" nor "min", and no objectives.
     """
     values = costs(df, objectives)
     rows = np.flatnonzero(np.isfinite(values).all(axis=1))
-    rows = rows[moocore.is_nondominated(values[rows], keep_weakly=True)]
+    return in_order(df.iloc[rows[moocore.is_nondominated(values[rows], keep_weakly=True)]], objectives)
+
+
+def in_order(df: pd.DataFrame, objectives: Mapping[str, str]) -> pd.DataFrame:
+    """Return the rows by the first "min" objective, ascending; where there is none by the first one, descending."""
     modes = list(objectives.values())
     by = modes.index("min") if "min" in modes else 0
-    front: pd.DataFrame = df.iloc[rows[np.argsort(values[rows, by], kind="stable")]]
-    return front
+    ordered: pd.DataFrame = df.iloc[np.argsort(costs(df, objectives)[:, by], kind="stable")]
+    return ordered
 
 
 def hypervolume(df: pd.DataFrame, objectives: Mapping[str, str], reference: Mapping[str, float]) -> float:

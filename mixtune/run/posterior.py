@@ -52,21 +52,22 @@ def draw_truth(figures: Floats, images: Floats, cost: Floats, seed: int = 0, dra
     return truth
 
 
-def certainty(lacking: Floats, place: int, tolerance: float) -> float:
-    """Return the probability that a row is right: within ``tolerance`` of the best one, and no cheaper row is.
+def certainties(lacking: Floats, tolerance: float) -> Floats:
+    """Return, (rows,), how probably a row is right: within ``tolerance`` of the best, and no cheaper row is that near.
 
-    No cheaper row may be within half of the tolerance, from which on the recommendation calls recipes equal; what lies
-    between the two is right either way, so that enough seeds decide. lacking: what each row lacks of the best in each
-    draw, (draws, rows), the cheapest row first.
+    Cheaper rows may not be within half of the tolerance, from which on recipes count as equal; what lies between the
+    two is right either way, so that enough seeds decide. lacking: what each row lacks of the best in each draw,
+    (draws, rows), the cheapest row first.
     """
-    is_right = (lacking[:, place] <= tolerance) & (lacking[:, :place] > tolerance / 2).all(axis=1)
-    return float(is_right.mean())
+    is_near = lacking <= tolerance / 2
+    is_any_cheaper = np.cumsum(is_near, axis=1) - is_near > 0
+    return np.asarray(((lacking <= tolerance) & ~is_any_cheaper).mean(axis=0), dtype=np.float64)
 
 
 def contenders(lacking: Floats, tolerance: float, chance: float) -> npt.NDArray[np.bool_]:
     """Return, (rows,), whether a row is the best, or the cheapest within half of ``tolerance`` of it, probably enough.
 
-    chance: twice the probability that is enough: for either mistake half of it. lacking: as for certainty().
+    chance: twice the probability that is enough: for either mistake half of it. lacking: as for certainties().
     """
     answers = (lacking <= tolerance / 2).argmax(axis=1), lacking.argmin(axis=1)
     counts = [np.bincount(places, minlength=lacking.shape[1]) for places in answers]

@@ -1,10 +1,12 @@
 """Which recipe to use, how sure that is, and what to do next: one answer for every command, figure and export.
 
-The rule is the one-standard-error rule (Breiman, Friedman, Olshen and Stone, "Classification and Regression Trees",
-1984, section 3.4.3) with paired errors: among the front's members, baselines too, the cheapest that is not worse than
-the most accurate one by more than the standard error of their difference (mixtune.run.paired), or by half of
-``search.tolerance`` where that is more. Accuracy is the first objective with an error, cost the first in seconds or
-FLOPs; ties go to the remaining objectives in their order. Where no objective has an error, it is the knee.
+What is right is the cheapest recipe that is about as accurate as the best one. After a search, with one seed, the rule
+is the one-standard-error rule (Breiman, Friedman, Olshen and Stone, "Classification and Regression Trees", 1984,
+section 3.4.3) with paired errors: among the front's members, baselines too, the cheapest that is not worse than the
+most accurate one by more than the standard error of their difference (mixtune.run.paired), or by half of
+``search.tolerance`` where that is more. On fresh seeds it is the member that is right most probably
+(mixtune.run.posterior). Accuracy is the first objective with an error, cost the first in seconds or FLOPs; ties go to
+the remaining objectives in their order. Where no objective has an error, it is the knee.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ class Recommendation:
     trial: its id, a baseline's name, None where nothing can be recommended; why: the rule in a few words; confirmed:
     whether fresh seeds decided, seeds: how many of the recommended recipe (1: the search's own); margin: what counts as
     no worse than the most accurate, in its unit, None without an error; certainty: the probability that it is right, by
-    fresh seeds (``Confirmation.certainty``), None before these; gain: over ``over``, the most accurate other
+    fresh seeds (``Confirmation.certainties``), None before these; gain: over ``over``, the most accurate other
     baseline, None without one; most_accurate, cheapest: of the front. sentence: all of it; next: the command to type,
     None where there is none; notes: what else a reader should know, a line each.
     """
@@ -86,20 +88,16 @@ class Recommendation:
 
 def recommend(result: Result) -> Recommendation:
     """Return a run's recommendation; see the module."""
-    front, confirmation = result.pareto_front(), result.confirmed
+    front = result.pareto_front()
     if front.empty:
         return _nothing(result)
-    if confirmation is not None:
-        known = confirmation.frame.set_index("trial")
-        # one that diverged on a seed may do so again; one that a race left is unlikely, and its error large for want of
-        # seeds, not because it is good
-        able = (known["diverged"] == 0) & (known["seeds"] >= known["seeds"].max() - 1)
-        finished = front[[bool(able[trial]) for trial in front["trial"]]]
-        front = front if finished.empty else finished
     accuracy, cost = accuracy_of(result), _cost_of(result)
     cheapest_first = _sorted(front, [cost], result)
+    certainties = {} if result.confirmed is None else result.confirmed.certainties
     if accuracy is None:
         found = Choice(str(result.knee()), "the knee: no objective has an error")
+    elif likely := {trial: certainties[trial] for trial in cheapest_first if trial in certainties}:
+        found = _most_certain(likely, result.space.search.tolerance)
     else:
         found = _choose(result, cheapest_first, accuracy, cost)
     accurate_first = cheapest_first if accuracy is None else _sorted(front, [accuracy, cost], result)
@@ -156,6 +154,16 @@ def _choose(result: Result, cheapest_first: pd.Series[Any], accuracy: str, cost:
     return Choice(best, "the most accurate: what is cheaper is worse by more than one standard error")
 
 
+def _most_certain(certainties: Mapping[str, float], tolerance: float) -> Choice:
+    trial = max(certainties, key=lambda trial: certainties[trial])  # the cheapest of several
+    return Choice(trial, f"the most probably right on fresh seeds: {_say_right(tolerance)}", tolerance)
+
+
+def _say_right(tolerance: float) -> str:
+    points = f"{100 * tolerance:g}"
+    return f"within {points} {'point' if points == '1' else 'points'} of the best, and nothing cheaper that near"
+
+
 def resolution(result: Result) -> str | None:
     """Return one line where the validation images cannot tell the front's neighbours apart, and what would, or None."""
     accuracy, images = accuracy_of(result), _count_images(result)
@@ -191,8 +199,7 @@ def _describe(
     if gain is not None and over is not None:
         is_any_shown = any(each.mean > 0 and each.is_shown for each in gains.values())
         said.append(_describe_gain(result, trial, gain, over, cost, is_any_shown))
-    certainty = None if confirmed is None else confirmed.certainty(trial)
-    certainty = None if certainty is None or math.isnan(certainty) else certainty
+    certainty = None if confirmed is None else confirmed.certainties.get(trial)
     name = to_train(result.directory, result.space)
     following = f"mixtune confirm {name}"
     if confirmed is None:
@@ -227,10 +234,8 @@ def _describe(
 def _say_certain(result: Result, certainty: float | None) -> str:
     if certainty is None:
         return ""
-    points = f"{100 * result.space.search.tolerance:g}"
-    near = f"within {points} {'point' if points == '1' else 'points'} of the best, and nothing cheaper that near"
     probability = "more than 99" if certainty > 0.99 else f"{100 * certainty:.0f}"
-    return f": {near}, with a probability of {probability} %"
+    return f": {_say_right(result.space.search.tolerance)}, with a probability of {probability} %"
 
 
 def _nothing(result: Result) -> Recommendation:

@@ -182,8 +182,12 @@ class Result:
         return self._feasible
 
     def pareto_front(self, objectives: Mapping[str, str] | None = None) -> pd.DataFrame:
-        """Return the ``rows`` that no other dominates, sorted as ``front.pareto_front`` says."""
-        return self._front if objectives is None else front.pareto_front(self.rows, objectives)
+        """Return the ``rows`` on the front, sorted as ``front.in_order`` says.
+
+        These are the ones that no other dominates, or where fresh seeds decide those that are on it more probably than
+        not (``Confirmation.members``).
+        """
+        return self._front if objectives is None else self.with_objectives(objectives).pareto_front()
 
     def hypervolume(self) -> float | None:
         """Return the volume between ``candidates`` and reference point, None where that is incomplete."""
@@ -214,7 +218,9 @@ class Result:
 
     @cached_property
     def _front(self) -> pd.DataFrame:
-        return front.pareto_front(self.rows, self.objectives)
+        if self.confirmed is None:
+            return front.pareto_front(self.rows, self.objectives)
+        return front.in_order(self.rows[self.rows["trial"].isin(self.confirmed.members)], self.objectives)
 
     @cached_property
     def _hypervolume(self) -> float | None:

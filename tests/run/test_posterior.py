@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import multivariate_normal
 
 from mixtune.run import posterior
-from mixtune.run.posterior import certainty, contenders, draw_truth
+from mixtune.run.posterior import certainties, contenders, draw_truth
 
 FIGURES = np.array(
     [
@@ -93,7 +93,7 @@ def test_unlucky_seeds_that_a_row_alone_has_trained_are_not_held_against_it() ->
 
 def test_the_right_row_is_near_the_best_and_none_cheaper_is() -> None:
     lacking = np.array([[0.02, 0.004, 0.0], [0.004, 0.0, 0.02], [0.007, 0.009, 0.0], [0.02, 0.02, 0.0]])
-    assert [certainty(lacking, place, 0.01) for place in range(3)] == [0.5, 0.5, 0.5]
+    assert certainties(lacking, 0.01).tolist() == [0.5, 0.5, 0.5]
     likely = contenders(lacking, 0.01, chance=0.6)
     assert likely.tolist() == [False, False, True]  # the second is right in one draw, and the best in one
 

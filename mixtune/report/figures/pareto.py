@@ -37,6 +37,7 @@ from mixtune.report.figures._style import (
     scaled,
 )
 from mixtune.report.paper import NoPaperRowsError, paper_rows_of
+from mixtune.run.front import pareto_front
 from mixtune.run.result import Result
 
 CORNERS = [("bottom", "right"), ("top", "left"), ("bottom", "left"), ("top", "right")]  # of labels side by side
@@ -63,7 +64,8 @@ NO_POINTS = Points([], [], [], [], [], [], [], [], [])
 
 @dataclass(frozen=True)
 class FrontData:
-    """What the figure shows. ``line`` is the edge of what the front attains, as a plotly line shape.
+    """What the figure shows. ``line`` is the edge of what the front attains, as a plotly line shape; where fresh seeds
+    decide, members may lie inside.
 
     ``x_mode`` and ``y_mode`` are "max" or "min"; ``x_mode`` is None where x is the trial's number. ``region`` is the
     corner of the dominated region, the hypervolume's reference point, None where there is none; ``recommended`` is its
@@ -121,8 +123,9 @@ def compute(result: Result) -> FrontData:
         )
 
     front = points(members)
+    edge = points(pareto_front(members, result.objectives).sort_values(x_name or y_name, kind="stable"))
     x_mode, y_mode = result.objectives.get(x_name or ""), result.objectives[y_name]
-    line_x, line_y = front.x, front.y
+    line_x, line_y = edge.x, edge.y
     if x_name is None:
         shown = points(result.feasible().dropna(subset=names))
         so_far = pd.Series(shown.y, dtype=float)
@@ -248,7 +251,7 @@ def _draw_region(figure: go.Figure, data: FrontData, corner: tuple[float, float]
     x_sign, y_sign = (-1 if mode == "max" else 1 for mode in (data.x_mode, data.y_mode))
     inside = [
         (x, y)
-        for x, y in sorted(zip(data.front.x, data.front.y, strict=True), key=lambda point: x_sign * point[0])
+        for x, y in sorted(zip(data.line_x, data.line_y, strict=True), key=lambda point: x_sign * point[0])
         if x_sign * x < x_sign * corner[0] and y_sign * y < y_sign * corner[1]
     ]
     if not inside:
