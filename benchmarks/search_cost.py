@@ -4,6 +4,7 @@
     python benchmarks/search_cost.py time      # the table's seconds again, from one training run alone
     python benchmarks/search_cost.py replay    # searches replayed against it, in simulated time
     python benchmarks/search_cost.py parts     # the same on random parts of it, and with wrong forecasts
+    python benchmarks/search_cost.py budget    # mixtune's two modes at equal device-seconds, and with 20 trials
     python benchmarks/search_cost.py check     # a few of them for real
 
 `--data` says which table: digits (432 recipes), cifar10 (48, of 10 % of CIFAR-10), cosine (72, digits with cosine
@@ -23,11 +24,12 @@ d. mixtune's tree with random draws;  e. with TPE;  f. cost_aware without the tr
 
 each over several seeds, and says after how many device-seconds 95 % and 99 % of the best known hypervolume were
 reached: median and quartiles, how many different outcomes the seeds have, and how many need more than a third of a's
-median; besides, what a search would need that knew every outcome. `check` lets a., g. and h. search for real, and
-compares the accuracies with the table's and the seconds with a replay whose epochs take as long as those of the real
-search did, since a machine that trains two at once, or a year later, is not the table's. Real schedulers and samplers
-are called; training runs alone are looked up. Device-seconds are the wall clock's times the slots, so waiting counts.
-Results go to benchmarks/results/.
+median; besides, what a search would need that knew every outcome. `budget` says which share of it g. and h. have found
+after so many device-seconds, and what they find in 20 trials and take for them. `check` lets a., g. and h. search for
+real, and compares the accuracies with the table's and the seconds with a replay whose epochs take as long as those of
+the real search did, since a machine that trains two at once, or a year later, is not the table's. Real schedulers and
+samplers are called; training runs alone are looked up. Device-seconds are the wall clock's times the slots, so waiting
+counts. Results go to benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ import argparse
 import csv
 import functools
 import logging
+import math
 import os
 import platform
 import statistics
@@ -69,6 +72,7 @@ TABLES, RESULTS = HERE / "tables", HERE / "results"
 ENOUGH, ALMOST_ALL = 0.95, 0.99  # of the best known hypervolume
 GOAL = 0.26  # of plain Ray Tune's device-seconds
 THIRD = 1 / 3
+FEW = 20  # trials of a small budget
 PART, OFF = 2 / 3, 0.4  # of a table's recipes; by which forecasts are wrong
 MAX_TRIALS = 400
 LONGER = 4  # trials of a real search more than of the replayed one: it may take another way
@@ -316,6 +320,45 @@ def parts(table: Table, data: str, seeds: int, slots: int, out: Path) -> None:
     print(text)
 
 
+def budget(table: Table, data: str, seeds: int, slots: int, out: Path) -> None:
+    """Replay our own searches: what each has found after so many device-seconds, and with so many trials."""
+    reference = reference_point(table)
+    best = table.best_hypervolume(reference)
+    known = clairvoyant(table, reference, ENOUGH * best, slots)
+    after = [float(f"{times * known:.2g}") for times in (0.5, 1, 1.5, 2, 3, 4)]
+    rows = []
+    for name, by_stage in zip(OWN, (False, True), strict=True):
+        make = functools.partial(Mixtune, by_stage=by_stage)
+        free = [replay_one(make, table, seed, slots, ALMOST_ALL) for seed in range(seeds)]
+        found = [[outcome.volume_after(seconds) / best for outcome in free] for seconds in after]
+        limited = functools.partial(make, trials=FEW)
+        ended = [replay_one(limited, table, seed, slots, math.inf) for seed in range(seeds)]
+        spent = statistics.median(outcome.wall_s * slots for outcome in ended)
+        rows.append(
+            [name, *map(_mean_and_worst, found), f"{spent:.0f}", _mean_and_worst([o.found / best for o in ended])]
+        )
+        print(" | ".join(rows[-1]), flush=True)
+    head = [
+        "search",
+        *(f"after {seconds:g} s" for seconds in after),
+        f"{FEW} trials: device-seconds",
+        "and their share",
+    ]
+    text = (
+        "# By stage or whole recipes, with little to spend\n\nPrinted by `python benchmarks/search_cost.py budget`: "
+        f"the share of the best known hypervolume of {NAMES[data]} that is found after so many device-seconds, and "
+        f"with {FEW} trials (trials that are paused do not count): the mean of {seeds} seeds, and the worst of them; "
+        f"{slots} slots, {date.today().isoformat()}. A search that knew every outcome has 95 % after {known:.0f} s.\n\n"
+        f"{format_table(' | '.join(head), rows)}\n"
+    )
+    (out / f"search_cost_budget{suffix(data)}.md").write_text(text)
+    print(text)
+
+
+def _mean_and_worst(shares: list[float]) -> str:
+    return f"{statistics.fmean(shares):.3f} ({min(shares):.3f})"
+
+
 def median_of(name: str, table: Table, slots: int, enough: float, seeds: int) -> float:
     """Return a policy's median device-seconds until a hypervolume."""
     outcomes = [replay_one(POLICIES[name], table, seed, slots, ENOUGH) for seed in range(seeds)]
@@ -430,7 +473,7 @@ def report(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("do", choices=["record", "time", "replay", "parts", "check"])
+    parser.add_argument("do", choices=["record", "time", "replay", "parts", "budget", "check"])
     parser.add_argument("--data", choices=SPACES, default="digits")
     parser.add_argument("--root", help="CIFAR-10 as a folder of images: record and check of cifar10")
     parser.add_argument("--table", type=Path, help="default: the one that is kept")
@@ -450,6 +493,8 @@ def main() -> None:
         retime(values, file)
     elif options.do == "parts":
         parts(Table(file), data, options.seeds, options.slots, options.out)
+    elif options.do == "budget":
+        budget(Table(file), data, options.seeds, options.slots, options.out)
     elif options.do == "check":
         names = [name for name in SEARCHES if name[0] in options.searches]
         check(Table(file), data, values, names, options.seeds, options.slots, options.out)

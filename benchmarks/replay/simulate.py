@@ -51,6 +51,15 @@ class Outcome:
         """Return the device-seconds after which a hypervolume was reached; infinite where it was not."""
         return next((seconds for seconds, found in self.progress if found >= volume), float("inf"))
 
+    def volume_after(self, seconds: float) -> float:
+        """Return the hypervolume that was found within so many device-seconds."""
+        return max((found for ended, found in self.progress if ended <= seconds), default=0.0)
+
+    @property
+    def found(self) -> float:
+        """The hypervolume that was found in all."""
+        return self.volume_after(float("inf"))
+
 
 def simulate(
     policy: Policy, table: Table, reference: Mapping[str, float], slots: int, enough: float, most_trials: int

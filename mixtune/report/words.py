@@ -222,9 +222,10 @@ def confidence(result: Result) -> Iterator[str]:
     else:
         certain = [trial for trial in result.pareto_front()["trial"] if trial not in result.undecided]
         yield (
-            f"Confirmed: {len(found.frame)} recipes, baselines too, were trained again on fresh seeds. Their validation "
-            f"images decide; test accuracies are reported and decide nothing. The front is what is on it more probably "
-            f"than not. On it with a probability of at least {100 * CERTAIN:.0f} % are {some(certain) or 'none'}; "
+            f"Confirmed: {len(found.frame)} recipes, baselines too, were trained again on fresh seeds. Their "
+            "validation images decide; test accuracies are reported and decide nothing. The front is what is on it "
+            "more probably than not. "
+            f"On it with a probability of at least {100 * CERTAIN:.0f} % are {some(certain) or 'none'}; "
             f"{some(result.fallen) or 'none'} fell off it (less than {100 * FELL_OFF:.0f} %); "
             f"{some(result.undecided) or 'none'} are undecided."
         )
