@@ -207,7 +207,10 @@ def _captions(result: Result, names: list[str]) -> Iterator[str]:
         return
     yield "A mark's shape is its method."
     if result.confirmed is not None:
-        yield "Large marks are means over fresh seeds; the small ones are what the search found with one seed."
+        yield (
+            "Large marks are means over fresh seeds; the small ones are what the search found with one seed. On the "
+            "front is what is on it more probably than not; the line is drawn by the means alone."
+        )
     else:
         yield (
             "Bars are standard errors of one training run. Differences between recipes are more certain than the bars, "
