@@ -28,11 +28,17 @@ def kill_searches(
 
     damaged: after which share of the kills all checkpoints are damaged too.
     """
-    alone, all_of_it = Row("kills", "SIGKILL of the driver"), Row("kills", "SIGKILL of all processes")
+    sampler = undisturbed.space["search"]["sampler"]
+    alone, all_of_it, runs = (
+        Row("kills", f"{sampler}: {done}")
+        for done in ("SIGKILL of the driver", "SIGKILL of all processes", "runs finished in spite of that")
+    )
     alone.checked = all_of_it.checked = "what had ended is there again, bit for bit"
-    runs = Row("kills", "runs finished in spite of that")
-    runs.checked = "as the undisturbed run: budget, trials, epochs, front, tables, study.db; no process is left"
-    early = late = 0
+    runs.checked = "budget, tables and study.db are the ledger's; no epoch was trained twice to other figures, and no "
+    runs.checked += "process is left"
+    if undisturbed.is_repeated:
+        runs.checked = "as the undisturbed run: budget, trials, epochs, front, tables, study.db; no process is left"
+    early = late = pauses = 0
     while alone.times + all_of_it.times < kills:
         directory = harness.new_run("killed")
         seen: dict[str, Values] = {}
@@ -56,6 +62,7 @@ def kill_searches(
         with timed(runs):
             runs.times += 1
             answer = driver.finish()[-1]
+            pauses += sum(event["event"] == "paused" for event in read_events(directory))
             problems = lost_endings(seen, directory) + ([f"{answer} {answer.trace}"] if answer.error else [])
             if answer.error is None:
                 problems += undisturbed.check(directory) + litter(directory)
@@ -63,6 +70,7 @@ def kill_searches(
         done = alone.times + all_of_it.times
         say(f"kills: {done} of {kills}, {runs.times} runs finished, lost {count_problems([alone, all_of_it, runs])}")
     runs.done += f"; {early} of the kills fell before their first word, {late} after their last trial"
+    runs.done += f"; {pauses} times a trial was paused" if pauses else ""
     return [alone, all_of_it, runs]
 
 
@@ -84,4 +92,9 @@ def reaches_its_kill(driver: Driver, directory: Path, undisturbed: Undisturbed, 
 def run_kills(harness: Harness, options: argparse.Namespace, rng: random.Random, say: Say) -> list[Row]:
     undisturbed = run_undisturbed(harness, small_space(options.trials))
     say(f"kills: an undisturbed search takes {undisturbed.seconds:.0f} s, {undisturbed.startup:.0f} s of it to start")
-    return kill_searches(harness, undisturbed, options.kills, rng, say)
+    rows = kill_searches(harness, undisturbed, options.kills, rng, say)
+    objectives = {"val_accuracy": "max", "train_latency_s": "min"}
+    search = {"trials": options.trials, "sampler": "cost_aware"}  # which pauses trials where a stage of theirs ends
+    space = small_space(objectives=objectives, search=search)
+    undisturbed = run_undisturbed(harness, space, is_repeated=False)
+    return rows + kill_searches(harness, undisturbed, max(1, options.kills // 4), rng, say)
