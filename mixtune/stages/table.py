@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -24,6 +24,17 @@ class TrialPath:
     def stored_after(self) -> Collection[int]:
         """After which epochs a state is stored."""
         return self.ends() if callable(self.ends) else self.ends
+
+    def until_none_of(self, passed: Container[str]) -> Sequence[str]:
+        """Return the keys up to the first that is none of some, which only grow; no more are computed."""
+        rest, walked = self._walked
+        while (not walked or walked[-1] in passed) and (key := next(rest, None)) is not None:
+            walked.append(key)
+        return walked
+
+    @functools.cached_property
+    def _walked(self) -> tuple[Iterator[str], list[str]]:
+        return iter(self.keys), []
 
     def shared_with(self, other: TrialPath) -> int:
         """Return how many epochs two paths begin with alike; -1 where not even their first weights are."""
@@ -136,10 +147,5 @@ class StageTable:
         return max([self._stored_epochs(path), *coming])
 
     def _stored_epochs(self, path: TrialPath) -> int:
-        most = 0
-        for epoch, key in enumerate(path.keys):
-            if key not in self._passed:
-                break
-            if key in self._stored:
-                most = epoch
-        return most
+        keys = path.until_none_of(self._passed)
+        return next((epoch for epoch in reversed(range(len(keys))) if keys[epoch] in self._stored), 0)

@@ -9,6 +9,7 @@ but the first recipe, a cheap one.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -47,6 +48,11 @@ class Datum:
     row: Floats
     figures: Mapping[str, float]
     seconds: float
+
+    @functools.cached_property
+    def key(self) -> bytes:
+        """What data of one state have in common."""
+        return self.row.tobytes()
 
 
 @dataclass
@@ -102,7 +108,7 @@ class CostAware:
         seconds = [cost.seconds for _, cost in known]
         gains = self._gains(left, complete, running, max(seconds))
         starts = np.array([each.name != own for each, _ in left])
-        added = np.array([cost.marginal_s for _, cost in left]) + OVERHEAD * float(np.median(seconds)) * starts
+        added = _added_s(left) + OVERHEAD * float(np.median(seconds)) * starts
         believed = beliefs ** (BELIEF * self._space.budget / (1 + len(complete)))
         return left[int(np.argmax(gains / added * believed))][0].params
 
@@ -194,7 +200,7 @@ class CostAware:
             gains = step_gains(-signs[score] * predicted[names[score]], at, steps, bound)
         if len(scores) <= 1 and len(costs) <= 1 and scores:
             return gains
-        added = np.array([cost.marginal_s + 1e-9 for _, cost in left])
+        added = _added_s(left)
         close = np.argsort(-gains / added if scores else added, kind="stable")[:CLOSE]
         # equally likely in each objective, and spread over all of them together
         order = np.argsort(qmc.Sobol(max(1, len(scores)), scramble=False).random(QUANTILES), axis=0)
@@ -260,7 +266,7 @@ class CostAware:
         data: dict[bytes, Datum] = {}
         for record in self._advice.records.values():
             for datum in self._data_of(record):
-                data.setdefault(datum.row.tobytes(), datum)
+                data.setdefault(datum.key, datum)
         return [*data.values()]
 
     def _data_of(self, record: TrialRecord) -> Iterable[Datum]:
@@ -283,3 +289,8 @@ class CostAware:
                     row = self._states.row(candidate.params, candidate.recipe, number)
                     read.data.append(Datum(row, figures, metric_value(epoch, "train_latency_s")))
         return read.data
+
+
+def _added_s(left: Sequence[tuple[Candidate, Cost]]) -> Floats:
+    """Return the seconds of training that recipes add, (recipes,); those that are wholly stored almost none."""
+    return np.array([cost.marginal_s + 1e-9 for _, cost in left])
