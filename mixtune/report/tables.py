@@ -25,7 +25,8 @@ _NONE = {IDLE, ""}
 def front_table(result: Result, width: int = WIDTH, baselines: bool = True) -> Table:
     """Return the front, a row a recipe, the recommended one marked; under a line the baselines that are not on it.
 
-    Columns: recipe, method, the objectives with their standard errors, the parameters that vary in the table. Where
+    Columns: recipe, method, the objectives with their standard errors, on fresh seeds the probability of being on the
+    front, the parameters that vary in the table. Where
     that is wider than ``width`` characters the parameters share one column that wraps, and where there is no room for
     that either they are left out. baselines: whether their rows are shown.
     """
@@ -115,9 +116,12 @@ def _table(result: Result, shown: Literal["columns", "shared", "none"], baseline
             for trial, cells in settings.items()
         }
     titles = [find_metric(name).title for name in result.objectives]
+    probable = {} if result.confirmed is None else dict(result.confirmed.frame[["trial", "p_front"]].to_numpy())
+    titles += ["on the\nfront"] if probable else []
     heads = ["recipe", "method", *titles, *(varying if shown == "columns" else ["settings"])]
     names = {trial: recipe_name(result, trial) for trial in (*members, *others)}
-    names |= {trial: f"{trial} (baseline)" for trial in members if result.records[trial].baseline is not None}
+    if not probable:  # which there is a column more for
+        names |= {trial: f"{trial} (baseline)" for trial in members if result.records[trial].baseline is not None}
     width = len(heads) - (shown == "none")
     caption = f"no recipe is complete yet{' and keeps the constraints' if result.constraints else ''}"
     counts = f"{len(front)} of {len(result.candidates)} complete recipes"
@@ -128,6 +132,7 @@ def _table(result: Result, shown: Literal["columns", "shared", "none"], baseline
                 f"{'*' if trial == recommended else ' '}{names[trial]}",
                 result.method(trial),
                 *objective_cells(result, rows[trial]),
+                *([f"{100 * probable[trial]:.0f} %" if trial in probable else ""] if probable else []),
                 *settings[trial],
             ][:width]
             for trial in (*members, *others)
@@ -137,13 +142,13 @@ def _table(result: Result, shown: Literal["columns", "shared", "none"], baseline
         styles={i: "bold" for i, t in enumerate(members) if t == recommended}
         | {i: "dim" for i in range(len(members), len(members) + len(others))},
         rules={len(members)},
-        wrapped={1, 2 + len(result.objectives)} if shown == "shared" else {1},
+        wrapped={1, 2 + len(titles)} if shown == "shared" else {1},
     )
 
 
 def _stacked(title: str) -> str:
     """Return a column's title on two lines: "training time", "optim.sl.base_lr"."""
-    if " " in title:
+    if " " in title and "\n" not in title:
         return title.replace(" ", "\n", 1)
     head, dot, last = title.rpartition(".")
     return f"{head}\n.{last}" if dot else title

@@ -104,7 +104,7 @@ def commands(result: Result, status: RunStatus) -> Iterator[tuple[str, str]]:
 
 
 def front(result: Result) -> dict[str, Any]:
-    """Return the table of the front and the baselines: columns, rows with the trial that each is of, and notes.
+    """Return the table of the front and the baselines: what it says, columns, rows with the trial of each, and notes.
 
     Where a confirmation decides, figures are its means, and rows that fell off the front stand below it.
     """
@@ -140,6 +140,7 @@ def front(result: Result) -> dict[str, Any]:
         return {"trial": trial, "marks": marks, "cells": cells, "is_below": trial in others}
 
     return {
+        "says": f"The recipes that{', more probably than not,' if confirmed else ''} no other beats in every objective",
         "columns": [*columns, *varying],
         "rows": [row(trial) for trial in (*members, *others)],
         "notes": [line[:1].upper() + line[1:] + "." for line in front_notes(result)],

@@ -172,6 +172,7 @@ def test_a_front_says_how_to_confirm_it_and_then_test_accuracies_and_who_fell_of
             ledger.append("confirmed", trial=trial, seed=seed, metrics=metrics)
     text = text_of(run)
     assert "Confirmed: 5 recipes, baselines too, were trained again" in text
+    assert "The recipes that, more probably than not, no other beats in every objective." in text
     assert re.search(r"On it with a probability of at least 95 % are t0001(, t000[25])*; ", text)
     assert "t0004 fell off it (less than 5 %)" in text
     assert re.search(r"t0004 fell off MixTraining 42\.5 ± \d\.\d % 30\.0 s 37\.5 ± \d\.\d % \d+ %", text)

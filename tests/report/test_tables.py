@@ -92,6 +92,17 @@ def test_a_baseline_stands_on_the_front_by_its_own_merit_and_can_be_left_out(mak
     assert list(pd.read_csv(io.StringIO(front_csv(result, baselines=False)))["trial"]) == ["t0003"]
 
 
+def test_after_fresh_seeds_the_table_says_how_probably_each_row_is_on_the_front(make_run: MakeRun) -> None:
+    directory = make_run([(0.90, 10.0), (0.80, 20.0)], {"sl": {"val_accuracy": 0.95, "train_latency_s": 30.0}})
+    for trial, accuracy, seconds in (("t0001", 0.90, 10.0), ("sl", 0.95, 30.0)):
+        for seed in (1, 2, 3):
+            metrics = {"val_accuracy": accuracy, "val_accuracy_se": 0.01, "train_latency_s": seconds, "device": "a CPU"}
+            Ledger(directory / "ledger.jsonl").append("confirmed", trial=trial, seed=seed, metrics=metrics)
+    lines = printed(load(directory))
+    assert "on the" in lines[1]
+    assert [line.split()[0] for line in lines if " 100 %" in line] == ["t0001", "*sl"]
+
+
 def test_knee_and_hypervolume_are_noted_with_the_reference_point(make_run: MakeRun) -> None:
     notes = front_notes(load(make_run([(0.5, 50.0), (0.6, 55.0)])))
     assert notes[0] == (
