@@ -85,7 +85,10 @@ def reaches_its_kill(driver: Driver, directory: Path, undisturbed: Undisturbed, 
     words = len(read_events(directory))
     if not driver.wait_until(lambda: ledger.exists() and len(read_events(directory)) > words):
         return False
-    expected = (undisturbed.seconds - undisturbed.startup) * (1 - ended / undisturbed.count)
+    alone = read_events(undisturbed.directory)
+    worker_s = next(event["time"] for event in alone if event["event"] == "started") - alone[0]["time"]
+    training_s = undisturbed.seconds - undisturbed.startup - worker_s
+    expected = worker_s + training_s * (1 - ended / undisturbed.count)
     return not driver.ends_within(rng.uniform(0.0, expected + 2.0))
 
 
