@@ -7,6 +7,8 @@ bit, and disturbs others:
 
 kills       a search and its resumes are killed with SIGKILL at random moments until it has finished, again and again,
             in turn the driver alone and every process of it;
+pauses      the same of a search by cost_aware, which pauses trials and continues them; as it goes by measured seconds,
+            no run has to find what another one found;
 states      checkpoints, space.yaml, the ledger, study.db and the tables are cut, emptied, overwritten and exchanged;
 injections  trials get NaN and infinite weights, raise, exit, are killed and run out of memory while they are set up and
             at a random step of each of six epochs (two of each phase), once and always; a folder of images disappears
@@ -50,7 +52,7 @@ from disturbances.damage import run_states
 from disturbances.disk import run_disk
 from disturbances.faults import EPOCHS, run_injections
 from disturbances.fuzz import run_fuzz
-from disturbances.kills import run_kills
+from disturbances.kills import run_kills, run_pauses
 from disturbances.machine import run_machine
 from disturbances.searches import make_harness
 from disturbances.soak import run_soak
@@ -61,6 +63,7 @@ RESULTS = Path(__file__).parent / "results"
 
 PARTS = {
     "kills": run_kills,
+    "pauses": run_pauses,
     "states": run_states,
     "injections": run_injections,
     "disk": run_disk,

@@ -28,11 +28,9 @@ def kill_searches(
 
     damaged: after which share of the kills all checkpoints are damaged too.
     """
-    sampler = undisturbed.space["search"]["sampler"]
-    alone, all_of_it, runs = (
-        Row("kills", f"{sampler}: {done}")
-        for done in ("SIGKILL of the driver", "SIGKILL of all processes", "runs finished in spite of that")
-    )
+    part = "kills" if undisturbed.is_repeated else "pauses"
+    alone, all_of_it = Row(part, "SIGKILL of the driver"), Row(part, "SIGKILL of all processes")
+    runs = Row(part, "runs finished in spite of that")
     alone.checked = all_of_it.checked = "what had ended is there again, bit for bit"
     runs.checked = "budget, tables and study.db are the ledger's; no epoch was trained twice to other figures, and no "
     runs.checked += "process is left"
@@ -68,7 +66,7 @@ def kill_searches(
                 problems += undisturbed.check(directory) + litter(directory)
             runs.problems += [f"run {runs.times}: {problem}" for problem in problems + harness.left_behind()]
         done = alone.times + all_of_it.times
-        say(f"kills: {done} of {kills}, {runs.times} runs finished, lost {count_problems([alone, all_of_it, runs])}")
+        say(f"{part}: {done} of {kills}, {runs.times} runs finished, lost {count_problems([alone, all_of_it, runs])}")
     runs.done += f"; {early} of the kills fell before their first word, {late} after their last trial"
     runs.done += f"; {pauses} times a trial was paused" if pauses else ""
     return [alone, all_of_it, runs]
@@ -95,9 +93,12 @@ def reaches_its_kill(driver: Driver, directory: Path, undisturbed: Undisturbed, 
 def run_kills(harness: Harness, options: argparse.Namespace, rng: random.Random, say: Say) -> list[Row]:
     undisturbed = run_undisturbed(harness, small_space(options.trials))
     say(f"kills: an undisturbed search takes {undisturbed.seconds:.0f} s, {undisturbed.startup:.0f} s of it to start")
-    rows = kill_searches(harness, undisturbed, options.kills, rng, say)
+    return kill_searches(harness, undisturbed, options.kills, rng, say)
+
+
+def run_pauses(harness: Harness, options: argparse.Namespace, rng: random.Random, say: Say) -> list[Row]:
     objectives = {"val_accuracy": "max", "train_latency_s": "min"}
     search = {"trials": options.trials, "sampler": "cost_aware"}  # which pauses trials where a stage of theirs ends
     space = small_space(objectives=objectives, search=search)
     undisturbed = run_undisturbed(harness, space, is_repeated=False)
-    return rows + kill_searches(harness, undisturbed, max(1, options.kills // 4), rng, say)
+    return kill_searches(harness, undisturbed, options.kills, rng, say)
