@@ -116,7 +116,7 @@ def _table(result: Result, shown: Literal["columns", "shared", "none"], baseline
             for trial, cells in settings.items()
         }
     titles = [find_metric(name).title for name in result.objectives]
-    probable = {} if result.confirmed is None else dict(result.confirmed.frame[["trial", "p_front"]].to_numpy())
+    probable = {} if result.confirmed is None else result.confirmed.probabilities
     titles += ["on the\nfront"] if probable else []
     heads = ["recipe", "method", *titles, *(varying if shown == "columns" else ["settings"])]
     names = {trial: recipe_name(result, trial) for trial in (*members, *others)}

@@ -171,7 +171,7 @@ def baselines(result: Result) -> Iterator[str]:
     if not {accuracy, cost} <= set(members.columns):
         return
     decided = {str(row["trial"]): row for _, row in result.rows.iterrows()}
-    probable = {} if result.confirmed is None else dict(result.confirmed.frame[["trial", "p_front"]].to_numpy())
+    probable = {} if result.confirmed is None else result.confirmed.probabilities
     for _, searched in result.complete_baselines.iterrows():
         baseline = decided.get(str(searched["trial"]), searched)
         reached = " in ".join(find_metric(name).text(baseline[name]) for name in (accuracy, cost))

@@ -178,6 +178,11 @@ class Confirmation:
         return list(ordered["trial"]), drawn.max(axis=1, keepdims=True) - drawn
 
     @property
+    def probabilities(self) -> dict[str, float]:
+        """How probably each recipe is on the front."""
+        return dict(zip(self.frame["trial"], self.frame["p_front"], strict=True))
+
+    @property
     def members(self) -> set[str]:
         """The front on fresh seeds: what is on it more probably than not, or, where nothing is, the most probable."""
         rows = self.frame[self.frame["diverged"] < self.frame["seeds"]]
