@@ -26,6 +26,7 @@ from mixtune.run.directory import RunDirectory
 from mixtune.tuning.prepare import find_loggers
 
 LOSSES = {"ssl_loss", "sl_loss"}
+STATES_BEFORE = ("running", "paused", "failed")
 
 
 class Recorder(tune.Callback):  # type: ignore[misc]
@@ -124,13 +125,20 @@ def test_tensorboard_has_the_curves_of_the_ledger_with_the_epoch_as_step(searche
         assert {tag.partition("/")[0] for tag in drawn if "/" in tag} == {"accuracy", "loss", "time", "compute"}
 
 
-def test_a_trial_that_continues_in_another_process_is_in_tensorboard_once(searched: Any, tmp_path: Path) -> None:
+def test_a_trial_that_continues_is_in_tensorboard_once(searched: Any, tmp_path: Path) -> None:
+    """In another process; after a pause, until which its curves are there to read; after a failure."""
     record = searched[0].records["t0001"]
-    begun = dataclasses.replace(record, state="running", epochs=record.epochs[:1])
-    for process in (begun, record):
-        (log,) = find_loggers(["tensorboard"], RunDirectory(tmp_path))
-        log(process)
-    assert list(curves(tmp_path / "logs" / "t0001")["time/train_latency_s"]) == [e["epoch"] for e in record.epochs]
+    epochs = [epoch["epoch"] for epoch in record.epochs]
+    begun = [dataclasses.replace(record, state=state, epochs=record.epochs[:1]) for state in STATES_BEFORE]
+    for before in begun:
+        run = RunDirectory(tmp_path / before.state)
+        loggers = [find_loggers(["tensorboard"], run)[0] for _ in range(2 if before.state == "running" else 1)]
+        loggers[0](before)
+        folder = run.logs / "t0001"
+        if before.state != "running":
+            assert list(curves(folder)["time/train_latency_s"]) == epochs[:1]
+        loggers[-1](record)
+        assert list(curves(folder)["time/train_latency_s"]) == epochs
 
 
 def test_tensorboard_has_what_varies_as_hyperparameters(searched: Any) -> None:

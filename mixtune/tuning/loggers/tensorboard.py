@@ -1,7 +1,7 @@
 """TensorBoard: the curves of each trial, and at its end its hyperparameters; ``tensorboard --logdir DIR/logs``.
 
-Curves are in groups: accuracy, loss, time, compute. A trial that another process has logged before, and that continues,
-is logged again from its ledger, so that nothing is there twice and nothing is missing.
+Curves are in groups: accuracy, loss, time, compute. A trial that continues, after a pause, a failure or in another
+process, is logged again from its ledger, so that nothing is there twice and nothing is missing.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def build(folder: Path) -> Logger:
             }
             for summary in hparams(params, _numbers(record.metrics)):
                 writer.file_writer.add_summary(summary)
+        if record.state in ENDED or record.state == "paused":
             writers.pop(record.trial).close()
+            del logged[record.trial]
 
     return log
 
