@@ -11,7 +11,8 @@ search is ended by SIGKILL of a worker amid a shared stage, and must end complet
 
 `overhead` compares a search's wall clock, less what its slots waited for stages, with its trials' own steps, held-out
 images and states divided by the slots. `suggestions` times `ask` of each sampler after so many finished random trials,
-whose accuracies are made up; paths, bills and prices are a real search's.
+whose accuracies are made up, and `report` at the ends of stages, where a search by stage decides whether the trial goes
+on; paths, bills and prices are a real search's.
 
 Nothing else should run meanwhile. Results go to benchmarks/results/.
 """
@@ -65,8 +66,10 @@ SPACES: dict[str, tuple[dict[str, Any], float]] = {  # other budgets, and the sh
 }
 OVERHEAD_GOAL = 1.03
 ASK_GOALS_S = {1_000: 0.1, 10_000: 1.0}  # after so many trials
-SAMPLERS = ("random", "tpe", "cost_aware", "nsga2")
-ASKED = {100: ("gp",), 1_000: SAMPLERS, 10_000: SAMPLERS}  # Optuna's gp takes seconds soon
+WHOLE = {"name": "cost_aware", "by_stage": False}
+SAMPLERS = {"random": "random", "tpe": "tpe", "cost_aware": "cost_aware", "cost_aware, whole": WHOLE, "nsga2": "nsga2"}
+ASKED = {100: {"gp": "gp"}, 1_000: SAMPLERS, 10_000: SAMPLERS}  # Optuna's gp takes seconds soon
+TIMED = 20  # suggestions of each
 SPENT = ("train_clock_s", "validation_s", "compile_s", "checkpoint_s")
 
 
@@ -236,22 +239,25 @@ def measure_suggestions() -> tuple[list[str], list[tuple[str, bool]]]:
     for count, samplers in ASKED.items():
         with tempfile.TemporaryDirectory() as scratch:
             asking = Asking(Path(scratch), count)
-            for sampler in samplers:
-                seconds = asking.seconds(sampler)
-                lines.append([sampler, f"{count:,}", f"{1e3 * median(seconds):.1f}", f"{1e3 * max(seconds):.1f}"])
+            for name, sampler in samplers.items():
+                asked, decided = asking.seconds(sampler)
+                lines.append(
+                    [name, f"{count:,}", *(f"{1e3 * of(s):.1f}" for s in (asked, decided) for of in (median, max))]
+                )
                 print(" | ".join(lines[-1]), flush=True)
-                if sampler in ("tpe", "cost_aware"):
-                    what = f"a suggestion by {sampler} after {count:,} trials under {ASK_GOALS_S[count]:g} s"
-                    goals.append((f"{what}: {median(seconds):.3f} s", median(seconds) < ASK_GOALS_S[count]))
-    head = "sampler | finished trials | a suggestion, ms: median | highest of 10"
-    return ["A suggestion, with the ledger's line of it:", format_table(head, lines)], goals
+                if name == "tpe" or sampler in ("cost_aware", WHOLE):
+                    what = f"a suggestion by {name} after {count:,} trials under {ASK_GOALS_S[count]:g} s"
+                    goals.append((f"{what}: {median(asked):.3f} s", median(asked) < ASK_GOALS_S[count]))
+    head = "sampler | finished trials | a suggestion, ms: median | highest | a stage's end, ms: median | highest"
+    text = f"{TIMED} suggestions and the ends of their trials' stages but the last, with the ledger's lines of them:"
+    return [text, format_table(head, lines)], goals
 
 
 class Asking:
     """A search of five parameters in which so many random trials have ended, each with its states stored."""
 
     def __init__(self, scratch: Path, finished: int) -> None:
-        values = search_values({"epochs.ssl": {"randint": [1, 200]}}, {}, finished + 10)
+        values = search_values({"epochs.ssl": {"randint": [1, 200]}}, {}, finished + TIMED)
         values["space"]["optim.sl.base_lr"] = {"loguniform": [1e-3, 1e-1]}
         self._values = {**values, "baselines": []}
         space = space_from_dict(self._values)
@@ -262,13 +268,13 @@ class Asking:
         for _ in range(finished):
             self._try_one(search)
 
-    def seconds(self, sampler: str) -> list[float]:
-        """Return what ten suggestions take."""
-        ledger = Path(shutil.copy(self._scratch / "ledger.jsonl", self._scratch / f"{sampler}.jsonl"))
-        search = self._search(ledger, sampler)
-        return [self._try_one(search) for _ in range(10)]
+    def seconds(self, sampler: str | dict[str, Any]) -> tuple[list[float], list[float]]:
+        """Return what each suggestion takes, and what each end of a stage but a trial's last does."""
+        search = self._search(Path(shutil.copy(self._scratch / "ledger.jsonl", self._scratch / "copy.jsonl")), sampler)
+        took = [self._try_one(search) for _ in range(TIMED)]
+        return [asked for asked, _ in took], [seconds for _, decided in took for seconds in decided]
 
-    def _search(self, ledger: Path, sampler: str) -> RunningSearch:
+    def _search(self, ledger: Path, sampler: str | dict[str, Any]) -> RunningSearch:
         space = space_from_dict({**self._values, "search": self._values["search"] | {"sampler": sampler}})
         return RunningSearch(
             space,
@@ -279,8 +285,8 @@ class Asking:
             reference=lambda complete: {"val_accuracy": 0.1, "train_latency_s": 300.0},
         )
 
-    def _try_one(self, search: RunningSearch) -> float:
-        """Ask for a trial and end it; return the seconds of the suggestion."""
+    def _try_one(self, search: RunningSearch) -> tuple[float, list[float]]:
+        """Ask for a trial and go on as far as the search wants; return the seconds of asking and of each report."""
         started = time.perf_counter()
         asked = search.ask()
         took = time.perf_counter() - started
@@ -291,12 +297,20 @@ class Asking:
         steps = {signature: self._machine.step_seconds(phase, flops) for phase, signature, flops in bill.epochs}
         steps[bill.infer] = 1e-3
         windows = [(signature, seconds, True, {"device": "none"}) for signature, seconds in steps.items()]
-        for epoch in sorted(search.stages.ends(asked.params)):
+        trained = max((epoch["epoch"] for epoch in search.records[asked.trial].epochs), default=0)
+        decided = []
+        for epoch in sorted(end for end in search.stages.ends(asked.params) if end > trained):
             key = hashlib.sha256(f"{asked.trial} {epoch}".encode()).hexdigest()[:40]
             metrics = {"epoch": epoch, "epochs_asked": len(bill.epochs), "val_accuracy": accuracy}
-            search.report(asked.trial, EpochReport([metrics], metrics, windows, bill, stored=key))
+            report = EpochReport([metrics], metrics, windows, bill, stored=key)
+            started = time.perf_counter()
+            continues = search.report(asked.trial, report)
+            if not report.is_whole:
+                decided.append(time.perf_counter() - started)
+            if not continues:
+                break
         search.end(asked.trial)
-        return took
+        return took, decided
 
 
 def write_report(name: str, title: str, parts: list[str], goals: list[tuple[str, bool]], out: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from mixtune.metrics import METRICS, find_metric, metric_text, metric_value, significant
 from mixtune.report.tables import IDLE, setting_cells
-from mixtune.run.ledger import ENDED
+from mixtune.run.ledger import AT_REST
 from mixtune.run.result import Result
 from mixtune.run.status import RunStatus
 
@@ -46,7 +46,7 @@ def trials_table(result: Result, status: RunStatus) -> dict[str, Any]:
     front, recommended = set(result.pareto_front()["trial"]), result.recommendation().trial
     rows = []
     for trial, record in result.records.items():
-        state = record.state if record.state in ENDED or status.state == "running" else "unfinished"
+        state = record.state if record.state in AT_REST or status.state == "running" else "unfinished"
         marks = [
             *(["recommended"] if trial == recommended else []),
             *(["on the front"] if trial in front else []),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mixtune.metrics import counted, metric_value, significant
-from mixtune.run.ledger import ENDED, TrialRecord
+from mixtune.run.ledger import AT_REST, TrialRecord
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def paused_note(counts: Mapping[str, int]) -> str:
 
 def account(records: Iterable[TrialRecord], waited_s: float = 0.0) -> Account:
     """Return the sums over the records that have ended, or are paused, with an epoch behind them."""
-    over = [r for r in records if (r.state in ENDED or r.state == "paused") and r.metrics.get("epochs_asked")]
+    over = [r for r in records if r.state in AT_REST and r.metrics.get("epochs_asked")]
     metrics = [record.metrics for record in over]
     # what a trial trained before it was paused it reuses later, as its own
     before = [(0, 0.0) if record.state == "paused" else record.left for record in over]

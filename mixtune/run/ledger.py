@@ -36,6 +36,7 @@ _STATE_AFTER = {
 _OF_A_TRIAL = {"asked", "started", "epoch", "paused", "continued", "retried", "brought", *_STATE_AFTER}
 _ASKING = {"asked", "known", "rejected"}
 ENDED = frozenset(_STATE_AFTER.values())
+AT_REST = ENDED | {"paused"}  # a trial that nothing waits for
 MAX_BYTES = 2**30  # of a ledger that is read
 _TOLD = 3  # damaged lines that are named
 _log = logging.getLogger("mixtune")

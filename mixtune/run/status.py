@@ -15,7 +15,7 @@ from mixtune.metrics import counted, duration, find_metric
 from mixtune.run.accounting import Account, paused_note
 from mixtune.run.directory import RunDirectory
 from mixtune.run.frames import plain
-from mixtune.run.ledger import COUNTED, ENDED, TrialRecord
+from mixtune.run.ledger import AT_REST, COUNTED, ENDED, TrialRecord
 from mixtune.run.recommendation import Recommendation
 from mixtune.run.remaining import ended_early, time_left, wanted_trials
 from mixtune.run.result import Result
@@ -148,7 +148,7 @@ def run_status(result: Result, holder: str | None) -> RunStatus:
     done = sum(counts.get(state, 0) for state in COUNTED)
     ended = [record for record in records if record.state in ENDED]
     is_met = done >= wanted_trials(result.state, result.space)
-    is_left = any(record.state not in ENDED and record.state != "paused" for record in records)
+    is_left = any(record.state not in AT_REST for record in records)
     stages, stages_mb = _measure_stages(RunDirectory(result.directory).stages)
     seeds: dict[str, set[Any]] = {}  # one that was trained again counts once
     for event in result.state.confirmed:
@@ -190,7 +190,7 @@ def _more_trials(space: SearchSpace, budget: int) -> int | None:
 
 
 def _count(records: Iterable[TrialRecord], holder: str | None) -> dict[str, int]:
-    states = Counter(r.state if holder or r.state in ENDED or r.state == "paused" else "unfinished" for r in records)
+    states = Counter(r.state if holder or r.state in AT_REST else "unfinished" for r in records)
     order = ("complete", "stopped", "failed", "rejected", "known", "paused", "running", "asked", "unfinished")
     return {state: states[state] for state in order if states[state]}
 

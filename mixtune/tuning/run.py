@@ -26,7 +26,7 @@ from mixtune.files import make_folder, write_whole
 from mixtune.report.page import write_report
 from mixtune.run.accounting import paused_note
 from mixtune.run.directory import RunDirectory, free_directory, space_document, space_text
-from mixtune.run.ledger import ENDED, TrialRecord
+from mixtune.run.ledger import AT_REST, ENDED, TrialRecord
 from mixtune.run.lock import ask_to_end, hold_run
 from mixtune.run.reference import derive_reference
 from mixtune.run.remaining import ended_early, most_trials
@@ -431,7 +431,7 @@ def _extend(search: RunningSearch, trials: int | None) -> None:
 
 
 def _what_is_left(search: RunningSearch, slots: Slots, again: int) -> str:
-    unfinished = sum(r.state not in ENDED and r.state != "paused" for r in search.records.values()) - again
+    unfinished = sum(r.state not in AT_REST for r in search.records.values()) - again
     said = f"{search.done} of {search.budget} trials are done, " if search.records else ""
     said += f"{unfinished} continue from their last checkpoint, " if unfinished else ""
     said += f"{again} failed ones are trained again, " if again else ""

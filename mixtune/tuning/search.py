@@ -28,7 +28,7 @@ from mixtune.cost.model import Cost
 from mixtune.meter.times import StepTimes
 from mixtune.metrics import METRICS, epoch_metrics, significant
 from mixtune.run.convergence import latest_gain
-from mixtune.run.ledger import COUNTED, ENDED, Ledger, RunState, TrialRecord, finite_or_none, read_state
+from mixtune.run.ledger import AT_REST, COUNTED, ENDED, Ledger, RunState, TrialRecord, finite_or_none, read_state
 from mixtune.run.remaining import wanted_trials
 from mixtune.space.recipe import SAME_TIME
 from mixtune.space.space import SearchSpace
@@ -225,7 +225,7 @@ class RunningSearch:
     def is_done(self) -> bool:
         """Whether the baselines have ended, and the budget is met or nothing is left to try."""
         all_asked = set(self.baselines) <= self.records.keys() and self.done >= self._wanted
-        return all_asked and all(r.state in ENDED or r.state == "paused" for r in self.records.values())
+        return all_asked and all(r.state in AT_REST for r in self.records.values())
 
     @property
     def done(self) -> int:

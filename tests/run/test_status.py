@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from mixtune.report.figures import stage_tree
+from mixtune.report.trials import trials_table
 from mixtune.run.ledger import Ledger
 from mixtune.run.result import load
 from mixtune.run.status import RunStatus, run_status
@@ -54,10 +56,14 @@ def line_of(status: RunStatus, word: str) -> str:
 def test_a_paused_trial_is_explained(make_searched: MakeRun) -> None:
     directory = make_searched(THREE)
     ledger_of(directory).append("asked", trial="t0004", params={})
+    ledger_of(directory).append("epoch", trial="t0004", metrics={"epoch": 2, "phase": "mix"})
     ledger_of(directory).append("paused", trial="t0004", metrics={"epoch": 2})
-    status = run_status(load(directory), None)
+    run = load(directory)
+    status = run_status(run, None)
     assert (status.state, line_of(status, "trials: ")) == ("finished", "trials: 3 complete, 1 paused")
     assert line_of(status, "paused: ") == "paused: 1 trial where a stage ended and another recipe promised more"
+    (state,) = [state for trial, state, *_ in trials_table(run, status)["rows"] if trial == "t0004"]
+    assert (state, [*stage_tree.compute(run).ends["kind"]]) == ("paused", ["paused"])
 
 
 def test_a_finished_run_in_words(make_searched: MakeRun) -> None:

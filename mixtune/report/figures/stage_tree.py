@@ -32,6 +32,7 @@ ENDS = {
     "on the front": dots(BLUE, 11, symbol="star"),
     "complete": dots(GREY, 8),
     "ended early or failed": dots(VERMILLION, 8, symbol="x"),
+    "paused": dots(GREY, 8, symbol="square-open"),
     "running": dots(GREY, 8, symbol="circle-open"),
 }
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from mixtune.errors import RequestError
 from mixtune.metrics import find_metric
-from mixtune.run.ledger import ENDED, TrialRecord
+from mixtune.run.ledger import AT_REST, ENDED, TrialRecord
 from mixtune.tuning.loggers import Logger
 
 
@@ -46,7 +46,7 @@ def build(folder: Path) -> Logger:
             }
             for summary in hparams(params, _numbers(record.metrics)):
                 writer.file_writer.add_summary(summary)
-        if record.state in ENDED or record.state == "paused":
+        if record.state in AT_REST:
             writers.pop(record.trial).close()
             del logged[record.trial]
 
