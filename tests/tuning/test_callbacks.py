@@ -71,14 +71,14 @@ def quiet() -> Console:
 
 @pytest.fixture(scope="module")
 def searched(small_space_values: dict[str, Any], ray_quietly: None, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A search of two trials and two baselines with three callbacks, and the warnings that it gave."""
+    """A search of two whole trials and two baselines with three callbacks, and the warnings that it gave."""
     warnings = logging.Handler()
     said: list[str] = []
     warnings.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("mixtune.tuning").addHandler(warnings)
     recorder, raiser = Recorder(), Raiser()
     result = mixtune.search(
-        small_space_values | {"search": {"trials": 2}},
+        small_space_values | {"search": {"trials": 2, "sampler": {"name": "cost_aware", "by_stage": False}}},
         out=tmp_path_factory.mktemp("runs") / "digits",
         log_to=["tensorboard"],
         callbacks=[raiser, recorder],
