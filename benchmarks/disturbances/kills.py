@@ -22,13 +22,18 @@ from disturbances.searches import Driver, Harness, Say, Values, small_space, to_
 
 
 def kill_searches(
-    harness: Harness, undisturbed: Undisturbed, kills: int, rng: random.Random, say: Say, damaged: float = 0.0
+    part: str,
+    harness: Harness,
+    undisturbed: Undisturbed,
+    kills: int,
+    rng: random.Random,
+    say: Say,
+    damaged: float = 0.0,
 ) -> list[Row]:
     """Kill searches until there were so many kills; every run is brought to its end and compared.
 
-    damaged: after which share of the kills all checkpoints are damaged too.
+    part: what the rows belong to; damaged: after which share of the kills all checkpoints are damaged too.
     """
-    part = "kills" if undisturbed.is_repeated else "pauses"
     alone, all_of_it = Row(part, "SIGKILL of the driver"), Row(part, "SIGKILL of all processes")
     runs = Row(part, "runs finished in spite of that")
     alone.checked = all_of_it.checked = "what had ended is there again, bit for bit"
@@ -93,7 +98,7 @@ def reaches_its_kill(driver: Driver, directory: Path, undisturbed: Undisturbed, 
 def run_kills(harness: Harness, options: argparse.Namespace, rng: random.Random, say: Say) -> list[Row]:
     undisturbed = run_undisturbed(harness, small_space(options.trials))
     say(f"kills: an undisturbed search takes {undisturbed.seconds:.0f} s, {undisturbed.startup:.0f} s of it to start")
-    return kill_searches(harness, undisturbed, options.kills, rng, say)
+    return kill_searches("kills", harness, undisturbed, options.kills, rng, say)
 
 
 def run_pauses(harness: Harness, options: argparse.Namespace, rng: random.Random, say: Say) -> list[Row]:
@@ -101,4 +106,4 @@ def run_pauses(harness: Harness, options: argparse.Namespace, rng: random.Random
     search = {"trials": options.trials, "sampler": "cost_aware"}  # which pauses trials where a stage of theirs ends
     space = small_space(objectives=objectives, search=search)
     undisturbed = run_undisturbed(harness, space, is_repeated=False)
-    return kill_searches(harness, undisturbed, options.kills, rng, say)
+    return kill_searches("pauses", harness, undisturbed, options.kills, rng, say)
