@@ -134,7 +134,7 @@ def test_fifty_random_recipes_share_their_epochs(scripts: SimpleNamespace) -> No
 
 def test_suggestions_can_be_timed(scripts: SimpleNamespace, tmp_path: Path) -> None:
     asking = scripts.stage_tree.Asking(tmp_path, 12)
-    for sampler in ("tpe", "cost_aware"):
-        seconds = asking.seconds(sampler)
-        assert len(seconds) == 10
-        assert all(0 < s < 60 for s in seconds), sampler
+    whole = scripts.stage_tree.WHOLE
+    asked, decided = zip(*map(asking.seconds, ("tpe", "cost_aware", whole)), strict=True)
+    assert [len(seconds) for seconds in asked] == 3 * [scripts.stage_tree.TIMED]
+    assert all(0 < s < 60 for seconds in (*asked, *decided) for s in seconds)
