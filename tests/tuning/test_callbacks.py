@@ -26,7 +26,6 @@ from mixtune.run.directory import RunDirectory
 from mixtune.tuning.prepare import find_loggers
 
 LOSSES = {"ssl_loss", "sl_loss"}
-STATES_BEFORE = ("running", "paused", "failed")
 
 
 class Recorder(tune.Callback):  # type: ignore[misc]
@@ -129,16 +128,16 @@ def test_a_trial_that_continues_is_in_tensorboard_once(searched: Any, tmp_path: 
     """In another process; after a pause, until which its curves are there to read; after a failure."""
     record = searched[0].records["t0001"]
     epochs = [epoch["epoch"] for epoch in record.epochs]
-    begun = [dataclasses.replace(record, state=state, epochs=record.epochs[:1]) for state in STATES_BEFORE]
-    for before in begun:
-        run = RunDirectory(tmp_path / before.state)
-        loggers = [find_loggers(["tensorboard"], run)[0] for _ in range(2 if before.state == "running" else 1)]
-        loggers[0](before)
-        folder = run.logs / "t0001"
-        if before.state != "running":
-            assert list(curves(folder)["time/train_latency_s"]) == epochs[:1]
-        loggers[-1](record)
-        assert list(curves(folder)["time/train_latency_s"]) == epochs
+    for state in ("running", "paused", "failed"):
+        run = RunDirectory(tmp_path / state)
+        (log,) = find_loggers(["tensorboard"], run)
+        log(dataclasses.replace(record, state=state, epochs=record.epochs[:1]))
+        if state == "running":
+            (log,) = find_loggers(["tensorboard"], run)
+        else:
+            assert list(curves(run.logs / "t0001")["time/train_latency_s"]) == epochs[:1]
+        log(record)
+        assert list(curves(run.logs / "t0001")["time/train_latency_s"]) == epochs
 
 
 def test_tensorboard_has_what_varies_as_hyperparameters(searched: Any) -> None:
