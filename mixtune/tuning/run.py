@@ -507,6 +507,8 @@ class Signals:
     def _end(self, number: int, frame: Any) -> None:
         search = self.search
         if number != signal.SIGTERM or self._grace_s is None or search is None or search.ends_by is not None:
+            if search is not None:  # Watch.look() raises again what a callback of a weak reference has swallowed
+                search.end_within(0.0)
             raise KeyboardInterrupt
         search.end_within(self._grace_s - min(TABLES_S, self._grace_s / 2))
         self._has_asked = True

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from mixtune.errors import RequestError
+from mixtune.run.directory import RunDirectory
+from mixtune.space.space import space_from_dict
+from mixtune.tuning.run import Signals
+from mixtune.tuning.search import RunningSearch
 from mixtune.tuning.session import IN_JOB, is_in_job_folder, session_address
 
 TWO_LOCAL_THEN_A_CLUSTER = """
@@ -72,6 +80,20 @@ try:
 except KeyboardInterrupt:
     print("interrupted", os.listdir(within))
 """
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_whose_exception_is_swallowed_ends_a_search_all_the_same(small_space: Any, tmp_path: Path) -> None:
+    """Python ignores what is raised in a callback of a weak reference: Ray's loop goes on, and looks at the search."""
+    search = RunningSearch(space_from_dict(small_space()), tmp_path / "ledger.jsonl")
+    referred = {1}
+    end = weakref.finalize(referred, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with Signals(RunDirectory(tmp_path), grace_s=None) as signals:
+        signals.search = search
+        del referred
+    assert not end.alive
+    assert search.ends_by is not None
+    assert search.ends_by <= time.monotonic()
 
 
 def test_a_sigterm_while_ray_starts_is_an_interruption() -> None:
