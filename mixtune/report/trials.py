@@ -8,9 +8,8 @@ from typing import Any
 
 from mixtune.metrics import METRICS, find_metric, metric_text, metric_value, significant
 from mixtune.report.tables import IDLE, setting_cells
-from mixtune.run.ledger import AT_REST
 from mixtune.run.result import Result
-from mixtune.run.status import RunStatus
+from mixtune.run.status import RunStatus, shown_state
 
 Cell = str | tuple[str, float] | None  # a number has its text and what it is sorted by
 _COUNTS = {"epochs_asked": "epochs requested", "epochs_trained": "epochs trained", "epochs_reused": "epochs reused"}
@@ -46,7 +45,7 @@ def trials_table(result: Result, status: RunStatus) -> dict[str, Any]:
     front, recommended = set(result.pareto_front()["trial"]), result.recommendation().trial
     rows = []
     for trial, record in result.records.items():
-        state = record.state if record.state in AT_REST or status.state == "running" else "unfinished"
+        state = shown_state(record, is_driven=status.state == "running")
         marks = [
             *(["recommended"] if trial == recommended else []),
             *(["on the front"] if trial in front else []),

@@ -189,8 +189,13 @@ def _more_trials(space: SearchSpace, budget: int) -> int | None:
     return min(budget + MORE_TRIALS, size) if budget < size else None
 
 
+def shown_state(record: TrialRecord, is_driven: bool) -> str:
+    """Return a trial's state as it is shown: one that began or waits is "unfinished" where nobody drives the search."""
+    return record.state if is_driven or record.state in AT_REST else "unfinished"
+
+
 def _count(records: Iterable[TrialRecord], holder: str | None) -> dict[str, int]:
-    states = Counter(r.state if holder or r.state in AT_REST else "unfinished" for r in records)
+    states = Counter(shown_state(record, is_driven=bool(holder)) for record in records)
     order = ("complete", "stopped", "failed", "rejected", "known", "paused", "running", "asked", "unfinished")
     return {state: states[state] for state in order if states[state]}
 
