@@ -475,7 +475,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("do", choices=["record", "time", "replay", "parts", "budget", "check"])
     parser.add_argument("--data", choices=SPACES, default="digits")
-    parser.add_argument("--root", help="CIFAR-10 as a folder of images: record and check of cifar10")
+    parser.add_argument("--root", help="CIFAR-10 as a folder of images: of cifar10 and large")
     parser.add_argument("--table", type=Path, help="default: the one that is kept")
     parser.add_argument("--stages", type=Path, default=Path("stages"), help="record: a folder for training states")
     parser.add_argument("--out", type=Path, default=RESULTS, help="of replay")
