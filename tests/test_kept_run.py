@@ -35,7 +35,7 @@ def kept(tmp_path: Path) -> Path:
 
 def bring_here(run: Path) -> None:
     """Let a run be one that this machine began: seconds of two devices do not compare, and it would be refused."""
-    here, _, _ = describe_device(torch.device("cpu")).rpartition(", ")
+    here = describe_device(torch.device("cpu")).rpartition(", ")[0]  # without the threads
     for file in (run / "ledger.jsonl", run / "space.yaml"):
         file.write_text(file.read_text().replace("AMD EPYC", here))
 
